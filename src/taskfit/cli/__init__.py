@@ -1,0 +1,1 @@
+"""The command line: arguments in, words and tables out; the logic is elsewhere."""

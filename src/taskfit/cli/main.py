@@ -1,0 +1,274 @@
+"""The commands of `taskfit`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from taskfit.errors import SettingsError, TaskfitError
+
+app = typer.Typer(
+    name="taskfit",
+    help="Fit a pretrained language model to a text task, and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DataOption = Annotated[str | None, typer.Option("--data", help="Training table or hub id.")]
+TextOption = Annotated[list[str] | None, typer.Option("--text", help="Text column; repeatable.")]
+LabelOption = Annotated[str | None, typer.Option("--label", help="Label column.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="Built-in task or task file.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Hub id, folder or packaged model.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value; repeatable; see docs.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")]
+TestOption = Annotated[
+    list[str] | None, typer.Option("--test", help="NAME=FILE, a further evaluation set.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path(
+        "runs/quickstart"
+    ),
+    model: Annotated[str, typer.Option("--model", help="Model to try.")] = "smollm2-135m",
+    num_train: Annotated[int, typer.Option(help="Labelled examples for fine-tuning.")] = 1000,
+) -> None:
+    """Classify real text zero-shot, few-shot and fine-tuned, and report; minutes on two cores."""
+    from taskfit.cli.screen import RichScreen, results_table
+    from taskfit.experiments import quickstart as run_quickstart
+
+    console = Console()
+    screen = RichScreen(console)
+    results = run_quickstart(out, model=model, num_train=num_train, screen=screen)
+    console.print(results_table(results))
+    console.print(
+        f"\nReport: {out / 'report.html'}\nTable:  {out / 'results.csv'}\n"
+        "Next, on your own table:\n"
+        "  taskfit inspect --data yours.csv --text TEXT --label LABEL\n"
+        "  taskfit fit --data yours.csv --text TEXT --label LABEL --out runs/mine\n"
+        f"  taskfit predict {out / 'label_words'} new.csv -o labelled.csv   "
+        "(new.csv: a column named text)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def fit(
+    data: DataOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    task: TaskOption = None,
+    model: ModelOption = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="in_context or label_words.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="full or lora.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="New folder for the run.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")] = None,
+    test: TestOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Folder of an interrupted run.")
+    ] = None,
+) -> None:
+    """Adapt a model to a task and measure it; leaves a run folder."""
+    from taskfit.cli.screen import RichScreen, results_table
+    from taskfit.experiments import fit as run_fit
+    from taskfit.settings_file import load_settings
+
+    if (out is None) == (resume is None):
+        raise SettingsError("Give --out FOLDER for a new run, or --resume FOLDER for an old one.")
+    flags = _flags(data=data, text=text, label=label, task=task, model=model, test=test)
+    flags.update(_nested({"method.name": method, "adapter.weights": weights, "seed": seed}))
+    folder = resume or out
+    assert folder is not None
+    base = folder / "settings.yaml" if resume and config is None else config
+    settings = load_settings(
+        base if base is None or base.is_file() or config else None,
+        flags=flags,
+        overrides=set_ or (),
+    )
+    console = Console()
+    screen = RichScreen(console)
+    try:
+        result = run_fit(settings, folder, resume=resume is not None, screen=screen)
+    finally:
+        screen.close()
+    console.print(results_table([result]))
+    console.print(f"\nRun: {folder}   report: {folder / 'report.html'}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    data: Annotated[str, typer.Option("--data", help="Labelled table or hub id.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the set.")] = None,
+    encoding: EncodingOption = "utf-8",
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a finished run on another labelled table; adds it to the run's results."""
+    from taskfit.cli.screen import RichScreen, evaluation_cells
+    from taskfit.experiments import evaluate_file
+
+    console = Console()
+    called = name or Path(data).name.split(".")[0]
+    evaluation = evaluate_file(
+        run, data, name=called, encoding=encoding, device=device, screen=RichScreen(console)
+    )
+    table = Table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE", box=None, pad_edge=False)
+    table.add_row(called, *evaluation_cells(evaluation))
+    console.print(table)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    file: Annotated[str, typer.Argument(help="Table with the task's text columns.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help=".csv, .tsv, .jsonl or .parquet.")],
+    encoding: EncodingOption = "utf-8",
+    device: DeviceOption = "auto",
+) -> None:
+    """Label the texts of a file, with the probability of every label."""
+    from taskfit.cli.screen import RichScreen
+    from taskfit.experiments import predict_file
+
+    console = Console()
+    table = predict_file(
+        run, file, out, encoding=encoding, device=device, screen=RichScreen(console)
+    )
+    counts = ", ".join(f"{k} {v:,}" for k, v in table["predicted"].value_counts().items())
+    console.print(f"{len(table):,} texts labelled ({counts}): {out}", highlight=False)
+
+
+@app.command()
+def inspect(
+    data: DataOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    task: TaskOption = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Check a task before any training: prompt, label words, duplicates, lengths, savings."""
+    from taskfit.cli.inspect_view import show_inspection
+    from taskfit.experiments.inspection import inspect_task
+    from taskfit.settings_file import load_settings
+
+    flags = _flags(data=data, text=text, label=label, task=task, model=model, test=None)
+    show_inspection(
+        inspect_task(load_settings(config, flags=flags, overrides=set_ or ())), Console()
+    )
+
+
+@app.command()
+def models() -> None:
+    """List the packaged models and what else --model takes."""
+    from taskfit.models import PACKAGED_MODELS
+
+    table = Table("name", "what", box=None, pad_edge=False)
+    for name, packaged in PACKAGED_MODELS.items():
+        table.add_row(name, packaged.description)
+    table.add_row("OWNER/NAME", "any causal LM of pure attention on the hub, e.g. Qwen, Llama")
+    table.add_row("FOLDER", "what save_pretrained wrote: config, *.safetensors, tokenizer")
+    Console().print(table)
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(help="A built-in task, to look at it.")] = None,
+) -> None:
+    """List the built-in data sets, or show one."""
+    from taskfit.data import BUILTIN_NAMES, load_builtin
+    from taskfit.data.examples import class_counts
+    from taskfit.errors import DataError
+
+    console = Console()
+    if name is None:
+        console.print(
+            f"Built-in: {', '.join(BUILTIN_NAMES)}. `taskfit data NAME` shows one.\n"
+            "Looked for in data.folder or TASKFIT_DATA first; sentiment is fetched by itself.\n"
+            "Your own: .csv, .tsv, .jsonl, .parquet, or a hub id with --data.",
+            highlight=False,
+        )
+        return
+    if name not in BUILTIN_NAMES:
+        raise DataError(f"There is no data set {name!r}; built in are {', '.join(BUILTIN_NAMES)}.")
+    found = load_builtin(name, folder=None)
+    table = Table("set", "examples", "labels", box=None, pad_edge=False)
+    for part, examples in {"train": found.train, **found.evaluations}.items():
+        counts = ", ".join(f"{k} {v:,}" for k, v in class_counts(examples).most_common())
+        table.add_row(part, f"{len(examples):,}", counts)
+    console.print(found.description, highlight=False)
+    console.print(table)
+
+
+def _flags(
+    *,
+    data: str | None,
+    text: list[str] | None,
+    label: str | None,
+    task: str | None,
+    model: str | None,
+    test: list[str] | None,
+) -> dict[str, Any]:
+    """Turn the common flags into nested settings."""
+    tests = {}
+    for entry in test or []:
+        name, equals, source = entry.partition("=")
+        if not equals or not name or not source:
+            raise SettingsError(f"--test {entry}: write it as NAME=FILE.")
+        tests[name] = source
+    return _nested(
+        {
+            "data.train": data,
+            "data.text": text or None,
+            "data.label": label,
+            "data.tests": tests or None,
+            "task.name": task,
+            "model.name": model,
+        }
+    )
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested dictionaries, leaving out what was not given."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        if value is None:
+            continue
+        *sections, name = key.split(".")
+        target = nested
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = value
+    return nested
+
+
+def main() -> None:
+    """Run the command line; the user's errors end in one message and exit code 2."""
+    # The hub's own retries and bars would bury our one message.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except TaskfitError as error:
+        Console(stderr=True).print(f"taskfit: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped", style="red")
+        sys.exit(130)

@@ -1,0 +1,37 @@
+"""Read labelled texts, split them, draw from them, and find what stands in two sets."""
+
+from taskfit.data.builtin import BUILTIN_NAMES, BuiltinData, load_builtin
+from taskfit.data.examples import (
+    Columns,
+    Example,
+    check_labels,
+    check_several_classes,
+    guess_columns,
+    label_names,
+    to_examples,
+)
+from taskfit.data.fetch import PinnedPackage, cache_folder, fetch_package
+from taskfit.data.overlap import Overlap, drop_overlap
+from taskfit.data.splits import draw, split_validation
+from taskfit.data.tables import read_table
+
+__all__ = [
+    "BUILTIN_NAMES",
+    "BuiltinData",
+    "Columns",
+    "Example",
+    "Overlap",
+    "PinnedPackage",
+    "cache_folder",
+    "check_labels",
+    "check_several_classes",
+    "draw",
+    "drop_overlap",
+    "fetch_package",
+    "guess_columns",
+    "label_names",
+    "load_builtin",
+    "read_table",
+    "split_validation",
+    "to_examples",
+]

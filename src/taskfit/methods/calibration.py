@@ -1,0 +1,51 @@
+"""Calibration of in-context scores by a prior over the labels, fixed before prediction.
+
+All three kinds are one operation, dividing the label probabilities by a prior and normalising
+again; they differ in where the prior is measured. It is measured once and stored with the run, so
+a prediction never depends on which other texts stand in the same batch.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax, logsumexp
+
+from taskfit.data import Example
+from taskfit.methods.scoring import LabelScorer
+
+CONTENT_FREE = ("N/A", "[MASK]", "")
+
+FloatArray = NDArray[np.float64]
+
+
+def apply_prior(log_probs: FloatArray, log_prior: FloatArray | None) -> FloatArray:
+    """Return label probabilities from joint log-probabilities.
+
+    Args:
+        log_probs: log p(label words | prompt), (N, L).
+        log_prior: Logarithm of the prior to divide by, (L,), or None.
+
+    Returns:
+        Probabilities over the labels, rows sum to 1, (N, L).
+    """
+    scores = log_probs if log_prior is None else log_probs - log_prior
+    return np.exp(log_softmax(scores, axis=1))  # type: ignore[no-any-return]
+
+
+def content_free_prior(scorer: LabelScorer) -> FloatArray:
+    """Return the log of the mean label distribution over content-free inputs, (L,).
+
+    Contextual calibration, Zhao et al. 2021 (arXiv:2102.09690), section 4, with its three inputs.
+    """
+    items = scorer.encoder.content_free(CONTENT_FREE)
+    distributions = log_softmax(scorer.score_encoded(items), axis=1)
+    return logsumexp(distributions, axis=0) - np.log(len(items))  # type: ignore[no-any-return]
+
+
+def text_prior(scorer: LabelScorer, examples: Sequence[Example]) -> FloatArray:
+    """Return the mean log-probability of each label over texts, labels unseen, (L,).
+
+    Batch calibration, Zhou et al. 2023 (arXiv:2309.17249), equation 3, in log space.
+    """
+    return log_softmax(scorer.log_probs(examples), axis=1).mean(axis=0)  # type: ignore[no-any-return]

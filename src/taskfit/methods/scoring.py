@@ -1,0 +1,211 @@
+"""The one scoring path: log-probabilities of candidate label words, read off a token tree.
+
+Evaluation, prediction, validation and the loss of label words all come through here, so they
+cannot disagree.
+
+Legend: N examples, C candidates (label words), L labels, P tokens of the static prefix.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskfit.data import Example
+from taskfit.models import KeyValueCache, TreeModel
+from taskfit.tasks import EncodedExample, PromptEncoder
+from taskfit.tree import TokenTree, common_prefix_length, plan_trees, unique_tokens
+from taskfit.tree.build import IntArray
+
+TOKEN_BUDGET = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """Where in a tree the tokens of completions are predicted.
+
+    Attributes:
+        tree: The tokens that must run: all but the last of each sequence, which nobody attends to.
+        nodes: Nodes whose hidden states are read, ascending, (R,).
+        rows: For every predicted token its row in `nodes`, (Y,).
+        targets: The predicted tokens, (Y,).
+        owners: For every predicted token the flat index of its candidate, (Y,).
+    """
+
+    tree: TokenTree
+    nodes: IntArray
+    rows: IntArray
+    targets: IntArray
+    owners: IntArray
+
+
+def sequences_of(
+    item: EncodedExample, candidates: Sequence[int], *, skip: int = 0
+) -> list[IntArray]:
+    """Return what must run to score candidates of an example, without the first `skip` tokens."""
+    prompt = item.prompt_ids[skip:]
+    return [np.concatenate((prompt, item.completions[c][:-1])) for c in candidates]
+
+
+def read_plan(
+    items: Sequence[EncodedExample], candidates: Sequence[Sequence[int]], *, skip: int = 0
+) -> ReadPlan:
+    """Lay out examples and the candidates wanted of each as one tree.
+
+    Args:
+        items: Encoded examples.
+        candidates: For every example the indices of the candidates to score.
+        skip: Leading tokens that stand in a cached prefix.
+    """
+    sequences: list[IntArray] = []
+    starts: list[int] = []
+    targets: list[IntArray] = []
+    for item, wanted in zip(items, candidates, strict=True):
+        sequences.extend(sequences_of(item, wanted, skip=skip))
+        starts.extend([len(item.prompt_ids) - skip - 1] * len(wanted))
+        targets.extend(item.completions[c] for c in wanted)
+    tree = TokenTree.build(sequences)
+    read = np.concatenate([path[s:] for path, s in zip(tree.paths, starts, strict=True)])
+    nodes, rows = np.unique(read, return_inverse=True)
+    counts = np.fromiter(map(len, targets), np.int64, len(targets))
+    return ReadPlan(
+        tree=tree,
+        nodes=nodes,
+        rows=rows.astype(np.int64),
+        targets=np.concatenate(targets),
+        owners=np.repeat(np.arange(len(targets)), counts),
+    )
+
+
+def candidate_log_probs(
+    model: TreeModel,
+    items: Sequence[EncodedExample],
+    candidates: Sequence[Sequence[int]],
+    *,
+    prefix: KeyValueCache | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    """Return the exact joint log-probability of label words, with gradient where enabled.
+
+    Args:
+        model: The model.
+        items: Encoded examples; they run as one tree.
+        candidates: For every example the indices of the candidates to score.
+        prefix: Keys and values of the tokens that all prompts start with.
+        normalize: False leaves out the normaliser over the vocabulary. Only sound where all
+            candidates have one token, and then only differences within an example mean anything.
+
+    Returns:
+        log p(w | prompt), summed over w's tokens, example by example, (sum of candidates,).
+    """
+    plan = read_plan(items, candidates, skip=prefix.length if prefix else 0)
+    hidden = model.hidden(plan.tree, plan.nodes, prefix=prefix)  # (R, D)
+    rows, targets, owners = (
+        torch.from_numpy(array).to(model.device) for array in (plan.rows, plan.targets, plan.owners)
+    )
+    read = model.token_log_probs if normalize else model.token_scores
+    per_token = read(hidden, rows, targets)  # (Y,)
+    joint = per_token.new_zeros(sum(map(len, candidates)))
+    return joint.index_add(0, owners, per_token)
+
+
+def sum_over_words(scores: Tensor, label_of_candidate: Sequence[int], num_labels: int) -> Tensor:
+    """Add the probabilities of the words of each label: (N, C) to (N, L), both log."""
+    if list(label_of_candidate) == list(range(num_labels)):
+        return scores
+    columns = []
+    for label in range(num_labels):
+        words = [c for c, owner in enumerate(label_of_candidate) if owner == label]
+        columns.append(torch.logsumexp(scores[:, words], dim=1))
+    return torch.stack(columns, dim=1)
+
+
+class LabelScorer:
+    """Scores texts against all label words, with the static prefix of the prompt run once.
+
+    The prefix's keys and values are kept across calls; call `forget_prefix` when the weights
+    have changed.
+    """
+
+    def __init__(
+        self, model: TreeModel, encoder: PromptEncoder, *, token_budget: int | None = None
+    ) -> None:
+        """Bind a model to a task's encoder.
+
+        Args:
+            model: The model.
+            encoder: Turns examples into prompts and candidates.
+            token_budget: Most unique tokens in one forward pass (tokens), prefix not counted.
+                None: 1,024, or what the largest example needs.
+        """
+        self.model = model
+        self.encoder = encoder
+        self.token_budget = token_budget
+        self.label_of_candidate = [c.label_index for c in encoder.candidates]
+        self._prefix: KeyValueCache | None = None
+        self._prefix_ids: IntArray = np.empty(0, np.int64)
+
+    def forget_prefix(self) -> None:
+        """Drop the cached keys and values."""
+        self._prefix = None
+        self._prefix_ids = np.empty(0, np.int64)
+
+    def log_probs(
+        self, examples: Sequence[Example], *, advance: Callable[[int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """Return log p(label words | prompt) of every label for every example, (N, L).
+
+        Args:
+            examples: Texts; labels are not looked at.
+            advance: Called with the number of examples just finished.
+        """
+        return self.score_encoded(self.encoder.encode(examples), advance=advance)
+
+    @torch.no_grad()
+    def score_encoded(
+        self, items: Sequence[EncodedExample], *, advance: Callable[[int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """Score examples that are encoded already; see `log_probs`."""
+        num_labels = max(self.label_of_candidate) + 1
+        result = np.empty((len(items), num_labels))
+        if not items:
+            return result
+        every = list(range(len(self.label_of_candidate)))
+        prefix = self._shared_prefix(items)
+        skip = prefix.length if prefix else 0
+        groups = [sequences_of(item, every, skip=skip) for item in items]
+        budget = self.token_budget or max(TOKEN_BUDGET, *map(unique_tokens, groups))
+        trees = plan_trees(groups, budget, names=[item.id for item in items])
+        was_training = self.model.model.training
+        self.model.model.eval()
+        for tree in trees:
+            chosen = [items[i] for i in tree]
+            joint = candidate_log_probs(self.model, chosen, [every] * len(chosen), prefix=prefix)
+            words = joint.view(len(chosen), len(every))  # (N, C)
+            labels = sum_over_words(words, self.label_of_candidate, num_labels)
+            result[tree] = labels.double().cpu().numpy()
+            if advance is not None:
+                advance(len(chosen))
+        self.model.model.train(was_training)
+        return result
+
+    def _shared_prefix(self, items: Sequence[EncodedExample]) -> KeyValueCache | None:
+        """Return the cached keys and values that all these prompts start with."""
+        # The last prompt token must run with the tree, since the first answer token is read there.
+        limit = min(len(item.prompt_ids) for item in items) - 1
+        if len(self._prefix_ids) == 0:
+            # Only what is static: a prefix that the texts of this call share by chance would have
+            # to be thrown away at the next.
+            static = [item.prompt_ids for item in self.encoder.content_free(["a", "0", "("])]
+            length = min(common_prefix_length(static[0], other) for other in static[1:])
+            self._prefix_ids = static[0][:length]
+        ids = self._prefix_ids
+        length = min([limit, *(common_prefix_length(ids, item.prompt_ids) for item in items)])
+        if length < 1:
+            return None
+        if self._prefix is None:
+            self._prefix = self.model.encode_prefix(ids)
+        return self._prefix if length == len(ids) else self._prefix.cropped(length)

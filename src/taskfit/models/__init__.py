@@ -1,0 +1,22 @@
+"""Load causal language models, put adapters on them, and run them over token trees."""
+
+from taskfit.models.adapters import add_adapter, load_adapter, save_weights, trainable_parameters
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.load import LoadedModel, load_model, resolve_device, resolve_dtype
+from taskfit.models.packaged import PACKAGED_MODELS, packaged_folder
+from taskfit.models.tree_model import TreeModel
+
+__all__ = [
+    "PACKAGED_MODELS",
+    "KeyValueCache",
+    "LoadedModel",
+    "TreeModel",
+    "add_adapter",
+    "load_adapter",
+    "load_model",
+    "packaged_folder",
+    "resolve_device",
+    "resolve_dtype",
+    "save_weights",
+    "trainable_parameters",
+]

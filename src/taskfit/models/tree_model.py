@@ -1,0 +1,279 @@
+"""Run a causal language model over token trees.
+
+Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width, P prefix tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from taskfit.errors import ModelError
+from taskfit.models.attention import (
+    IMPLEMENTATION,
+    KeyValueCache,
+    TreeLayout,
+    block_tensors,
+)
+from taskfit.tree import TokenTree, attention_blocks
+from taskfit.tree.build import IntArray
+
+# Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
+# at 128 the products are still large enough (measured on two CPU cores, 100 to 1,000 tokens).
+BLOCK_SIZE = {"cpu": 128, "cuda": 1024}
+# Rows of logits in memory at once: 128 x 50,000 words x 4 bytes = 26 MB.
+LOGIT_ROWS = 128
+# Layer types whose attention the tree can mask.
+SERVED_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class TreeModel:
+    """A causal LM that reads token trees: hidden states at nodes, log-probabilities of tokens.
+
+    The model object stays transformers' own (with PEFT's layers inside where there is an adapter);
+    this class only calls its decoder and its LM head.
+
+    Attributes:
+        model: The transformers model.
+        device: Where it lives.
+        num_tokens_run: Unique tokens run through the decoder so far.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, verify: bool = True) -> None:
+        """Take over a model's attention.
+
+        Args:
+            model: A causal LM of pure attention.
+            verify: Compare a small tree with plain forward passes (a few tokens; do not skip it
+                for models from outside).
+
+        Raises:
+            ModelError: If the tree cannot serve the architecture.
+        """
+        refuse_unserved(model)
+        self.model = model
+        self.device = model.device
+        self.num_tokens_run = 0
+        self._window = _sliding_window(model)
+        self._head = model.get_output_embeddings()
+        self._decoder = model.get_decoder()
+        self._softcap = self._config_number("final_logit_softcapping")
+        self._logit_scale = (self._config_number("logit_scale") or 1.0) / (
+            self._config_number("logits_scaling") or 1.0
+        )
+        model.set_attn_implementation(IMPLEMENTATION)
+        if verify:
+            self._verify()
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence that the model was made for (tokens)."""
+        text_config = self.model.config.get_text_config()
+        return int(text_config.max_position_embeddings)
+
+    def hidden(
+        self, tree: TokenTree, nodes: IntArray, *, prefix: KeyValueCache | None = None
+    ) -> Tensor:
+        """Return the last hidden states at chosen nodes.
+
+        Args:
+            tree: The tokens; their depths count from the end of the prefix.
+            nodes: Nodes to read, (R,).
+            prefix: Keys and values of what stands before the root.
+
+        Returns:
+            Hidden states after the final norm, ready for the LM head, (R, D).
+        """
+        states = self._decode(tree, prefix=prefix, record=None)  # (T, D)
+        return states.index_select(0, torch.from_numpy(nodes).to(self.device))
+
+    @torch.no_grad()
+    def encode_prefix(self, ids: IntArray) -> KeyValueCache:
+        """Run a prefix once and return its keys and values, for use under any number of trees.
+
+        Args:
+            ids: Token ids, (P,), P >= 1.
+        """
+        record = KeyValueCache(len(ids))
+        self._decode(TokenTree.build([ids]), prefix=None, record=record)
+        return record
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the LM head: (R, D) to scores in float32, (R, V)."""
+        return self._finish(self._head(hidden).float())
+
+    def token_scores(self, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the LM head's scores of single tokens, computed in float32.
+
+        In bfloat16 two label words often get the very same score; a product of width D in
+        float32 for a few tokens costs nothing and tells them apart.
+
+        Args:
+            hidden: Hidden states, (R, D).
+            rows: For every target the row of `hidden` that predicts it, (Y,).
+            targets: Token ids, (Y,).
+
+        Returns:
+            Scores before normalisation, (Y,).
+        """
+        weight = self._head.weight[targets].float()  # (Y, D)
+        scores = (hidden[rows].float() * weight).sum(dim=-1)
+        if self._head.bias is not None:
+            scores = scores + self._head.bias[targets].float()
+        return self._finish(scores)
+
+    def token_log_probs(self, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the log-probability of tokens under the whole vocabulary.
+
+        Works in slices of rows, recomputed in the backward pass, so that (R, V) never exists.
+
+        Args:
+            hidden: Hidden states, (R, D).
+            rows: For every target the row of `hidden` that predicts it, (Y,).
+            targets: Token ids, (Y,).
+
+        Returns:
+            log p(target), float32, (Y,).
+        """
+        normalizers = []
+        for part in hidden.split(LOGIT_ROWS):
+            if torch.is_grad_enabled() and len(hidden) > LOGIT_ROWS:
+                normalizers.append(checkpoint(self._log_normalizer, part, use_reentrant=False))
+            else:
+                normalizers.append(self._log_normalizer(part))
+        return self.token_scores(hidden, rows, targets) - torch.cat(normalizers)[rows]
+
+    def _log_normalizer(self, hidden: Tensor) -> Tensor:
+        return torch.logsumexp(self.logits(hidden), dim=-1)
+
+    def _finish(self, scores: Tensor) -> Tensor:
+        """Do what models do to their scores after the head.
+
+        Granite divides, Cohere multiplies, Gemma 2 caps; anything else `_verify` catches.
+        """
+        scores = scores * self._logit_scale
+        return (
+            scores if self._softcap is None else torch.tanh(scores / self._softcap) * self._softcap
+        )
+
+    @contextmanager
+    def plain_attention(self) -> Iterator[PreTrainedModel]:
+        """Lend the model with transformers' own attention, for padded batches and generation."""
+        self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
+        try:
+            yield self.model
+        finally:
+            self.model.set_attn_implementation(IMPLEMENTATION)
+
+    def compile_layers(self) -> None:
+        """Compile the decoder's layers in place; the first passes then take tens of seconds."""
+        for layer in self._layers():
+            layer.compile(dynamic=True)
+
+    def _layers(self) -> Sequence[torch.nn.Module]:
+        lists = [m for m in self._decoder.modules() if isinstance(m, torch.nn.ModuleList)]
+        return max(lists, key=len)  # type: ignore[return-value]
+
+    def _decode(
+        self, tree: TokenTree, *, prefix: KeyValueCache | None, record: KeyValueCache | None
+    ) -> Tensor:
+        """Run the decoder over a tree; return its last hidden states, (T, D)."""
+        offset = prefix.length if prefix is not None else 0
+        blocks = attention_blocks(tree, BLOCK_SIZE.get(self.device.type, BLOCK_SIZE["cuda"]))
+        like = torch.empty((), dtype=self.model.dtype, device=self.device)
+        layout = TreeLayout(
+            blocks=[
+                block_tensors(block, prefix_length=offset, window=self._window, like=like)
+                for block in blocks
+            ],
+            prefix=prefix,
+            record=record,
+        )
+        self.num_tokens_run += len(tree)
+        output = self._decoder(
+            input_ids=torch.from_numpy(tree.ids).to(self.device)[None],
+            position_ids=torch.from_numpy(tree.positions + offset).to(self.device)[None],
+            use_cache=False,
+            tree_layout=layout,
+        )
+        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def _config_number(self, name: str) -> float | None:
+        value = self.model.config.get_text_config().to_dict().get(name)
+        return None if value is None else float(value)
+
+    @torch.no_grad()
+    def _verify(self) -> None:
+        """Compare a branching tree, cut after a prefix, with plain passes of the same model."""
+        was_training = self.model.training
+        self.model.eval()
+        vocabulary = self._head.weight.shape[0]
+        generator = np.random.default_rng(0)
+        stem, *tails = (generator.integers(0, vocabulary, n) for n in (5, 3, 2))
+        sequences = [np.concatenate((stem, tail)) for tail in tails]
+        prefix = self.encode_prefix(stem[:2])
+        tree = TokenTree.build([sequence[2:] for sequence in sequences])
+        leaves = np.array([path[-1] for path in tree.paths])
+        ours = self.logits(self.hidden(tree, leaves, prefix=prefix))  # (2, V)
+        with self.plain_attention() as plain:
+            theirs = torch.stack(
+                [
+                    plain(torch.from_numpy(ids).to(self.device)[None]).logits[0, -1].float()
+                    for ids in sequences
+                ]
+            )
+        self.model.train(was_training)
+        scale = (theirs - theirs.mean(dim=-1, keepdim=True)).std() + 1e-6
+        error = float((ours - theirs).abs().max() / scale)
+        tolerance = 1e-2 if self.model.dtype == torch.float32 else 0.5
+        if not error < tolerance:
+            raise ModelError(
+                f"The token tree does not reproduce {type(self.model).__name__}: on a small tree "
+                f"its scores differ by {error:.2g} standard deviations from the model's own "
+                f"(allowed: {tolerance}). The model does something to its positions, attention or "
+                f"scores that taskfit does not know; use another model and report this one."
+            )
+
+
+def refuse_unserved(model: PreTrainedModel) -> None:
+    """Raise if a model's layers are not pure causal attention that can be masked from outside.
+
+    Raises:
+        ModelError: Naming the architecture and the reason.
+    """
+    name = type(model).__name__
+    config = model.config
+    reason = ""
+    settings = config.get_text_config().to_dict()
+    other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
+    if config.is_encoder_decoder:
+        reason = "it is an encoder-decoder; the tree serves decoders only"
+    elif model.get_output_embeddings() is None:
+        reason = "it has no LM head"
+    elif other_layers:
+        reason = f"it has layers that are not pure causal attention ({', '.join(other_layers)})"
+    elif not model._supports_attention_backend:
+        reason = (
+            "its attention cannot be replaced in transformers (recurrent or convolutional state, "
+            "attention biases such as ALiBi, or an encoder)"
+        )
+    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        reason = "it is an encoder, which sees what comes after a token"
+    if reason:
+        raise ModelError(
+            f"{name} (model type {config.model_type}) cannot be served by the token tree: "
+            f"{reason}. Use a decoder-only model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, "
+            f"GPT-NeoX or OPT."
+        )
+
+
+def _sliding_window(model: PreTrainedModel) -> int | None:
+    """Return the number of positions that windowed layers see, or None if there are none."""
+    settings = model.config.get_text_config().to_dict()
+    window = settings.get("sliding_window")
+    return None if window is None else int(window)

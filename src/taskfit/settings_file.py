@@ -1,0 +1,172 @@
+"""Read and write settings: defaults < file < command line. Knows no setting by name."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from taskfit.errors import SettingsError
+from taskfit.files import write_text_atomic
+from taskfit.settings import RunSettings
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> RunSettings:
+    """Merge defaults, a settings file, command-line flags and `--set` overrides, in that order.
+
+    Args:
+        path: A YAML file with any of the settings, or None.
+        flags: Nested dictionary of the settings given as flags.
+        overrides: `section.key=value` texts; values are read as YAML.
+
+    Raises:
+        SettingsError: Listing everything that is wrong.
+    """
+    merged: dict[str, Any] = {}
+    problems: list[str] = []
+    if path is not None:
+        merged = _read(path)
+    _merge(merged, flags or {})
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            problems.append(f"--set {override}: write it as section.key=value")
+            continue
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = value
+        nested: Any = parsed
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        _merge(merged, nested)
+    problems += _unknown_keys(merged, RunSettings, "")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings_from_dict(merged)
+
+
+def settings_from_dict(data: Mapping[str, Any]) -> RunSettings:
+    """Check a nested dictionary.
+
+    Raises:
+        SettingsError: One line for each value that does not fit.
+    """
+    try:
+        return RunSettings.model_validate(data)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in problem['loc'])} is {problem['input']!r}: "
+            f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
+            for problem in error.errors()
+        ]
+        raise SettingsError("\n".join(lines)) from error
+
+
+def dump_settings(settings: RunSettings, path: Path) -> None:
+    """Write every resolved setting as YAML."""
+    text = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
+    write_text_atomic(path, text)
+
+
+def settings_differences(old: RunSettings, new: RunSettings) -> list[str]:
+    """Return what differs, such as `training.learning_rate: 0.0005 -> 0.001`."""
+    before, after = _flatten(old.model_dump()), _flatten(new.model_dump())
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def settings_reference() -> str:
+    """Return a Markdown table of every setting, for `docs/settings.md`."""
+    lines = [
+        "# Settings",
+        "",
+        "Every setting, as `--set section.key=value` or in a settings file (`--config run.yaml`).",
+        "Precedence: defaults < file < command line. Made by `python -m taskfit.settings_file`.",
+        "",
+        "| setting | default | meaning |",
+        "|---|---|---|",
+    ]
+    lines += _rows(RunSettings, "")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(model: type[BaseModel], prefix: str) -> list[str]:
+    rows = []
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            rows += _rows(info.annotation, f"{prefix}{name}.")
+        else:
+            default = info.get_default(call_default_factory=True)
+            meaning = " ".join((info.description or "").split()).replace("|", "\\|")
+            rows.append(f"| `{prefix}{name}` | `{default}` | {meaning} |")
+    return rows
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SettingsError(f"There is no settings file {path}.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path} holds no settings; see docs/settings.md.")
+    return data
+
+
+def _merge(target: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _unknown_keys(data: Mapping[str, Any], model: type[BaseModel], prefix: str) -> list[str]:
+    problems = []
+    for key, value in data.items():
+        info = model.model_fields.get(str(key))
+        if info is None:
+            known = list(model.model_fields)
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {prefix}{close[0]}?" if close else ""
+            where = prefix.rstrip(".") or "the top level"
+            problems.append(
+                f"Unknown setting {prefix}{key}.{hint} {where} has: {', '.join(known)}."
+            )
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            if isinstance(value, Mapping):
+                problems += _unknown_keys(value, info.annotation, f"{prefix}{key}.")
+            else:
+                problems.append(
+                    f"{prefix}{key} is {value!r}, but it is a section with the settings "
+                    f"{', '.join(info.annotation.model_fields)}."
+                )
+    return problems
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(settings_reference())

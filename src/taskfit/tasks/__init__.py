@@ -1,0 +1,38 @@
+"""Tasks, templates, label words; and the one place where text becomes token ids."""
+
+from taskfit.tasks.checkup import Checkup, check_up
+from taskfit.tasks.demonstrations import choose_demonstrations
+from taskfit.tasks.encode import (
+    Candidate,
+    EncodedExample,
+    PromptEncoder,
+    TextEncoder,
+    Tokenizer,
+    TokenSequence,
+)
+from taskfit.tasks.files import load_task, task_from_dict, task_to_dict
+from taskfit.tasks.task import Label, Task, override_task, readable, task_from_columns
+from taskfit.tasks.template import Template, chat_prompt, render_prompt
+
+__all__ = [
+    "Candidate",
+    "Checkup",
+    "EncodedExample",
+    "Label",
+    "PromptEncoder",
+    "Task",
+    "Template",
+    "TextEncoder",
+    "TokenSequence",
+    "Tokenizer",
+    "chat_prompt",
+    "check_up",
+    "choose_demonstrations",
+    "load_task",
+    "override_task",
+    "readable",
+    "render_prompt",
+    "task_from_columns",
+    "task_from_dict",
+    "task_to_dict",
+]

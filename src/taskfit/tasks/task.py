@@ -1,0 +1,148 @@
+"""What is asked of the model: columns, labels with their words, a template, a metric."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from taskfit.errors import PromptError, SettingsError
+from taskfit.settings import TaskSettings
+from taskfit.tasks.template import Template
+
+METRICS = ("accuracy", "mcc", "macro_f1")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label and the words that stand for it; their probabilities add up.
+
+    Attributes:
+        name: Name in tables of results.
+        words: What the model reads and predicts, leading space included; the first one stands in
+            demonstrations.
+    """
+
+    name: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A text classification task.
+
+    Attributes:
+        name: Short name.
+        version: Raised whenever results are no longer comparable.
+        text: Text columns in order.
+        label_column: Column of the labels.
+        labels: In the order of all score columns.
+        values: Values in the table -> label names, where they differ.
+        template: How a prompt is written.
+        metric: accuracy, mcc or macro_f1; chooses the best checkpoint.
+        num_demonstrations: Labelled examples in the prompt.
+        chat: Whether the prompt goes through the model's chat template.
+    """
+
+    name: str
+    version: int
+    text: tuple[str, ...]
+    label_column: str
+    labels: tuple[Label, ...]
+    values: Mapping[str, str]
+    template: Template
+    metric: str
+    num_demonstrations: int
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a tokenizer; collect all problems.
+
+        Raises:
+            PromptError: Listing them.
+        """
+        problems = self.template.problems(self.text)
+        if len(self.labels) < 2:
+            problems.append(f"{len(self.labels)} labels; a classifier needs at least two")
+        if self.metric not in METRICS:
+            problems.append(f"metric {self.metric!r}; allowed are {', '.join(METRICS)}")
+        seen: dict[str, str] = {}
+        for label in self.labels:
+            if not label.words:
+                problems.append(f"label {label.name!r} has no word")
+            for word in label.words:
+                if not word.strip():
+                    problems.append(f"label {label.name!r} has an empty word {word!r}")
+                elif word in seen:
+                    problems.append(
+                        f"word {word!r} stands for {seen[word]!r} and for {label.name!r}"
+                    )
+                seen[word] = label.name
+        if problems:
+            raise PromptError(f"Task {self.name}: " + "; ".join(problems) + ".")
+
+    @property
+    def label_names(self) -> list[str]:
+        """Return the labels' names in order."""
+        return [label.name for label in self.labels]
+
+
+def readable(name: str) -> str:
+    """Turn a column or label name into words: `card_payment-fee` to `card payment fee`."""
+    return re.sub(r"[_\-\s]+", " ", name).strip() or name
+
+
+def task_from_columns(
+    *, name: str, text: Sequence[str], label_column: str, labels: Sequence[str]
+) -> Task:
+    """Make a task from the names in a table: a line for each text column, then the label."""
+    for column in (*text, label_column):
+        if "{" in column or "}" in column:
+            raise PromptError(f"The column name {column!r} has braces in it. Rename the column.")
+    lines = [f"{readable(column).capitalize()}: {{{column}}}" for column in text]
+    lines.append(f"{readable(label_column).capitalize()}:{{label}}")
+    return Task(
+        name=name,
+        version=1,
+        text=tuple(text),
+        label_column=label_column,
+        labels=tuple(Label(label, (" " + readable(label),)) for label in labels),
+        values={},
+        template=Template(instruction="", line="\n".join(lines), separator="\n\n"),
+        metric="accuracy",
+        num_demonstrations=min(len(labels), 4),
+    )
+
+
+def override_task(task: Task, settings: TaskSettings, num_demonstrations: int | None) -> Task:
+    """Replace parts of a task by what the settings give.
+
+    Raises:
+        SettingsError: If a label in `label_words` is not the task's.
+        PromptError: If the result is not a sound task.
+    """
+    names = task.label_names
+    unknown = [name for name in settings.label_words if name not in names]
+    if unknown:
+        raise SettingsError(
+            f"task.label_words names {', '.join(map(repr, unknown))}; the labels of task "
+            f"{task.name} are {', '.join(names)}."
+        )
+    given = {
+        name: (words,) if isinstance(words, str) else tuple(words)
+        for name, words in settings.label_words.items()
+    }
+    template = Template(
+        instruction=(
+            task.template.instruction if settings.instruction is None else settings.instruction
+        ),
+        line=task.template.line if settings.line is None else settings.line,
+        separator=task.template.separator if settings.separator is None else settings.separator,
+    )
+    return replace(
+        task,
+        labels=tuple(replace(one, words=given.get(one.name, one.words)) for one in task.labels),
+        template=template,
+        chat=task.chat or settings.chat,
+        num_demonstrations=(
+            task.num_demonstrations if num_demonstrations is None else num_demonstrations
+        ),
+    )

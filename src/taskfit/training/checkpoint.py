@@ -1,0 +1,102 @@
+"""Resumable training state on disk: written whole or not at all, never unpickled."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from taskfit.errors import CheckpointError
+from taskfit.files import folder_atomic, write_json_atomic
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """Where training stands. Data order and dropout follow from the seed and the step.
+
+    Attributes:
+        step: Optimizer steps done.
+        best_step: Step of the best validation, 0 before any.
+        best_score: Its score, higher is better.
+        bad_validations: Validations since then.
+        num_tokens: Unique tokens run.
+        num_padded_tokens: Tokens that padding each step to its longest example would have run.
+        seconds: Time spent in training, over all interruptions.
+        token_budget: Most unique tokens in one forward pass; shrinks when memory runs out.
+        stopped: Training ended before its last step.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float = float("-inf")
+    bad_validations: int = 0
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+    seconds: float = 0.0
+    token_budget: int = 0
+    stopped: bool = False
+
+
+class Checkpoints:
+    """The folder of resumable checkpoints of one run.
+
+    `step-N` holds state and optimizer after step N, `best-N` the weights of the best validation.
+    A new one is complete before an old one is deleted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder, which need not exist yet."""
+        self.folder = folder
+
+    def save(self, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+        """Save state and optimizer tensors; then drop what they replace."""
+        path = self.folder / f"step-{state.step:08d}"
+        with folder_atomic(path) as scratch:
+            save_file(_contiguous(tensors), scratch / "optimizer.safetensors")
+            write_json_atomic(scratch / "state.json", dataclasses.asdict(state))
+        keep = {path.name, f"best-{state.best_step:08d}"}
+        for other in self.folder.iterdir():
+            if other.name not in keep:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Save the weights after a step as the best so far."""
+        with folder_atomic(self.folder / f"best-{step:08d}") as scratch:
+            save_file(_contiguous(weights), scratch / "weights.safetensors")
+
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        """Return the weights of the best validation."""
+        return load_file(self.folder / f"best-{step:08d}" / "weights.safetensors")
+
+    def load(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
+        """Return the last complete checkpoint, or None if there is none.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        if not self.folder.is_dir():
+            return None
+        steps = sorted(self.folder.glob("step-*"))
+        if not steps:
+            return None
+        try:
+            fields = json.loads((steps[-1] / "state.json").read_text(encoding="utf-8"))
+            tensors = load_file(steps[-1] / "optimizer.safetensors")
+            return TrainingState(**fields), tensors
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"The checkpoint {steps[-1]} cannot be read: {error}. Delete that folder to go on "
+                "from the one before, or start the run again in a new folder."
+            ) from error
+
+    def remove(self) -> None:
+        """Delete all checkpoints of a finished run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

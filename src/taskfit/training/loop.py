@@ -1,0 +1,314 @@
+"""The training loop, all of it, in plain PyTorch.
+
+The loop does not know which method it trains. It asks an `Objective` to cut a batch into forward
+passes and for the summed loss of each; it divides once by the number of examples in the whole
+step, clips once, and steps once. So neither the token budget nor padding nor batch mates can change
+the gradient.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from taskfit.errors import TrainingError
+from taskfit.settings import TrainingSettings
+from taskfit.tasks import EncodedExample
+from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training.log import TrainingLog
+from taskfit.training.memory import MemoryAccount
+from taskfit.training.optim import MasterOptimizer, learning_rate_at
+
+VALIDATIONS_PER_RUN = 5
+TOKEN_BUDGET = 2048
+
+
+class Objective(Protocol):
+    """What a trained method supplies."""
+
+    def plan(self, items: Sequence[EncodedExample], token_budget: int) -> list[list[int]]:
+        """Cut examples into forward passes of at most `token_budget` unique tokens."""
+        ...
+
+    def loss_sum(self, items: Sequence[EncodedExample]) -> Tensor:
+        """Return the summed loss of the examples of one forward pass (nats)."""
+        ...
+
+    def largest(self, items: Sequence[EncodedExample]) -> int:
+        """Return the unique tokens that the largest example needs in one forward pass."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A validation's outcome.
+
+    Attributes:
+        loss: Mean loss per example (nats).
+        score: The task's metric; higher is better.
+        metrics: Everything worth recording.
+    """
+
+    loss: float
+    score: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """All that one training needs.
+
+    Attributes:
+        model: Whose trainable parameters are trained.
+        parameters: Those parameters by name.
+        objective: The method's loss.
+        items: Encoded training examples.
+        validate: Scores the validation set with the current weights; None without one.
+        settings: The loop's settings.
+        seed: Seed of data order and dropout.
+        checkpoints: Where to save and resume.
+        log: The record.
+        memory: The memory account.
+        count_tokens: Returns the unique tokens run so far.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    objective: Objective
+    items: Sequence[EncodedExample]
+    validate: Callable[[], Validation] | None
+    settings: TrainingSettings
+    seed: int
+    checkpoints: Checkpoints
+    log: TrainingLog
+    memory: MemoryAccount
+    count_tokens: Callable[[], int]
+
+
+def train(job: TrainingJob) -> TrainingState:
+    """Train, from the last checkpoint if there is one; leave the chosen weights in the model.
+
+    Raises:
+        TrainingError: On a loss that is not finite (before the update), or if a single example
+            does not fit into memory.
+    """
+    settings, log = job.settings, job.log
+    optimizer = MasterOptimizer(job.parameters, settings)
+    total_steps = count_steps(len(job.items), settings)
+    eval_every = settings.eval_every_steps or max(1, math.ceil(total_steps / VALIDATIONS_PER_RUN))
+    save_every = settings.save_every_steps or eval_every
+    state = TrainingState(
+        token_budget=settings.token_budget or max(TOKEN_BUDGET, job.objective.largest(job.items))
+    )
+    if (saved := job.checkpoints.load()) is not None:
+        state, tensors = saved
+        optimizer.load_state_tensors(tensors)
+        log.rewind(state.step)
+    else:
+        _rehearse(job, optimizer, state)
+    job.model.train()
+
+    while state.step < total_steps and not state.stopped:
+        started, tokens_before = time.perf_counter(), job.count_tokens()
+        batch = [job.items[i] for i in batch_indices(len(job.items), state.step, job)]
+        loss = accumulate_gradient(job, batch, optimizer, state)
+        grad_norm = optimizer.clip(settings.max_grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise TrainingError(_not_finite(loss, grad_norm, state.step, batch))
+        learning_rate = learning_rate_at(state.step, total_steps=total_steps, settings=settings)
+        optimizer.step(learning_rate)
+
+        state.step += 1
+        seconds, tokens = time.perf_counter() - started, job.count_tokens() - tokens_before
+        state.num_tokens += tokens
+        state.num_padded_tokens += padded_tokens(batch)
+        state.seconds += seconds
+        log.write(
+            {
+                "kind": "step",
+                "step": state.step,
+                "total_steps": total_steps,
+                "epoch": state.step * settings.batch_size / len(job.items),
+                "loss": loss,
+                "learning_rate": learning_rate,
+                "grad_norm": grad_norm,
+                "tokens": tokens,
+                "tokens_per_second": tokens / seconds,
+                "memory_bytes": job.memory.current(),
+                "seconds": state.seconds,
+            }
+        )
+
+        last = state.step == total_steps
+        if job.validate is not None and (last or state.step % eval_every == 0):
+            started = time.perf_counter()
+            _validate(job, job.validate, optimizer, state)
+            state.seconds += time.perf_counter() - started
+        if last or state.stopped or state.step % save_every == 0:
+            job.checkpoints.save(state, optimizer.state_tensors())
+
+    if settings.keep == "best" and 0 < state.best_step < state.step:
+        best = job.checkpoints.load_best(state.best_step)
+        with torch.no_grad():
+            for name, parameter in job.parameters.items():
+                parameter.copy_(best[name])
+    job.model.eval()
+    return state
+
+
+def accumulate_gradient(
+    job: TrainingJob,
+    batch: Sequence[EncodedExample],
+    optimizer: MasterOptimizer,
+    state: TrainingState,
+) -> float:
+    """Add up the gradient of a step's mean loss over its forward passes; return that loss.
+
+    When memory runs out, the step starts over with half the token budget: the same examples, the
+    same sum, hence the same gradient.
+    """
+    while True:
+        # One seed a step: dropout needs no state in checkpoints, and a repeated step repeats it.
+        torch.manual_seed(step_seed(job.seed, state.step))
+        try:
+            total = 0.0
+            for piece in job.objective.plan(batch, state.token_budget):
+                loss = job.objective.loss_sum([batch[i] for i in piece]) / len(batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.collect_gradients()
+                total += loss.item()
+            return total
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            optimizer.clear()
+            halve_budget(job, batch, state)
+
+
+def halve_budget(job: TrainingJob, batch: Sequence[EncodedExample], state: TrainingState) -> None:
+    """Halve the token budget after memory ran out, down to the longest single example.
+
+    Raises:
+        TrainingError: If it cannot be halved any further.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    smallest = job.objective.largest(batch)
+    if smallest >= state.token_budget:
+        raise TrainingError(
+            f"Memory does not suffice for a single example of {smallest} tokens. Shorten texts "
+            "with model.max_length, or use a smaller model."
+        )
+    state.token_budget = max(smallest, state.token_budget // 2)
+    job.log.write(
+        {
+            "kind": "note",
+            "step": state.step,
+            "text": f"out of memory; token budget halved to {state.token_budget}",
+        }
+    )
+
+
+def batch_indices(num_items: int, step: int, job: TrainingJob) -> list[int]:
+    """Return the examples of a step: a function of seed and step, nothing else."""
+    per_epoch = math.ceil(num_items / job.settings.batch_size)
+    epoch, index = divmod(step, per_epoch)
+    order = np.random.default_rng([job.seed, epoch]).permutation(num_items)
+    start = index * job.settings.batch_size
+    return [int(i) for i in order[start : start + job.settings.batch_size]]
+
+
+def count_steps(num_items: int, settings: TrainingSettings) -> int:
+    """Return the number of optimizer steps of a run."""
+    per_epoch = math.ceil(num_items / settings.batch_size)
+    steps = max(1, math.ceil(settings.epochs * per_epoch))
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of a step's dropout, well apart from its neighbours'."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def padded_tokens(batch: Sequence[EncodedExample]) -> int:
+    """Return the tokens of the batch as a rectangle padded to its longest example."""
+    lengths = [len(item.prompt_ids) + max(map(len, item.completions)) for item in batch]
+    return len(batch) * max(lengths)
+
+
+def _rehearse(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
+    """Run the longest step without an update, so that what will fail fails now."""
+    started = time.perf_counter()
+    by_length = sorted(job.items, key=lambda item: -len(item.prompt_ids))
+    job.model.train()
+    loss = accumulate_gradient(job, by_length[: job.settings.batch_size], optimizer, state)
+    optimizer.clear()
+    if not math.isfinite(loss):
+        raise TrainingError(_not_finite(loss, 0.0, 0, by_length[: job.settings.batch_size]))
+    job.log.write(
+        {
+            "kind": "start",
+            "step": 0,
+            "total_steps": count_steps(len(job.items), job.settings),
+            "num_train": len(job.items),
+            "num_trainable": sum(p.numel() for p in job.parameters.values()),
+            "num_parameters": sum(p.numel() for p in job.model.parameters()),
+            "num_shortened": sum(item.num_tokens_cut > 0 for item in job.items),
+            "longest_step_seconds": time.perf_counter() - started,
+            "loss_before": loss,
+            "token_budget": state.token_budget,
+        }
+    )
+
+
+def _validate(
+    job: TrainingJob,
+    validate: Callable[[], Validation],
+    optimizer: MasterOptimizer,
+    state: TrainingState,
+) -> None:
+    """Validate, keep the weights if they are the best so far, decide on early stopping."""
+    validation = validate()
+    job.model.train()
+    improved = validation.score > state.best_score
+    if improved:
+        state.best_score, state.best_step = validation.score, state.step
+        state.bad_validations = 0
+        if job.settings.keep == "best":
+            weights: dict[str, Any] = dict(optimizer.parameters)
+            job.checkpoints.save_best(state.step, weights)
+    else:
+        state.bad_validations += 1
+        patience = job.settings.early_stopping
+        state.stopped = patience is not None and state.bad_validations >= patience
+    job.log.write(
+        {
+            "kind": "validation",
+            "step": state.step,
+            "loss": validation.loss,
+            **validation.metrics,
+            "is_best": improved,
+        }
+    )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Tell memory errors from others: CPU allocators raise a plain RuntimeError."""
+    memory_words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in memory_words
+    )
+
+
+def _not_finite(loss: float, grad_norm: float, step: int, batch: Sequence[EncodedExample]) -> str:
+    ids = ", ".join(item.id for item in batch[:5])
+    return (
+        f"Loss {loss} with gradient norm {grad_norm} at step {step + 1}, before the update "
+        f"(examples {ids}, ...). The weights are still those of step {step}. Lower "
+        "training.learning_rate, or compute in model.dtype=float32 or bfloat16 instead of float16."
+    )

@@ -1,0 +1,64 @@
+"""A memory account by stage, from the device's own counters."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+STAGES = ("model", "forward", "adapter", "training")
+
+
+class MemoryAccount:
+    """Records how much memory each stage of a run added.
+
+    On a GPU the numbers are PyTorch's allocated bytes; on a CPU the resident memory of the
+    process, whose peak Linux can reset between stages. Where it cannot be reset, the current
+    value stands in for the peak.
+
+    Attributes:
+        by_stage: Bytes that each stage added to what was there before; together the peak.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Start counting from what is in use now."""
+        self.device = device
+        self.by_stage: dict[str, int] = {}
+        self._baseline = self.current()
+        self._reset_peak()
+
+    def stage(self, name: str) -> None:
+        """Close a stage: it is charged with the peak since the last one, above what is charged.
+
+        A stage that needed no more than an earlier one is charged with nothing.
+        """
+        charged = sum(self.by_stage.values())
+        added = max(0, self.peak() - self._baseline - charged)
+        self.by_stage[name] = self.by_stage.get(name, 0) + added
+        self._reset_peak()
+
+    def current(self) -> int:
+        """Return the bytes in use now."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        return int(psutil.Process().memory_info().rss)
+
+    def peak(self) -> int:
+        """Return the most bytes in use since the last stage was closed."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        status = Path("/proc/self/status")
+        if status.is_file():
+            for line in status.read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return max(int(line.split()[1]) * 1024, self.current())
+        return self.current()
+
+    def _reset_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            # 5 resets the high-water mark of the process (proc(5)).
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return

@@ -1,0 +1,59 @@
+"""Cut a list of sequences into trees of a bounded number of unique tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from taskfit.errors import DataError
+from taskfit.tree.build import IntArray, shared_with_previous, sort_order
+
+
+def plan_trees(
+    groups: Sequence[Sequence[IntArray]], token_budget: int, *, names: Sequence[str]
+) -> list[list[int]]:
+    """Pack groups of sequences into trees, keeping neighbours that share a prefix together.
+
+    A group is what must stand in one tree, such as the candidate labels of one example. The
+    groups are sorted by their first sequence and packed greedily in that order; in a sorted order
+    no other packing of a run of neighbours shares more.
+
+    Args:
+        groups: One or more sequences of token ids each.
+        token_budget: Most unique tokens in one tree (tokens).
+        names: The groups' names for messages, such as `train.csv:17`.
+
+    Returns:
+        For every tree the indices of its groups; every group stands in exactly one tree.
+
+    Raises:
+        DataError: If one group alone needs more unique tokens than the budget.
+    """
+    sizes = np.array([unique_tokens(group) for group in groups], dtype=np.int64)
+    too_large = np.flatnonzero(sizes > token_budget)
+    if len(too_large):
+        worst = int(too_large[0])
+        raise DataError(
+            f"{names[worst]} needs {sizes[worst]} unique tokens in one forward pass; "
+            f"the token budget is {token_budget} ({len(too_large)} such examples). "
+            f"Raise the token budget, or set model.max_length so that long texts are shortened."
+        )
+    order = sort_order([group[0] for group in groups])
+    shared = shared_with_previous([groups[i][0] for i in order])
+    trees: list[list[int]] = []
+    used = token_budget
+    for index, common in zip(order, shared.tolist(), strict=True):
+        added = int(sizes[index]) - common
+        if not trees or used + added > token_budget:
+            trees.append([])
+            used, added = 0, int(sizes[index])
+        trees[-1].append(index)
+        used += added
+    return trees
+
+
+def unique_tokens(sequences: Sequence[IntArray]) -> int:
+    """Return the number of nodes that a tree of these sequences has."""
+    if len(sequences) == 1:
+        return len(sequences[0])
+    rows = [sequences[i] for i in sort_order(sequences)]
+    return int(sum(map(len, rows)) - shared_with_previous(rows).sum())
