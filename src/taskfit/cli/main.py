@@ -196,7 +196,6 @@ def data(
     """List the built-in data sets, or show one."""
     from taskfit.data import BUILTIN_NAMES, load_builtin
     from taskfit.data.examples import class_counts
-    from taskfit.errors import DataError
 
     console = Console()
     if name is None:
@@ -207,8 +206,6 @@ def data(
             highlight=False,
         )
         return
-    if name not in BUILTIN_NAMES:
-        raise DataError(f"There is no data set {name!r}; built in are {', '.join(BUILTIN_NAMES)}.")
     found = load_builtin(name, folder=None)
     table = Table("set", "examples", "labels", box=None, pad_edge=False)
     for part, examples in {"train": found.train, **found.evaluations}.items():

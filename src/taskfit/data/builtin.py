@@ -59,8 +59,12 @@ def load_builtin(name: str, *, folder: str | None) -> BuiltinData:
         folder: Where to look first; None: the environment variable TASKFIT_DATA.
 
     Raises:
-        DataError: If it is found nowhere.
+        DataError: If there is none of this name, or it is found nowhere.
     """
+    if name not in _LOADERS:
+        raise DataError(
+            f"There is no built-in data set {name!r}; there are: {', '.join(_LOADERS)}."
+        )
     given = folder or os.environ.get("TASKFIT_DATA")
     return _LOADERS[name](Path(given).expanduser() if given else None)
 

@@ -4,6 +4,7 @@ import importlib.util
 
 import pandas as pd
 
+from taskfit.data.text_values import as_text
 from taskfit.errors import DataError
 
 
@@ -44,5 +45,4 @@ def read_hub(source: str, *, split: str) -> pd.DataFrame:
         if isinstance(feature, datasets.ClassLabel):
             # -1 marks hidden labels of test sets.
             table[column] = ["" if v < 0 else feature.int2str(int(v)) for v in table[column]]
-    table.index = pd.RangeIndex(1, len(table) + 1)
-    return table.astype(str)
+    return as_text(table)

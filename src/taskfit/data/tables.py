@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from taskfit.data.text_values import as_text
 from taskfit.errors import DataError
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -44,7 +45,7 @@ def read_table(source: str, *, encoding: str = "utf-8", split: str = "train") ->
         suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
     )
     if kind == ".parquet":
-        table = _as_text(pd.read_parquet(path))
+        table = _read_parquet(path, source)
     elif kind in (".csv", ".tsv"):
         table = _read_delimited(_read_text(path, encoding), source, "\t" if kind == ".tsv" else ",")
     elif kind in (".jsonl", ".ndjson"):
@@ -110,7 +111,9 @@ def _read_delimited(text: str, source: str, delimiter: str) -> pd.DataFrame:
     # Quotes in TSV files are plain characters as often as not; a field that starts with one and
     # never closes it would swallow the rest of the file.
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True
+    )
     header: list[str] | None = None
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -150,9 +153,20 @@ def _check_header(header: list[str], source: str, delimiter: str) -> list[str]:
     return header
 
 
+def _read_parquet(path: Path, source: str) -> pd.DataFrame:
+    try:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(path, "rb") as file:
+                return as_text(pd.read_parquet(io.BytesIO(file.read())))
+        return as_text(pd.read_parquet(path))
+    except (OSError, EOFError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise DataError(f"{source} is not a Parquet file that can be read: {first_line}") from error
+
+
 def _read_jsonl(text: str, source: str) -> pd.DataFrame:
     rows, lines = [], []
-    for line, content in enumerate(text.splitlines(), start=1):
+    for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
             continue
         try:
@@ -166,28 +180,7 @@ def _read_jsonl(text: str, source: str) -> pd.DataFrame:
             )
         rows.append(row)
         lines.append(line)
-    return _as_text(pd.DataFrame(rows, index=lines))
-
-
-def _as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Turn values into text; what is missing becomes an empty text."""
-    columns = {
-        str(name): ["" if _missing(value) else _text_of(value) for value in table[name]]
-        for name in table.columns
-    }
-    index = table.index if table.index.dtype.kind == "i" else range(1, len(table) + 1)
-    return pd.DataFrame(columns, index=index, dtype=str)
-
-
-def _missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
-
-
-def _text_of(value: object) -> str:
-    # A column of integers with a gap is read as floats; 1.0 is meant to be 1.
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
+    return as_text(pd.DataFrame(rows, index=lines))
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

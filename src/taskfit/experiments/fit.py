@@ -264,9 +264,7 @@ def _train_label_words(run: Run) -> TrainingState:
         raise DataError("label_words needs training examples: give --data, or a built-in task.")
     items = run.classifier.encoder.encode(run.data.train)
     use_compile = compile_pays(settings, items, run.folder, model.tree.device)
-    adapter = add_adapter(
-        model.tree.model, settings.adapter, seed=settings.seed, fast_dropout=not use_compile
-    )
+    adapter = add_adapter(model.tree.model, settings.adapter, seed=settings.seed)
     if use_compile:
         run.screen.note("compiling the decoder layers; the first steps take longer")
         model.tree.compile_layers()

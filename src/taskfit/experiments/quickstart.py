@@ -31,7 +31,7 @@ def quickstart(
     Returns:
         The three results: zero-shot, few-shot, fine-tuned.
     """
-    common = {
+    common: dict[str, dict[str, object]] = {
         "task": {"name": "sentiment"},
         "data": {"max_test": NUM_TEST, "num_train": num_train, "max_validation": 200},
         "model": {"name": model},

@@ -30,7 +30,7 @@ def apply_prior(log_probs: FloatArray, log_prior: FloatArray | None) -> FloatArr
         Probabilities over the labels, rows sum to 1, (N, L).
     """
     scores = log_probs if log_prior is None else log_probs - log_prior
-    return np.exp(log_softmax(scores, axis=1))  # type: ignore[no-any-return]
+    return np.exp(log_softmax(scores, axis=1))
 
 
 def content_free_prior(scorer: LabelScorer) -> FloatArray:

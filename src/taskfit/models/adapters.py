@@ -1,5 +1,8 @@
 """Put LoRA adapters on a model, save them in PEFT's own layout, load them again."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +16,26 @@ from taskfit.errors import CheckpointError
 from taskfit.settings import AdapterSettings
 
 
+@torch.library.custom_op(
+    "taskfit::random_bits", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def random_bits(like: Tensor, draw: int) -> Tensor:
+    """Draw 16 random bits for each element of `like`, as int16 of its shape.
+
+    One operator, so that compiled layers call it as it is and fuse only what follows. Calls on the
+    same tensor are told apart by `draw`; without it the compiler would merge them into one.
+    """
+    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64)
+    # Both bounds are needed: by default the sign bit of a word is never set.
+    words.random_(-(2**63), 2**63 - 1)
+    return words.view(torch.int16)[: like.numel()].view(like.shape)
+
+
+@random_bits.register_fake
+def _random_bits_shape(like: Tensor, draw: int) -> Tensor:
+    return torch.empty(like.shape, dtype=torch.int16)
+
+
 class CpuDropout(nn.Module):
     """Dropout with 16 random bits an element.
 
@@ -21,23 +44,22 @@ class CpuDropout(nn.Module):
     The probability is rounded to 1/65536 and the scale follows it, so the mean stays exact.
     """
 
-    def __init__(self, probability: float) -> None:
+    def __init__(self, probability: float, draw: int) -> None:
         super().__init__()
+        self.draw = draw
         self.threshold = round(probability * 65536)
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero elements at random in training, and scale the rest."""
         if not self.training or not self.threshold:
             return x
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64)
-        # Both bounds are needed: by default the sign bit of a word is never set.
-        bits = words.random_(-(2**63), 2**63 - 1).view(torch.int16)[: x.numel()]
-        mask = (bits >= self.threshold - 32768).view(x.shape).to(x.dtype)
-        return x * mask.mul_(65536 / (65536 - self.threshold))
+        keep = random_bits(x, self.draw) >= self.threshold - 32768
+        kept: Tensor = x * (keep.to(x.dtype) * (65536 / (65536 - self.threshold)))
+        return kept
 
 
 def add_adapter(
-    model: PreTrainedModel, settings: AdapterSettings, *, seed: int, fast_dropout: bool
+    model: PreTrainedModel, settings: AdapterSettings, *, seed: int
 ) -> PeftModel | None:
     """Make the chosen weights trainable; with LoRA, inject adapters into the model.
 
@@ -45,7 +67,6 @@ def add_adapter(
         model: Changed in place.
         settings: Which weights, and the adapters' shape.
         seed: Seed of the adapters' first weights.
-        fast_dropout: Replace PEFT's dropout by `CpuDropout` (not inside compiled layers).
 
     Returns:
         PEFT's wrapper around the same model, or None for full fine-tuning.
@@ -55,7 +76,7 @@ def add_adapter(
         return None
     config = LoraConfig(
         r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
@@ -65,13 +86,26 @@ def add_adapter(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Adapters in the model's own dtype: the optimizer keeps float32 masters of them.
-        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
-    if fast_dropout:
-        for module in model.modules():
+        with _peft_warnings_off():
+            wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if model.device.type == "cpu":
+        # Numbered by the layer's last name (q_proj, k_proj, ...), so that all decoder layers look
+        # the same to the compiler.
+        kinds: dict[str, int] = {}
+        for path, module in model.named_modules():
             if isinstance(module, LoraLayer):
+                draw = kinds.setdefault(path.rsplit(".", 1)[-1], len(kinds))
                 for name in module.lora_dropout:
-                    module.lora_dropout[name] = CpuDropout(settings.lora_dropout)
-    return wrapped  # type: ignore[no-any-return]
+                    module.lora_dropout[name] = CpuDropout(settings.lora_dropout, draw)
+    return wrapped
+
+
+@contextlib.contextmanager
+def _peft_warnings_off() -> Iterator[None]:
+    """Hide that PEFT asks transformers by a name that is on its way out; users can do nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
 
 
 def trainable_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -107,9 +141,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if missing:
         raise CheckpointError(f"{folder} holds no adapter: {' and '.join(missing)} missing.")
     try:
-        return PeftModel.from_pretrained(  # type: ignore[no-any-return]
-            model, folder, autocast_adapter_dtype=False
-        )
+        with _peft_warnings_off():
+            return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     except RuntimeError as error:
         raise CheckpointError(
             f"The adapter in {folder} does not fit {type(model).__name__}: {error}"

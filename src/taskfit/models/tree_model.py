@@ -3,7 +3,7 @@
 Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width, P prefix tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -141,7 +141,7 @@ class TreeModel:
             log p(target), float32, (Y,).
         """
         normalizers = []
-        for part in hidden.split(LOGIT_ROWS):
+        for part in torch.split(hidden, LOGIT_ROWS):
             if torch.is_grad_enabled() and len(hidden) > LOGIT_ROWS:
                 normalizers.append(checkpoint(self._log_normalizer, part, use_reentrant=False))
             else:
@@ -175,9 +175,9 @@ class TreeModel:
         for layer in self._layers():
             layer.compile(dynamic=True)
 
-    def _layers(self) -> Sequence[torch.nn.Module]:
+    def _layers(self) -> torch.nn.ModuleList:
         lists = [m for m in self._decoder.modules() if isinstance(m, torch.nn.ModuleList)]
-        return max(lists, key=len)  # type: ignore[return-value]
+        return max(lists, key=len)
 
     def _decode(
         self, tree: TokenTree, *, prefix: KeyValueCache | None, record: KeyValueCache | None

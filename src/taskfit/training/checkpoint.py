@@ -70,7 +70,10 @@ class Checkpoints:
 
     def load_best(self, step: int) -> dict[str, Tensor]:
         """Return the weights of the best validation."""
-        return load_file(self.folder / f"best-{step:08d}" / "weights.safetensors")
+        weights: dict[str, Tensor] = load_file(
+            self.folder / f"best-{step:08d}" / "weights.safetensors"
+        )
+        return weights
 
     def load(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
         """Return the last complete checkpoint, or None if there is none.

@@ -110,6 +110,7 @@ def train(job: TrainingJob) -> TrainingState:
         optimizer.load_state_tensors(tensors)
         log.rewind(state.step)
     else:
+        log.rewind(-1)  # what a run wrote that was killed before its first checkpoint
         _rehearse(job, optimizer, state)
     job.model.train()
 

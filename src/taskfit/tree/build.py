@@ -110,7 +110,8 @@ def ragged_arange(starts: IntArray, stops: IntArray) -> IntArray:
     counts = stops - starts
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) - np.repeat(ends - counts - starts, counts)
+    offsets: IntArray = np.repeat(ends - counts - starts, counts)
+    return np.arange(total, dtype=np.int64) - offsets
 
 
 def _subtree_ends(shared: list[int], lengths: list[int], starts: list[int]) -> IntArray:

@@ -1,0 +1,1 @@
+"""Fit a pretrained language model to a text task, and measure it."""

@@ -1,0 +1,69 @@
+"""Shared fixtures: everything is made in process, nothing is downloaded but by tests marked model."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import tiny
+import torch
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from taskfit.models import LoadedModel, TreeModel
+
+torch.set_num_threads(2)
+transformers_logging.set_verbosity_error()
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.byte_level_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.metaspace_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.wordpiece_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = tiny.byte_level_tokenizer()
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture
+def loaded(byte_level_tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    """A fresh tiny Llama with the byte-level tokenizer."""
+    model = tiny.tiny_model("llama", len(byte_level_tokenizer))
+    model.requires_grad_(False)
+    return LoadedModel(TreeModel(model), byte_level_tokenizer, "tiny", None)
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    tmp_path_factory: pytest.TempPathFactory, byte_level_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A tiny Llama saved with its tokenizer, as a user's local model."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny.tiny_model("llama", len(byte_level_tokenizer)).save_pretrained(folder)
+    byte_level_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data sets; tests that need it skip where it is absent."""
+    given = os.environ.get("TASKFIT_DATA")
+    folder = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real data here: set TASKFIT_DATA to a folder with them")
+    return folder

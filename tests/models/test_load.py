@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from taskfit.errors import ModelError, SettingsError
+from taskfit.models import load_model, resolve_device, resolve_dtype
+from taskfit.settings import ModelSettings
+
+
+def test_a_local_folder_loads_with_everything_put_right(model_folder: Path) -> None:
+    loaded = load_model(ModelSettings(name=str(model_folder), dtype="float32"))
+    assert loaded.tree.model.dtype == torch.float32
+    assert loaded.tokenizer.pad_token is not None
+    assert not any(p.requires_grad for p in loaded.tree.model.parameters())
+    assert loaded.tree.max_length == 256
+
+
+def test_a_folder_without_weights_says_so(
+    tmp_path: Path, model_folder: Path, byte_level_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    byte_level_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"without config\.json"):
+        load_model(ModelSettings(name=str(tmp_path)))
+    (tmp_path / "config.json").write_bytes((model_folder / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"no \*\.safetensors file.*is a pickle"):
+        load_model(ModelSettings(name=str(tmp_path)))
+
+
+def test_a_folder_that_is_not_there_says_so() -> None:
+    with pytest.raises(ModelError, match=r"no folder \./nowhere.*smollm2-135m"):
+        load_model(ModelSettings(name="./nowhere"))
+
+
+def test_a_hub_model_without_a_network_says_what_to_do() -> None:
+    with pytest.raises(ModelError, match="could not be had from the hub.*give its folder"):
+        load_model(ModelSettings(name="no-such-owner/no-such-model"))
+
+
+def test_damaged_weights_end_in_one_message(tmp_path: Path, model_folder: Path) -> None:
+    for file in model_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:2000])
+    (tmp_path / "config.json").write_bytes((model_folder / "config.json").read_bytes())
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(ModelSettings(name=str(tmp_path)))
+
+
+def test_devices_and_formats_are_chosen_or_refused() -> None:
+    assert resolve_dtype("float16", torch.device("cpu")) == torch.float16
+    assert resolve_device("cpu").type == "cpu"
+    with pytest.raises(SettingsError, match="allowed are auto, cpu, cuda"):
+        resolve_device("gpu")
+    with pytest.raises(SettingsError, match="PyTorch sees"):
+        resolve_device("cuda:99")

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taskfit.errors import DataError
+from taskfit.tree import TokenTree, attention_blocks, plan_trees, unique_tokens
+
+sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=9)
+
+
+@given(sequences)
+def test_every_path_spells_its_sequence_with_depths_as_positions(rows: list[list[int]]) -> None:
+    tree = TokenTree.build(rows)
+    for row, path in zip(rows, tree.paths, strict=True):
+        assert tree.ids[path].tolist() == row
+        assert tree.positions[path].tolist() == list(range(len(row)))
+
+
+@given(sequences)
+def test_every_distinct_prefix_stands_exactly_once(rows: list[list[int]]) -> None:
+    tree = TokenTree.build(rows)
+    prefixes = {tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)}
+    assert len(tree) == len(prefixes) == unique_tokens([np.array(row) for row in rows])
+
+
+@given(sequences)
+def test_subtree_ends_say_who_is_an_ancestor_of_whom(rows: list[list[int]]) -> None:
+    tree = TokenTree.build(rows)
+    ancestors = {
+        (int(k), int(q)) for path in tree.paths for i, q in enumerate(path) for k in path[: i + 1]
+    }
+    by_rule = {
+        (k, q) for k in range(len(tree)) for q in range(len(tree)) if k <= q < tree.subtree_end[k]
+    }
+    assert by_rule == ancestors
+
+
+@given(sequences, st.integers(1, 9))
+def test_blocks_of_any_size_show_each_token_exactly_its_ancestors(
+    rows: list[list[int]], block_size: int
+) -> None:
+    tree = TokenTree.build(rows)
+    seen = set()
+    for block in attention_blocks(tree, block_size):
+        assert block.stop - block.start <= block_size
+        keys = [*block.ancestors.tolist(), *range(block.start, block.stop)]
+        assert block.key_positions.tolist() == tree.positions[keys].tolist()
+        for query, row in zip(range(block.start, block.stop), block.visible, strict=True):
+            seen |= {(keys[i], query) for i in np.flatnonzero(row)}
+    expected = {
+        (k, q) for k in range(len(tree)) for q in range(len(tree)) if k <= q < tree.subtree_end[k]
+    }
+    assert seen == expected
+
+
+def test_an_empty_sequence_is_refused() -> None:
+    with pytest.raises(ValueError, match="none may be empty"):
+        TokenTree.build([[1], []])
+
+
+groups = st.lists(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=3),
+    min_size=1,
+    max_size=9,
+)
+
+
+@given(groups, st.integers(18, 60))
+@settings(max_examples=200)
+def test_a_plan_keeps_groups_whole_and_every_tree_within_the_budget(
+    rows: list[list[list[int]]], budget: int
+) -> None:
+    arrays = [[np.array(row) for row in group] for group in rows]
+    trees = plan_trees(arrays, budget, names=[f"row {i}" for i in range(len(rows))])
+    assert sorted(i for tree in trees for i in tree) == list(range(len(rows)))
+    for tree in trees:
+        assert len(TokenTree.build([row for i in tree for row in arrays[i]])) <= budget
+
+
+def test_sequences_that_share_a_prefix_are_planned_together() -> None:
+    first, second = list(range(100, 130)), list(range(200, 230))
+    rows = [[np.array((first if i % 2 else second) + [i])] for i in range(20)]
+    trees = plan_trees(rows, 45, names=["x"] * 20)
+    assert [sorted({i % 2 for i in tree}) for tree in trees] == [[1], [0]]
+
+
+def test_a_sequence_over_the_budget_is_named() -> None:
+    with pytest.raises(DataError, match=r"b\.csv:7 needs 30 unique tokens.*budget is 20"):
+        plan_trees([[np.arange(5)], [np.arange(30)]], 20, names=["b.csv:6", "b.csv:7"])
