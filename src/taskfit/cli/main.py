@@ -106,7 +106,7 @@ def fit(
     console = Console()
     screen = RichScreen(console)
     try:
-        result = run_fit(settings, folder, resume=resume is not None, screen=screen)
+        result = run_fit(settings, folder, resume=resume is not None, screen=screen).result
     finally:
         screen.close()
     console.print(results_table([result]))

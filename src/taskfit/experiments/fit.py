@@ -74,6 +74,19 @@ class Run:
     started: float
 
 
+@dataclass(frozen=True, slots=True)
+class FittedRun:
+    """What `fit` gives back.
+
+    Attributes:
+        result: The contents of `result.json`.
+        classifier: Ready for prediction.
+    """
+
+    result: RunResult
+    classifier: Classifier
+
+
 def fit(
     settings: RunSettings,
     folder: Path,
@@ -82,7 +95,7 @@ def fit(
     screen: Screen | None = None,
     model: LoadedModel | None = None,
     name: str | None = None,
-) -> RunResult:
+) -> FittedRun:
     """Fit one run into a folder.
 
     Args:
@@ -147,7 +160,7 @@ def fit(
     result.save(folder)
     report_run(folder, result, hard)
     Checkpoints(folder / "checkpoints").remove()
-    return result
+    return FittedRun(result, classifier)
 
 
 def _open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:

@@ -56,9 +56,8 @@ def quickstart(
         # One model serves all three: in-context learning leaves it as it is, and comes first.
         loaded = loaded or load_model(settings.model)
         resume = (run_folder / "settings.yaml").is_file()
-        results.append(
-            fit(settings, run_folder, resume=resume, screen=screen, model=loaded, name=name)
-        )
+        run = fit(settings, run_folder, resume=resume, screen=screen, model=loaded, name=name)
+        results.append(run.result)
     write_results_csv(folder / "results.csv", results)
     write_report(
         folder,
