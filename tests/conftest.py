@@ -1,4 +1,4 @@
-"""Shared fixtures: everything is made in process, nothing is downloaded but by tests marked model."""
+"""Shared fixtures: all made in process; only tests marked model fetch anything."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import tiny
 import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+import tiny
 from taskfit.models import LoadedModel, TreeModel
 
 torch.set_num_threads(2)

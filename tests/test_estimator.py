@@ -2,10 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
+import tiny
 from taskfit import TextClassifier
 from taskfit.errors import CheckpointError, DataError, SettingsError
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from taskfit.data import Example
 from taskfit.methods import (
     LabelScorer,

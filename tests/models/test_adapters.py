@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+import tiny
 from taskfit.errors import CheckpointError
 from taskfit.models import (
     LoadedModel,

@@ -35,7 +35,7 @@ def test_a_folder_that_is_not_there_says_so() -> None:
 
 
 def test_a_hub_model_without_a_network_says_what_to_do() -> None:
-    with pytest.raises(ModelError, match="could not be had from the hub.*give its folder"):
+    with pytest.raises(ModelError, match=r"could not be had from the hub.*give its folder"):
         load_model(ModelSettings(name="no-such-owner/no-such-model"))
 
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BloomConfig, MambaConfig, PreTrainedModel, Qwen3NextConfig
 
+import tiny
 from taskfit.errors import ModelError
 from taskfit.models import TreeModel
 from taskfit.models.attention import tree_attention

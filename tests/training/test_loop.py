@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from taskfit.errors import CheckpointError, TrainingError
 from taskfit.files import read_jsonl
 from taskfit.methods import LabelScorer, LabelWordLoss, apply_prior
@@ -42,7 +42,7 @@ class Rig:
         *,
         weights: str = "lora",
         scores: Sequence[float] | None = None,
-        **settings: Any,  # noqa: ANN401
+        **settings: Any,
     ) -> None:
         encoder = PromptEncoder(loaded.tokenizer, TASK, [], max_length=128)
         self.model = loaded.tree
@@ -86,7 +86,7 @@ class Rig:
         return torch.cat([p.detach().flatten().clone() for p in self.parameters.values()])
 
 
-def fresh(byte_level_tokenizer: Any, dtype: torch.dtype = torch.float32) -> LoadedModel:  # noqa: ANN401
+def fresh(byte_level_tokenizer: Any, dtype: torch.dtype = torch.float32) -> LoadedModel:
     model = tiny.tiny_model("llama", len(byte_level_tokenizer)).to(dtype).requires_grad_(False)
     return LoadedModel(TreeModel(model), byte_level_tokenizer, "tiny", None)
 
@@ -97,7 +97,7 @@ def test_eight_examples_are_overfitted(
     byte_level_tokenizer: Any,
     tmp_path: Path,
     weights: str,
-    dtype: torch.dtype,  # noqa: ANN401
+    dtype: torch.dtype,
 ) -> None:
     rig = Rig(
         fresh(byte_level_tokenizer, dtype),
@@ -121,7 +121,7 @@ class Killed(BaseException):
 def test_a_killed_run_resumes_bitwise(
     byte_level_tokenizer: Any,
     tmp_path: Path,
-    killed_at: int,  # noqa: ANN401
+    killed_at: int,
 ) -> None:
     scores = [0.5, 0.9, 0.7, 0.8, 0.6, 0.1]
     options: dict[str, Any] = {"epochs": 3, "eval_every_steps": 2, "scores": scores}
@@ -151,7 +151,7 @@ def test_a_killed_run_resumes_bitwise(
 
 def test_the_best_weights_are_kept_or_the_last_if_asked(
     byte_level_tokenizer: Any,
-    tmp_path: Path,  # noqa: ANN401
+    tmp_path: Path,
 ) -> None:
     options: dict[str, Any] = {"epochs": 2, "eval_every_steps": 2, "scores": [0.9, 0.2, 0.3]}
     best = Rig(fresh(byte_level_tokenizer), tmp_path / "best", **options)
@@ -171,7 +171,7 @@ def test_the_best_weights_are_kept_or_the_last_if_asked(
 
 def test_early_stopping_counts_validations_without_improvement(
     byte_level_tokenizer: Any,
-    tmp_path: Path,  # noqa: ANN401
+    tmp_path: Path,
 ) -> None:
     rig = Rig(
         fresh(byte_level_tokenizer),
@@ -188,7 +188,7 @@ def test_early_stopping_counts_validations_without_improvement(
 def test_running_out_of_memory_halves_the_budget_and_changes_nothing_else(
     byte_level_tokenizer: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calm = Rig(fresh(byte_level_tokenizer), tmp_path / "calm", epochs=1, token_budget=256)
     train(calm.job())
@@ -213,7 +213,7 @@ def test_running_out_of_memory_halves_the_budget_and_changes_nothing_else(
 def test_memory_that_never_suffices_ends_in_a_message(
     byte_level_tokenizer: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rig = Rig(fresh(byte_level_tokenizer), tmp_path)
 
@@ -228,7 +228,7 @@ def test_memory_that_never_suffices_ends_in_a_message(
 def test_a_loss_that_is_not_finite_stops_before_the_update(
     byte_level_tokenizer: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rig = Rig(fresh(byte_level_tokenizer), tmp_path, epochs=2)
     original, calls = rig.objective.loss_sum, []

@@ -110,10 +110,11 @@ def _read_delimited(text: str, source: str, delimiter: str) -> pd.DataFrame:
     csv.field_size_limit(2**31 - 1)
     # Quotes in TSV files are plain characters as often as not; a field that starts with one and
     # never closes it would swallow the rest of the file.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True
-    )
+    file = io.StringIO(text, newline="")
+    if delimiter == "\t":
+        reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     rows: list[list[str]] = []
     lines: list[int] = []

@@ -181,7 +181,9 @@ def _mcc(hits: FloatArray, gold: FloatArray, predicted: FloatArray, total: int) 
     """Return Gorodkin's multi-class MCC of many confusion matrices, each (B, C); 0 if undefined."""
     covariance = hits.sum(1) * total - (gold * predicted).sum(1)
     spread = (total**2 - (predicted**2).sum(1)) * (total**2 - (gold**2).sum(1))
-    return np.divide(covariance, np.sqrt(spread), out=np.zeros(len(hits)), where=spread > 0)
+    mcc: FloatArray = np.zeros(len(hits))
+    np.divide(covariance, np.sqrt(spread), out=mcc, where=spread > 0)
+    return mcc
 
 
 def _macro_f1(hits: FloatArray, gold: FloatArray, predicted: FloatArray) -> FloatArray:

@@ -187,7 +187,8 @@ def _open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:
                 "Resume it without these, or start a new run in another folder."
             )
         return
-    if path.is_file() or (folder / RESULT_FILE).is_file():
+    # A folder in which a run failed before its first checkpoint may be used again.
+    if (folder / RESULT_FILE).is_file() or any((folder / "checkpoints").glob("step-*")):
         raise CheckpointError(
             f"{folder} holds a run already. Continue it with `taskfit fit --resume {folder}`, or "
             "give another folder with --out."

@@ -62,15 +62,17 @@ def plot_history(records: Sequence[Mapping[str, Any]], path: Path, *, metric: st
     smooth = _smooth([r["loss"] for r in steps])
     axes.plot([r["step"] for r in steps], smooth, color=PALETTE[0], label="training loss, smoothed")
     if validations:
+        at = [r["step"] for r in validations]
         axes.plot(
-            *zip(*[(r["step"], r["loss"]) for r in validations], strict=True),
-            **{"marker": "o", "ms": 3, "color": PALETTE[5], "label": "validation loss"},
+            at,
+            [r["loss"] for r in validations],
+            "o-",
+            ms=3,
+            color=PALETTE[5],
+            label="validation loss",
         )
         right = axes.twinx()
-        right.plot(
-            *zip(*[(r["step"], r[metric]) for r in validations], strict=True),
-            **{"marker": "s", "ms": 3, "ls": "--", "color": PALETTE[2]},
-        )
+        right.plot(at, [r[metric] for r in validations], "s--", ms=3, color=PALETTE[2])
         axes.plot([], [], "s--", ms=3, color=PALETTE[2], label=f"validation {METRIC_NAMES[metric]}")
         right.set_ylabel(f"validation {METRIC_NAMES[metric]}")
         right.set_ylim(min(0.0, *(r[metric] for r in validations)), 1.0)

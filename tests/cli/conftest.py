@@ -1,0 +1,75 @@
+"""A toy table, a tiny model, and the real entry point."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import tiny
+from taskfit.cli.main import main
+
+
+@dataclass
+class Shell:
+    """Runs `taskfit` in process, as the console script does."""
+
+    folder: Path
+    model: Path
+    capture: pytest.CaptureFixture[str]
+    patch: pytest.MonkeyPatch
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Return exit code, standard output and standard error."""
+        self.patch.setattr(sys, "argv", ["taskfit", *arguments])
+        self.capture.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = self.capture.readouterr()
+        return code, out, err
+
+    def fit(self, *extra: str, out: str = "run") -> tuple[int, str, str]:
+        """Fit on the toy table with the tiny model."""
+        return self("fit", *self.fit_arguments(), "--out", out, *extra)
+
+    def fit_arguments(self) -> list[str]:
+        """Return what every fit here is given."""
+        settings = (
+            "model.dtype=float32",
+            "model.device=cpu",
+            "training.learning_rate=0.02",
+            "training.tensorboard=false",
+        )
+        sets = [part for setting in settings for part in ("--set", setting)]
+        return ["--data", "train.csv", "--test", "new=test.csv", "--model", str(self.model), *sets]
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path,
+    model_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    tiny.write_csv(tmp_path / "train.csv", tiny.toy_examples(60))
+    tiny.write_csv(tmp_path / "test.csv", tiny.toy_examples(20, offset=100))
+    return Shell(tmp_path, model_folder, capsys, monkeypatch)
+
+
+@pytest.fixture
+def refused(shell: Shell) -> Callable[..., str]:
+    """Run a command that must end in one message and exit code 2; return the message."""
+
+    def run(*arguments: str) -> str:
+        code, _, err = shell(*arguments)
+        assert code == 2, err
+        assert "Traceback" not in err
+        return " ".join(err.split())
+
+    return run

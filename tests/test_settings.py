@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from taskfit.errors import SettingsError
+from taskfit.settings import RunSettings
+from taskfit.settings_file import (
+    dump_settings,
+    load_settings,
+    settings_differences,
+    settings_reference,
+)
+
+
+def test_defaults_give_way_to_the_file_the_file_to_flags_and_flags_to_set(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 1\ntraining: {epochs: 2, batch_size: 4}\nmodel: {name: file}\n")
+    found = load_settings(path, flags={"model": {"name": "flag"}, "seed": 3}, overrides=["seed=5"])
+    assert (found.seed, found.model.name, found.training.epochs) == (5, "flag", 2)
+    assert found.training.learning_rate == RunSettings().training.learning_rate
+
+
+def test_all_unknown_keys_are_told_at_once_with_suggestions() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(overrides=["training.learning_rte=1", "modle.name=x", "seed"])
+    message = str(caught.value)
+    assert "Did you mean training.learning_rate?" in message
+    assert "Did you mean model?" in message
+    assert "--set seed: write it as section.key=value" in message
+
+
+def test_all_wrong_values_are_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(overrides=["training.learning_rate=-1", "method.name=magic", "model=x"])
+    assert "model is 'x', but it is a section" in str(caught.value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(overrides=["training.learning_rate=-1", "method.name=magic"])
+    assert "training.learning_rate is -1" in str(caught.value)
+    assert "method.name is 'magic'" in str(caught.value)
+    assert "label_words" in str(caught.value)
+
+
+def test_values_are_typed_and_reach_into_dictionaries() -> None:
+    found = load_settings(
+        overrides=[
+            "training.learning_rate=1e-3",
+            "data.tests.mine=a.csv",
+            'task.label_words.good=" fine"',
+            "task.label_words.bad=[' poor', ' weak']",
+            "data.num_train=null",
+        ]
+    )
+    assert found.training.learning_rate == 0.001
+    assert found.data.tests == {"mine": "a.csv"}
+    assert found.task.label_words == {"good": " fine", "bad": [" poor", " weak"]}
+
+
+def test_written_settings_come_back_equal_and_differences_are_named(tmp_path: Path) -> None:
+    found = load_settings(overrides=["task.line=' {a} -{label}'", "data.tests.x=y"])
+    dump_settings(found, tmp_path / "s.yaml")
+    assert load_settings(tmp_path / "s.yaml") == found
+    other = load_settings(tmp_path / "s.yaml", overrides=["training.epochs=7"])
+    assert settings_differences(found, other) == ["training.epochs: 1.0 -> 7.0"]
+
+
+def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no settings file"):
+        load_settings(tmp_path / "nothing.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(SettingsError, match="holds no settings"):
+        load_settings(tmp_path / "list.yaml")
+
+
+def test_every_setting_is_documented_and_the_reference_is_fresh() -> None:
+    reference = settings_reference()
+    assert "|  |" not in reference
+    docs = Path(__file__).parents[1] / "docs" / "settings.md"
+    assert docs.read_text(encoding="utf-8") == reference, (
+        "run: python -m taskfit.settings_file > docs/settings.md"
+    )
