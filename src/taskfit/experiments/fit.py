@@ -31,6 +31,7 @@ from taskfit.models import (
     resolve_device,
     save_weights,
     trainable_parameters,
+    weight_bytes,
 )
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_settings, settings_differences
@@ -116,8 +117,11 @@ def fit(
     _check_fingerprint(folder, data, resume=resume)
     _tell_about_data(data, screen)
     memory = MemoryAccount(resolve_device(settings.model.device))
-    model = model or load_model(settings.model)
-    memory.stage("model")
+    if model is None:
+        model = load_model(settings.model)
+        memory.stage("model")
+    else:
+        memory.charge("model", weight_bytes(model.tree.model))
     classifier = Classifier(
         data.task,
         model,

@@ -40,7 +40,7 @@ def quickstart(
         "zero-shot": ("zero_shot", _settings(common, name="in_context", num_demonstrations=0)),
         "few-shot": (
             "few_shot",
-            _settings(common, name="in_context", num_demonstrations=FEW_SHOTS),
+            _settings(common, name="in_context", num_demonstrations=FEW_SHOTS, calibration="batch"),
         ),
         "fine-tuned": ("label_words", _settings(common, name="label_words")),
     }
@@ -65,19 +65,14 @@ def quickstart(
         title=f"Quickstart: {model} on short texts",
         notes=[
             f"Is a snippet positive or negative? Zero-shot sees an instruction only, few-shot "
-            f"{FEW_SHOTS} labelled examples in its prompt, fine-tuned trains a LoRA adapter on "
-            f"{results[-1].num_train:,} labelled movie snippets. Tweets, products and editorials "
-            "were never trained on."
+            f"{FEW_SHOTS} labelled examples in its prompt (batch calibration), fine-tuned "
+            f"trains a LoRA adapter on {results[-1].num_train:,} labelled movie snippets. Tweets, "
+            "products and editorials were never trained on."
         ],
         pictures=[comparison_picture(folder, results)],
     )
     return results
 
 
-def _settings(
-    common: dict[str, dict[str, object]], *, name: str, num_demonstrations: int | None = None
-) -> RunSettings:
-    method: dict[str, object] = {"name": name}
-    if num_demonstrations is not None:
-        method["num_demonstrations"] = num_demonstrations
+def _settings(common: dict[str, dict[str, object]], **method: object) -> RunSettings:
     return settings_from_dict({**common, "method": method})

@@ -1,6 +1,12 @@
 """Load causal language models, put adapters on them, and run them over token trees."""
 
-from taskfit.models.adapters import add_adapter, load_adapter, save_weights, trainable_parameters
+from taskfit.models.adapters import (
+    add_adapter,
+    load_adapter,
+    save_weights,
+    trainable_parameters,
+    weight_bytes,
+)
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.load import LoadedModel, load_model, resolve_device, resolve_dtype
 from taskfit.models.packaged import PACKAGED_MODELS, packaged_folder
@@ -19,4 +25,5 @@ __all__ = [
     "resolve_dtype",
     "save_weights",
     "trainable_parameters",
+    "weight_bytes",
 ]

@@ -113,6 +113,11 @@ def trainable_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Return the memory that a model's weights take (bytes)."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
 def save_weights(
     model: PreTrainedModel,
     adapter: PeftModel | None,

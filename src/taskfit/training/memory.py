@@ -36,6 +36,11 @@ class MemoryAccount:
         self.by_stage[name] = self.by_stage.get(name, 0) + added
         self._reset_peak()
 
+    def charge(self, name: str, size: int) -> None:
+        """Charge a stage with bytes that were in use before the account was opened."""
+        self.by_stage[name] = size
+        self._baseline -= size
+
     def current(self) -> int:
         """Return the bytes in use now."""
         if self.device.type == "cuda":
