@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--train", type=int, help="examples of an epoch; leaves out the steps")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--peer-seeds", type=int, default=1)
     parser.add_argument("--side", choices=["ours", "peer"], help="one epoch in this process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -215,7 +216,7 @@ def main() -> None:
     elif arguments.train:
         # Each epoch in a process of its own, so that peaks of memory do not mix.
         runs = [("ours", seed) for seed in range(arguments.seeds)]
-        runs += [("peer", seed) for seed in range(arguments.seeds)]
+        runs += [("peer", seed) for seed in range(arguments.peer_seeds)]
         epochs = []
         for side, seed in runs:
             command = [sys.executable, __file__, "--side", side, "--seed", str(seed)]

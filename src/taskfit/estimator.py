@@ -34,7 +34,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights: `lora` or `full`.
         num_demonstrations: Labelled examples in the prompt; None: up to four, one a class.
         epochs: Passes over the training set.
-        learning_rate: Peak learning rate.
+        learning_rate: Peak learning rate; None: 5e-4 for adapters, 2e-5 for full weights.
         batch_size: Examples per optimizer step.
         seed: Seed of every draw.
         settings: Further settings as `{"section.key": value}`, see docs/settings.md.
@@ -51,7 +51,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights: str = "lora",
         num_demonstrations: int | None = None,
         epochs: float = 1.0,
-        learning_rate: float = 5e-4,
+        learning_rate: float | None = None,
         batch_size: int = 16,
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
@@ -133,18 +133,20 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return estimator
 
     def _flags(self, train: Path, columns: list[str]) -> dict[str, Any]:
+        training: dict[str, Any] = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "tensorboard": False,
+        }
+        if self.learning_rate is not None:
+            training["learning_rate"] = self.learning_rate
         return {
             "seed": self.seed,
             "data": {"train": str(train), "text": columns, "label": LABEL},
             "model": {"name": self.model},
             "method": {"name": self.method, "num_demonstrations": self.num_demonstrations},
             "adapter": {"weights": self.weights},
-            "training": {
-                "epochs": self.epochs,
-                "learning_rate": self.learning_rate,
-                "batch_size": self.batch_size,
-                "tensorboard": False,
-            },
+            "training": training,
         }
 
     def _new_folder(self) -> Path:

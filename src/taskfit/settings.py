@@ -8,6 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Whole models are trained with much smaller steps than adapters that start from nothing.
+FULL_LEARNING_RATE = 2e-5
+
 
 class Section(BaseModel):
     """Base of all sections: immutable, unknown keys refused, texts below fields are their help."""
@@ -122,7 +125,7 @@ class TrainingSettings(Section):
     batch_size: int = Field(default=16, ge=1)
     """Examples per optimizer step, however the step is cut into forward passes."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW. Where it is not given, `adapter.weights=full` takes 2e-5."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -160,3 +163,10 @@ class RunSettings(Section):
     method: MethodSettings = MethodSettings()
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
+
+    def resolved(self) -> "RunSettings":
+        """Return the settings with defaults that depend on others filled in."""
+        if self.adapter.weights == "full" and "learning_rate" not in self.training.model_fields_set:
+            training = self.training.model_copy(update={"learning_rate": FULL_LEARNING_RATE})
+            return self.model_copy(update={"training": training})
+        return self

@@ -7,6 +7,8 @@ from rich.text import Text
 from taskfit.experiments.inspection import Inspection
 from taskfit.tasks.checkup import Checkup
 
+MAX_WORDS = 12
+
 
 def show_inspection(inspection: Inspection, console: Console) -> None:
     """Print what `taskfit inspect` found, readable on 80 columns."""
@@ -18,6 +20,8 @@ def show_inspection(inspection: Inspection, console: Console) -> None:
     console.print(_prompt(checkup))
     console.print("\nLabel words:")
     console.print(_words(checkup))
+    if len(checkup.words) > MAX_WORDS:
+        console.print(f"... and {len(checkup.words) - MAX_WORDS} more", highlight=False)
     lengths = ", ".join(f"{name} {value:,}" for name, value in checkup.lengths.items())
     console.print(f"\nLength with answer (tokens): {lengths}", highlight=False)
     overlap = inspection.overlap
@@ -42,7 +46,9 @@ def show_inspection(inspection: Inspection, console: Console) -> None:
 
 
 def _classes(checkup: Checkup) -> str:
-    return "Labels: " + ", ".join(f"{k} {v:,}" for k, v in checkup.class_counts.items())
+    counts = list(checkup.class_counts.items())
+    more = f", and {len(counts) - MAX_WORDS} more" if len(counts) > MAX_WORDS else ""
+    return "Labels: " + ", ".join(f"{k} {v:,}" for k, v in counts[:MAX_WORDS]) + more
 
 
 def _prompt(checkup: Checkup) -> Text:
@@ -59,7 +65,7 @@ def _words(checkup: Checkup) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("label", "word", "tokens after the prompt", "alone: ' x'", "'x'"):
         table.add_column(name)
-    for word in checkup.words:
+    for word in checkup.words[:MAX_WORDS]:
         tokens = " | ".join(token.replace(" ", "·") for token in word.tokens)
         table.add_row(
             word.label, repr(word.word), tokens, str(word.with_space), str(word.without_space)

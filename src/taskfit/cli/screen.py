@@ -19,6 +19,8 @@ from rich.table import Table
 from taskfit.evaluation import Evaluation
 from taskfit.experiments import RunResult
 
+LINES_PER_RUN = 10
+
 
 class RichScreen:
     """Shows a run as it goes."""
@@ -46,10 +48,10 @@ class RichScreen:
         elif record["kind"] == "step":
             self._step(record)
         elif record["kind"] == "validation":
-            metrics = " ".join(f"{k} {record[k]:.3f}" for k in ("accuracy", "mcc", "macro_f1"))
-            best = " (best so far)" if record["is_best"] else ""
+            best = " (best)" if record["is_best"] else ""
             self._print(
-                f"step {record['step']}: validation loss {record['loss']:.3f} {metrics}{best}"
+                f"step {record['step']}: validation loss {record['loss']:.3f}, accuracy "
+                f"{record['accuracy']:.3f}, MCC {record['mcc']:.3f}{best}"
             )
         else:
             self.note(str(record["text"]))
@@ -57,21 +59,32 @@ class RichScreen:
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show a bar over `total` things."""
-        with _bar(self.console, "") as bar:
+        if not self.console.is_terminal:
+            self.note(f"{label}: {total:,}")
+            yield lambda _: None
+            return
+        with _bar(self.console) as bar:
             task = bar.add_task(label, total=total, detail="")
             yield lambda count: bar.advance(task, count)
 
     def _step(self, record: Mapping[str, Any]) -> None:
-        if self._training is None:
-            self._training = _bar(self.console, "training")
-            self._training.start()
-            self._task = self._training.add_task("training", total=record["total_steps"], detail="")
         detail = (
             f"loss {record['loss']:.3f} lr {record['learning_rate']:.1e} "
             f"{record['tokens_per_second']:,.0f} tok/s {record['memory_bytes'] / 1e9:.1f} GB"
         )
-        self._training.update(self._task, completed=record["step"], detail=detail)
-        if record["step"] == record["total_steps"]:
+        step, total = record["step"], record["total_steps"]
+        if not self.console.is_terminal:
+            # A bar cannot move in a file; a line now and then can be read there.
+            if step % max(1, total // LINES_PER_RUN) == 0:
+                left = record["seconds"] / step * (total - step)
+                self._print(f"step {step}/{total}: {detail}, {left:,.0f} s left")
+            return
+        if self._training is None:
+            self._training = _bar(self.console)
+            self._training.start()
+            self._task = self._training.add_task("training", total=total, detail="")
+        self._training.update(self._task, completed=step, detail=detail)
+        if step == total:
             self.close()
 
     def close(self) -> None:
@@ -84,7 +97,7 @@ class RichScreen:
         (self._training.console if self._training else self.console).print(text, highlight=False)
 
 
-def _bar(console: Console, label: str) -> Progress:
+def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),

@@ -112,6 +112,7 @@ def fit(
     """
     screen = screen or SilentScreen()
     started = time.perf_counter()
+    settings = settings.resolved()
     _open_folder(settings, folder, resume=resume)
     data = prepare_data(settings)
     _check_fingerprint(folder, data, resume=resume)

@@ -80,22 +80,35 @@ class TreeLayout:
 
 
 def block_tensors(
-    block: AttentionBlock, *, prefix_length: int, window: int | None, like: Tensor
+    block: AttentionBlock, *, prefix_length: int, window: int | None, like: Tensor, multiple: int
 ) -> BlockTensors:
-    """Turn a block into an additive mask of the dtype and device of `like`."""
+    """Turn a block into an additive mask of the dtype and device of `like`.
+
+    Args:
+        block: The block.
+        prefix_length: Tokens of a cached prefix, seen by all queries.
+        window: Number of positions that windowed layers see, or None.
+        like: Gives dtype and device.
+        multiple: Ancestors are filled up to a multiple of this by keys that nobody sees.
+    """
     num_queries = block.stop - block.start
-    seen = np.concatenate((np.ones((num_queries, prefix_length), bool), block.visible), axis=1)
+    fill = -len(block.ancestors) % multiple
+    unseen = np.zeros((num_queries, fill), bool)
+    seen = np.concatenate(
+        (np.ones((num_queries, prefix_length), bool), unseen, block.visible), axis=1
+    )
     bias = _additive(seen, like)
     window_bias = bias
     # A key is within the window if fewer than `window` positions lie between it and the query.
     query_positions = block.query_positions + prefix_length  # (Q,)
     if window is not None and len(query_positions) and query_positions.max() >= window:
         key_positions = np.concatenate(
-            (np.arange(prefix_length), block.key_positions + prefix_length)
+            (np.arange(prefix_length + fill), block.key_positions + prefix_length)
         )
         near = query_positions[:, None] - key_positions[None, :] < window  # (Q, K)
         window_bias = _additive(seen & near, like)
-    ancestors = torch.from_numpy(block.ancestors).to(like.device) if len(block.ancestors) else None
+    keys = np.concatenate((np.zeros(fill, dtype=np.int64), block.ancestors))
+    ancestors = torch.from_numpy(keys).to(like.device) if len(keys) else None
     return BlockTensors(block.start, block.stop, ancestors, bias, window_bias)
 
 
@@ -145,7 +158,9 @@ def tree_attention(
     keys, values = key[0], value[0]  # (N, T, E)
     if tree_layout.record is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        tree_layout.record.keys[layer], tree_layout.record.values[layer] = keys, values
+        kept = tree_layout.record.length
+        tree_layout.record.keys[layer] = keys[:, :kept]
+        tree_layout.record.values[layer] = values[:, :kept]
     outputs = []
     for block in tree_layout.blocks:
         block_keys, block_values = _visible_keys(module, keys, values, block, tree_layout.prefix)

@@ -26,6 +26,9 @@ from taskfit.tree.build import IntArray
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
 # at 128 the products are still large enough (measured on two CPU cores, 100 to 1,000 tokens).
 BLOCK_SIZE = {"cpu": 128, "cuda": 1024}
+# On a CPU, oneDNN generates code for every new shape of a product and keeps it: trees of any length
+# would cost time and memory at every step. Rounded up, a few shapes serve all.
+CPU_MULTIPLE = 16
 # Rows of logits in memory at once: 128 x 50,000 words x 4 bytes = 26 MB.
 LOGIT_ROWS = 128
 # Layer types whose attention the tree can mask.
@@ -184,24 +187,34 @@ class TreeModel:
     ) -> Tensor:
         """Run the decoder over a tree; return its last hidden states, (T, D)."""
         offset = prefix.length if prefix is not None else 0
-        blocks = attention_blocks(tree, BLOCK_SIZE.get(self.device.type, BLOCK_SIZE["cuda"]))
+        num_tokens = len(tree)
+        on_cpu = self.device.type == "cpu"
+        multiple = CPU_MULTIPLE if on_cpu else 1
+        tree = tree.padded(multiple)
+        blocks = attention_blocks(tree, BLOCK_SIZE["cpu" if on_cpu else "cuda"])
         like = torch.empty((), dtype=self.model.dtype, device=self.device)
         layout = TreeLayout(
             blocks=[
-                block_tensors(block, prefix_length=offset, window=self._window, like=like)
+                block_tensors(
+                    block,
+                    prefix_length=offset,
+                    window=self._window,
+                    like=like,
+                    multiple=multiple,
+                )
                 for block in blocks
             ],
             prefix=prefix,
             record=record,
         )
-        self.num_tokens_run += len(tree)
+        self.num_tokens_run += num_tokens
         output = self._decoder(
             input_ids=torch.from_numpy(tree.ids).to(self.device)[None],
             position_ids=torch.from_numpy(tree.positions + offset).to(self.device)[None],
             use_cache=False,
             tree_layout=layout,
         )
-        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+        return output.last_hidden_state[0, :num_tokens]  # type: ignore[no-any-return]
 
     def _config_number(self, name: str) -> float | None:
         value = self.model.config.get_text_config().to_dict().get(name)

@@ -9,6 +9,8 @@ import numpy as np
 from taskfit.data import Example
 from taskfit.tasks.encode import EncodedExample, PromptEncoder, Tokenizer
 
+LONG_WORD = 4  # tokens
+
 
 @dataclass(frozen=True, slots=True)
 class ShownToken:
@@ -151,11 +153,14 @@ def _advice(
                 f"{report.with_space}: start the word with the space, and end the template "
                 "without one."
             )
-        if len(report.tokens) > 4:
-            advice.append(
-                f"{report.word!r} is {len(report.tokens)} tokens ({' | '.join(report.tokens)}); "
-                "a more common word may be learnt faster. Its probability is exact all the same."
-            )
+    long_words = [report for report in words if len(report.tokens) > LONG_WORD]
+    if long_words:
+        worst = max(long_words, key=lambda report: len(report.tokens))
+        advice.append(
+            f"{len(long_words)} label words have more than {LONG_WORD} tokens, most of all "
+            f"{worst.word!r} ({' | '.join(worst.tokens)}). Their probabilities are exact, but a "
+            "shorter, more common word may be learnt faster."
+        )
     if shared:
         advice.append(
             "Words that share their first token are told apart by the later ones; taskfit scores "

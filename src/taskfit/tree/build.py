@@ -67,6 +67,21 @@ class TokenTree:
             paths=_paths(order, shared.tolist(), lengths.tolist(), starts.tolist()),
         )
 
+    def padded(self, multiple: int) -> "TokenTree":
+        """Return the tree with roots of one token behind it, up to a multiple of tokens.
+
+        Nothing attends to them and they attend to nothing, so all other tokens are as before.
+        """
+        total = len(self)
+        extra = -total % multiple
+        zeros = np.zeros(extra, dtype=np.int64)
+        return TokenTree(
+            ids=np.concatenate((self.ids, zeros)),
+            positions=np.concatenate((self.positions, zeros)),
+            subtree_end=np.concatenate((self.subtree_end, np.arange(total, total + extra) + 1)),
+            paths=self.paths,
+        )
+
     def ancestors(self, node: int) -> IntArray:
         """Return the proper ancestors of a node, root first, (depth of the node,)."""
         before = np.arange(node)
