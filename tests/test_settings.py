@@ -78,3 +78,11 @@ def test_every_setting_is_documented_and_the_reference_is_fresh() -> None:
     assert docs.read_text(encoding="utf-8") == reference, (
         "run: python -m taskfit.settings_file > docs/settings.md"
     )
+
+
+def test_full_weights_take_small_steps_unless_told_otherwise() -> None:
+    full = load_settings(overrides=["adapter.weights=full"]).resolved()
+    assert full.training.learning_rate == 2e-5
+    told = load_settings(overrides=["adapter.weights=full", "training.learning_rate=1e-4"])
+    assert told.resolved().training.learning_rate == 1e-4
+    assert load_settings().resolved() == load_settings()

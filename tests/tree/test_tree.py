@@ -88,3 +88,15 @@ def test_sequences_that_share_a_prefix_are_planned_together() -> None:
 def test_a_sequence_over_the_budget_is_named() -> None:
     with pytest.raises(DataError, match=r"b\.csv:7 needs 30 unique tokens.*budget is 20"):
         plan_trees([[np.arange(5)], [np.arange(30)]], 20, names=["b.csv:6", "b.csv:7"])
+
+
+@given(sequences, st.integers(1, 20))
+def test_padding_adds_tokens_that_nobody_sees(rows: list[list[int]], multiple: int) -> None:
+    tree = TokenTree.build(rows)
+    padded = tree.padded(multiple)
+    assert len(padded) % multiple == 0
+    assert len(padded) - len(tree) < multiple
+    assert padded.subtree_end[: len(tree)].tolist() == tree.subtree_end.tolist()
+    for extra in range(len(tree), len(padded)):
+        assert padded.ancestors(extra).tolist() == []
+        assert padded.subtree_end[extra] == extra + 1
