@@ -144,10 +144,11 @@ def compare_steps(dtype: str, steps: int, *, compiled: bool) -> dict[str, object
 
 
 def train_epoch(
-    side: str, dtype: str, num_train: int, seed: int, *, compiled: bool
+    side: str, dtype: str, num_train: int, seed: int, *, compiled: bool, num_dev: int | None
 ) -> dict[str, object]:
     """Run one epoch and an evaluation on the development sets, with peak memory above weights."""
     encoder, train, dev = encode(num_train)
+    dev = dev[:num_dev]
     steps = -(-len(train) // BATCH)
     order = np.random.default_rng(seed).permutation(len(train))
     gold = [item.label_index for item in dev]
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--train", type=int, help="examples of an epoch; leaves out the steps")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--dev", type=int, help="development examples to score; default all")
     parser.add_argument("--peer-seeds", type=int, default=1)
     parser.add_argument("--side", choices=["ours", "peer"], help="one epoch in this process")
     parser.add_argument("--seed", type=int, default=0)
@@ -212,6 +214,7 @@ def main() -> None:
             arguments.train,
             arguments.seed,
             compiled=arguments.compile,
+            num_dev=arguments.dev,
         )
     elif arguments.train:
         # Each epoch in a process of its own, so that peaks of memory do not mix.
@@ -222,6 +225,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--side", side, "--seed", str(seed)]
             command += ["--train", str(arguments.train), "--dtype", arguments.dtype]
             command += ["--compile"] if arguments.compile else []
+            command += ["--dev", str(arguments.dev)] if arguments.dev else []
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             epochs.append(json.loads(done.stdout.splitlines()[-1]))
             print(epochs[-1], flush=True)
