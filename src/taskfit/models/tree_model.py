@@ -191,7 +191,10 @@ class TreeModel:
         on_cpu = self.device.type == "cpu"
         multiple = CPU_MULTIPLE if on_cpu else 1
         tree = tree.padded(multiple)
-        blocks = attention_blocks(tree, BLOCK_SIZE["cpu" if on_cpu else "cuda"])
+        block_size = BLOCK_SIZE["cpu" if on_cpu else "cuda"]
+        # Just over one block, gathering the keys of a second costs more than it saves.
+        whole = len(tree) <= 1.5 * block_size
+        blocks = attention_blocks(tree, len(tree) if whole else block_size)
         like = torch.empty((), dtype=self.model.dtype, device=self.device)
         layout = TreeLayout(
             blocks=[
