@@ -1,29 +1,53 @@
 """Show an inspection on a terminal."""
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from taskfit.experiments.inspection import Inspection
-from taskfit.tasks.checkup import Checkup
+from taskfit.tasks.checkup import Checkup, ShownToken, WordReport
 
 MAX_WORDS = 12
+MAX_ODD_WORDS = 6
+# A longer prompt is shown with its middle left out (lines on the screen).
+HEAD_LINES = 10
+TAIL_LINES = 8
 
 
 def show_inspection(inspection: Inspection, console: Console) -> None:
     """Print what `taskfit inspect` found, readable on 80 columns."""
+
+    def say(line: str | Text) -> None:
+        # Names and texts are the user's: a bracket in them is a bracket.
+        console.print(line, highlight=False, markup=False)
+
     checkup = inspection.checkup
     sizes = ", ".join(f"{name} {count:,}" for name, count in inspection.num_examples.items())
-    console.print(f"Task {inspection.task.name} with {inspection.model}: {sizes}", highlight=False)
-    console.print(_classes(checkup), highlight=False)
-    console.print("\nThe prompt, token by token; the label's tokens are in colour:")
-    console.print(_prompt(checkup))
-    console.print("\nLabel words:")
-    console.print(_words(checkup))
-    if len(checkup.words) > MAX_WORDS:
-        console.print(f"... and {len(checkup.words) - MAX_WORDS} more", highlight=False)
+    say(f"Task {inspection.task.name} with {inspection.model}: {sizes}")
+    say(_classes(checkup))
+    say("\nA prompt, token by token; the label's tokens are in colour:")
+    for line in _prompt(checkup.prompt, console.width):
+        say(line)
+    say("\nLabel words, and how many tokens they are with a leading space and without:")
+    _say_words(checkup.words, console)
+    if checkup.shared_first_tokens:
+        shared = checkup.shared_first_tokens.items()
+        say("Shared first tokens: " + _some(f"{_visible(k)} ({len(v)})" for k, v in shared))
+    say(f"Leading space: {checkup.leading_space}")
     lengths = ", ".join(f"{name} {value:,}" for name, value in checkup.lengths.items())
-    console.print(f"\nLength with answer (tokens): {lengths}", highlight=False)
+    say(f"\nPrompt with answer (tokens, {checkup.num_encoded:,} examples): {lengths}")
+    shortened = f"{checkup.num_shortened:,} texts" if checkup.num_shortened else "no text"
+    say(f"Limit: {checkup.max_length:,} tokens; {shortened} shortened to fit.")
+    _say_savings(inspection, console)
+    say("\nAdvice:" if checkup.advice else "\nNothing to object to.")
+    for sentence in checkup.advice:
+        say(f"- {sentence}")
+
+
+def _say_savings(inspection: Inspection, console: Console) -> None:
+    """Print duplicates, and what prefix sharing saves."""
     overlap = inspection.overlap
     if overlap is not None:
         where = ", ".join(f"{name} {count}" for name, count in overlap.dropped_by_set.items())
@@ -32,42 +56,81 @@ def show_inspection(inspection: Inspection, console: Console) -> None:
             f"{f' ({where}) and will be left out' if where else ''}; {overlap.num_repeated} stand "
             f"twice in training, {overlap.num_conflicts} of them with different labels.",
             highlight=False,
+            markup=False,
         )
     ratio = inspection.padded_tokens / inspection.unique_tokens
     console.print(
-        f"Prefix sharing: one epoch at batch size {inspection.batch_size} runs "
-        f"{inspection.unique_tokens:,} tokens; padded to the longest text it would be "
-        f"{inspection.padded_tokens:,}, {ratio:.1f} times as many.",
+        f"Prefix sharing: {inspection.checkup.num_encoded:,} examples at batch size "
+        f"{inspection.batch_size} run {inspection.unique_tokens:,} tokens; padded to the longest "
+        f"text they would be {inspection.padded_tokens:,}, {ratio:.1f} times as many.",
         highlight=False,
+        markup=False,
     )
-    console.print("\nAdvice:" if checkup.advice else "\nNothing to object to.")
-    for sentence in checkup.advice:
-        console.print(f"- {sentence}", highlight=False, markup=False)
+
+
+def _say_words(words: tuple[WordReport, ...], console: Console) -> None:
+    """Print a table of the first label words and of some that are split oddly further on."""
+    odd = [report for report in words[MAX_WORDS:] if report.is_split]
+    shown = (*words[:MAX_WORDS], *odd[:MAX_ODD_WORDS])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("label", max_width=26, no_wrap=True, overflow="ellipsis")
+    table.add_column("word, token by token")
+    table.add_column("with", justify="right")
+    table.add_column("without", justify="right")
+    for report in shown:
+        tokens = " | ".join(map(_visible, report.tokens))
+        table.add_row(
+            Text(report.label),
+            Text(tokens, style="yellow" if report.is_split else ""),
+            str(report.with_space),
+            str(report.without_space),
+        )
+    console.print(table)
+    left = len(words) - len(shown)
+    if left > 0:
+        split = len(odd) - len(odd[:MAX_ODD_WORDS])
+        console.print(f"... and {left} more, {split} of them split inside a word", highlight=False)
 
 
 def _classes(checkup: Checkup) -> str:
-    counts = list(checkup.class_counts.items())
-    more = f", and {len(counts) - MAX_WORDS} more" if len(counts) > MAX_WORDS else ""
-    return "Labels: " + ", ".join(f"{k} {v:,}" for k, v in counts[:MAX_WORDS]) + more
+    counts = checkup.class_counts
+    if len(counts) <= MAX_WORDS:
+        return "Labels: " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    return (
+        f"{len(counts)} labels, with {counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most}) "
+        "examples each"
+    )
 
 
-def _prompt(checkup: Checkup) -> Text:
-    text = Text()
-    for index, token in enumerate(checkup.prompt):
-        shown = token.text.replace("\n", "⏎\n").replace(" ", "·")
+def _prompt(tokens: tuple[ShownToken, ...], width: int) -> list[Text]:
+    """Return the prompt in lines that break between tokens, its middle left out if it is long."""
+    lines = [Text()]
+    for index, token in enumerate(tokens):
+        shown = _visible(token.text)
         style = "bold white on dark_green" if token.is_completion else ("", "dim")[index % 2]
-        text.append(shown, style=style)
-        text.append("" if shown.endswith("\n") else "|", style="dim")
-    return text
+        piece = Text(shown, style=style)
+        mark = "" if token.text.endswith("\n") else "|"
+        if lines[-1].cell_len and lines[-1].cell_len + piece.cell_len + len(mark) > width:
+            lines.append(Text())
+        lines[-1].append_text(piece).append(mark, style="dim")
+        if not mark:
+            lines.append(Text())
+    left = len(lines) - HEAD_LINES - TAIL_LINES
+    if left <= 1:
+        return lines
+    middle = Text(f"... {left} lines left out; {len(tokens):,} tokens in all ...", style="italic")
+    return [*lines[:HEAD_LINES], middle, *lines[-TAIL_LINES:]]
 
 
-def _words(checkup: Checkup) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("label", "word", "tokens after the prompt", "alone: ' x'", "'x'"):
-        table.add_column(name)
-    for word in checkup.words[:MAX_WORDS]:
-        tokens = " | ".join(token.replace(" ", "·") for token in word.tokens)
-        table.add_row(
-            word.label, repr(word.word), tokens, str(word.with_space), str(word.without_space)
-        )
-    return table
+def _visible(token: str) -> str:
+    """Return a token with its spaces, line breaks and control characters made visible."""
+    token = token.replace(" ", "·").replace("\n", "⏎")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in token)
+
+
+def _some(entries: Iterable[str]) -> str:
+    """Join the first entries and say how many more there are."""
+    listed = list(entries)
+    more = f" and {len(listed) - MAX_WORDS} more" if len(listed) > MAX_WORDS else ""
+    return ", ".join(listed[:MAX_WORDS]) + more

@@ -3,19 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from taskfit.data import Overlap
 from taskfit.errors import ModelError, SettingsError
 from taskfit.experiments.prepare import PreparedData, prepare_data
 from taskfit.models.load import locate_model
-from taskfit.settings import RunSettings
+from taskfit.settings import ModelSettings, RunSettings
 from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
 from taskfit.tree import unique_tokens
 
-SAMPLE = 2000
-# Where no limit is set, inspection does not load the model just to learn its own.
-NO_LIMIT = 1_000_000
+SAMPLE = 2000  # examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +27,8 @@ class Inspection:
         overlap: Duplicates, or None without training data.
         num_examples: Examples in each set.
         batch_size: Examples per optimizer step.
-        padded_tokens: Tokens of one epoch, each step padded to the longest of the data set.
-        unique_tokens: Tokens of one epoch as trees.
+        padded_tokens: Tokens of one pass over the examples looked at, each padded to the longest.
+        unique_tokens: Tokens of the same pass as trees.
     """
 
     task: Task
@@ -53,27 +51,16 @@ def inspect_task(settings: RunSettings) -> Inspection:
     examples = data.train or next(iter(data.evaluations.values()), [])
     if not examples:
         raise SettingsError("There are no examples to inspect.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            locate_model(settings.model.name), revision=settings.model.revision
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"The tokenizer of {settings.model.name!r} cannot be had: {error}"
-        ) from error
-    encoder = PromptEncoder(
-        tokenizer,
-        data.task,
-        data.demonstrations,
-        max_length=settings.model.max_length or NO_LIMIT,
-    )
-    chosen = examples[:SAMPLE]
-    encoded = encoder.encode(chosen)
-    padded, unique = _tokens_of_epoch(encoded, settings)
+    tokenizer, limit = _tokenizer_and_limit(settings.model)
+    encoder = PromptEncoder(tokenizer, data.task, data.demonstrations, max_length=limit)
+    # Tables are often sorted by label, so their beginning tells little.
+    drawn = np.random.default_rng([settings.seed, 3]).permutation(len(examples))[:SAMPLE]
+    encoded = encoder.encode([examples[i] for i in sorted(drawn)])
+    padded, unique = _tokens_of_pass(encoded, settings)
     return Inspection(
         task=data.task,
         model=settings.model.name,
-        checkup=check_up(encoder, tokenizer, chosen, encoded),
+        checkup=check_up(encoder, tokenizer, examples, encoded),
         overlap=data.overlap,
         num_examples=_sizes(data),
         batch_size=settings.training.batch_size,
@@ -82,13 +69,34 @@ def inspect_task(settings: RunSettings) -> Inspection:
     )
 
 
+def _tokenizer_and_limit(settings: ModelSettings) -> tuple[PreTrainedTokenizerBase, int]:
+    """Return the tokenizer, and the longest prompt with its completion (tokens)."""
+    source = locate_model(settings.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+        config = AutoConfig.from_pretrained(source, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"The tokenizer of {settings.name!r} cannot be had: {first_line} Check the spelling "
+            "and the network, or give the folder of a model that is on this machine."
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{settings.name} has no fast tokenizer; its character offsets are needed to cut "
+            "prompts from completions. Convert it with transformers' convert_slow_tokenizer."
+        )
+    limit = int(config.get_text_config().max_position_embeddings)
+    return tokenizer, min(limit, settings.max_length or limit)
+
+
 def _sizes(data: PreparedData) -> dict[str, int]:
     sets = {"train": data.train, "validation": data.validation, **data.evaluations}
     return {name: len(examples) for name, examples in sets.items() if examples}
 
 
-def _tokens_of_epoch(encoded: list[EncodedExample], settings: RunSettings) -> tuple[int, int]:
-    """Return padded and unique tokens of the gold answers in seeded batches of one epoch."""
+def _tokens_of_pass(encoded: list[EncodedExample], settings: RunSettings) -> tuple[int, int]:
+    """Return padded and unique tokens of the gold answers, in seeded batches."""
     order = np.random.default_rng([settings.seed, 0]).permutation(len(encoded))
     sequences = []
     for item in encoded:

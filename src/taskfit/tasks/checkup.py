@@ -1,8 +1,9 @@
 """The check-up that people do by hand: what the tokenizer makes of prompt and label words."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from taskfit.data import Example
 from taskfit.tasks.encode import EncodedExample, PromptEncoder, Tokenizer
 
 LONG_WORD = 4  # tokens
+MAX_ADVICE = 3  # sentences of one kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class ShownToken:
 
     Attributes:
         id: Token id.
-        text: What it decodes to.
+        text: Its text, leading space included.
         is_completion: Whether it belongs to the label word.
     """
 
@@ -35,8 +37,8 @@ class WordReport:
         label: The label.
         word: Its word.
         tokens: The word's tokens after the prompt.
-        with_space: Number of tokens of the word alone with a leading space.
-        without_space: Number of tokens of the word alone without it.
+        with_space: Number of tokens that the word adds to a colon, with a leading space.
+        without_space: Number of tokens that it adds without one.
     """
 
     label: str
@@ -44,6 +46,11 @@ class WordReport:
     tokens: tuple[str, ...]
     with_space: int
     without_space: int
+
+    @property
+    def is_split(self) -> bool:
+        """Whether there are more tokens than words, numbers and punctuation marks."""
+        return len(self.tokens) > len(re.findall(r"\w+|[^\w\s]", self.word))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +60,26 @@ class Checkup:
     Attributes:
         prompt: First example's prompt with its label, token by token.
         words: One report a label word.
+        leading_space: Answer to whether label words should start with a space, in a sentence.
         shared_first_tokens: First token -> the words that start with it, where several do.
         prefixes: Pairs of words of which the first's tokens start the second's.
-        class_counts: Examples of each label.
+        class_counts: Examples of each label, in task order.
+        num_encoded: Examples that the lengths tell of.
         lengths: min, median, 95 % and max of prompt with longest answer (tokens).
+        max_length: Longest prompt with its answer that is allowed (tokens).
         num_shortened: Examples whose text does not fit.
         advice: What to change, in sentences.
     """
 
     prompt: tuple[ShownToken, ...]
     words: tuple[WordReport, ...]
+    leading_space: str
     shared_first_tokens: dict[str, tuple[str, ...]]
     prefixes: tuple[tuple[str, str], ...]
     class_counts: dict[str, int]
+    num_encoded: int
     lengths: dict[str, int]
+    max_length: int
     num_shortened: int
     advice: tuple[str, ...]
 
@@ -82,98 +95,152 @@ def check_up(
     Args:
         encoder: The task's encoder.
         tokenizer: Its tokenizer.
-        examples: At least one example.
-        encoded: The same examples, encoded.
+        examples: All examples; their labels are counted.
+        encoded: At least one of them, encoded; the first one is shown.
     """
     first = encoded[0]
-    shown = first.label_index or 0
     completions = dict(zip((c.word for c in encoder.candidates), first.completions, strict=True))
-    gold_word = next(c.word for c in encoder.candidates if c.label_index == shown)
-
-    def show(ids: Sequence[int], is_completion: bool) -> list[ShownToken]:
-        return [ShownToken(int(i), str(tokenizer.decode([int(i)])), is_completion) for i in ids]
-
-    prompt = show(first.prompt_ids.tolist(), False)
-    prompt += show(completions[gold_word].tolist(), True)
-    words = []
-    for candidate, ids in zip(encoder.candidates, first.completions, strict=True):
-        bare = candidate.word.lstrip()
-        words.append(
-            WordReport(
-                label=encoder.task.label_names[candidate.label_index],
-                word=candidate.word,
-                tokens=tuple(token.text for token in show(ids.tolist(), True)),
-                with_space=len(encoder.text.ids(" " + bare)),
-                without_space=len(encoder.text.ids(bare)),
-            )
-        )
-    by_first: dict[int, list[str]] = defaultdict(list)
-    for word, ids in completions.items():
-        by_first[int(ids[0])].append(word)
-    shared = {
-        str(tokenizer.decode([token])): tuple(found)
-        for token, found in by_first.items()
-        if len(found) > 1
-    }
-    prefixes = tuple(
-        (short, long)
-        for short, a in completions.items()
-        for long, b in completions.items()
-        if len(a) < len(b) and np.array_equal(a, b[: len(a)])
+    gold = next(
+        completions[c.word] for c in encoder.candidates if c.label_index == (first.label_index or 0)
     )
+    words = _word_reports(encoder, tokenizer, first)
+    by_first: dict[str, list[str]] = defaultdict(list)
+    for word, ids in completions.items():
+        by_first[_token_text(tokenizer, ids[0])].append(word)
     lengths = [len(e.prompt_ids) + max(map(len, e.completions)) for e in encoded]
     low, middle, high, top = np.percentile(lengths, [0, 50, 95, 100]).astype(int).tolist()
-    num_shortened = sum(e.num_tokens_cut > 0 for e in encoded)
-    return Checkup(
-        prompt=tuple(prompt),
-        words=tuple(words),
-        shared_first_tokens=shared,
-        prefixes=prefixes,
-        class_counts=dict(Counter(str(e.label) for e in examples)),
+    counts = Counter(example.label for example in examples)
+    found = Checkup(
+        prompt=(
+            *(ShownToken(int(i), _token_text(tokenizer, i), False) for i in first.prompt_ids),
+            *(ShownToken(int(i), _token_text(tokenizer, i), True) for i in gold),
+        ),
+        words=words,
+        leading_space=_leading_space(encoder, words),
+        shared_first_tokens={
+            token: tuple(found) for token, found in by_first.items() if len(found) > 1
+        },
+        prefixes=tuple(
+            (short, long)
+            for short, a in completions.items()
+            for long, b in completions.items()
+            if len(a) < len(b) and np.array_equal(a, b[: len(a)])
+        ),
+        class_counts={name: counts[name] for name in encoder.task.label_names},
+        num_encoded=len(encoded),
         lengths={"min": low, "median": middle, "95 %": high, "max": top},
-        num_shortened=num_shortened,
-        advice=tuple(_advice(encoder, words, shared, prefixes, num_shortened)),
+        max_length=encoder.max_length,
+        num_shortened=sum(e.num_tokens_cut > 0 for e in encoded),
+        advice=(),
+    )
+    return replace(found, advice=(*_space_advice(encoder, words), *_advice(found)))
+
+
+def _token_text(tokenizer: Tokenizer, token: int) -> str:
+    """Return the text of a token on its own, with the space that decoding would drop."""
+    piece = tokenizer.backend_tokenizer.id_to_token(int(token)) or ""
+    if "▁" in piece:
+        return piece.replace("▁", " ")
+    text = str(tokenizer.decode([int(token)]))
+    # A part of a character has no text of its own.
+    return piece if "\ufffd" in text else text
+
+
+def _word_reports(
+    encoder: PromptEncoder, tokenizer: Tokenizer, item: EncodedExample
+) -> tuple[WordReport, ...]:
+    def added(text: str) -> int:
+        # Alone, a word may get a space that it does not have behind other text.
+        return len(encoder.text.ids(":" + text)) - len(encoder.text.ids(":"))
+
+    return tuple(
+        WordReport(
+            label=encoder.task.label_names[candidate.label_index],
+            word=candidate.word,
+            tokens=tuple(_token_text(tokenizer, i) for i in ids),
+            with_space=added(" " + candidate.word.lstrip()),
+            without_space=added(candidate.word.lstrip()),
+        )
+        for candidate, ids in zip(encoder.candidates, item.completions, strict=True)
     )
 
 
-def _advice(
-    encoder: PromptEncoder,
-    words: Sequence[WordReport],
-    shared: dict[str, tuple[str, ...]],
-    prefixes: Sequence[tuple[str, str]],
-    num_shortened: int,
-) -> list[str]:
+def _reads_spaces(encoder: PromptEncoder, word: str) -> bool:
+    bare = word.lstrip()
+    return encoder.text.ids(":" + bare) != encoder.text.ids(": " + bare)
+
+
+def _leading_space(encoder: PromptEncoder, words: Sequence[WordReport]) -> str:
+    if encoder.task.chat:
+        return "the answer starts a turn of the chat, so label words have none."
+    if not any(_reads_spaces(encoder, report.word) for report in words):
+        return "this tokenizer reads words the same with one and without."
+    spaced = sum(report.word[:1].isspace() for report in words)
+    share = {0: "none of them has one", len(words): "all of them have one"}.get(
+        spaced, f"{spaced} of {len(words)} have one"
+    )
+    return (
+        f"with one the label words are {sum(report.with_space for report in words)} tokens in all, "
+        f"without {sum(report.without_space for report in words)}; {share}."
+    )
+
+
+def _space_advice(encoder: PromptEncoder, words: Sequence[WordReport]) -> list[str]:
+    """Return advice for words that stand bare where running text has a space."""
+    before = encoder.task.template.query(dict.fromkeys(encoder.task.text, "x"))[-1:]
+    if encoder.task.chat or before.isspace() or before in "([{<\"'":
+        return []
+    bare = [
+        report
+        for report in words
+        if not report.word[:1].isspace()
+        and report.with_space <= report.without_space
+        and _reads_spaces(encoder, report.word)
+    ]
+    advice = [
+        f"{report.word!r} is {report.without_space} tokens, with a leading space "
+        f"{report.with_space}, as in running text: start the word with the space, and end the "
+        "template without one."
+        for report in bare[:MAX_ADVICE]
+    ]
+    if len(bare) > MAX_ADVICE:
+        advice.append(f"The same goes for {len(bare) - MAX_ADVICE} more words.")
+    return advice
+
+
+def _advice(found: Checkup) -> list[str]:
     advice = []
-    chat = encoder.task.chat
-    for report in words:
-        spaced = report.word[:1].isspace()
-        if not chat and not spaced and report.with_space < report.without_space:
-            advice.append(
-                f"{report.word!r} is {report.without_space} tokens, with a leading space "
-                f"{report.with_space}: start the word with the space, and end the template "
-                "without one."
-            )
-    long_words = [report for report in words if len(report.tokens) > LONG_WORD]
+    absent = [name for name, count in found.class_counts.items() if count == 0]
+    if absent:
+        more = f" and {len(absent) - MAX_ADVICE} more" if len(absent) > MAX_ADVICE else ""
+        advice.append(
+            f"There is no example of {', '.join(map(repr, absent[:MAX_ADVICE]))}{more}: nothing "
+            "can be learnt about it. Add examples, or take the label out of the task."
+        )
+    long_words = [word for word in found.words if word.is_split or len(word.tokens) > LONG_WORD]
     if long_words:
         worst = max(long_words, key=lambda report: len(report.tokens))
         advice.append(
-            f"{len(long_words)} label words have more than {LONG_WORD} tokens, most of all "
-            f"{worst.word!r} ({' | '.join(worst.tokens)}). Their probabilities are exact, but a "
-            "shorter, more common word may be learnt faster."
+            f"Label words split inside a word or with more than {LONG_WORD} tokens: "
+            f"{len(long_words)}, most of all {worst.word!r} ({len(worst.tokens)} tokens). Their "
+            "probabilities are exact, but shorter, more common words may be learnt faster."
         )
-    if shared:
+    if found.shared_first_tokens:
         advice.append(
             "Words that share their first token are told apart by the later ones; taskfit scores "
             "the whole word, tools that read one token cannot tell them apart."
         )
-    for short, long in prefixes:
+    for short, long in found.prefixes[:MAX_ADVICE]:
         advice.append(
             f"The tokens of {short!r} start those of {long!r}: the longer word can never be more "
             "probable than the shorter one. Choose other words."
         )
-    if num_shortened:
+    if len(found.prefixes) > MAX_ADVICE:
+        advice.append(f"The same goes for {len(found.prefixes) - MAX_ADVICE} more pairs of words.")
+    if found.num_shortened:
         advice.append(
-            f"{num_shortened} texts do not fit into {encoder.max_length} tokens and are shortened "
-            "at their end; raise model.max_length if the model allows it."
+            f"Of {found.num_encoded:,} texts {found.num_shortened:,} do not fit into "
+            f"{found.max_length:,} tokens and are shortened at their end; raise model.max_length "
+            "if the model allows it."
         )
     return advice

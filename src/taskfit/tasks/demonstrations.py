@@ -20,7 +20,7 @@ def choose_demonstrations(
     """Choose demonstrations and their order.
 
     Args:
-        examples: Labelled examples to choose from.
+        examples: What to choose from; examples without one of the labels are passed over.
         how: `fixed`: the first ones, in order; `random`: a seeded draw; `balanced`: one of each
             class in turn, as far as it goes, then in a seeded order.
         num: How many.
@@ -30,10 +30,12 @@ def choose_demonstrations(
     Raises:
         DataError: If there are not enough examples.
     """
+    known = set(labels)
+    examples = [example for example in examples if example.label in known]
     if num > len(examples):
         raise DataError(
-            f"{num} demonstrations are wanted, but there are only {len(examples)} training "
-            "examples. Set method.num_demonstrations lower."
+            f"{num} demonstrations are wanted, but there are only {len(examples)} labelled "
+            "examples to take them from. Set method.num_demonstrations lower."
         )
     if how == "fixed":
         return list(examples[:num])

@@ -4,6 +4,7 @@ Subword tokenizers do not compose: ids(a) + ids(b) need not be ids(a + b). So pr
 are tokenized as ONE text and cut by character offsets, and a token across the cut is an error.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from tokenizers.processors import ByteLevel
 from taskfit.data import Example
 from taskfit.errors import PromptError
 from taskfit.tasks.task import Task
-from taskfit.tasks.template import chat_prompt, prompt_head
+from taskfit.tasks.template import LABEL, chat_prompt, prompt_head
 
 IntArray = NDArray[np.int64]
 # Examples on which the shortcut for many label words is checked before it is used.
@@ -229,7 +230,11 @@ class PromptEncoder:
             PromptError: If a prompt does not fit even without its text.
         """
         prompts = [self.render(example.texts) for example in examples]
-        encoded = self._encode_prompts(prompts)
+        try:
+            encoded = self._encode_prompts(prompts)
+        except PromptError:
+            self._name_culprit(examples, prompts)
+            raise
         result = []
         for example, (prompt_ids, completions) in zip(examples, encoded, strict=True):
             cut = 0
@@ -264,6 +269,14 @@ class PromptEncoder:
                 result.append(self._in_full(prompt))
         return result
 
+    def _name_culprit(self, examples: Sequence[Example], prompts: Sequence[str]) -> None:
+        """Raise the first example's error again, with its id."""
+        for example, prompt in zip(examples, prompts, strict=True):
+            try:
+                self._encode_prompts([prompt])
+            except PromptError as error:
+                raise PromptError(f"{example.id}: {error}") from error
+
     def _in_full(self, prompt: str) -> tuple[IntArray, tuple[IntArray, ...]]:
         """Tokenize a prompt with every candidate.
 
@@ -282,33 +295,41 @@ class PromptEncoder:
         return heads[0], tuple(pair.ids[pair.completion_start :] for pair in pairs)
 
     def _fixed_tail(self) -> bool:
-        """Whether static text stands between the last text column and the label.
+        """Whether every completion surely has the same ids after every prompt.
 
-        Then what the tokenizer sees around the label is the same in every prompt, and the
-        completions' ids may be reused; where a text touches the label they may not.
+        All tokenizers cut where a single space follows a visible character and is followed by
+        one, and in a chat the answer follows the template's own marks. Elsewhere a text may reach
+        over short static text into the completion: `=` and `>` after a space may be one token.
         """
         if self.task.chat:
             return True
-        before_label = []
+        before_label = ("", True)
         for piece in self.task.template.parts():
-            if piece == ("label", True):
+            if piece == (LABEL, True):
                 break
-            before_label.append(piece)
-        return bool(before_label) and not before_label[-1][1]
+            before_label = piece
+        static, is_field = before_label
+        return (
+            not is_field
+            and not static[-1].isspace()
+            and all(re.match(r" \S", candidate.word) for candidate in self.candidates)
+        )
 
     def _shorten(
         self, example: Example, prompt_ids: IntArray
     ) -> tuple[IntArray, tuple[IntArray, ...], int]:
         """Cut the end of the longest text until the prompt fits; also count the tokens cut."""
         texts = dict(example.texts)
+        columns = [name for name, is_field in self.task.template.parts() if is_field]
+        columns.remove(LABEL)
         original = len(prompt_ids)
         while True:
             prompt_ids, completions = self._encode_prompts([self.render(texts)])[0]
             excess = len(prompt_ids) + max(map(len, completions)) - self.max_length
             if excess <= 0:
                 return prompt_ids, completions, original - len(prompt_ids)
-            longest = max(texts, key=lambda name: len(texts[name]))
-            offsets = self.text.offsets(texts[longest])
+            by_column = {name: self.text.offsets(texts[name]) for name in columns}
+            longest, offsets = max(by_column.items(), key=lambda item: len(item[1]))
             if not offsets:
                 raise PromptError(
                     f"{example.id}: even without its text the prompt has {len(prompt_ids)} tokens "

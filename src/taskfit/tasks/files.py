@@ -50,7 +50,12 @@ def load_task(name_or_path: str) -> Task:
                 f"There is no task {name_or_path!r}: neither a file nor one of the built-in tasks "
                 f"({', '.join(builtin)}).{hint}"
             )
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise PromptError(
+                f"Task file {name_or_path} is not UTF-8 (byte {error.start}). Save it as UTF-8."
+            ) from error
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -72,6 +77,8 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         PromptError: Listing everything that is wrong.
     """
     problems = _unknown(data, KEYS, "")
+    # A key with nothing behind it is a key that is not there.
+    data = {key: value for key, value in data.items() if value is not None}
     problems += [
         f"{key} is missing" for key in ("name", "text", "labels", "template") if key not in data
     ]
@@ -80,35 +87,81 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         problems.append("template needs a line, such as '{text}\\nLabel:{label}'")
         template = {}
     problems += _unknown(template, TEMPLATE_KEYS, "template.")
-    labels, values = [], {}
-    for entry in data.get("labels", []):
-        if not isinstance(entry, dict) or "name" not in entry:
+    template = {key: value for key, value in template.items() if value is not None}
+    labels, values = _labels(data.get("labels", []), problems)
+    if not isinstance(data.get("chat", False), bool):
+        problems.append(f"chat is {data['chat']!r}; allowed are true and false")
+    name = _text(data.get("name", ""), "name", problems)
+    text = _texts(data.get("text", []), "text", problems)
+    label_column = _text(data.get("label", "label"), "label", problems)
+    metric = _text(data.get("metric", "accuracy"), "metric", problems)
+    version = _whole(data.get("version", 1), "version", problems)
+    num_demonstrations = _whole(data.get("num_demonstrations", 0), "num_demonstrations", problems)
+    parts = {
+        key: _text(template.get(key, default), f"template.{key}", problems)
+        for key, default in (("instruction", ""), ("line", ""), ("separator", "\n"))
+    }
+    if problems:
+        raise PromptError("; ".join(problems) + ".")
+    return Task(
+        name=name,
+        version=version,
+        text=text,
+        label_column=label_column,
+        labels=tuple(labels),
+        values=values,
+        template=Template(**parts),
+        metric=metric,
+        num_demonstrations=num_demonstrations,
+        chat=data.get("chat", False),
+    )
+
+
+def _labels(entries: Any, problems: list[str]) -> tuple[list[Label], dict[str, str]]:  # noqa: ANN401
+    """Return labels and the values that stand for them; add what is wrong to `problems`."""
+    labels: list[Label] = []
+    values: dict[str, str] = {}
+    if not isinstance(entries, list):
+        problems.append(f"labels is {entries!r}; it needs a list of labels, each with a name")
+        entries = []
+    for entry in entries:
+        if not isinstance(entry, dict) or entry.get("name") is None:
             problems.append(f"labels: {entry!r} needs a name (and words, values)")
             continue
         problems += _unknown(entry, LABEL_KEYS, "labels.")
-        name = str(entry["name"])
-        words = entry.get("words", [" " + name])
-        labels.append(Label(name, tuple([words] if isinstance(words, str) else map(str, words))))
-        values.update({str(value): name for value in entry.get("values", [])})
-    if problems:
-        raise PromptError("; ".join(problems) + ".")
-    text = data["text"]
-    return Task(
-        name=str(data["name"]),
-        version=int(data.get("version", 1)),
-        text=tuple([text] if isinstance(text, str) else text),
-        label_column=str(data.get("label", "label")),
-        labels=tuple(labels),
-        values=values,
-        template=Template(
-            instruction=str(template.get("instruction", "")),
-            line=template["line"],
-            separator=str(template.get("separator", "\n")),
-        ),
-        metric=str(data.get("metric", "accuracy")),
-        num_demonstrations=int(data.get("num_demonstrations", 0)),
-        chat=bool(data.get("chat", False)),
-    )
+        name = _text(entry["name"], "labels.name", problems)
+        words = entry.get("words")
+        words = " " + name if words is None else words
+        labels.append(Label(name, _texts(words, f"words of label {name!r}", problems)))
+        given = entry.get("values")
+        given = [] if given is None else given
+        for value in _texts(given, f"values of label {name!r}", problems):
+            if values.setdefault(value, name) != name:
+                problems.append(f"value {value!r} stands for {values[value]!r} and for {name!r}")
+    return labels, values
+
+
+def _text(value: Any, where: str, problems: list[str]) -> str:  # noqa: ANN401 - from a file
+    # YAML reads yes, no, on and off without quotes as truth values; those are common words.
+    if isinstance(value, bool):
+        problems.append(
+            f"{where}: YAML reads a word of yours as {value}; put it into quotes ('yes', 'no')"
+        )
+    elif not isinstance(value, str | int | float):
+        problems.append(f"{where} is {value!r}; it needs text")
+    return str(value)
+
+
+def _texts(value: Any, where: str, problems: list[str]) -> tuple[str, ...]:  # noqa: ANN401
+    entries = value if isinstance(value, list | tuple) else [value]
+    return tuple(_text(entry, where, problems) for entry in entries)
+
+
+def _whole(value: Any, where: str, problems: list[str]) -> int:  # noqa: ANN401 - from a file
+    if isinstance(value, bool) or not isinstance(value, int):
+        problems.append(f"{where} is {value!r}; it needs a whole number")
+        return 0
+    return value
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What is asked of the model: columns, labels with their words, a template, a metric."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from taskfit.errors import PromptError, SettingsError
 from taskfit.settings import TaskSettings
-from taskfit.tasks.template import Template
+from taskfit.tasks.template import LABEL, Template
 
 METRICS = ("accuracy", "mcc", "macro_f1")
 
@@ -64,6 +65,14 @@ class Task:
             problems.append(f"{len(self.labels)} labels; a classifier needs at least two")
         if self.metric not in METRICS:
             problems.append(f"metric {self.metric!r}; allowed are {', '.join(METRICS)}")
+        if self.num_demonstrations < 0:
+            problems.append(f"num_demonstrations is {self.num_demonstrations}; 0 is the least")
+        problems += self._word_problems() + self._value_problems()
+        if problems:
+            raise PromptError(f"Task {self.name}: " + "; ".join(problems) + ".")
+
+    def _word_problems(self) -> list[str]:
+        problems = []
         seen: dict[str, str] = {}
         for label in self.labels:
             if not label.words:
@@ -76,8 +85,21 @@ class Task:
                         f"word {word!r} stands for {seen[word]!r} and for {label.name!r}"
                     )
                 seen[word] = label.name
-        if problems:
-            raise PromptError(f"Task {self.name}: " + "; ".join(problems) + ".")
+        return problems
+
+    def _value_problems(self) -> list[str]:
+        names = self.label_names
+        problems = [
+            f"label {name!r} stands {count} times in labels; name it once, with all its words"
+            for name, count in Counter(names).items()
+            if count > 1
+        ]
+        for value, name in self.values.items():
+            if name not in names:
+                problems.append(f"value {value!r} stands for {name!r}, which is no label")
+            elif value in names and value != name:
+                problems.append(f"value {value!r} of label {name!r} is the name of another label")
+        return problems
 
     @property
     def label_names(self) -> list[str]:
@@ -97,14 +119,23 @@ def task_from_columns(
     for column in (*text, label_column):
         if "{" in column or "}" in column:
             raise PromptError(f"The column name {column!r} has braces in it. Rename the column.")
+    if LABEL in text:
+        raise PromptError(
+            "A text column cannot be called 'label', because {label} in a template is where the "
+            f"label stands; the label column may ({label_column!r} is it here). Rename the column."
+        )
     lines = [f"{readable(column).capitalize()}: {{{column}}}" for column in text]
     lines.append(f"{readable(label_column).capitalize()}:{{label}}")
+    words = [readable(label) for label in labels]
+    # `top_up` and `top-up` read the same; then every label stands for itself.
+    if len(set(words)) < len(words):
+        words = list(labels)
     return Task(
         name=name,
         version=1,
         text=tuple(text),
         label_column=label_column,
-        labels=tuple(Label(label, (" " + readable(label),)) for label in labels),
+        labels=tuple(Label(name, (" " + word,)) for name, word in zip(labels, words, strict=True)),
         values={},
         template=Template(instruction="", line="\n".join(lines), separator="\n\n"),
         metric="accuracy",

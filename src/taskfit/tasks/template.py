@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from taskfit.data import Example
 from taskfit.errors import PromptError
 
@@ -113,10 +115,11 @@ def chat_prompt(
 ) -> str:
     """Return the same prompt as a chat: system, turns of user and assistant, and the query.
 
-    The answer then starts a turn, so label words lose their leading space.
+    The answer then starts a turn, so label words lose their leading space. Chat templates that
+    know no system turn get the instruction at the head of the first user's turn.
 
     Raises:
-        PromptError: If the tokenizer has no chat template.
+        PromptError: If the tokenizer has no chat template, or it refuses turns like these.
     """
     if not tokenizer.chat_template:
         raise PromptError(
@@ -125,11 +128,24 @@ def chat_prompt(
         )
     words = {label.name: label.words[0].strip() for label in task.labels}
     messages = []
-    if task.template.instruction:
-        messages.append({"role": "system", "content": task.template.instruction.strip()})
     for shown in demonstrations:
         messages.append({"role": "user", "content": task.template.query(shown.texts).strip()})
         messages.append({"role": "assistant", "content": words[str(shown.label)]})
     messages.append({"role": "user", "content": task.template.query(texts).strip()})
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return str(rendered)
+
+    def render(turns: list[dict[str, str]]) -> str:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    instruction = task.template.instruction.strip()
+    try:
+        if not instruction:
+            return render(messages)
+        try:
+            return render([{"role": "system", "content": instruction}, *messages])
+        except TemplateError:
+            first = {"role": "user", "content": f"{instruction}\n\n{messages[0]['content']}"}
+            return render([first, *messages[1:]])
+    except TemplateError as error:
+        raise PromptError(
+            f"The model's chat template refuses this task: {error}. Leave out task.chat."
+        ) from error
