@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -57,6 +58,20 @@ def model_folder(
     tiny.tiny_model("llama", len(byte_level_tokenizer)).save_pretrained(folder)
     byte_level_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT saved with its tokenizer, as a user's local encoder."""
+    return tiny.save_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _own_feature_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
+    """Keep features and remote answers of tests out of the user's cache."""
+    folder = tmp_path_factory.mktemp("features")
+    monkeypatch.setattr("taskfit.methods.features.cache_folder", lambda: folder)
+    monkeypatch.setattr("taskfit.methods.remote.cache_folder", lambda: folder)
 
 
 @pytest.fixture

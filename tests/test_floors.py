@@ -11,6 +11,7 @@ FLOORS = {
     "settings": 0,
     "files": 0,
     "data": 1,
+    "remote": 1,
     "tasks": 1.5,
     "evaluation": 2,
     "settings_file": 2,

@@ -163,3 +163,21 @@ def tiny_model(architecture: str, vocab_size: int, *, seed: int = 0) -> PreTrain
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
+
+
+def save_encoder(folder: Path) -> Path:
+    """Save a tiny BERT with its WordPiece tokenizer, as a user's local encoder."""
+    tokenizer = wordpiece_tokenizer()
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -30,8 +30,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         model: Hub id, local folder or packaged model.
-        method: `label_words` (fine-tuning) or `in_context` (no training).
-        weights: `lora` or `full`.
+        method: `label_words`, `in_context`, `head`, `probe`, `tfidf`, ...; see `method.name` in
+            docs/settings.md.
+        weights: `lora`, `qlora` or `full`.
         num_demonstrations: Labelled examples in the prompt; None: up to four, one a class.
         epochs: Passes over the training set.
         learning_rate: Peak learning rate; None: 5e-4 for adapters, 2e-5 for full weights.
@@ -126,7 +127,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             CheckpointError: If the folder holds no finished run.
         """
         classifier = Classifier.load(Path(folder), device=device)
-        estimator = cls(model=classifier.model.name)
+        estimator = cls(model=classifier.model_name, method=classifier.method.settings.name)
         estimator.classes_ = np.array(classifier.task.label_names)
         estimator.classifier_ = classifier
         shutil.copytree(folder, estimator._new_folder() / "run")

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # Whole models are trained with much smaller steps than adapters that start from nothing.
 FULL_LEARNING_RATE = 2e-5
+# Encoders are small, and their heads start from nothing.
+ENCODER_LEARNING_RATE = 1e-4
 
 
 class Section(BaseModel):
@@ -32,6 +34,11 @@ class DataSettings(Section):
     """Names of the text columns, in order. Empty: those of the task, or the only candidate."""
     label: str | None = None
     """Name of the label column. None: that of the task, or `label`."""
+    soft_labels: dict[str, str] = Field(default_factory=dict)
+    """Label -> column with its share (such as the part of raters who chose it), for training on
+    distributions. Shares of a row are divided by their sum; the largest one is the label."""
+    label_separator: str = Field(default="|", min_length=1)
+    """Stands between the labels of a row where `task.multi_label` is set, as in `news|sports`."""
     encoding: str = "utf-8"
     """Text encoding of CSV, TSV and JSONL files."""
     folder: str | None = None
@@ -64,6 +71,8 @@ class TaskSettings(Section):
     """Label -> its word or words, leading space included; replaces the task's own."""
     chat: bool = False
     """Put the same task through the model's chat template."""
+    multi_label: bool = False
+    """A text may have several of the labels, or none."""
 
 
 class ModelSettings(Section):
@@ -87,26 +96,105 @@ class ModelSettings(Section):
 class MethodSettings(Section):
     """How the model is adapted and read."""
 
-    name: Literal["in_context", "label_words"] = "label_words"
-    """in_context: no training; label_words: the same prompt, trained."""
+    name: Literal[
+        "in_context",
+        "label_words",
+        "head",
+        "label_text",
+        "distill",
+        "probe",
+        "knn",
+        "majority",
+        "tfidf",
+        "encoder",
+        "remote",
+    ] = "label_words"
+    """in_context: no training; label_words: the same prompt, trained; head: a linear head on the
+    last token; label_text: the label as generated text; distill: a student without context learns
+    from a teacher with it; probe: logistic regression on frozen features; knn: nearest neighbours
+    in them; majority, tfidf: without a language model; encoder: a fine-tuned encoder; remote: an
+    OpenAI-compatible endpoint."""
     num_demonstrations: int | None = Field(default=None, ge=0)
     """Labelled examples shown in the prompt. None: the task's own number."""
-    demonstrations: Literal["fixed", "random", "balanced"] = "balanced"
+    demonstrations: Literal["fixed", "random", "balanced", "nearest"] = "balanced"
     """fixed: the first of the training set; random: a seeded draw; balanced: the same number of
-    every class, as far as it goes. The order is seeded."""
-    calibration: Literal["none", "contextual", "batch"] = "none"
-    """in_context only. contextual: divide by the mean over content-free inputs; batch: subtract
+    every class, as far as it goes; nearest (in_context only): for each text the most similar
+    training texts, the most similar last. The order is seeded."""
+    retriever: str = "minilm"
+    """demonstrations=nearest and knn only. What measures similarity: `model` (the model's own
+    hidden states), or an encoder: `minilm`, a hub id, a folder."""
+    num_orders: int = Field(default=1, ge=1)
+    """in_context only. Seeded orders of the demonstrations whose probabilities are averaged."""
+    calibration: Literal["none", "contextual", "pmi", "batch"] = "none"
+    """in_context only. contextual: divide by the mean over content-free inputs; pmi: divide by
+    the probability after the line without text, instruction and demonstrations; batch: subtract
     the mean log-probability over training texts (up to `data.max_validation`, labels unseen)."""
+    length_normalization: bool = False
+    """in_context only. Divide the log-probability of a label word by its number of tokens."""
     loss: Literal["labels", "vocabulary"] = "labels"
-    """label_words only. Cross-entropy over the task's labels, or over the whole vocabulary as in
-    the published recipe."""
+    """label_words and distill only. Over the task's labels, or over the whole vocabulary (as in
+    the published recipe)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Trained classifiers. balanced: an example counts in inverse proportion to how frequent its
+    class is in training; the mean weight is 1."""
+    focal_gamma: float = Field(default=0.0, ge=0)
+    """Trained classifiers. Exponent of the focal loss, which gives examples that are right already
+    less weight; 0: plain cross-entropy."""
+    sampling: Literal["all", "balanced"] = "all"
+    """Trained classifiers. all: every example once an epoch; balanced: as many draws an epoch, each
+    class equally often, with replacement."""
+    prompt: bool = True
+    """head, probe and knn only. Put the text into the task's prompt; false: the text alone."""
+    decoding: Literal["exact", "greedy", "free"] = "exact"
+    """label_text only. exact: the label whose text is most probable; greedy: token by token along
+    the tree of labels; free: generate anything and parse it, which may give no answer."""
+    max_new_tokens: int = Field(default=16, ge=1)
+    """label_text with decoding=free, and remote: most tokens of an answer (tokens)."""
+    teacher: Literal["frozen", "self"] = "frozen"
+    """distill only. frozen: the model before training; self: the student itself, with context."""
+    contexts: Literal["fixed", "redrawn"] = "fixed"
+    """distill only. Demonstrations of the teacher: the same all along, or drawn anew each step."""
+    student_instruction: bool = False
+    """distill only. Let the student keep the task's instruction; it never has demonstrations."""
+    temperature: float = Field(default=1.0, gt=0)
+    """distill only. Divides the scores of teacher and student before the softmax."""
+    num_neighbors: int = Field(default=8, ge=1)
+    """knn only. Neighbours that vote, weighted by similarity."""
+    encoder: str = "minilm"
+    """encoder only. Which model: `minilm` (packaged), a hub id, or a folder."""
+
+
+class RemoteSettings(Section):
+    """The endpoint of `method=remote`: any server that speaks OpenAI's protocol."""
+
+    base_url: str = "http://localhost:8000/v1"
+    """Address up to and with `/v1`."""
+    model: str | None = None
+    """The model's name at the endpoint."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is written nowhere."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Most requests a minute. None: no limit."""
+    concurrency: int = Field(default=4, ge=1)
+    """Requests under way at the same time."""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """Longest wait for an answer (seconds)."""
+    max_retries: int = Field(default=5, ge=0)
+    """Repeated attempts after a failure that may pass."""
+    input_price: float | None = Field(default=None, ge=0)
+    """Price of a million prompt tokens. None: cost is not known."""
+    output_price: float | None = Field(default=None, ge=0)
+    """Price of a million tokens of answers. None: cost is not known."""
 
 
 class AdapterSettings(Section):
     """Which weights are trained."""
 
-    weights: Literal["full", "lora"] = "lora"
-    """full: every weight; lora: low-rank adapters on all linear layers (PEFT)."""
+    weights: Literal["full", "lora", "qlora"] = "lora"
+    """full: every weight; lora: low-rank adapters on all linear layers (PEFT); qlora: the same on
+    a base in 4 bits (NF4)."""
+    double_quantization: bool = True
+    """qlora only. Quantize the scales of the 4-bit blocks too; saves 0.4 bits a weight."""
     lora_rank: int = Field(default=8, ge=1)
     """Rank of the adapters."""
     lora_alpha: float = Field(default=16.0, gt=0)
@@ -124,8 +212,15 @@ class TrainingSettings(Section):
     """Most optimizer steps; ends training early (steps)."""
     batch_size: int = Field(default=16, ge=1)
     """Examples per optimizer step, however the step is cut into forward passes."""
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    """adamw: moments in float32; adamw8bit: in 8 bits (bitsandbytes); paged_adamw8bit: the same,
+    moved to main memory when the GPU's is full (on a CPU: as adamw8bit)."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs and compute the rest again in the backward pass: less memory,
+    about a third more time."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """Peak learning rate of AdamW. Where it is not given, `adapter.weights=full` takes 2e-5."""
+    """Peak learning rate of AdamW. Where it is not given, `adapter.weights=full` takes 2e-5, and
+    `method.name=encoder` (always full) 1e-4."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -161,12 +256,19 @@ class RunSettings(Section):
     task: TaskSettings = TaskSettings()
     model: ModelSettings = ModelSettings()
     method: MethodSettings = MethodSettings()
+    remote: RemoteSettings = RemoteSettings()
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
 
     def resolved(self) -> "RunSettings":
         """Return the settings with defaults that depend on others filled in."""
-        if self.adapter.weights == "full" and "learning_rate" not in self.training.model_fields_set:
-            training = self.training.model_copy(update={"learning_rate": FULL_LEARNING_RATE})
-            return self.model_copy(update={"training": training})
-        return self
+        settings = self
+        if self.method.name == "encoder":
+            adapter = self.adapter.model_copy(update={"weights": "full"})
+            settings = settings.model_copy(update={"adapter": adapter})
+        rate = FULL_LEARNING_RATE if settings.adapter.weights == "full" else None
+        rate = ENCODER_LEARNING_RATE if self.method.name == "encoder" else rate
+        if rate is not None and "learning_rate" not in self.training.model_fields_set:
+            training = self.training.model_copy(update={"learning_rate": rate})
+            settings = settings.model_copy(update={"training": training})
+        return settings

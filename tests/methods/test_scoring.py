@@ -1,6 +1,7 @@
 """One scoring path: exact, and independent of everything but prompt and word."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from taskfit.methods import (
     content_free_prior,
     text_prior,
 )
-from taskfit.models import LoadedModel, add_adapter
+from taskfit.models import LoadedModel, TreeModel, add_adapter
 from taskfit.settings import AdapterSettings
 from taskfit.tasks import Label, PromptEncoder, Task, task_from_columns
+from taskfit.tree import TokenTree
 
 EXAMPLES = tiny.toy_examples(12)
 TEXTS = [Example(example.id, example.texts) for example in EXAMPLES]
@@ -131,6 +133,26 @@ def test_the_training_loss_is_what_scoring_says(
 
 
 @pytest.mark.parametrize("over", ["labels", "vocabulary"])
+@pytest.mark.parametrize("words", [None, MANY], ids=["single", "many"])
+def test_the_loss_of_shares_is_the_mean_of_the_labels_losses_by_share(
+    loaded: LoadedModel, over: str, words: dict[str, tuple[str, ...]] | None
+) -> None:
+    task = toy_task(words)
+    scorer = scorer_of(loaded, task, [])
+    loss = LabelWordLoss(loaded.tree, scorer.label_of_candidate, over=over)
+    shares = dict(zip(task.label_names, (0.3, 0.7, 0.0), strict=False))
+    text = EXAMPLES[0].texts
+
+    def value(target: dict[str, float]) -> float:
+        items = scorer.encoder.encode([Example("x", text, "x", target)])
+        with torch.no_grad():
+            return float(loss.loss_sum(items))
+
+    expected = sum(share * value({name: 1.0}) for name, share in shares.items())
+    assert value(shares) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("over", ["labels", "vocabulary"])
 @pytest.mark.parametrize("budget", [45, 80, 4000])
 def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
     loaded: LoadedModel, over: str, budget: int
@@ -186,9 +208,29 @@ def test_a_prior_divides_and_probabilities_sum_to_one() -> None:
     np.testing.assert_allclose(calibrated, [[0.5, 0.5], [0.9, 0.1]])
 
 
+def test_running_out_of_memory_in_scoring_halves_the_trees_and_changes_no_score(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = scorer_of(loaded, toy_task(MANY), []).log_probs(TEXTS)
+    tight = scorer_of(loaded, toy_task(MANY), [])
+    sizes: list[int] = []
+    original = TreeModel.hidden
+
+    def limited(model: TreeModel, tree: TokenTree, *args: Any, **kwargs: Any) -> torch.Tensor:
+        sizes.append(len(tree))
+        if len(tree) > 100:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+        return original(model, tree, *args, **kwargs)
+
+    monkeypatch.setattr(TreeModel, "hidden", limited)
+    np.testing.assert_allclose(tight.log_probs(TEXTS), calm, rtol=1e-4, atol=1e-5)
+    assert max(sizes) > 100
+    assert min(sizes) <= 100
+
+
 def test_calibration_makes_its_own_inputs_uninformative(loaded: LoadedModel) -> None:
     scorer = scorer_of(loaded, toy_task(), [])
-    prior = text_prior(scorer, EXAMPLES)
+    prior = text_prior(scorer.log_probs, EXAMPLES)
     scores = np.log(apply_prior(scorer.log_probs(EXAMPLES), None)) - prior
     np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-6)
     assert np.logaddexp.reduce(content_free_prior(scorer)) == pytest.approx(0, abs=1e-6)

@@ -5,11 +5,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from taskfit.data.tables import suggestion
 from taskfit.errors import DataError
 
+FloatArray = NDArray[np.float64]
+
+# Joins the names of several labels of one text.
+SEVERAL = "|"
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "sentiment", "y")
 
 
@@ -21,12 +27,23 @@ class Example:
         id: Where the row comes from, such as `train.csv:17` (file and line); used in messages
             and in the predictions file.
         texts: The text columns by name, in the task's order.
-        label: The label's name, or None where it is not known.
+        label: The label's name, or None where it is not known. Of a text with several labels, their
+            names with `|` between; of one with a distribution, the most probable.
+        target: Label -> weight where one name does not say it all: shares that sum to 1, or 1 for
+            each of several labels.
     """
 
     id: str
     texts: Mapping[str, str]
     label: str | None = None
+    target: Mapping[str, float] | None = None
+
+    def target_vector(self, labels: Sequence[str]) -> FloatArray | None:
+        """Return the weights of the labels in order, (L,), or None without a label."""
+        if self.label is None:
+            return None
+        weights = {self.label: 1.0} if self.target is None else self.target
+        return np.array([weights.get(label, 0.0) for label in labels])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +54,15 @@ class Columns:
         text: Text columns in the task's order.
         label: Label column, or None for texts without labels.
         values: Values in the table -> label names; values not in it are label names already.
+        shares: Label -> column with its share, for distributions over labels.
+        separator: What stands between several labels of a row; None: a row has one.
     """
 
     text: tuple[str, ...]
     label: str | None
     values: Mapping[str, str] = field(default_factory=dict)
+    shares: Mapping[str, str] = field(default_factory=dict)
+    separator: str | None = None
 
 
 def to_examples(
@@ -59,26 +80,18 @@ def to_examples(
         DataError: If a column is missing, a row has no text at all, or no label.
     """
     present = [str(name) for name in table.columns]
-    wanted = list(columns.text)
-    has_labels = columns.label is not None and (require_labels or columns.label in present)
-    if has_labels:
-        wanted.append(str(columns.label))
-    for name in wanted:
-        if name not in present:
-            raise DataError(
-                f"{source} has no column {name!r}; it has: {', '.join(present)}."
-                f"{suggestion(name, present)} Name columns with --text and --label."
-            )
     lines = [str(line) for line in table.index]
+    # A table of single labels may stand beside one of shares, such as a test set.
+    has_shares = any(name in present for name in columns.shares.values())
+    use_shares = bool(columns.shares) and (has_shares or columns.label not in present)
+    label_columns = [columns.label] if columns.label else []
+    if use_shares:
+        label_columns = list(columns.shares.values())
+    has_labels = bool(label_columns) and (
+        require_labels or all(name in present for name in label_columns)
+    )
+    _check_present([*columns.text, *(label_columns if has_labels else ())], present, source)
     texts = {name: table[name].tolist() for name in columns.text}
-    raw_labels = [str(v).strip() for v in table[columns.label]] if has_labels else [""] * len(table)
-    if require_labels and has_labels:
-        without = [line for line, value in zip(lines, raw_labels, strict=True) if not value]
-        if without:
-            raise DataError(
-                f"{source}: {_rows(without)} without a label in column {columns.label!r}. Fill "
-                "them in or remove them; to label texts, use `taskfit predict`."
-            )
     empty = [
         line
         for i, line in enumerate(lines)
@@ -88,14 +101,83 @@ def to_examples(
         raise DataError(
             f"{source}: {_rows(empty)} without any text in {', '.join(columns.text)}. Remove them."
         )
+    labels: list[tuple[str | None, dict[str, float] | None]] = [(None, None)] * len(lines)
+    if has_labels and use_shares:
+        labels = _shares(table, columns, source=source, required=require_labels)
+    elif has_labels:
+        labels = _labels(table, columns, source=source, required=require_labels)
     return [
         Example(
             id=f"{source}:{line}",
             texts={name: str(texts[name][i]) for name in columns.text},
-            label=columns.values.get(raw_labels[i], raw_labels[i]) or None,
+            label=labels[i][0],
+            target=labels[i][1],
         )
         for i, line in enumerate(lines)
     ]
+
+
+def _check_present(wanted: Sequence[str], present: Sequence[str], source: str) -> None:
+    for name in wanted:
+        if name not in present:
+            raise DataError(
+                f"{source} has no column {name!r}; it has: {', '.join(present)}."
+                f"{suggestion(name, present)} Name columns with --text and --label."
+            )
+
+
+def _labels(
+    table: pd.DataFrame, columns: Columns, *, source: str, required: bool
+) -> list[tuple[str | None, dict[str, float] | None]]:
+    """Read the label column: one name a row, or several with a separator between."""
+    raw = [str(value).strip() for value in table[str(columns.label)]]
+    if columns.separator is not None:
+        rows = []
+        for value in raw:
+            parts = [part.strip() for part in value.split(columns.separator) if part.strip()]
+            names = sorted({columns.values.get(part, part) for part in parts})
+            # A row without any of the labels is an answer too.
+            rows.append((SEVERAL.join(names), dict.fromkeys(names, 1.0)))
+        return list(rows)
+    if required:
+        without = [str(line) for line, value in zip(table.index, raw, strict=True) if not value]
+        if without:
+            raise DataError(
+                f"{source}: {_rows(without)} without a label in column {columns.label!r}. Fill "
+                "them in or remove them; to label texts, use `taskfit predict`."
+            )
+    return [(columns.values.get(value, value) or None, None) for value in raw]
+
+
+def _shares(
+    table: pd.DataFrame, columns: Columns, *, source: str, required: bool
+) -> list[tuple[str | None, dict[str, float] | None]]:
+    """Read one column of shares a label; a row's shares are divided by their sum."""
+    names = list(columns.shares)
+    values = np.stack(
+        [
+            pd.to_numeric(table[columns.shares[name]], errors="coerce").to_numpy(dtype=np.float64)
+            for name in names
+        ],
+        axis=1,
+    )  # (N, L)
+    bad = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1) | (values.sum(axis=1) <= 0)
+    if bad.any() and required:
+        lines = [str(line) for line, is_bad in zip(table.index, bad, strict=True) if is_bad]
+        raise DataError(
+            f"{source}: {_rows(lines)} whose shares in {', '.join(columns.shares.values())} are "
+            "not numbers of at least 0 with a sum above 0. Correct or remove them."
+        )
+    rows: list[tuple[str | None, dict[str, float] | None]] = []
+    for row, is_bad in zip(values, bad, strict=True):
+        if is_bad:
+            rows.append((None, None))
+        else:
+            shares = row / row.sum()
+            rows.append(
+                (names[int(shares.argmax())], dict(zip(names, shares.tolist(), strict=True)))
+            )
+    return rows
 
 
 def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
@@ -105,13 +187,19 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
         DataError: Listing the first unknown ones and what is allowed.
     """
     known = set(labels)
-    unknown = [e for e in examples if e.label is not None and e.label not in known]
+    unknown = [
+        (example, name)
+        for example in examples
+        if example.label is not None
+        for name in (example.target if example.target is not None else (example.label,))
+        if name not in known
+    ]
     if unknown:
-        found = ", ".join(f"{e.label!r} ({e.id})" for e in unknown[:5])
+        found = ", ".join(f"{name!r} ({example.id})" for example, name in unknown[:5])
         raise DataError(
             f"{len(unknown)} row{'s' * (len(unknown) > 1)} with an unknown label: {found}. The "
             f"task's labels are: {', '.join(labels)}."
-            f"{suggestion(str(unknown[0].label), list(labels))}"
+            f"{suggestion(unknown[0][1], list(labels))}"
         )
 
 
@@ -131,7 +219,12 @@ def check_several_classes(examples: Sequence[Example]) -> None:
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the distinct labels in natural order (2 before 10)."""
-    names = {example.label for example in examples if example.label is not None}
+    names = {
+        name
+        for example in examples
+        if example.label is not None
+        for name in (example.target if example.target is not None else (example.label,))
+    }
 
     def key(name: str) -> list[tuple[int, int, str]]:
         parts = re.split(r"(\d+)", name)
@@ -140,20 +233,35 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (key(name), name)))
 
 
-def guess_columns(table: pd.DataFrame, *, text: Sequence[str], label: str | None) -> Columns:
+def guess_columns(
+    table: pd.DataFrame,
+    *,
+    text: Sequence[str],
+    label: str | None,
+    shares: Mapping[str, str] | None = None,
+    separator: str | None = None,
+) -> Columns:
     """Find the columns where the user names none or only some.
+
+    Args:
+        table: As `read_table` returns it.
+        text: Text columns that are named.
+        label: Label column, if named.
+        shares: Label -> column with its share; then there need be no label column.
+        separator: See `Columns`.
 
     Raises:
         DataError: If there is more than one way to read the table.
     """
+    shares = shares or {}
     present = [str(name) for name in table.columns]
-    for name in [*text, *([label] if label else [])]:
+    for name in [*text, *([label] if label else []), *shares.values()]:
         if name not in present:
             raise DataError(
                 f"There is no column {name!r}; the table has: {', '.join(present)}."
                 f"{suggestion(name, present)}"
             )
-    if label is None:
+    if label is None and not shares:
         candidates = [n for n in present if n.casefold() in LABEL_NAMES and n not in text]
         if len(candidates) != 1:
             raise DataError(
@@ -162,13 +270,13 @@ def guess_columns(table: pd.DataFrame, *, text: Sequence[str], label: str | None
             )
         label = candidates[0]
     if not text:
-        text = [name for name in present if name != label]
+        text = [name for name in present if name != label and name not in shares.values()]
         if len(text) != 1:
             raise DataError(
-                f"Which columns hold the text? Besides the label {label!r} the table has: "
+                f"Which columns hold the text? Besides the labels the table has: "
                 f"{', '.join(text) or 'none'}. Name them with --text, once for each."
             )
-    return Columns(text=tuple(text), label=label)
+    return Columns(text=tuple(text), label=label, shares=dict(shares), separator=separator)
 
 
 def _rows(lines: Sequence[str]) -> str:

@@ -7,5 +7,13 @@ from taskfit.evaluation.metrics import (
     evaluate_probabilities,
     reliability,
 )
+from taskfit.evaluation.multi_label import evaluate_multi_label
 
-__all__ = ["METRICS", "Evaluation", "Reliability", "evaluate_probabilities", "reliability"]
+__all__ = [
+    "METRICS",
+    "Evaluation",
+    "Reliability",
+    "evaluate_multi_label",
+    "evaluate_probabilities",
+    "reliability",
+]

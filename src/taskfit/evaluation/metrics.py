@@ -38,6 +38,10 @@ class Evaluation:
         confusion_matrix: Counts, rows gold, columns predicted, in the order of `labels`.
         labels: Names of the classes.
         intervals: 95 % bootstrap interval of each metric over examples.
+        num_unanswered: Examples to which the method gave no answer. They count as wrong in every
+            metric (as an answer that is never right), with even odds in log loss, and stand in no
+            column of the confusion matrix.
+        multi_label: Whether an example may have several labels; see `evaluate_multi_label`.
     """
 
     num_examples: int
@@ -49,6 +53,8 @@ class Evaluation:
     confusion_matrix: list[list[int]]
     labels: list[str]
     intervals: dict[str, tuple[float, float]]
+    num_unanswered: int = 0
+    multi_label: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -84,7 +90,7 @@ def evaluate_probabilities(
     """Measure probabilities against gold labels.
 
     Args:
-        probabilities: Rows sum to 1, (N, C).
+        probabilities: Rows sum to 1, or are NaN where there is no answer, (N, C).
         gold: Indices of the right classes, (N,).
         labels: Names of the C classes.
         seed: Seed of the bootstrap.
@@ -97,25 +103,38 @@ def evaluate_probabilities(
             f"{probabilities.shape} probabilities do not fit {len(gold)} examples of "
             f"{len(labels)} classes; both must be there, a row an example, a column a class."
         )
-    if not np.isfinite(probabilities).all():
+    unanswered = np.isnan(probabilities).all(axis=1)
+    if not np.isfinite(probabilities[~unanswered]).all():
         raise ValueError("Some probabilities are not finite.")
-    predicted = probabilities.argmax(axis=1)
+    # No answer is one more class, which is never the right one.
+    predicted = np.where(unanswered, len(labels), _filled(probabilities).argmax(axis=1))
     classes = np.arange(len(labels))
-    clipped = np.clip(probabilities, SMALLEST, 1.0)
+    clipped = np.clip(_filled(probabilities), SMALLEST, 1.0)
     clipped /= clipped.sum(axis=1, keepdims=True)
-    matrix = confusion_matrix(gold, predicted, labels=classes)
-    present = np.union1d(gold, predicted)
+    answered = ~unanswered
+    matrix = (
+        confusion_matrix(gold[answered], predicted[answered], labels=classes)
+        if answered.any()
+        else np.zeros((len(labels), len(labels)), int)
+    )
+    present = np.setdiff1d(np.union1d(gold, predicted), [len(labels)])
     return Evaluation(
         num_examples=len(gold),
         accuracy=float((predicted == gold).mean()),
         mcc=float(matthews_corrcoef(gold, predicted)),
         macro_f1=float(f1_score(gold, predicted, labels=present, average="macro", zero_division=0)),
         log_loss=float(log_loss(gold, clipped, labels=classes)),
-        ece=_ece(probabilities, gold),
+        ece=_ece(probabilities[answered], gold[answered]) if answered.any() else 0.0,
         confusion_matrix=matrix.tolist(),
         labels=list(labels),
-        intervals=_bootstrap(clipped, gold, predicted, len(labels), seed),
+        intervals=_bootstrap(clipped, gold, predicted, len(labels) + 1, seed),
+        num_unanswered=int(unanswered.sum()),
     )
+
+
+def _filled(probabilities: FloatArray) -> FloatArray:
+    """Return even odds where there is no answer."""
+    return np.where(np.isnan(probabilities), 1 / probabilities.shape[1], probabilities)
 
 
 def reliability(probabilities: FloatArray, gold: IntArray) -> Reliability:
@@ -132,10 +151,16 @@ def reliability(probabilities: FloatArray, gold: IntArray) -> Reliability:
     )
 
 
+def binned_error(confidence: FloatArray, right: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error of confidences, (N,), and whether each was right."""
+    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    # Of each bin the sum of differences; the bin's share of N cancels its mean.
+    gaps = np.bincount(bins, right - confidence, NUM_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
 def _ece(probabilities: FloatArray, gold: IntArray) -> float:
-    bins = reliability(probabilities, gold)
-    weights = bins.count / bins.count.sum()
-    return float((weights * np.abs(bins.accuracy - bins.confidence)).sum())
+    return binned_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == gold)
 
 
 def _bootstrap(
@@ -168,7 +193,8 @@ def _bootstrap(
     statistics: dict[str, Callable[[], FloatArray]] = {
         "accuracy": lambda: hits.sum(1) / len(gold),
         "mcc": lambda: _mcc(hits, gold_counts, predicted_counts, len(gold)),
-        "macro_f1": lambda: _macro_f1(hits, gold_counts, predicted_counts),
+        # The last class is no answer, which has no F1 of its own.
+        "macro_f1": lambda: _macro_f1(hits[:, :-1], gold_counts[:, :-1], predicted_counts[:, :-1]),
         "log_loss": lambda: np.concatenate(mean_losses),
     }
     return {
@@ -190,4 +216,4 @@ def _macro_f1(hits: FloatArray, gold: FloatArray, predicted: FloatArray) -> Floa
     """Return macro F1 over the classes present, of many confusion matrices, each (B, C)."""
     both = gold + predicted
     f1 = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
-    return np.asarray(f1.sum(1) / (both > 0).sum(1))
+    return np.asarray(f1.sum(1) / np.maximum((both > 0).sum(1), 1))

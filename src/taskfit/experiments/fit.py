@@ -6,73 +6,28 @@ first, then metrics and checkpoints, then the weights, then the evaluations.
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from peft import PeftModel
-
-from taskfit.data import Example
 from taskfit.errors import CheckpointError, DataError, SettingsError
 from taskfit.evaluation import Evaluation
-from taskfit.experiments.classifier import ADAPTER, MODEL, Classifier, FloatArray, Weights
+from taskfit.experiments.classifier import SETTINGS_FILE, Classifier, Weights
+from taskfit.experiments.predictions import write_predictions
 from taskfit.experiments.prepare import PreparedData, prepare_data
 from taskfit.experiments.records import RESULT_FILE, RunResult
 from taskfit.experiments.report import HardExample, hardest, report_run
+from taskfit.experiments.run import Run
 from taskfit.experiments.screen import Screen, SilentScreen
-from taskfit.files import folder_atomic, write_json_atomic
-from taskfit.methods import LabelWordLoss, apply_prior, content_free_prior, text_prior
-from taskfit.models import (
-    LoadedModel,
-    add_adapter,
-    load_model,
-    resolve_device,
-    save_weights,
-    trainable_parameters,
-    weight_bytes,
-)
+from taskfit.experiments.train_method import train_method
+from taskfit.files import write_json_atomic
+from taskfit.methods.method import Method, MethodContext, TrainedMethod
+from taskfit.methods.table import METHODS
+from taskfit.models import LoadedModel, load_model, resolve_device, weight_bytes
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_settings, settings_differences
-from taskfit.training import (
-    Checkpoints,
-    MemoryAccount,
-    TrainingJob,
-    TrainingLog,
-    TrainingState,
-    Validation,
-    compile_pays,
-    train,
-)
+from taskfit.training import Checkpoints, MemoryAccount, TrainingState
 
-SETTINGS_FILE = "settings.yaml"
 DATA_FILE = "data.json"
-
-
-@dataclass(slots=True)
-class Run:
-    """A run under way.
-
-    Attributes:
-        settings: Its settings.
-        folder: Its folder.
-        data: Its examples.
-        classifier: What it fits.
-        memory: Its memory account.
-        screen: What it shows.
-        name: How tables call it.
-        started: When it started (time.perf_counter).
-    """
-
-    settings: RunSettings
-    folder: Path
-    data: PreparedData
-    classifier: Classifier
-    memory: MemoryAccount
-    screen: Screen
-    name: str
-    started: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,38 +73,30 @@ def fit(
     _check_fingerprint(folder, data, resume=resume)
     _tell_about_data(data, screen)
     memory = MemoryAccount(resolve_device(settings.model.device))
-    if model is None:
-        model = load_model(settings.model)
-        memory.stage("model")
-    else:
-        memory.charge("model", weight_bytes(model.tree.model))
-    classifier = Classifier(
-        data.task,
-        model,
-        data.demonstrations,
-        max_length=settings.model.max_length,
-        token_budget=settings.training.score_token_budget,
+    model = _model_of(settings, model, memory)
+    method = METHODS[settings.method.name](
+        MethodContext(settings, data.task, data.demonstrations, model)
     )
+    _check_learnable(method, data)
+    classifier = Classifier(method)
     label = name or settings.method.name
     run = Run(settings, folder, data, classifier, memory, screen, label, started)
-    _rehearse_scoring(run)
-    state = TrainingState()
+    _rehearse(run)
+    method.prepare(data.train, data.validation)
+    state, num_trainable = TrainingState(), 0
     weights: Weights = "none"
-    if settings.method.name == "in_context":
-        _calibrate(run)
-    else:
-        state = _train_label_words(run)
+    if isinstance(method, TrainedMethod):
+        state, num_trainable = train_method(run, method)
         weights = settings.adapter.weights
     classifier.save(folder, weights=weights, extra={"method": settings.method.name, "name": label})
     evaluations, hard = _evaluate_all(run)
-    model_parameters = list(model.tree.model.parameters())
     result = RunResult(
         name=label,
         method=settings.method.name,
         weights=weights,
-        model=model.name,
+        model=classifier.model_name,
         task=f"{data.task.name} v{data.task.version}",
-        num_train=len(data.train) if weights != "none" else 0,
+        num_train=len(data.train) if uses_training_labels(method) else 0,
         num_demonstrations=len(data.demonstrations),
         seed=settings.seed,
         evaluations=evaluations,
@@ -158,14 +105,48 @@ def fit(
         peak_memory_bytes=sum(memory.by_stage.values()),
         memory_by_stage=memory.by_stage,
         tokens={"unique": state.num_tokens, "padded": state.num_padded_tokens},
-        num_parameters=sum(p.numel() for p in model_parameters),
-        num_trainable=sum(p.numel() for p in model_parameters if p.requires_grad),
+        num_parameters=method.num_parameters,
+        num_trainable=num_trainable,
         best_step=state.best_step,
+        details=dict(method.report()),
     )
     result.save(folder)
     report_run(folder, result, hard)
     Checkpoints(folder / "checkpoints").remove()
     return FittedRun(result, classifier)
+
+
+def _model_of(
+    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount
+) -> LoadedModel | None:
+    """Return the model that the method reads: the caller's, a new one, or none."""
+    if not METHODS[settings.method.name].reads_model(settings.method):
+        return None
+    if model is None:
+        model = load_model(settings.model, quantization=settings.adapter)
+        memory.stage("model")
+    else:
+        memory.charge("model", weight_bytes(model.tree.model))
+    return model
+
+
+def _check_learnable(method: Method, data: PreparedData) -> None:
+    """Raise if a method that learns has nothing to learn from, or is given what it cannot use."""
+    settings = method.settings
+    if method.learns and not data.train:
+        raise DataError(
+            f"{settings.name} needs training examples: give --data, or a built-in task."
+        )
+    if settings.calibration != "none" and settings.name != "in_context":
+        raise SettingsError(
+            f"method.calibration={settings.calibration} is for in_context; method "
+            f"{settings.name} needs none. Leave it out."
+        )
+
+
+def uses_training_labels(method: Method) -> bool:
+    """Return whether a method has seen the training labels beside its demonstrations."""
+    return method.learns or method.settings.demonstrations == "nearest"
 
 
 def _open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:
@@ -242,8 +223,8 @@ def _tell_about_data(data: PreparedData, screen: Screen) -> None:
         )
 
 
-def _rehearse_scoring(run: Run) -> None:
-    """Score the longest few examples, so that what will fail fails now."""
+def _rehearse(run: Run) -> None:
+    """Predict the longest few examples, so that what will fail fails now."""
     sets = [*run.data.evaluations.values(), run.data.validation, run.data.train]
     longest = sorted(
         (example for examples in sets for example in examples),
@@ -251,94 +232,8 @@ def _rehearse_scoring(run: Run) -> None:
     )[:8]
     if not longest:
         raise SettingsError("There is nothing to train on and nothing to evaluate.")
-    run.classifier.probabilities(longest)
+    run.classifier.method.rehearse(longest)
     run.memory.stage("forward")
-
-
-def _calibrate(run: Run) -> None:
-    """Measure the prior that in-context scores are divided by."""
-    how = run.settings.method.calibration
-    scorer = run.classifier.scorer
-    if how == "contextual":
-        run.classifier.log_prior = content_free_prior(scorer)
-    elif how == "batch":
-        texts = [*run.data.train, *run.data.validation][: run.settings.data.max_validation]
-        if not texts:
-            raise DataError(
-                "method.calibration=batch needs training texts (their labels are not used). Give "
-                "--data, or use method.calibration=contextual."
-            )
-        run.classifier.log_prior = text_prior(scorer, texts)
-
-
-def _train_label_words(run: Run) -> TrainingState:
-    """Train the label words in their prompt; save the weights."""
-    settings, model = run.settings, run.classifier.model
-    if settings.method.calibration != "none":
-        raise SettingsError(
-            f"method.calibration={settings.method.calibration} is for in_context; a trained model "
-            "needs none. Leave it out."
-        )
-    if not run.data.train:
-        raise DataError("label_words needs training examples: give --data, or a built-in task.")
-    items = run.classifier.encoder.encode(run.data.train)
-    use_compile = compile_pays(settings, items, run.folder, model.tree.device)
-    adapter = add_adapter(model.tree.model, settings.adapter, seed=settings.seed)
-    if use_compile:
-        run.screen.note("compiling the decoder layers; the first steps take longer")
-        model.tree.compile_layers()
-    run.memory.stage("adapter")
-    log = TrainingLog(run.folder, tensorboard=settings.training.tensorboard, show=run.screen.record)
-    for text in rendered_examples(run.classifier, run.data.train[:2]):
-        run.screen.note(text)
-    job = TrainingJob(
-        model=model.tree.model,
-        parameters=trainable_parameters(model.tree.model),
-        objective=LabelWordLoss(
-            model.tree, run.classifier.scorer.label_of_candidate, over=settings.method.loss
-        ),
-        items=items,
-        validate=(lambda: _validate(run)) if run.data.validation else None,
-        settings=settings.training,
-        seed=settings.seed,
-        checkpoints=Checkpoints(run.folder / "checkpoints"),
-        log=log,
-        memory=run.memory,
-        count_tokens=lambda: model.tree.num_tokens_run,
-    )
-    state = train(job)
-    log.close()
-    run.classifier.scorer.forget_prefix()
-    run.memory.stage("training")
-    _save_weights(run, adapter)
-    return state
-
-
-def rendered_examples(classifier: Classifier, examples: Sequence[Example]) -> list[str]:
-    """Return prompts with their supervised tokens between guillemets, to be looked at."""
-    texts = []
-    decode = classifier.model.tokenizer.decode
-    for item in classifier.encoder.encode(examples):
-        owners = classifier.scorer.label_of_candidate
-        gold = next(c for c, label in enumerate(owners) if label == item.label_index)
-        tokens = "".join(f"«{decode([int(i)])}»" for i in item.completions[gold])
-        texts.append(f"{item.id}: {decode(item.prompt_ids.tolist())}{tokens}")
-    return texts
-
-
-def _validate(run: Run) -> Validation:
-    scorer = run.classifier.scorer
-    scorer.forget_prefix()  # the weights have changed since
-    probabilities = apply_prior(scorer.log_probs(run.data.validation), None)
-    evaluation = run.classifier.evaluate(run.data.validation, probabilities)
-    metrics = {name: getattr(evaluation, name) for name in ("accuracy", "mcc", "macro_f1")}
-    return Validation(evaluation.log_loss, metrics[run.data.task.metric], metrics)
-
-
-def _save_weights(run: Run, adapter: PeftModel | None) -> None:
-    model = run.classifier.model
-    with folder_atomic(run.folder / (MODEL if adapter is None else ADAPTER)) as scratch:
-        save_weights(model.tree.model, adapter, model.tokenizer, scratch)
 
 
 def _evaluate_all(run: Run) -> tuple[dict[str, Evaluation], list[HardExample]]:
@@ -356,34 +251,7 @@ def _evaluate_all(run: Run) -> tuple[dict[str, Evaluation], list[HardExample]]:
         with run.screen.progress(f"evaluating {name}", len(examples)) as advance:
             probabilities = run.classifier.probabilities(examples, advance=advance)
         evaluations[name] = run.classifier.evaluate(examples, probabilities)
-        write_predictions(run.folder, name, examples, probabilities, run.data.task.label_names)
-        hard += hardest(name, examples, probabilities, run.data.task.label_names)
+        write_predictions(run.folder, name, examples, probabilities, run.data.task)
+        if not run.data.task.multi_label:
+            hard += hardest(name, examples, probabilities, run.data.task.label_names)
     return evaluations, hard
-
-
-def write_predictions(
-    folder: Path,
-    name: str,
-    examples: Sequence[Example],
-    probabilities: FloatArray,
-    labels: Sequence[str],
-) -> None:
-    """Write `predictions/NAME.parquet`: id, texts, gold, predicted, a column p_LABEL each."""
-    table = prediction_table(examples, probabilities, labels)
-    (folder / "predictions").mkdir(exist_ok=True)
-    table.to_parquet(folder / "predictions" / f"{name}.parquet", index=False)
-
-
-def prediction_table(
-    examples: Sequence[Example], probabilities: FloatArray, labels: Sequence[str]
-) -> pd.DataFrame:
-    """Return one row an example: id, texts, gold where known, predicted, p_LABEL each."""
-    columns: dict[str, Sequence[object]] = {"id": [example.id for example in examples]}
-    for column in examples[0].texts:
-        columns[column] = [example.texts[column] for example in examples]
-    if any(example.label is not None for example in examples):
-        columns["gold"] = [example.label for example in examples]
-    columns["predicted"] = [labels[i] for i in np.argmax(probabilities, axis=1)]
-    for index, label in enumerate(labels):
-        columns[f"p_{label}"] = probabilities[:, index].tolist()
-    return pd.DataFrame(columns)

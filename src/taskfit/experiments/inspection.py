@@ -56,7 +56,7 @@ def inspect_task(settings: RunSettings) -> Inspection:
     # Tables are often sorted by label, so their beginning tells little.
     drawn = np.random.default_rng([settings.seed, 3]).permutation(len(examples))[:SAMPLE]
     encoded = encoder.encode([examples[i] for i in sorted(drawn)])
-    padded, unique = _tokens_of_pass(encoded, settings)
+    padded, unique = _tokens_of_pass(encoder, encoded, settings)
     return Inspection(
         task=data.task,
         model=settings.model.name,
@@ -91,16 +91,23 @@ def _tokenizer_and_limit(settings: ModelSettings) -> tuple[PreTrainedTokenizerBa
 
 
 def _sizes(data: PreparedData) -> dict[str, int]:
-    sets = {"train": data.train, "validation": data.validation, **data.evaluations}
-    return {name: len(examples) for name, examples in sets.items() if examples}
+    sets = {"train": data.train, "validation": data.validation}
+    # An evaluation set may be called like a part.
+    named = {f"evaluation {n}" if n in sets else n: e for n, e in data.evaluations.items()}
+    return {name: len(examples) for name, examples in {**sets, **named}.items() if examples}
 
 
-def _tokens_of_pass(encoded: list[EncodedExample], settings: RunSettings) -> tuple[int, int]:
+def _tokens_of_pass(
+    encoder: PromptEncoder, encoded: list[EncodedExample], settings: RunSettings
+) -> tuple[int, int]:
     """Return padded and unique tokens of the gold answers, in seeded batches."""
     order = np.random.default_rng([settings.seed, 0]).permutation(len(encoded))
+    owners = [candidate.label_index for candidate in encoder.candidates]
     sequences = []
     for item in encoded:
-        sequences.append(np.concatenate((item.prompt_ids, item.completions[item.label_index or 0])))
+        # A label may have several words; its first one is the answer.
+        gold = item.completions[owners.index(item.label_index or 0)]
+        sequences.append(np.concatenate((item.prompt_ids, gold)))
     size = settings.training.batch_size
     padded = len(sequences) * max(map(len, sequences))
     unique = sum(

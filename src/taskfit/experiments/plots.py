@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which people with any colour vision can tell apart.
 without pyplot, so that no state of the caller's plots is touched.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,21 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 METRIC_NAMES = {"accuracy": "accuracy", "mcc": "MCC", "macro_f1": "macro F1"}
 MEGABYTE = 1e6
 MAX_CELLS = 12  # classes up to which a confusion matrix shows its numbers
+CHARACTER = 0.085  # width of a character in legends and labels (inches)
+LEVEL_CHARACTERS = 12  # label up to which two or three labels stand level side by side
+MAX_CHARACTERS = 40  # a longer name is cut, or it would leave no room for the picture
+# Names and labels are the user's: a dollar sign in them starts no formula.
+_plain_text = mpl.rc_context({"text.parse_math": False})
 
 
+@_plain_text
 def plot_comparison(results: Sequence[RunResult], path: Path, *, metric: str = "accuracy") -> None:
     """Draw a metric with 95 % intervals by evaluation set, a colour for each run."""
     names = list(dict.fromkeys(name for r in results for name in r.evaluations))
-    figure, axes = _figure(max(5.0, 1.6 + 1.3 * len(names)), 3.6)
+    shown_names = [_shorten(result.name) for result in results]
+    page = max(5.0, 1.6 + 1.3 * len(names))  # inches
+    columns = max(1, int(page / (0.6 + CHARACTER * max(map(len, shown_names)))))
+    figure, axes = _figure(page, 3.4 + 0.2 * math.ceil(len(results) / columns))
     width = 0.8 / len(results)
     for index, result in enumerate(results):
         shown = [n for n in names if n in result.evaluations]
@@ -37,17 +47,24 @@ def plot_comparison(results: Sequence[RunResult], path: Path, *, metric: str = "
             np.array([names.index(n) for n in shown]) + (index - (len(results) - 1) / 2) * width
         )
         axes.bar(
-            places, values, width * 0.92, color=PALETTE[index % 8], label=result.name, zorder=2
+            places,
+            values,
+            width * 0.92,
+            color=PALETTE[index % 8],
+            label=shown_names[index],
+            zorder=2,
         )
         errors = np.abs(bounds.T - values)
         axes.errorbar(places, values, errors, fmt="none", ecolor="0.25", capsize=2, lw=1, zorder=3)
     counts = {n: r.evaluations[n].num_examples for r in results for n in r.evaluations}
-    axes.set_xticks(range(len(names)), [f"{n}\nn = {counts[n]:,}" for n in names])
+    axes.set_xticks(range(len(names)), [f"{_shorten(n)}\nn = {counts[n]:,}" for n in names])
     # MCC may be negative; accuracy starts at 0, where bars must start.
-    lowest = min(r.evaluations[n].intervals[metric][0] for r in results for n in r.evaluations)
+    lowest = min(
+        (r.evaluations[n].intervals[metric][0] for r in results for n in r.evaluations), default=0.0
+    )
     axes.set_ylim(min(0.0, lowest), 1.0)
     axes.set_ylabel(f"{METRIC_NAMES[metric]} (95 % interval)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(results), frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
     _write(figure, path)
 
 
@@ -83,12 +100,15 @@ def plot_history(records: Sequence[Mapping[str, Any]], path: Path, *, metric: st
     _write(figure, path)
 
 
+@_plain_text
 def plot_confusion(evaluation: Evaluation, path: Path, *, title: str) -> None:
     """Draw a confusion matrix, rows gold, shaded by the share of the gold class."""
     matrix = np.array(evaluation.confusion_matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = len(matrix)
-    side = min(9.0, 2.6 + 0.45 * size)
+    names = [_shorten(label) for label in evaluation.labels]
+    longest = max(map(len, names))
+    side = min(9.0, 2.6 + 0.45 * size) + CHARACTER * max(0, longest - LEVEL_CHARACTERS)
     figure, axes = _figure(side + 0.6, side)
     many = size > MAX_CELLS
     sns.heatmap(
@@ -101,18 +121,20 @@ def plot_confusion(evaluation: Evaluation, path: Path, *, title: str) -> None:
         vmax=1,
         square=True,
         linewidths=0 if many else 0.5,
-        xticklabels=evaluation.labels,
-        yticklabels=evaluation.labels,
+        xticklabels=names,
+        yticklabels=names,
         cbar_kws={"label": "share of the gold class", "shrink": 0.8},
     )
-    axes.tick_params(axis="x", rotation=90 if size > 3 else 0, labelsize=6 if many else 9)
+    upright = size > 3 or longest > LEVEL_CHARACTERS
+    axes.tick_params(axis="x", rotation=90 if upright else 0, labelsize=6 if many else 9)
     axes.tick_params(axis="y", rotation=0, labelsize=6 if many else 9)
     axes.set_xlabel("predicted")
     axes.set_ylabel("gold")
-    axes.set_title(f"{title} (n = {evaluation.num_examples:,})", fontsize=10)
+    axes.set_title(f"{_shorten(title)} (n = {evaluation.num_examples:,})", fontsize=10)
     _write(figure, path)
 
 
+@_plain_text
 def plot_reliability(bins: Mapping[str, Reliability], path: Path) -> None:
     """Draw accuracy against confidence, a line for each evaluation set."""
     figure, axes = _figure(4.4, 4.0)
@@ -125,7 +147,7 @@ def plot_reliability(bins: Mapping[str, Reliability], path: Path) -> None:
             found.accuracy,
             s=8 + 60 * found.count / found.count.max(),
             color=color,
-            label=f"{name} (n = {found.count.sum():,})",
+            label=f"{_shorten(name)} (n = {found.count.sum():,})",
             zorder=3,
         )
     axes.set_xlim(0, 1.02)
@@ -168,11 +190,18 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Write PNG and SVG; text stays text in the SVG, and equal input gives equal files."""
+    """Write PNG and SVG; text stays text in the SVG, and equal input gives equal files.
+
+    The endings are added, not put in place of another: a name such as `v1.0` has a dot.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "taskfit"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=150)
+        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+    figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_CHARACTERS else name[: MAX_CHARACTERS - 1] + "…"
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

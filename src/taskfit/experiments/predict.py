@@ -9,7 +9,7 @@ from taskfit.data import Example, check_labels, read_table, to_examples
 from taskfit.errors import DataError
 from taskfit.evaluation import Evaluation
 from taskfit.experiments.classifier import Classifier
-from taskfit.experiments.fit import prediction_table, write_predictions
+from taskfit.experiments.predictions import prediction_table, write_predictions
 from taskfit.experiments.prepare import task_columns
 from taskfit.experiments.records import RunResult
 from taskfit.experiments.screen import Screen
@@ -44,7 +44,7 @@ def predict_file(
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]
             probabilities = classifier.probabilities(chunk, advance=advance)
-            parts.append(prediction_table(chunk, probabilities, classifier.task.label_names))
+            parts.append(prediction_table(chunk, probabilities, classifier.task))
     table = pd.concat(parts, ignore_index=True)
     write_table(table, target)
     return table
@@ -72,7 +72,7 @@ def evaluate_file(
     with screen.progress(f"evaluating {name}", len(examples)) as advance:
         probabilities = classifier.probabilities(examples, advance=advance)
     evaluation = classifier.evaluate(examples, probabilities)
-    write_predictions(folder, name, examples, probabilities, classifier.task.label_names)
+    write_predictions(folder, name, examples, probabilities, classifier.task)
     result.evaluations[name] = evaluation
     result.save(folder)
     return evaluation

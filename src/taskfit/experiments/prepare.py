@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from taskfit.data import (
     BUILTIN_NAMES,
@@ -21,7 +21,9 @@ from taskfit.data import (
     split_validation,
     to_examples,
 )
+from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError
+from taskfit.methods.table import METHODS
 from taskfit.settings import DataSettings, RunSettings
 from taskfit.tasks import (
     Task,
@@ -38,7 +40,7 @@ class PreparedData:
 
     Attributes:
         task: What is asked.
-        train: Training examples, demonstrations not among them.
+        train: Training examples; no text of the other sets is among them.
         validation: Held-out part of the training table.
         demonstrations: Shown in every prompt.
         evaluations: Evaluation sets by name, in domain first.
@@ -83,20 +85,15 @@ def prepare_data(settings: RunSettings) -> PreparedData:
     if train:
         check_labels(train, labels)
         check_several_classes(train)
-        held_out = {**evaluations, **({"validation": validation} if validation else {})}
+        held_out = _by_name({"validation": validation} if validation else {}, evaluations)
         train, overlap = drop_overlap(train, held_out)
         if not train:
             raise DataError(
                 "Every training example also stands in an evaluation set, so none is left to "
                 "train on. Are the same files given as training and evaluation data?"
             )
-    if train and data.validation is None:
-        train, validation = split_validation(
-            train,
-            fraction=data.validation_fraction,
-            max_validation=data.max_validation,
-            seed=settings.seed,
-        )
+    if overlap is not None and data.validation is None:
+        train, validation, overlap = _hold_out(train, overlap, settings)
     if data.num_train is not None or data.shots_per_class is not None:
         train = draw(
             train,
@@ -114,14 +111,20 @@ def prepare_data(settings: RunSettings) -> PreparedData:
         evaluations=evaluations,
         overlap=overlap,
         fingerprint={
-            name: fingerprint(examples) for name, examples in {**sets, **evaluations}.items()
+            name: fingerprint(examples) for name, examples in _by_name(sets, evaluations).items()
         },
     )
 
 
 def task_columns(task: Task, data: DataSettings) -> Columns:
     """Return the columns that a task's tables must have."""
-    return Columns(text=task.text, label=data.label or task.label_column, values=dict(task.values))
+    return Columns(
+        text=task.text,
+        label=data.label or task.label_column,
+        values=dict(task.values),
+        shares=data.soft_labels,
+        separator=data.label_separator if task.multi_label else None,
+    )
 
 
 def read_examples(
@@ -138,13 +141,51 @@ def fingerprint(examples: Sequence[Example]) -> str:
     """Return a hash of ids, texts and labels, so that changed data is noticed on resuming."""
     digest = hashlib.sha256()
     for example in examples:
-        row: tuple[str, Mapping[str, str], str | None] = (
-            example.id,
-            dict(example.texts),
-            example.label,
-        )
+        row: list[object] = [example.id, dict(example.texts), example.label]
+        if example.target is not None:
+            row.append(dict(example.target))
         digest.update(json.dumps(row, ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
+
+
+def _by_name(
+    parts: Mapping[str, list[Example]], evaluations: Mapping[str, list[Example]]
+) -> dict[str, list[Example]]:
+    """Return all sets by name; an evaluation set may be called like a part, and hides none."""
+    named = {
+        f"evaluation {name}" if name in parts else name: found
+        for name, found in evaluations.items()
+    }
+    return {**parts, **named}
+
+
+def _hold_out(
+    train: Sequence[Example], overlap: Overlap, settings: RunSettings
+) -> tuple[list[Example], list[Example], Overlap]:
+    """Hold out a validation set; a text that stands several times stays on one side.
+
+    Copies of held-out texts leave training and are counted in the overlap. Where a class would be
+    lost with them, its held-out texts go back instead.
+    """
+    rest, held_out = split_validation(
+        train,
+        fraction=settings.data.validation_fraction,
+        max_validation=settings.data.max_validation,
+        seed=settings.seed,
+    )
+    keys = {text_key(example) for example in held_out}
+    safe = {example.label for example in rest if text_key(example) not in keys}
+    keys -= {text_key(example) for example in rest if example.label not in safe}
+    validation = [example for example in held_out if text_key(example) in keys]
+    copies = [example.id for example in rest if text_key(example) in keys]
+    if copies:
+        overlap = replace(
+            overlap,
+            num_dropped=overlap.num_dropped + len(copies),
+            dropped_by_set={**overlap.dropped_by_set, "validation": len(copies)},
+            dropped_ids=(*overlap.dropped_ids, *copies)[:5],
+        )
+    return [example for example in train if text_key(example) not in keys], validation, overlap
 
 
 def _task_and_train(
@@ -153,6 +194,11 @@ def _task_and_train(
     """Return the task before overrides, the training examples, and built-in evaluation sets."""
     data, name = settings.data, settings.task.name
     task = load_task(name) if name is not None else None
+    if task is not None and data.text and set(data.text) != set(task.text):
+        raise SettingsError(
+            f"Task {task.name} reads the columns {', '.join(task.text)}, but --text names "
+            f"{', '.join(data.text)}. Leave out --text, or use a task file with these columns."
+        )
     if data.train is None:
         if name in BUILTIN_NAMES:
             builtin = load_builtin(str(name), folder=data.folder)
@@ -166,21 +212,22 @@ def _task_and_train(
         )
     table = read_table(data.train, encoding=data.encoding)
     if task is None:
-        columns = guess_columns(table, text=data.text, label=data.label)
+        columns = guess_columns(
+            table,
+            text=data.text,
+            label=data.label,
+            shares=data.soft_labels,
+            separator=data.label_separator if settings.task.multi_label else None,
+        )
         examples = to_examples(table, columns, source=data.train)
         check_several_classes(examples)
         task = task_from_columns(
             name="custom",
             text=columns.text,
-            label_column=str(columns.label),
+            label_column=columns.label or "label",
             labels=label_names(examples),
         )
         return task, examples, {}
-    if data.text and set(data.text) != set(task.text):
-        raise SettingsError(
-            f"Task {task.name} reads the columns {', '.join(task.text)}, but --text names "
-            f"{', '.join(data.text)}. Leave out --text, or use a task file with these columns."
-        )
     return task, to_examples(table, task_columns(task, data), source=data.train), {}
 
 
@@ -188,7 +235,16 @@ def _demonstrations(
     task: Task, train: list[Example], settings: RunSettings
 ) -> tuple[list[Example], list[Example]]:
     """Choose the demonstrations and take them out of the training set."""
-    if task.num_demonstrations == 0:
+    method = settings.method
+    if method.demonstrations == "nearest" and method.name != "in_context":
+        raise SettingsError(
+            "method.demonstrations=nearest gives every text a prompt of its own, which only "
+            f"in_context reads; method is {method.name}. Use balanced, random or fixed."
+        )
+    if task.num_demonstrations == 0 or not METHODS[method.name].shows_demonstrations(method):
+        return [], train
+    if method.demonstrations == "nearest":
+        # They are chosen for each text from the whole training set.
         return [], train
     if not train:
         raise DataError(
@@ -197,11 +253,11 @@ def _demonstrations(
         )
     chosen = choose_demonstrations(
         train,
-        how=settings.method.demonstrations,
+        how=method.demonstrations,
         num=task.num_demonstrations,
         labels=[label.name for label in task.labels],
         seed=settings.seed,
     )
-    shown = {example.id for example in chosen}
-    # An example that stands in the prompt would be answered by copying.
-    return chosen, [example for example in train if example.id not in shown]
+    shown = {text_key(example) for example in chosen}
+    # A text that stands in the prompt would be answered by copying.
+    return chosen, [example for example in train if text_key(example) not in shown]

@@ -27,8 +27,8 @@ class RunResult:
 
     Attributes:
         name: How tables call the run, such as `few-shot`.
-        method: in_context or label_words.
-        weights: none, full or lora.
+        method: Name of the method.
+        weights: none, full, lora or qlora.
         model: The model as the user named it.
         task: Name and version of the task.
         num_train: Training examples.
@@ -43,6 +43,7 @@ class RunResult:
         num_parameters: Of the model.
         num_trainable: Of them, trained.
         best_step: Step whose weights were kept; 0 without training.
+        details: What else the method records, such as answers that named no label.
         versions: Versions of the libraries that decide results.
         machine: Processor, cores and device.
         created: When, UTC.
@@ -65,6 +66,7 @@ class RunResult:
     num_parameters: int
     num_trainable: int
     best_step: int
+    details: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
     machine: dict[str, str] = field(default_factory=lambda: describe_machine())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -92,13 +94,15 @@ class RunResult:
             data = json.loads(path.read_text(encoding="utf-8"))
             evaluations = {n: Evaluation.from_dict(e) for n, e in data.pop("evaluations").items()}
             return cls(evaluations=evaluations, **data)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
 def write_results_csv(path: Path, results: Sequence[RunResult]) -> None:
     """Write a row for every run and evaluation set, all columns flat."""
-    table = pd.DataFrame([row for result in results for row in result_rows(result)])
+    rows = [row for result in results for row in result_rows(result)]
+    # Without any evaluation there is at least a header, so that the file can be read.
+    table = pd.DataFrame(rows, columns=None if rows else ["name", "evaluation", "num_examples"])
     write_text_atomic(path, table.to_csv(index=False))
 
 

@@ -68,9 +68,10 @@ def hardest(
     name: str, examples: Sequence[Example], probabilities: FloatArray, labels: Sequence[str]
 ) -> list[HardExample]:
     """Return the most confidently wrong predictions of an evaluation set, worst first."""
-    predicted = probabilities.argmax(axis=1)
+    # Where there is no answer, none is confidently wrong.
+    predicted = np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)
     gold = np.array([labels.index(str(example.label)) for example in examples])
-    wrong = np.flatnonzero(predicted != gold)
+    wrong = np.flatnonzero((predicted != gold) & ~np.isnan(probabilities[:, 0]))
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:NUM_HARDEST]
     return [
         HardExample(
@@ -97,10 +98,12 @@ def report_run(folder: Path, result: RunResult, hard: Sequence[HardExample]) -> 
     if any(record["kind"] == "step" for record in records):
         plot_history(records, plots / "history", metric=metric)
         pictures.append(_picture(folder, plots / "history", "Training"))
-    for name, evaluation in result.evaluations.items():
+    single = {name: e for name, e in result.evaluations.items() if not e.multi_label}
+    for name, evaluation in single.items():
         plot_confusion(evaluation, plots / f"confusion_{name}", title=name)
         pictures.append(_picture(folder, plots / f"confusion_{name}", f"Confusion matrix: {name}"))
-    bins = {name: _bins(folder, name) for name in result.evaluations}
+    bins = {name: _bins(folder, name, e.labels) for name, e in single.items()}
+    bins = {name: found for name, found in bins.items() if len(found.count)}
     if bins:
         plot_reliability(bins, plots / "reliability")
         pictures.append(_picture(folder, plots / "reliability", "Calibration"))
@@ -168,16 +171,16 @@ def _metric_of(result: RunResult) -> str:
     return "mcc" if result.task.startswith("cola ") else "accuracy"
 
 
-def _bins(folder: Path, name: str) -> Reliability:
+def _bins(folder: Path, name: str, labels: Sequence[str]) -> Reliability:
     table = pd.read_parquet(folder / "predictions" / f"{name}.parquet")
-    columns = [column for column in table.columns if column.startswith("p_")]
-    labels = [column.removeprefix("p_") for column in columns]
-    gold = table["gold"].map(labels.index).to_numpy()
-    return reliability(table[columns].to_numpy(), gold)
+    table = table[table["predicted"].notna()]
+    # By name, since a text column may be called `p_...` too.
+    probabilities = table[[f"p_{label}" for label in labels]].to_numpy()
+    return reliability(probabilities, table["gold"].map(list(labels).index).to_numpy())
 
 
 def _picture(folder: Path, path: Path, title: str) -> Picture:
-    png = path.with_suffix(".png")
+    png = path.with_name(f"{path.name}.png")
     data = base64.b64encode(png.read_bytes()).decode("ascii")
     return Picture(title, str(png.relative_to(folder)), data)
 

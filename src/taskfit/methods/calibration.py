@@ -5,7 +5,8 @@ again; they differ in where the prior is measured. It is measured once and store
 a prediction never depends on which other texts stand in the same batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +44,30 @@ def content_free_prior(scorer: LabelScorer) -> FloatArray:
     return logsumexp(distributions, axis=0) - np.log(len(items))  # type: ignore[no-any-return]
 
 
-def text_prior(scorer: LabelScorer, examples: Sequence[Example]) -> FloatArray:
+def domain_prior(scorer: LabelScorer) -> FloatArray:
+    """Return the log-probability of each label after the line without any text, (L,).
+
+    Domain-conditional PMI, Holtzman et al. 2021 (arXiv:2104.08315), equation 3: the prompt is what
+    the line writes between text and label, without instruction and demonstrations.
+    """
+    encoder = scorer.encoder
+    template = replace(encoder.task.template, instruction="")
+    task = replace(encoder.task, template=template)
+    domain = encoder.for_task(task, demonstrations=[])
+    empty = domain.encode([Example("domain prompt", dict.fromkeys(task.text, ""))])
+    bare = LabelScorer(scorer.model, domain, length_normalization=scorer.length_normalization)
+    return np.asarray(bare.score_encoded(empty)[0])
+
+
+def text_prior(
+    score: Callable[[Sequence[Example]], FloatArray], texts: Sequence[Example]
+) -> FloatArray:
     """Return the mean log-probability of each label over texts, labels unseen, (L,).
 
     Batch calibration, Zhou et al. 2023 (arXiv:2309.17249), equation 3, in log space.
+
+    Args:
+        score: Returns log p(label words | prompt), (N, L).
+        texts: What to average over.
     """
-    return log_softmax(scorer.log_probs(examples), axis=1).mean(axis=0)  # type: ignore[no-any-return]
+    return log_softmax(score(texts), axis=1).mean(axis=0)  # type: ignore[no-any-return]

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskfit.data import Example
+from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.models import KeyValueCache, TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
-from taskfit.tree import TokenTree, common_prefix_length, plan_trees, unique_tokens
+from taskfit.tree import TokenTree
 from taskfit.tree.build import IntArray
-
-TOKEN_BUDGET = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,28 @@ def candidate_log_probs(
 ) -> Tensor:
     """Return the exact joint log-probability of label words, with gradient where enabled.
 
+    See `token_log_probs` for the arguments.
+
+    Returns:
+        log p(w | prompt), summed over w's tokens, example by example, (sum of candidates,).
+    """
+    per_token, owners = token_log_probs(
+        model, items, candidates, prefix=prefix, normalize=normalize
+    )
+    joint = per_token.new_zeros(sum(map(len, candidates)))
+    return joint.index_add(0, owners, per_token)
+
+
+def token_log_probs(
+    model: TreeModel,
+    items: Sequence[EncodedExample],
+    candidates: Sequence[Sequence[int]],
+    *,
+    prefix: KeyValueCache | None = None,
+    normalize: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of every token of label words, with gradient where enabled.
+
     Args:
         model: The model.
         items: Encoded examples; they run as one tree.
@@ -99,7 +120,7 @@ def candidate_log_probs(
             candidates have one token, and then only differences within an example mean anything.
 
     Returns:
-        log p(w | prompt), summed over w's tokens, example by example, (sum of candidates,).
+        log p(token | what stands before it), (Y,), and for each the flat index of its candidate.
     """
     plan = read_plan(items, candidates, skip=prefix.length if prefix else 0)
     hidden = model.hidden(plan.tree, plan.nodes, prefix=prefix)  # (R, D)
@@ -107,9 +128,7 @@ def candidate_log_probs(
         torch.from_numpy(array).to(model.device) for array in (plan.rows, plan.targets, plan.owners)
     )
     read = model.token_log_probs if normalize else model.token_scores
-    per_token = read(hidden, rows, targets)  # (Y,)
-    joint = per_token.new_zeros(sum(map(len, candidates)))
-    return joint.index_add(0, owners, per_token)
+    return read(hidden, rows, targets), owners
 
 
 def sum_over_words(scores: Tensor, label_of_candidate: Sequence[int], num_labels: int) -> Tensor:
@@ -131,7 +150,12 @@ class LabelScorer:
     """
 
     def __init__(
-        self, model: TreeModel, encoder: PromptEncoder, *, token_budget: int | None = None
+        self,
+        model: TreeModel,
+        encoder: PromptEncoder,
+        *,
+        token_budget: int | None = None,
+        length_normalization: bool = False,
     ) -> None:
         """Bind a model to a task's encoder.
 
@@ -140,18 +164,18 @@ class LabelScorer:
             encoder: Turns examples into prompts and candidates.
             token_budget: Most unique tokens in one forward pass (tokens), prefix not counted.
                 None: 1,024, or what the largest example needs.
+            length_normalization: Divide a word's log-probability by its number of tokens.
         """
         self.model = model
         self.encoder = encoder
         self.token_budget = token_budget
+        self.length_normalization = length_normalization
         self.label_of_candidate = [c.label_index for c in encoder.candidates]
-        self._prefix: KeyValueCache | None = None
-        self._prefix_ids: IntArray = np.empty(0, np.int64)
+        self.prefixes = PrefixCache(model, encoder)
 
     def forget_prefix(self) -> None:
         """Drop the cached keys and values."""
-        self._prefix = None
-        self._prefix_ids = np.empty(0, np.int64)
+        self.prefixes.forget()
 
     def log_probs(
         self, examples: Sequence[Example], *, advance: Callable[[int], None] | None = None
@@ -164,7 +188,6 @@ class LabelScorer:
         """
         return self.score_encoded(self.encoder.encode(examples), advance=advance)
 
-    @torch.no_grad()
     def score_encoded(
         self, items: Sequence[EncodedExample], *, advance: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
@@ -174,38 +197,28 @@ class LabelScorer:
         if not items:
             return result
         every = list(range(len(self.label_of_candidate)))
-        prefix = self._shared_prefix(items)
-        skip = prefix.length if prefix else 0
-        groups = [sequences_of(item, every, skip=skip) for item in items]
-        budget = self.token_budget or max(TOKEN_BUDGET, *map(unique_tokens, groups))
-        trees = plan_trees(groups, budget, names=[item.id for item in items])
-        was_training = self.model.model.training
-        self.model.model.eval()
-        for tree in trees:
-            chosen = [items[i] for i in tree]
-            joint = candidate_log_probs(self.model, chosen, [every] * len(chosen), prefix=prefix)
-            words = joint.view(len(chosen), len(every))  # (N, C)
+        prefix = self.prefixes.shared_by(items)
+        lengths = torch.tensor(
+            [[len(ids) for ids in item.completions] for item in items], device=self.model.device
+        )
+
+        def score(chosen: list[int]) -> None:
+            found = [items[i] for i in chosen]
+            joint = candidate_log_probs(self.model, found, [every] * len(found), prefix=prefix)
+            words = joint.view(len(found), len(every))  # (N, C)
+            if self.length_normalization:
+                words = words / lengths[chosen]
             labels = sum_over_words(words, self.label_of_candidate, num_labels)
-            result[tree] = labels.double().cpu().numpy()
+            result[chosen] = labels.double().cpu().numpy()
             if advance is not None:
                 advance(len(chosen))
-        self.model.model.train(was_training)
-        return result
 
-    def _shared_prefix(self, items: Sequence[EncodedExample]) -> KeyValueCache | None:
-        """Return the cached keys and values that all these prompts start with."""
-        # The last prompt token must run with the tree, since the first answer token is read there.
-        limit = min(len(item.prompt_ids) for item in items) - 1
-        if len(self._prefix_ids) == 0:
-            # Only what is static: a prefix that the texts of this call share by chance would have
-            # to be thrown away at the next.
-            static = [item.prompt_ids for item in self.encoder.content_free(["a", "0", "("])]
-            length = min(common_prefix_length(static[0], other) for other in static[1:])
-            self._prefix_ids = static[0][:length]
-        ids = self._prefix_ids
-        length = min([limit, *(common_prefix_length(ids, item.prompt_ids) for item in items)])
-        if length < 1:
-            return None
-        if self._prefix is None:
-            self._prefix = self.model.encode_prefix(ids)
-        return self._prefix if length == len(ids) else self._prefix.cropped(length)
+        skip = prefix.length if prefix else 0
+        run_in_trees(
+            self.model,
+            [sequences_of(item, every, skip=skip) for item in items],
+            score,
+            token_budget=self.token_budget,
+            names=[item.id for item in items],
+        )
+        return result

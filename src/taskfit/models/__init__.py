@@ -9,6 +9,7 @@ from taskfit.models.adapters import (
 )
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.load import LoadedModel, load_model, resolve_device, resolve_dtype
+from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.packaged import PACKAGED_MODELS, packaged_folder
 from taskfit.models.tree_model import TreeModel
 
@@ -18,6 +19,7 @@ __all__ = [
     "LoadedModel",
     "TreeModel",
     "add_adapter",
+    "is_out_of_memory",
     "load_adapter",
     "load_model",
     "packaged_folder",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from taskfit.errors import CheckpointError
+from taskfit.errors import CheckpointError, SettingsError
+from taskfit.models.quantize import four_bit_layers, quantization_bytes
 from taskfit.settings import AdapterSettings
 
 
@@ -70,7 +71,11 @@ def add_adapter(
 
     Returns:
         PEFT's wrapper around the same model, or None for full fine-tuning.
+
+    Raises:
+        SettingsError: If the weights cannot be trained so in the form that they were loaded in.
     """
+    _check_weights(model, settings)
     if settings.weights == "full":
         model.requires_grad_(True)
         return None
@@ -88,6 +93,7 @@ def add_adapter(
         # Adapters in the model's own dtype: the optimizer keeps float32 masters of them.
         with _peft_warnings_off():
             wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+    _adapters_in_model_dtype(model)
     if model.device.type == "cpu":
         # Numbered by the layer's last name (q_proj, k_proj, ...), so that all decoder layers look
         # the same to the compiler.
@@ -98,6 +104,58 @@ def add_adapter(
                 for name in module.lora_dropout:
                     module.lora_dropout[name] = CpuDropout(settings.lora_dropout, draw)
     return wrapped
+
+
+def _check_weights(model: PreTrainedModel, settings: AdapterSettings) -> None:
+    in_four_bits = bool(four_bit_layers(model))
+    if settings.weights == "full" and in_four_bits:
+        raise SettingsError(
+            "adapter.weights=full cannot train a model whose weights are in 4 bits: they have no "
+            "gradient. Use adapter.weights=qlora, or load the model without quantization."
+        )
+    if settings.weights == "qlora" and not in_four_bits:
+        raise SettingsError(
+            f"adapter.weights=qlora needs a base in 4 bits, but this {type(model).__name__} is in "
+            f"{str(model.dtype).removeprefix('torch.')}. Load it with "
+            "`load_model(settings.model, quantization=settings.adapter)`, or use "
+            "adapter.weights=lora."
+        )
+
+
+def _adapters_in_model_dtype(model: PreTrainedModel) -> None:
+    """Cast adapters to the dtype that the model computes in.
+
+    PEFT does so by the dtype of the weights beside them, and packed weights (uint8) have none. Its
+    `prepare_model_for_kbit_training` would raise embeddings, norms and LM head to float32 as well.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_A.to(model.dtype)
+            module.lora_B.to(model.dtype)
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Keep only the inputs of the decoder layers in training; the rest is computed again.
+
+    The non-reentrant kind: arguments by keyword, such as the tree, come through, and inputs need no
+    gradient of their own. Dropout repeats itself, since the generator is put back. It acts in
+    training mode only.
+
+    Args:
+        model: Changed in place; before or after adapters were put on it.
+
+    Raises:
+        SettingsError: If the architecture does not support it.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise SettingsError(
+            f"training.gradient_checkpointing=true, but {type(model).__name__} does not support it "
+            "in transformers. Leave it out, and lower training.token_budget to save memory."
+        )
+    with warnings.catch_warnings():
+        # The new name is younger than the oldest transformers that we allow.
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 @contextlib.contextmanager
@@ -114,8 +172,9 @@ def trainable_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Return the memory that a model's weights take (bytes)."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    """Return the memory that a model's weights take, as they are packed, with scales (bytes)."""
+    parameters = sum(int(p.nbytes) for p in model.parameters())
+    return parameters + quantization_bytes(model)
 
 
 def save_weights(
@@ -147,8 +206,10 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise CheckpointError(f"{folder} holds no adapter: {' and '.join(missing)} missing.")
     try:
         with _peft_warnings_off():
-            return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+            wrapped = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     except RuntimeError as error:
         raise CheckpointError(
             f"The adapter in {folder} does not fit {type(model).__name__}: {error}"
         ) from error
+    _adapters_in_model_dtype(model)
+    return wrapped

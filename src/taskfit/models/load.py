@@ -2,15 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from taskfit.errors import ModelError, SettingsError
 from taskfit.models.packaged import PACKAGED_MODELS, packaged_folder
+from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
 from taskfit.models.tree_model import TreeModel
-from taskfit.settings import ModelSettings
+from taskfit.settings import AdapterSettings, ModelSettings
 
 DTYPES = {
     "float32": torch.float32,
@@ -59,52 +66,102 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the number format for a setting; `auto` is bfloat16 where the device has it."""
+    """Return the number format for a setting.
+
+    `auto` is bfloat16 where the device computes in it; else float16 on a GPU (with loss scaling in
+    training) and float32 on a CPU, where float16 is slower than float32.
+    """
     if name != "auto":
         return DTYPES[name]
+    if _computes_in_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def dtype_reason(name: str, device: torch.device) -> str:
+    """Say for the screen which number format `resolve_dtype` takes, and why."""
+    dtype = resolve_dtype(name, device)
+    label = next(key for key, value in DTYPES.items() if value == dtype)
+    if dtype == torch.float16:
+        label += " with loss scaling"
+    if name != "auto":
+        return f"{label}: model.dtype={name}"
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+    if dtype == torch.bfloat16:
+        return f"{label}: {place} computes in it"
+    return f"{label}: {place} has no bfloat16"
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
+        return bool(torch.cuda.is_bf16_supported(False))
     flags = torch.cpu.get_capabilities()
-    has_bf16 = flags.get("amx_bf16") or flags.get("avx512_bf16") or flags.get("arm_bf16")
-    return torch.bfloat16 if has_bf16 else torch.float32
+    return any(flags.get(flag) for flag in ("amx_bf16", "avx512_bf16", "arm_bf16"))
 
 
-def load_model(settings: ModelSettings) -> LoadedModel:
+def load_model(
+    settings: ModelSettings, *, quantization: AdapterSettings | None = None
+) -> LoadedModel:
     """Load the model and tokenizer that the settings name.
 
+    Args:
+        settings: Which model, in which number format, on which device.
+        quantization: With `weights=qlora` the linear layers of the decoder are loaded as NF4, which
+            computes in the model's number format. None, or other weights: nothing is quantized.
+
     Raises:
-        ModelError: If they cannot be found or loaded, or the token tree cannot serve them.
+        ModelError: If they cannot be found or loaded, the token tree cannot serve them, or
+            bitsandbytes is needed and missing.
     """
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
+    options: dict[str, Any] = {}
+    if quantization is not None and quantization.weights == "qlora":
+        options["quantization_config"] = four_bit_config(
+            dtype, double_quantization=quantization.double_quantization
+        )
+        # Quantized on arrival, so that the device never holds the model in 16 bits.
+        options["device_map"] = {"": device}
     folder = locate_model(settings.name)
     # Progress bars of single files would tear our own progress display.
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=settings.revision)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, revision=settings.revision, dtype=dtype, use_safetensors=True
+            folder, revision=settings.revision, dtype=dtype, use_safetensors=True, **options
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(_explain(settings.name, folder, error)) from error
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"{settings.name} has no fast tokenizer; its character offsets are needed to cut "
-            "prompts from completions. Convert it with transformers' convert_slow_tokenizer."
-        )
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        raise ModelError(
-            f"The tokenizer of {settings.name} has {len(tokenizer)} tokens, its model only "
-            f"{model.get_input_embeddings().weight.shape[0]} embeddings: they are not a pair."
-        )
+    _check_tokenizer(tokenizer, model, settings.name)
     if tokenizer.pad_token is None:
         # Trees are never padded; this is for those who use the saved model elsewhere.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    if options and not four_bit_layers(model):
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer that can be held in 4 bits. Use "
+            "adapter.weights=lora."
+        )
+    keep_differentiable(model)
     model.requires_grad_(False)
-    model.to(device).eval()
+    if not options:
+        model.to(device)
+    model.eval()
     return LoadedModel(TreeModel(model), tokenizer, settings.name, settings.revision)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{name} has no fast tokenizer; its character offsets are needed to cut "
+            "prompts from completions. Convert it with transformers' convert_slow_tokenizer."
+        )
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise ModelError(
+            f"The tokenizer of {name} has {len(tokenizer)} tokens, its model only "
+            f"{model.get_input_embeddings().weight.shape[0]} embeddings: they are not a pair."
+        )
 
 
 def locate_model(name: str) -> str:

@@ -1,20 +1,21 @@
 """Tasks, templates, label words; and the one place where text becomes token ids."""
 
+from taskfit.tasks.answers import parse_answer
 from taskfit.tasks.checkup import Checkup, check_up
 from taskfit.tasks.demonstrations import choose_demonstrations
 from taskfit.tasks.encode import (
+    BareEncoder,
     Candidate,
     EncodedExample,
     PromptEncoder,
-    TextEncoder,
-    Tokenizer,
-    TokenSequence,
 )
 from taskfit.tasks.files import load_task, task_from_dict, task_to_dict
 from taskfit.tasks.task import Label, Task, override_task, readable, task_from_columns
-from taskfit.tasks.template import Template, chat_prompt, render_prompt
+from taskfit.tasks.template import Template, chat_messages, chat_prompt, render_prompt
+from taskfit.tasks.text_encoder import TextEncoder, Tokenizer, TokenSequence
 
 __all__ = [
+    "BareEncoder",
     "Candidate",
     "Checkup",
     "EncodedExample",
@@ -25,11 +26,13 @@ __all__ = [
     "TextEncoder",
     "TokenSequence",
     "Tokenizer",
+    "chat_messages",
     "chat_prompt",
     "check_up",
     "choose_demonstrations",
     "load_task",
     "override_task",
+    "parse_answer",
     "readable",
     "render_prompt",
     "task_from_columns",

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from taskfit.data import Example
-from taskfit.tasks.encode import EncodedExample, PromptEncoder, Tokenizer
+from taskfit.tasks.encode import EncodedExample, PromptEncoder
+from taskfit.tasks.text_encoder import Tokenizer
 
 LONG_WORD = 4  # tokens
 MAX_ADVICE = 3  # sentences of one kind

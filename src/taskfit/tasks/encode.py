@@ -1,68 +1,21 @@
-"""Text becomes token ids here and nowhere else.
-
-Subword tokenizers do not compose: ids(a) + ids(b) need not be ids(a + b). So prompt and completion
-are tokenized as ONE text and cut by character offsets, and a token across the cut is an error.
-"""
+"""Examples become prompts, and prompts with their label words become token ids."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer as Backend
-from tokenizers.processors import ByteLevel
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
 from taskfit.tasks.task import Task
 from taskfit.tasks.template import LABEL, chat_prompt, prompt_head
+from taskfit.tasks.text_encoder import IntArray, TextEncoder, Tokenizer
 
-IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 # Examples on which the shortcut for many label words is checked before it is used.
 NUM_CHECKED = 4
-
-
-class Tokenizer(Protocol):
-    """What is needed of a fast Hugging Face tokenizer."""
-
-    @property
-    def backend_tokenizer(self) -> Backend:
-        """The tokenizer of the `tokenizers` library."""
-        ...
-
-    @property
-    def chat_template(self) -> Any:  # noqa: ANN401 - a text, a dictionary of texts, or None
-        """The chat template, if there is one."""
-        ...
-
-    def apply_chat_template(
-        self,
-        conversation: list[dict[str, str]],
-        *,
-        tokenize: bool,
-        add_generation_prompt: bool,
-    ) -> Any:  # noqa: ANN401 - text, as tokenize is False
-        """Render a chat."""
-        ...
-
-    def decode(self, token_ids: list[int]) -> Any:  # noqa: ANN401 - text
-        """Turn ids into text."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSequence:
-    """A prompt with its completion.
-
-    Attributes:
-        ids: Token ids, (T,).
-        completion_start: Index of the completion's first token.
-    """
-
-    ids: IntArray
-    completion_start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +40,9 @@ class EncodedExample:
         prompt_ids: (P,).
         completions: The ids of every candidate, in order; prompt and completion together are
             exactly what tokenizing both as one text gives.
-        label_index: The gold label, or None.
+        label_index: The gold label, or None (also of a text with several labels).
         num_tokens_cut: Tokens by which the example's text was shortened.
+        target: Weights of the labels, (L,), or None without a label; see `Example.target`.
     """
 
     id: str
@@ -96,80 +50,12 @@ class EncodedExample:
     completions: tuple[IntArray, ...]
     label_index: int | None
     num_tokens_cut: int
+    target: FloatArray | None = None
 
-
-class TextEncoder:
-    """Encodes pairs of prompt and completion for one tokenizer."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Copy the tokenizer's backend, so that no state of the original is changed."""
-        original = tokenizer.backend_tokenizer
-        self._backend = Backend.from_str(original.to_str())
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        plain = self._backend.encode("a", add_special_tokens=False).ids
-        marked = self._backend.encode("a", add_special_tokens=True).ids
-        self.start_ids = marked[: _find(plain, marked)]
-        # Byte-level post-processors trim the space off a token's offsets; then a token that
-        # swallowed the prompt's last space would look as if it began right behind it.
-        self._backend.post_processor = ByteLevel(trim_offsets=False)
-
-    def ids(self, text: str) -> list[int]:
-        """Return the ids of a text alone, without special tokens."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Return the character range of each token of a text alone."""
-        return list(self._backend.encode(text, add_special_tokens=False).offsets)
-
-    def encode_pair(self, prompt: str, completion: str) -> TokenSequence:
-        """Tokenize prompt and completion as one text and mark where the completion starts.
-
-        Raises:
-            PromptError: If a token spans the cut, or the completion has no token of its own.
-        """
-        return self.encode_pairs([prompt], [completion])[0]
-
-    def encode_pairs(
-        self, prompts: Sequence[str], completions: Sequence[str]
-    ) -> list[TokenSequence]:
-        """Encode many pairs at once; see `encode_pair`."""
-        texts = [p + c for p, c in zip(prompts, completions, strict=True)]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        sequences = []
-        for prompt, text, encoding in zip(prompts, texts, encodings, strict=True):
-            start = self._cut(encoding.offsets, len(prompt), text)
-            ids = list(encoding.ids)
-            # A chat template writes the start token itself.
-            head = [] if ids[: len(self.start_ids)] == self.start_ids else self.start_ids
-            sequences.append(TokenSequence(np.array(head + ids, dtype=np.int64), start + len(head)))
-        return sequences
-
-    def _cut(self, offsets: Sequence[tuple[int, int]], cut: int, text: str) -> int:
-        # Nearly all tokens stand before the cut, so look from the end.
-        start = len(offsets)
-        while start > 0 and offsets[start - 1][1] > cut:
-            start -= 1
-        completion = text[cut:]
-        if start == len(offsets):
-            raise PromptError(
-                f"The completion {completion!r} has no token of its own after "
-                f"{text[max(0, cut - 20) : cut]!r}. Use another label word."
-            )
-        first, last = offsets[start]
-        if first < cut:
-            raise PromptError(
-                f"The token {text[first:last]!r} spans the end of the prompt "
-                f"{text[max(0, cut - 20) : cut]!r} and the start of the completion "
-                f"{completion!r}. Move the shared characters into the completion: a template "
-                "should end without a space, and its label words should start with one."
-            )
-        if start == 0 and not self.start_ids:
-            raise PromptError(
-                f"There is no token before the completion {completion!r}, so nothing to predict "
-                "it from. Give the template some text before {label}."
-            )
-        return start
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of the prompt with its longest completion."""
+        return len(self.prompt_ids) + max(map(len, self.completions), default=0)
 
 
 class PromptEncoder:
@@ -190,8 +76,16 @@ class PromptEncoder:
         demonstrations: Sequence[Example],
         *,
         max_length: int,
+        end_id: int | None = None,
     ) -> None:
         """Check the label words against the tokenizer.
+
+        Args:
+            tokenizer: A fast tokenizer.
+            task: The task.
+            demonstrations: What stands in every prompt.
+            max_length: Longest prompt with its completion (tokens).
+            end_id: Token that ends every completion; None: completions are the words alone.
 
         Raises:
             PromptError: If a word tokenizes to nothing new, equals another, or shares a token with
@@ -201,6 +95,7 @@ class PromptEncoder:
         self.demonstrations = list(demonstrations)
         self.max_length = max_length
         self.text = TextEncoder(tokenizer)
+        self._end = np.array([] if end_id is None else [end_id], dtype=np.int64)
         self._tokenizer = tokenizer
         self._head = prompt_head(task, demonstrations)
         self._label_index = {label.name: i for i, label in enumerate(task.labels)}
@@ -217,32 +112,66 @@ class PromptEncoder:
         if self._fixed_tail() and all(_same(complete[0][1], tails) for _, tails in complete[1:]):
             self._tails = complete[0][1]
 
-    def render(self, texts: Mapping[str, str]) -> str:
-        """Return the prompt of these texts."""
-        if self.task.chat:
-            return chat_prompt(self.task, texts, self.demonstrations, self._tokenizer)
-        return self._head + self.task.template.query(texts)
+    def for_task(self, task: Task, *, demonstrations: Sequence[Example]) -> "PromptEncoder":
+        """Return an encoder of another task for the same tokenizer and limit."""
+        end_id = int(self._end[0]) if len(self._end) else None
+        return PromptEncoder(
+            self._tokenizer, task, demonstrations, max_length=self.max_length, end_id=end_id
+        )
 
-    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
+    def render(
+        self, texts: Mapping[str, str], demonstrations: Sequence[Example] | None = None
+    ) -> str:
+        """Return the prompt of these texts, with other demonstrations than usual if given."""
+        if self.task.chat:
+            shown = self.demonstrations if demonstrations is None else demonstrations
+            return chat_prompt(self.task, texts, shown, self._tokenizer)
+        head = self._head if demonstrations is None else prompt_head(self.task, demonstrations)
+        return head + self.task.template.query(texts)
+
+    def encode(
+        self,
+        examples: Sequence[Example],
+        *,
+        demonstrations: Sequence[Sequence[Example]] | None = None,
+    ) -> list[EncodedExample]:
         """Encode examples; texts that are too long are shortened, and that is counted.
+
+        Args:
+            examples: What to encode.
+            demonstrations: For every example its own demonstrations; None: the usual ones.
 
         Raises:
             PromptError: If a prompt does not fit even without its text.
         """
-        prompts = [self.render(example.texts) for example in examples]
+        shown: Sequence[Sequence[Example] | None] = demonstrations or [None] * len(examples)
+        prompts = [self.render(e.texts, own) for e, own in zip(examples, shown, strict=True)]
         try:
             encoded = self._encode_prompts(prompts)
         except PromptError:
             self._name_culprit(examples, prompts)
             raise
         result = []
-        for example, (prompt_ids, completions) in zip(examples, encoded, strict=True):
+        for example, own, (ids, completions) in zip(examples, shown, encoded, strict=True):
             cut = 0
-            if len(prompt_ids) + max(map(len, completions)) > self.max_length:
-                prompt_ids, completions, cut = self._shorten(example, prompt_ids)
-            label = None if example.label is None else self._label_index[example.label]
-            result.append(EncodedExample(example.id, prompt_ids, completions, label, cut))
+            if len(ids) + max(map(len, completions)) + len(self._end) > self.max_length:
+                ids, completions, cut = self._shorten(example, own, ids)
+            result.append(
+                EncodedExample(
+                    id=example.id,
+                    prompt_ids=ids,
+                    completions=self._ended(completions),
+                    label_index=self._label_index.get(str(example.label)),
+                    num_tokens_cut=cut,
+                    target=example.target_vector(self.task.label_names),
+                )
+            )
         return result
+
+    def _ended(self, completions: tuple[IntArray, ...]) -> tuple[IntArray, ...]:
+        if len(self._end) == 0:
+            return completions
+        return tuple(np.concatenate((ids, self._end)) for ids in completions)
 
     def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:
         """Encode the prompt with every text column replaced by each of these texts."""
@@ -316,7 +245,7 @@ class PromptEncoder:
         )
 
     def _shorten(
-        self, example: Example, prompt_ids: IntArray
+        self, example: Example, demonstrations: Sequence[Example] | None, prompt_ids: IntArray
     ) -> tuple[IntArray, tuple[IntArray, ...], int]:
         """Cut the end of the longest text until the prompt fits; also count the tokens cut."""
         texts = dict(example.texts)
@@ -324,8 +253,10 @@ class PromptEncoder:
         columns.remove(LABEL)
         original = len(prompt_ids)
         while True:
-            prompt_ids, completions = self._encode_prompts([self.render(texts)])[0]
-            excess = len(prompt_ids) + max(map(len, completions)) - self.max_length
+            prompt = self.render(texts, demonstrations)
+            prompt_ids, completions = self._encode_prompts([prompt])[0]
+            longest_answer = max(map(len, completions)) + len(self._end)
+            excess = len(prompt_ids) + longest_answer - self.max_length
             if excess <= 0:
                 return prompt_ids, completions, original - len(prompt_ids)
             by_column = {name: self.text.offsets(texts[name]) for name in columns}
@@ -333,7 +264,7 @@ class PromptEncoder:
             if not offsets:
                 raise PromptError(
                     f"{example.id}: even without its text the prompt has {len(prompt_ids)} tokens "
-                    f"and the longest answer {max(map(len, completions))}; model.max_length is "
+                    f"and the longest answer {longest_answer}; model.max_length is "
                     f"{self.max_length}. Use fewer or shorter demonstrations."
                 )
             texts[longest] = texts[longest][: offsets[max(0, len(offsets) - excess)][0]]
@@ -351,12 +282,46 @@ class PromptEncoder:
                 )
 
 
-def _find(needle: Sequence[int], haystack: Sequence[int]) -> int:
-    """Return where a list of ids starts inside another, 0 where it does not occur."""
-    for start in range(len(haystack) - len(needle) + 1):
-        if list(haystack[start : start + len(needle)]) == list(needle):
-            return start
-    return 0
+class BareEncoder:
+    """Encodes texts alone, without prompt or label words, for methods with a head of their own.
+
+    Attributes:
+        task: Whose text columns are read; several are joined by line breaks.
+        max_length: Longest text (tokens).
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+
+    def __init__(self, tokenizer: Tokenizer, task: Task, *, max_length: int) -> None:
+        """Bind to a tokenizer."""
+        self.task = task
+        self.max_length = max_length
+        self._text = TextEncoder(tokenizer)
+        self._label_index = {name: i for i, name in enumerate(task.label_names)}
+
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """Encode texts; those that are too long lose their end, and that is counted."""
+        start = self._text.start_ids
+        result = []
+        for example in examples:
+            text = "\n".join(example.texts[name] for name in self.task.text)
+            # A text of nothing but what the tokenizer drops still needs a token to be read at.
+            ids = start + (self._text.ids(text) or self._text.ids("."))
+            result.append(
+                EncodedExample(
+                    id=example.id,
+                    prompt_ids=np.array(ids[: self.max_length], dtype=np.int64),
+                    completions=(),
+                    label_index=self._label_index.get(str(example.label)),
+                    num_tokens_cut=max(0, len(ids) - self.max_length),
+                    target=example.target_vector(self.task.label_names),
+                )
+            )
+        return result
+
+    def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:
+        """Encode each of these texts in every column."""
+        return self.encode([Example(text, dict.fromkeys(self.task.text, text)) for text in texts])
 
 
 def _same(first: Sequence[IntArray], second: Sequence[IntArray]) -> bool:

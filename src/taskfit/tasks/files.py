@@ -22,6 +22,7 @@ KEYS = (
     "metric",
     "num_demonstrations",
     "chat",
+    "multi_label",
 )
 TEMPLATE_KEYS = ("instruction", "line", "separator")
 LABEL_KEYS = ("name", "words", "values")
@@ -89,8 +90,9 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
     problems += _unknown(template, TEMPLATE_KEYS, "template.")
     template = {key: value for key, value in template.items() if value is not None}
     labels, values = _labels(data.get("labels", []), problems)
-    if not isinstance(data.get("chat", False), bool):
-        problems.append(f"chat is {data['chat']!r}; allowed are true and false")
+    for key in ("chat", "multi_label"):
+        if not isinstance(data.get(key, False), bool):
+            problems.append(f"{key} is {data[key]!r}; allowed are true and false")
     name = _text(data.get("name", ""), "name", problems)
     text = _texts(data.get("text", []), "text", problems)
     label_column = _text(data.get("label", "label"), "label", problems)
@@ -114,6 +116,7 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         metric=metric,
         num_demonstrations=num_demonstrations,
         chat=data.get("chat", False),
+        multi_label=data.get("multi_label", False),
     )
 
 
@@ -187,6 +190,7 @@ def task_to_dict(task: Task) -> dict[str, Any]:
         "metric": task.metric,
         "num_demonstrations": task.num_demonstrations,
         "chat": task.chat,
+        "multi_label": task.multi_label,
     }
 
 

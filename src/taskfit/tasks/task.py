@@ -41,6 +41,7 @@ class Task:
         metric: accuracy, mcc or macro_f1; chooses the best checkpoint.
         num_demonstrations: Labelled examples in the prompt.
         chat: Whether the prompt goes through the model's chat template.
+        multi_label: Whether a text may have several of the labels, or none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Task:
     metric: str
     num_demonstrations: int
     chat: bool = False
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without a tokenizer; collect all problems.
@@ -100,6 +102,10 @@ class Task:
             elif value in names and value != name:
                 problems.append(f"value {value!r} of label {name!r} is the name of another label")
         return problems
+
+    def with_instruction(self, instruction: str) -> "Task":
+        """Return the same task with another instruction."""
+        return replace(self, template=replace(self.template, instruction=instruction))
 
     @property
     def label_names(self) -> list[str]:
@@ -173,6 +179,7 @@ def override_task(task: Task, settings: TaskSettings, num_demonstrations: int | 
         labels=tuple(replace(one, words=given.get(one.name, one.words)) for one in task.labels),
         template=template,
         chat=task.chat or settings.chat,
+        multi_label=task.multi_label or settings.multi_label,
         num_demonstrations=(
             task.num_demonstrations if num_demonstrations is None else num_demonstrations
         ),

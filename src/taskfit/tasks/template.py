@@ -16,8 +16,8 @@ from taskfit.data import Example
 from taskfit.errors import PromptError
 
 if TYPE_CHECKING:
-    from taskfit.tasks.encode import Tokenizer
     from taskfit.tasks.task import Task
+    from taskfit.tasks.text_encoder import Tokenizer
 
 LABEL = "label"
 
@@ -126,26 +126,36 @@ def chat_prompt(
             "task.chat is set, but this model has no chat template. Use an instruction-tuned "
             "model, or leave out task.chat."
         )
-    words = {label.name: label.words[0].strip() for label in task.labels}
-    messages = []
-    for shown in demonstrations:
-        messages.append({"role": "user", "content": task.template.query(shown.texts).strip()})
-        messages.append({"role": "assistant", "content": words[str(shown.label)]})
-    messages.append({"role": "user", "content": task.template.query(texts).strip()})
+    messages = chat_messages(task, texts, demonstrations)
 
     def render(turns: list[dict[str, str]]) -> str:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
-    instruction = task.template.instruction.strip()
     try:
-        if not instruction:
+        if messages[0]["role"] != "system":
             return render(messages)
         try:
-            return render([{"role": "system", "content": instruction}, *messages])
+            return render(messages)
         except TemplateError:
-            first = {"role": "user", "content": f"{instruction}\n\n{messages[0]['content']}"}
-            return render([first, *messages[1:]])
+            system, query, *others = messages
+            content = f"{system['content']}\n\n{query['content']}"
+            return render([{"role": "user", "content": content}, *others])
     except TemplateError as error:
         raise PromptError(
             f"The model's chat template refuses this task: {error}. Leave out task.chat."
         ) from error
+
+
+def chat_messages(
+    task: "Task", texts: Mapping[str, str], demonstrations: Sequence[Example]
+) -> list[dict[str, str]]:
+    """Return the prompt as turns: system (if there is an instruction), user and assistant, user."""
+    words = {label.name: label.words[0].strip() for label in task.labels}
+    messages = []
+    if task.template.instruction.strip():
+        messages.append({"role": "system", "content": task.template.instruction.strip()})
+    for shown in demonstrations:
+        messages.append({"role": "user", "content": task.template.query(shown.texts).strip()})
+        messages.append({"role": "assistant", "content": words[str(shown.label)]})
+    messages.append({"role": "user", "content": task.template.query(texts).strip()})
+    return messages

@@ -3,13 +3,12 @@
 from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.compiling import compile_pays
 from taskfit.training.log import TrainingLog
-from taskfit.training.loop import Objective, TrainingJob, Validation, train
+from taskfit.training.loop import TrainingJob, Validation, train
 from taskfit.training.memory import MemoryAccount
 
 __all__ = [
     "Checkpoints",
     "MemoryAccount",
-    "Objective",
     "TrainingJob",
     "TrainingLog",
     "TrainingState",

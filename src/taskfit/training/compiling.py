@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +9,6 @@ import torch
 from taskfit.errors import SettingsError
 from taskfit.files import write_json_atomic
 from taskfit.settings import RunSettings
-from taskfit.tasks import EncodedExample
 from taskfit.training.loop import count_steps
 
 # Compiling takes about a minute and saves about a fifth of each later step (see benchmarks/), so it
@@ -20,9 +18,7 @@ MIN_STEPS = 1000
 FILE = "compile.json"
 
 
-def compile_pays(
-    settings: RunSettings, items: Sequence[EncodedExample], folder: Path, device: torch.device
-) -> bool:
+def compile_pays(settings: RunSettings, num_items: int, folder: Path, device: torch.device) -> bool:
     """Return whether to compile; a resumed run does as the run before it did.
 
     Raises:
@@ -38,7 +34,7 @@ def compile_pays(
             "model.compile=on needs a C++ compiler (c++, g++ or clang++), and none is on the path. "
             "Install one, or leave model.compile=auto."
         )
-    long_job = count_steps(len(items), settings.training) >= MIN_STEPS
+    long_job = count_steps(num_items, settings.training) >= MIN_STEPS
     decision = wanted == "on" or (wanted == "auto" and has_compiler and long_job)
     write_json_atomic(path, {"compile": decision})
     return decision

@@ -10,15 +10,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from taskfit.errors import TrainingError
+from taskfit.methods.objective import Item, Objective
+from taskfit.models import is_out_of_memory
 from taskfit.settings import TrainingSettings
-from taskfit.tasks import EncodedExample
 from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.log import TrainingLog
 from taskfit.training.memory import MemoryAccount
@@ -26,22 +28,6 @@ from taskfit.training.optim import MasterOptimizer, learning_rate_at
 
 VALIDATIONS_PER_RUN = 5
 TOKEN_BUDGET = 2048
-
-
-class Objective(Protocol):
-    """What a trained method supplies."""
-
-    def plan(self, items: Sequence[EncodedExample], token_budget: int) -> list[list[int]]:
-        """Cut examples into forward passes of at most `token_budget` unique tokens."""
-        ...
-
-    def loss_sum(self, items: Sequence[EncodedExample]) -> Tensor:
-        """Return the summed loss of the examples of one forward pass (nats)."""
-        ...
-
-    def largest(self, items: Sequence[EncodedExample]) -> int:
-        """Return the unique tokens that the largest example needs in one forward pass."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +61,14 @@ class TrainingJob:
         log: The record.
         memory: The memory account.
         count_tokens: Returns the unique tokens run so far.
+        sampling: Probability of each item at each draw, (N,), with replacement; None: every item
+            once an epoch.
     """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
-    objective: Objective
-    items: Sequence[EncodedExample]
+    objective: Objective[Any]
+    items: Sequence[Item]
     validate: Callable[[], Validation] | None
     settings: TrainingSettings
     seed: int
@@ -88,6 +76,7 @@ class TrainingJob:
     log: TrainingLog
     memory: MemoryAccount
     count_tokens: Callable[[], int]
+    sampling: NDArray[np.float64] | None = None
 
 
 def train(job: TrainingJob) -> TrainingState:
@@ -164,7 +153,7 @@ def train(job: TrainingJob) -> TrainingState:
 
 def accumulate_gradient(
     job: TrainingJob,
-    batch: Sequence[EncodedExample],
+    batch: Sequence[Item],
     optimizer: MasterOptimizer,
     state: TrainingState,
 ) -> float:
@@ -178,6 +167,7 @@ def accumulate_gradient(
         torch.manual_seed(step_seed(job.seed, state.step))
         try:
             total = 0.0
+            job.objective.start_step(state.step)
             for piece in job.objective.plan(batch, state.token_budget):
                 loss = job.objective.loss_sum([batch[i] for i in piece]) / len(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -185,13 +175,13 @@ def accumulate_gradient(
                 total += loss.item()
             return total
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             optimizer.clear()
             halve_budget(job, batch, state)
 
 
-def halve_budget(job: TrainingJob, batch: Sequence[EncodedExample], state: TrainingState) -> None:
+def halve_budget(job: TrainingJob, batch: Sequence[Item], state: TrainingState) -> None:
     """Halve the token budget after memory ran out, down to the longest single example.
 
     Raises:
@@ -219,7 +209,11 @@ def batch_indices(num_items: int, step: int, job: TrainingJob) -> list[int]:
     """Return the examples of a step: a function of seed and step, nothing else."""
     per_epoch = math.ceil(num_items / job.settings.batch_size)
     epoch, index = divmod(step, per_epoch)
-    order = np.random.default_rng([job.seed, epoch]).permutation(num_items)
+    generator = np.random.default_rng([job.seed, epoch])
+    if job.sampling is None:
+        order = generator.permutation(num_items)
+    else:
+        order = generator.choice(num_items, num_items, p=job.sampling)
     start = index * job.settings.batch_size
     return [int(i) for i in order[start : start + job.settings.batch_size]]
 
@@ -236,16 +230,15 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
-def padded_tokens(batch: Sequence[EncodedExample]) -> int:
+def padded_tokens(batch: Sequence[Item]) -> int:
     """Return the tokens of the batch as a rectangle padded to its longest example."""
-    lengths = [len(item.prompt_ids) + max(map(len, item.completions)) for item in batch]
-    return len(batch) * max(lengths)
+    return len(batch) * max(item.num_tokens for item in batch)
 
 
 def _rehearse(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
     """Run the longest step without an update, so that what will fail fails now."""
     started = time.perf_counter()
-    by_length = sorted(job.items, key=lambda item: -len(item.prompt_ids))
+    by_length = sorted(job.items, key=lambda item: -item.num_tokens)
     job.model.train()
     loss = accumulate_gradient(job, by_length[: job.settings.batch_size], optimizer, state)
     optimizer.clear()
@@ -298,15 +291,7 @@ def _validate(
     )
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Tell memory errors from others: CPU allocators raise a plain RuntimeError."""
-    memory_words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in str(error) for words in memory_words
-    )
-
-
-def _not_finite(loss: float, grad_norm: float, step: int, batch: Sequence[EncodedExample]) -> str:
+def _not_finite(loss: float, grad_norm: float, step: int, batch: Sequence[Item]) -> str:
     ids = ", ".join(item.id for item in batch[:5])
     return (
         f"Loss {loss} with gradient norm {grad_norm} at step {step + 1}, before the update "

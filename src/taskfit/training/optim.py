@@ -1,13 +1,68 @@
-"""AdamW on float32 masters, and the learning-rate schedule."""
+"""AdamW on float32 masters, loss scaling, and the learning-rate schedule."""
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taskfit.errors import TrainingError
+from taskfit.models.quantize import require_bitsandbytes
 from taskfit.settings import TrainingSettings
 
 FLAT = "flat"
+# What bitsandbytes keeps for a master in 8 bits, and for one of under 4096 elements in float32.
+MOMENTS_8BIT = ("state1", "state2", "absmax1", "absmax2")
+# Its code tables are the same for all masters and stored once.
+CODE_TABLES = {"qmap1": "dynamic", "qmap2": "udynamic"}
+# The numbers of torch.amp.GradScaler.
+INITIAL_SCALE = 2.0**16
+SCALE_GROWTH = 2.0
+SCALE_BACKOFF = 0.5
+GROWTH_INTERVAL = 2000
+# Below this, gradients are not finite for another reason than the scale (the bound of fairseq).
+MIN_SCALE = 1e-4
+
+
+class LossScale:
+    """A factor on the loss that keeps small float16 gradients from becoming zero.
+
+    Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2, with the rule of
+    torch.amp.GradScaler: half the scale after a gradient that is not finite, twice after 2000
+    steps in a row without one. GradScaler itself searches every gradient again for what is not
+    finite; here the norm tells, which is computed anyway. The scale is a power of two, so scaling
+    rounds nothing.
+
+    Attributes:
+        value: The factor now.
+        num_good_steps: Steps since it last changed.
+    """
+
+    def __init__(self) -> None:
+        self.value = INITIAL_SCALE
+        self.num_good_steps = 0
+
+    def update(self, *, finite: bool) -> None:
+        """Take note of a step.
+
+        Raises:
+            TrainingError: If not even the smallest scale gives finite gradients.
+        """
+        if finite:
+            self.num_good_steps += 1
+            if self.num_good_steps == GROWTH_INTERVAL:
+                self.value *= SCALE_GROWTH
+                self.num_good_steps = 0
+            return
+        self.value *= SCALE_BACKOFF
+        self.num_good_steps = 0
+        if self.value < MIN_SCALE:
+            raise TrainingError(
+                f"Gradients in float16 are not finite, although the loss scale was halved down to "
+                f"{self.value:.1g}. Compute in model.dtype=float32, or in bfloat16 where the "
+                "device has it."
+            )
 
 
 class MasterOptimizer:
@@ -18,10 +73,23 @@ class MasterOptimizer:
     several passes costs no precision. Float32 parameters are their own masters; all others share
     one flat master, since four hundred small adapter matrices one by one take longer than the
     arithmetic on them.
+
+    A step is: `scale_loss(loss).backward()` and `collect_gradients()` for each forward pass, then
+    `clip`, then `step`.
+
+    Attributes:
+        parameters: The working parameters by name.
+        note: What the screen should say of the optimizer, or None.
+        loss_scale: The loss scale if a parameter is in float16, else None.
+        num_skipped: Steps skipped so far because a gradient was not finite (float16 only).
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> None:
-        """Make masters of named parameters."""
+        """Make masters of named parameters.
+
+        Raises:
+            ModelError: If the optimizer needs bitsandbytes and it is not installed.
+        """
         self.parameters = dict(parameters)
         self._short = [p for p in self.parameters.values() if p.dtype != torch.float32]
         self._masters = {n: p for n, p in self.parameters.items() if p.dtype == torch.float32}
@@ -29,15 +97,42 @@ class MasterOptimizer:
         if self._short:
             flat = torch.cat([p.detach().reshape(-1).float() for p in self._short])
             self._masters[FLAT] = nn.Parameter(flat)
-        self._adamw = torch.optim.AdamW(
-            list(self._masters.values()),
+        self.note: str | None = None
+        self._in_8_bits = settings.optimizer != "adamw"
+        self._adamw = self._make_adamw(settings)
+        in_float16 = any(p.dtype == torch.float16 for p in self._short)
+        self.loss_scale = LossScale() if in_float16 else None
+        self.num_skipped = 0
+        # Of this step's gradient; None until `clip` has looked at it.
+        self._finite: bool | None = None
+
+    def _make_adamw(self, settings: TrainingSettings) -> Any:  # noqa: ANN401 - bitsandbytes' is untyped
+        masters = list(self._masters.values())
+        if not self._in_8_bits:
+            return torch.optim.AdamW(
+                masters,
+                lr=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                fused=True,
+            )
+        package = require_bitsandbytes(f"training.optimizer={settings.optimizer}")
+        paged = settings.optimizer == "paged_adamw8bit"
+        if paged and any(master.device.type == "cpu" for master in masters):
+            paged = False
+            self.note = "paged_adamw8bit on a CPU: nothing to page, the same as adamw8bit"
+        return package.optim.AdamW8bit(
+            masters,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            fused=True,
+            is_paged=paged,
         )
 
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """Return the loss to call `backward` on: scaled if a parameter is in float16."""
+        return loss if self.loss_scale is None else loss.float() * self.loss_scale.value
+
     def collect_gradients(self) -> None:
-        """Add the gradients of the working parameters to those of their masters."""
+        """Add the gradients of the working parameters to those of their masters, still scaled."""
         if not self._short:
             return
         gradients = [
@@ -50,42 +145,104 @@ class MasterOptimizer:
         for p in self._short:
             p.grad = None
 
+    @torch.no_grad()
     def clip(self, max_norm: float) -> float:
-        """Scale the whole gradient to at most `max_norm`; return its norm before that."""
-        return float(nn.utils.clip_grad_norm_(self._masters.values(), max_norm))
+        """Undo the scale of the gradient, then shorten it to at most `max_norm`; call once a step.
 
-    def step(self, learning_rate: float) -> None:
-        """Update the masters, then the parameters; clear the gradients."""
+        Returns:
+            The gradient's L2 norm, unscaled and before clipping. If it is not finite in float16,
+            the next `step` is skipped; in other formats that is for the caller to judge.
+        """
+        masters = self._masters.values()
+        if self.loss_scale is not None:
+            gradients = [m.grad for m in masters if m.grad is not None]
+            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
+        norm = float(nn.utils.clip_grad_norm_(masters, max_norm))
+        self._finite = math.isfinite(norm)
+        return norm
+
+    def step(self, learning_rate: float) -> bool:
+        """Update the masters, then the parameters; clear the gradients.
+
+        With a loss scale, a gradient that is not finite changes no weight and halves the scale.
+
+        Returns:
+            Whether the weights were updated.
+
+        Raises:
+            TrainingError: If the loss scale cannot be halved any further.
+        """
+        if self.loss_scale is not None:
+            finite = math.isfinite(self.clip(math.inf)) if self._finite is None else self._finite
+            self.loss_scale.update(finite=finite)
+            if not finite:
+                self.num_skipped += 1
+                self.clear()
+                return False
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
         self.clear()
         self._copy_to_parameters()
+        return True
 
     def clear(self) -> None:
         """Drop all gradients."""
+        self._finite = None
         for p in (*self.parameters.values(), *self._masters.values()):
             p.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return everything that the next step depends on, as named tensors."""
+        """Return everything that the next step depends on, as named tensors.
+
+        None shares memory with another, as safetensors demands.
+        """
         tensors = {f"master/{name}": m.detach() for name, m in self._masters.items()}
         for name, master in self._masters.items():
             for key, value in self._adamw.state.get(master, {}).items():
-                tensors[f"{key}/{name}"] = value
+                if key in CODE_TABLES:
+                    tensors[key] = value
+                else:
+                    tensors[f"{key}/{name}"] = torch.as_tensor(value)
+        if self.loss_scale is not None:
+            numbers = (self.loss_scale.value, self.loss_scale.num_good_steps, self.num_skipped)
+            tensors["loss_scale"] = torch.tensor(numbers, dtype=torch.float64)
         return tensors
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `state_tensors`."""
-        for name, master in self._masters.items():
+        for index, (name, master) in enumerate(self._masters.items()):
             master.copy_(tensors[f"master/{name}"])
-            if f"step/{name}" in tensors:
+            if f"step/{name}" not in tensors:
+                continue
+            if self._in_8_bits:
+                self._load_8bit(index, name, master, tensors)
+            else:
                 self._adamw.state[master] = {
                     key: tensors[f"{key}/{name}"].to(master.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
+        if self.loss_scale is not None:
+            scale, num_good_steps, num_skipped = tensors["loss_scale"].tolist()
+            self.loss_scale.value = scale
+            self.loss_scale.num_good_steps = int(num_good_steps)
+            self.num_skipped = int(num_skipped)
         self._copy_to_parameters()
+
+    def _load_8bit(
+        self, index: int, name: str, master: nn.Parameter, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Fill the buffers that bitsandbytes makes, since paged ones cannot be made elsewhere."""
+        for key, table in CODE_TABLES.items():
+            if key in tensors:
+                self._adamw.name2qmap[table] = tensors[key].to(master.device)
+        self._adamw.init_state(self._adamw.param_groups[0], master, 0, index)
+        state = self._adamw.state[master]
+        state["step"] = int(tensors[f"step/{name}"])
+        for key in MOMENTS_8BIT:
+            if key in state:
+                state[key].copy_(tensors[f"{key}/{name}"])
 
     @torch.no_grad()
     def _copy_to_parameters(self) -> None:

@@ -1,0 +1,221 @@
+"""`taskfit prompts`: try wordings of a task, and write the best one as a task file."""
+
+import json
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from taskfit.experiments.prompt_search import PromptSearch
+    from taskfit.settings import RunSettings
+    from taskfit.tasks import Task
+    from taskfit.tasks.variants import NamedTask
+
+MAX_ROWS = 20
+PROMPT_LINES = 24
+
+
+def prompts(
+    data: Annotated[str | None, typer.Option("--data", help="Training table or hub id.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Text column; repeatable.")
+    ] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Label column.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Built-in task or task file.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Hub id, folder or packaged model.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; repeatable; see docs.")
+    ] = None,
+    candidates: Annotated[
+        Path | None,
+        typer.Option("--candidates", help="Your own wordings (YAML); else they are generated."),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option("--examples", help="Labelled training examples to score on.")
+    ] = 256,
+    keep: Annotated[
+        int, typer.Option("--keep", help="At least this many wordings see all of them.")
+    ] = 4,
+    out: Annotated[Path | None, typer.Option("--out", help="Task file for the winner.")] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Also write all wordings as a CSV beside --out.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")] = None,
+) -> None:
+    """Try wordings of a task in context, on training examples; write the best as a task file."""
+    from taskfit.cli.screen import RichScreen
+    from taskfit.errors import SettingsError
+    from taskfit.experiments.prompt_search import check_free, search_prompts, write_winner
+    from taskfit.settings_file import load_settings
+    from taskfit.tasks.variants import generate_variants
+
+    if table and out is None:
+        raise SettingsError("--table writes a CSV beside the task file; give --out FILE.yaml too.")
+    if out is not None:
+        check_free(out, table=table)
+    flags = _given(
+        {
+            "seed": seed,
+            "data": _given({"train": data, "text": text or None, "label": label}),
+            "task": _given({"name": task}),
+            "model": _given({"name": model}),
+        }
+    )
+    settings = load_settings(config, flags=flags, overrides=set_ or ())
+    console = Console()
+    search = search_prompts(
+        settings,
+        candidates=partial(_load, candidates) if candidates else generate_variants,
+        num_examples=examples,
+        keep=keep,
+        screen=RichScreen(console),
+    )
+    show_search(search, console)
+    if out is not None:
+        write_winner(search, out, table=table)
+    console.print("\nNext:", style="bold")
+    command = fit_command(search, settings, out)
+    console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+    if out is None:
+        _say(console, "  Or give --out FILE.yaml here, to keep the winner as a task file.")
+
+
+def show_search(search: "PromptSearch", console: Console) -> None:
+    """Print what a search found, readable on 80 columns."""
+    from taskfit.tasks.variants import AS_GIVEN
+
+    winner = search.winner
+    shown = search.results[:MAX_ROWS]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", justify="right")
+    table.add_column("wording", max_width=29)
+    for name in (winner.task.metric, "95 %", "n", "log loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for rank, one in enumerate(shown, start=1):
+        name = f"{one.name} (as given)" if one.name == search.base != AS_GIVEN else one.name
+        table.add_row(
+            str(rank),
+            Text(name, style="bold" if one is winner else ""),
+            f"{one.metric:.3f}",
+            _interval(one.interval),
+            f"{one.evaluation.num_examples:,}",
+            f"{one.evaluation.log_loss:.3f}",
+        )
+    console.print(table)
+    left = len(search.results) - len(shown)
+    if left:
+        _say(console, f"... and {left} more that were left out early")
+    ratio = search.num_tokens_separate / search.num_tokens_run
+    _say(
+        console,
+        f"\nTokens run: {search.num_tokens_run:,}; one wording at a time they would be "
+        f"{search.num_tokens_separate:,}, {ratio:.1f} times as many. Demonstrations in each "
+        f"prompt: {winner.task.num_demonstrations}.",
+    )
+    for refused in search.refused:
+        _say(console, f"Left out, {refused.name}: {refused.reason}")
+    _say(console, f"\nThe winner, {winner.name}, with its answer:")
+    _say_prompt(search, console)
+    _say_comparison(search, console)
+
+
+def _say_prompt(search: "PromptSearch", console: Console) -> None:
+    lines = Text(search.prompt)
+    lines.append(search.answer, style="bold white on dark_green")
+    wrapped = lines.wrap(console, console.width)
+    left = len(wrapped) - PROMPT_LINES
+    for line in wrapped if left <= 0 else [*wrapped[: PROMPT_LINES // 2]]:
+        console.print(line, highlight=False)
+    if left > 0:
+        _say(console, f"... {left} lines left out ...")
+        for line in wrapped[-PROMPT_LINES // 2 :]:
+            console.print(line, highlight=False)
+
+
+def _say_comparison(search: "PromptSearch", console: Console) -> None:
+    winner, found = search.winner, search.comparison
+    metric = winner.task.metric
+    if found is None:
+        _say(console, "\nThe task as given is the best of these wordings.")
+    else:
+        _say(
+            console,
+            f"\nAgainst the task as given, on the same {winner.evaluation.num_examples:,} "
+            f"examples: {metric} {found.difference:+.3f}, 95 % {_interval(found.interval)}.",
+        )
+    if found is not None and found.caution:
+        _say(console, found.caution)
+    _say(
+        console,
+        f"It was chosen among {len(search.results)} on these very examples, so its {metric} and "
+        "the difference look better than they are; an evaluation set tells how good it is.",
+    )
+
+
+def fit_command(search: "PromptSearch", settings: "RunSettings", out: Path | None) -> str:
+    """Return the command that fits with the winner.
+
+    A built-in task brings its data under its own name only, so there the wording goes into
+    settings; so it does where no task file is written.
+    """
+    from taskfit.settings import ModelSettings
+
+    data, given = settings.data, settings.task
+    if out is not None and data.train is not None:
+        parts = ["--task", str(out)]
+    else:
+        parts = ["--task", given.name] if given.name else []
+        for key, value in _wording(search, settings).items():
+            parts += ["--set", f"task.{key}={json.dumps(value, ensure_ascii=False)}"]
+    for flag, value in (("--data", data.train), ("--label", data.label)):
+        parts += [flag, value] if value is not None else []
+    if given.name is None and out is None:
+        parts += [part for column in data.text for part in ("--text", column)]
+    if settings.model.name != ModelSettings().name:
+        parts += ["--model", settings.model.name]
+    return shlex.join(["taskfit", "fit", *parts, "--out", "runs/winner"])
+
+
+def _wording(search: "PromptSearch", settings: "RunSettings") -> dict[str, Any]:
+    """Return the winner's parts that differ from the task as it would be without settings."""
+    base = next(one.task for one in search.results if one.name == search.base)
+    old, new = (
+        {
+            "instruction": task.template.instruction,
+            "line": task.template.line,
+            "separator": task.template.separator,
+            "label_words": {label.name: list(label.words) for label in task.labels},
+        }
+        for task in (base, search.winner.task)
+    )
+    given = settings.task.model_dump(exclude_defaults=True)
+    return {key: value for key, value in new.items() if value != old[key] or key in given}
+
+
+def _load(path: Path, base: "Task") -> "list[NamedTask]":
+    from taskfit.tasks.variants import load_candidates
+
+    return load_candidates(path, base=base)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what was not given."""
+    return {key: value for key, value in values.items() if value not in (None, {})}
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _say(console: Console, line: str) -> None:
+    # Names and texts are the user's: a bracket in them is a bracket.
+    console.print(line, highlight=False, markup=False)

@@ -1,0 +1,401 @@
+"""Context distillation: a student without the context learns what a teacher says with it.
+
+Legend: N examples, L labels, R nodes at which the two are compared, V vocabulary.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from taskfit.data import Example
+from taskfit.errors import PromptError, SettingsError
+from taskfit.methods.calibration import apply_prior
+from taskfit.methods.method import Advance, FloatArray, MethodContext
+from taskfit.methods.objective import Objective
+from taskfit.methods.reading import PrefixCache
+from taskfit.methods.scoring import (
+    LabelScorer,
+    ReadPlan,
+    candidate_log_probs,
+    read_plan,
+    sequences_of,
+    sum_over_words,
+)
+from taskfit.methods.tree_method import TreeMethod, prompt_encoder
+from taskfit.models import KeyValueCache, TreeModel
+from taskfit.tasks import EncodedExample, PromptEncoder, Task, choose_demonstrations
+from taskfit.tree import plan_trees, unique_tokens
+from taskfit.tree.build import IntArray
+
+# Rows of full-vocabulary scores in memory at once, for teacher and student each.
+LOGIT_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class DistillItem:
+    """A text for both: encoded for the student; the teacher's context may change.
+
+    Attributes:
+        example: The text; its label is not looked at.
+        student: Its prompt without context.
+    """
+
+    example: Example
+    student: EncodedExample
+
+    @property
+    def id(self) -> str:
+        """Return the example's id."""
+        return self.example.id
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the student's tokens."""
+        return self.student.num_tokens
+
+    @property
+    def num_tokens_cut(self) -> int:
+        """Return the tokens by which the student's text was shortened."""
+        return self.student.num_tokens_cut
+
+
+class Distill(TreeMethod):
+    """Trains the prompt's effect into the weights; predicts without the context.
+
+    Snell et al. 2022 (arXiv:2209.15189); Askell et al. 2021 (arXiv:2112.00861), section 2.
+    """
+
+    def __init__(self, context: MethodContext) -> None:
+        """Make the student's encoder.
+
+        Raises:
+            SettingsError: If there is no context to distil.
+        """
+        task, settings = context.task, context.settings.method
+        if task.num_demonstrations == 0 and (
+            settings.student_instruction or not task.template.instruction
+        ):
+            raise SettingsError(
+                "distill needs a context that the teacher sees and the student does not, and there "
+                "is none: no demonstrations, and no instruction that only the teacher has. Set "
+                "method.num_demonstrations, or task.instruction without method.student_instruction."
+            )
+        encoder = prompt_encoder(
+            context, student_task(task, keep_instruction=settings.student_instruction), []
+        )
+        super().__init__(context, encoder)
+        budget = context.settings.training.score_token_budget
+        self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget)
+        self._pool: list[Example] = []
+
+    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Keep the labelled examples that redrawn contexts are taken from."""
+        labels = set(self.task.label_names)
+        labelled = [example for example in train if example.label in labels]
+        self._pool = [*self.context.demonstrations, *labelled]
+
+    def encode(self, examples: Sequence[Example]) -> list[DistillItem]:
+        """Encode texts for the student; labels are dropped."""
+        bare = [Example(example.id, example.texts) for example in examples]
+        return [
+            DistillItem(example, student)
+            for example, student in zip(bare, self.scorer.encoder.encode(bare), strict=True)
+        ]
+
+    def objective(self) -> Objective[DistillItem]:
+        """Return the divergence of the student from the teacher."""
+        settings = self.settings
+        teacher = Teacher(
+            self.model.tree,
+            self._adapter,
+            kind=settings.teacher,
+            encoder=prompt_encoder(self.context, self.task, self.context.demonstrations),
+        )
+        return DistillLoss(
+            self.scorer,
+            teacher,
+            over=settings.loss,
+            temperature=settings.temperature,
+            redraw=(
+                Redraw(self._pool, self.task, self.context.settings.seed)
+                if settings.contexts == "redrawn"
+                else None
+            ),
+        )
+
+    def probabilities(
+        self, examples: Sequence[Example], *, advance: Advance | None = None
+    ) -> FloatArray:
+        """Return the student's label probabilities, (N, L)."""
+        return apply_prior(self.scorer.log_probs(examples, advance=advance), None)
+
+    def weights_changed(self) -> None:
+        """Drop the cached prefix."""
+        self.scorer.forget_prefix()
+
+    def supervised(self, item: EncodedExample) -> str:
+        """Return what stands for the teacher's answer."""
+        return " «the teacher's distribution»"
+
+
+def student_task(task: Task, *, keep_instruction: bool) -> Task:
+    """Return the task as the student sees it: no demonstrations, by default no instruction."""
+    instruction = task.template.instruction if keep_instruction else ""
+    template = replace(task.template, instruction=instruction)
+    return replace(task, template=template, num_demonstrations=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Redraw:
+    """Draws the teacher's demonstrations anew for each step.
+
+    Attributes:
+        pool: Labelled examples.
+        task: Whose labels and number of demonstrations count.
+        seed: Seed of all draws.
+    """
+
+    pool: Sequence[Example]
+    task: Task
+    seed: int
+
+    def demonstrations(self, step: int) -> list[Example]:
+        """Return the demonstrations of a step, as balanced over classes as they can be."""
+        seed = int(np.random.SeedSequence([self.seed, 5, step]).generate_state(1)[0])
+        return choose_demonstrations(
+            self.pool,
+            how="balanced",
+            num=self.task.num_demonstrations,
+            labels=self.task.label_names,
+            seed=seed,
+        )
+
+
+class Teacher:
+    """The model with context, without gradients: as it was before training, or as it is now.
+
+    A frozen teacher under an adapter is the same weights with the adapter switched off; only for
+    full fine-tuning the model is copied.
+    """
+
+    def __init__(
+        self,
+        model: TreeModel,
+        adapter: PeftModel | None,
+        *,
+        kind: Literal["frozen", "self"],
+        encoder: PromptEncoder,
+    ) -> None:
+        """Bind to the model in training.
+
+        Args:
+            model: The student's model.
+            adapter: Its adapter, or None for full fine-tuning.
+            kind: Whether the weights are those before training or the current ones.
+            encoder: Encodes texts with their context.
+        """
+        self.kind = kind
+        self.encoder = encoder
+        self._adapter = adapter
+        if kind == "frozen" and adapter is None:
+            model = TreeModel(copy.deepcopy(model.model).requires_grad_(False), verify=False)
+        self.model = model
+        self._prefixes = PrefixCache(model, encoder)
+
+    def use(self, encoder: PromptEncoder) -> None:
+        """Take another context from here on."""
+        self.encoder = encoder
+        self._prefixes = PrefixCache(self.model, encoder)
+
+    def weights_changed(self) -> None:
+        """Forget keys and values that hang on the weights in training."""
+        if self.kind == "self":
+            self._prefixes.forget()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Switch to the teacher's weights, without dropout or gradients."""
+        module = self.model.model
+        was_training = module.training
+        module.eval()
+        adapter = self._adapter if self.kind == "frozen" else None
+        try:
+            with torch.no_grad(), nullcontext() if adapter is None else adapter.disable_adapter():
+                yield
+        finally:
+            module.train(was_training)
+
+    def encode(
+        self, examples: Sequence[Example]
+    ) -> tuple[list[EncodedExample], KeyValueCache | None]:
+        """Return the texts with their context, and the context's keys and values."""
+        items = self.encoder.encode(examples)
+        return items, self._prefixes.shared_by(items)
+
+
+class DistillLoss:
+    """The training objective of `distill`: T^2 KL(teacher || student) at the answer.
+
+    Hinton et al. 2015 (arXiv:1503.02531), section 2. Over the labels, both distributions are those
+    of the label words' joint probabilities. Over the vocabulary, the next-token distributions are
+    compared at the answer's first token and, where label words have several, at every later branch
+    of the tree of labels, weighted by the probability with which the teacher gets there; this is
+    the chain rule of the divergence over answers, cut off where no label goes on.
+    """
+
+    def __init__(
+        self,
+        student: LabelScorer,
+        teacher: Teacher,
+        *,
+        over: Literal["labels", "vocabulary"],
+        temperature: float,
+        redraw: Redraw | None = None,
+    ) -> None:
+        """Bind student and teacher.
+
+        Args:
+            student: Model in training and encoder without context.
+            teacher: Model and encoder with context.
+            over: What is compared.
+            temperature: Divides the scores of both.
+            redraw: Draws the teacher's context for each step; None: it stays.
+        """
+        self.student = student
+        self.teacher = teacher
+        self.over = over
+        self.temperature = temperature
+        self.redraw = redraw
+
+    def start_step(self, step: int) -> None:
+        """Draw the step's context."""
+        self.teacher.weights_changed()
+        if self.redraw is not None:
+            shown = self.redraw.demonstrations(step)
+            self.teacher.use(self.teacher.encoder.for_task(self.redraw.task, demonstrations=shown))
+
+    def plan(self, items: Sequence[DistillItem], token_budget: int) -> list[list[int]]:
+        """Cut examples into forward passes of at most `token_budget` unique tokens (student)."""
+        return plan_trees(self._groups(items), token_budget, names=[item.id for item in items])
+
+    def largest(self, items: Sequence[DistillItem]) -> int:
+        """Return the unique tokens that the largest example needs in one forward pass."""
+        return max(unique_tokens(group) for group in self._groups(items))
+
+    def loss_sum(self, items: Sequence[DistillItem]) -> Tensor:
+        """Return the summed divergence of examples, run as one tree for each of the two (nats)."""
+        students = [item.student for item in items]
+        with self.teacher.reading():
+            teachers, prefix = self.teacher.encode([item.example for item in items])
+        for student, taught in zip(students, teachers, strict=True):
+            if [c.tolist() for c in student.completions] != [
+                c.tolist() for c in taught.completions
+            ]:
+                raise PromptError(
+                    f"{student.id}: the label words are other tokens with context than without, so "
+                    "the answers cannot be aligned. End the template with punctuation, such as a "
+                    "colon, and let label words start with a space."
+                )
+        compare = self._over_labels if self.over == "labels" else self._over_vocabulary
+        return compare(students, teachers, prefix) * self.temperature**2
+
+    def _over_labels(
+        self,
+        students: Sequence[EncodedExample],
+        teachers: Sequence[EncodedExample],
+        prefix: KeyValueCache | None,
+    ) -> Tensor:
+        with self.teacher.reading():
+            theirs = self._label_scores(self.teacher.model, teachers, prefix)
+        ours = self._label_scores(self.student.model, students, None)
+        return divergence(theirs, ours, temperature=self.temperature).sum()
+
+    def _label_scores(
+        self, model: TreeModel, items: Sequence[EncodedExample], prefix: KeyValueCache | None
+    ) -> Tensor:
+        owners = self.student.label_of_candidate
+        every = list(range(len(owners)))
+        joint = candidate_log_probs(model, items, [every] * len(items), prefix=prefix)
+        return sum_over_words(joint.view(len(items), -1), owners, max(owners) + 1)
+
+    def _over_vocabulary(
+        self,
+        students: Sequence[EncodedExample],
+        teachers: Sequence[EncodedExample],
+        prefix: KeyValueCache | None,
+    ) -> Tensor:
+        every = [list(range(len(self.student.label_of_candidate)))] * len(students)
+        taught = read_plan(teachers, every, skip=prefix.length if prefix else 0)
+        own = read_plan(students, every)
+        model = self.teacher.model
+        with self.teacher.reading():
+            theirs = model.hidden(taught.tree, taught.nodes, prefix=prefix)
+            rows, targets = (
+                torch.from_numpy(a).to(model.device) for a in (taught.rows, taught.targets)
+            )
+            log_probs = model.token_log_probs(theirs, rows, targets).cpu().numpy()
+        tokens, weights = _branches(own, log_probs, len(every[0]))
+        ours = self.student.model.hidden(own.tree, own.nodes)
+        device = self.student.model.device
+        rows_theirs, rows_ours = (
+            torch.from_numpy(plan.rows[tokens]).to(device) for plan in (taught, own)
+        )
+        weight = torch.from_numpy(weights).to(device)
+        total = ours.new_zeros((), dtype=torch.float32)
+        for part in torch.split(torch.arange(len(tokens), device=device), LOGIT_ROWS):
+            with self.teacher.reading():
+                wanted = model.logits(theirs[rows_theirs[part]])
+            found = checkpoint(self._divergence, wanted, ours[rows_ours[part]], use_reentrant=False)
+            total = total + (found * weight[part]).sum()
+        return total
+
+    def _divergence(self, teacher_scores: Tensor, hidden: Tensor) -> Tensor:
+        scores = self.student.model.logits(hidden)
+        return divergence(teacher_scores, scores, temperature=self.temperature)
+
+    def _groups(self, items: Sequence[DistillItem]) -> list[list[IntArray]]:
+        every = list(range(len(self.student.label_of_candidate)))
+        return [sequences_of(item.student, every) for item in items]
+
+
+def divergence(teacher_scores: Tensor, student_scores: Tensor, *, temperature: float) -> Tensor:
+    """Return KL(teacher || student) of each row, at a temperature (nats), (R,).
+
+    Args:
+        teacher_scores: Before the softmax, (R, V).
+        student_scores: Before the softmax, (R, V).
+        temperature: Divides both.
+    """
+    theirs = functional.log_softmax(teacher_scores.float() / temperature, dim=-1)
+    ours = functional.log_softmax(student_scores.float() / temperature, dim=-1)
+    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)
+
+
+def _branches(
+    plan: ReadPlan, log_probs: np.ndarray[tuple[int], np.dtype[np.float32]], num_candidates: int
+) -> tuple[IntArray, np.ndarray[tuple[int], np.dtype[np.float32]]]:
+    """Return one predicted token for each place where an example's answers are read, with weights.
+
+    Args:
+        plan: The student's read plan.
+        log_probs: The teacher's log-probability of each predicted token, (Y,).
+        num_candidates: Candidates of each example.
+
+    Returns:
+        Indices of predicted tokens, and the teacher's probability of what stands before each.
+    """
+    starts = np.flatnonzero(np.diff(plan.owners, prepend=-1))
+    before = np.cumsum(log_probs) - log_probs
+    before -= np.repeat(before[starts], np.diff(np.append(starts, len(log_probs))))
+    places = np.stack((plan.owners // num_candidates, plan.rows), axis=1)
+    _, first = np.unique(places, axis=0, return_index=True)
+    return first.astype(np.int64), np.exp(before[first]).astype(np.float32)

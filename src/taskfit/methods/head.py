@@ -1,0 +1,170 @@
+"""Classification head: a linear layer on the hidden state of the last token.
+
+Legend: N examples, D hidden width, L labels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.special import expit, softmax
+from torch import Tensor, nn
+
+from taskfit.data import Example
+from taskfit.methods.features import feature_encoder, last_hidden, prompts_of
+from taskfit.methods.losses import (
+    classification_loss_sum,
+    label_targets,
+    multi_label_loss_sum,
+)
+from taskfit.methods.method import Advance, FloatArray, MethodContext, MethodState
+from taskfit.methods.objective import Objective
+from taskfit.methods.reading import PrefixCache, run_in_trees
+from taskfit.methods.tree_method import TreeMethod
+from taskfit.models import TreeModel
+from taskfit.settings import MethodSettings
+from taskfit.tasks import EncodedExample
+from taskfit.tree import plan_trees, unique_tokens
+
+WEIGHT, BIAS = "head.weight", "head.bias"
+
+
+class Head(TreeMethod):
+    """Trains a linear head together with the model's weights or adapter.
+
+    The head is always trained, and saved with the run, whatever `adapter.weights` says. It starts
+    from zero, so that the first prediction is undecided and not random.
+    """
+
+    serves_multi_label = True
+
+    @classmethod
+    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
+        """Return whether there is a prompt."""
+        return settings.prompt
+
+    def __init__(self, context: MethodContext) -> None:
+        """Make the head."""
+        super().__init__(context, feature_encoder(context))
+        lm_head = self.model.tree.model.get_output_embeddings()
+        self.head = nn.Linear(lm_head.weight.shape[1], len(self.task.labels))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.head.to(self.model.tree.device)
+        self._prefixes = PrefixCache(self.model.tree, self.encoder)
+
+    def make_trainable(self) -> dict[str, nn.Parameter]:
+        """Return the model's trainable weights and the head's."""
+        own = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        return {**super().make_trainable(), **own}
+
+    def objective(self) -> Objective[EncodedExample]:
+        """Return the cross-entropy of the head's scores."""
+        return HeadLoss(
+            self.model.tree,
+            self.head,
+            multi_label=self.task.multi_label,
+            class_weights=self.class_weight_tensor(),
+            focal_gamma=self.settings.focal_gamma,
+        )
+
+    def probabilities(
+        self, examples: Sequence[Example], *, advance: Advance | None = None
+    ) -> FloatArray:
+        """Return softmax (sigmoid with several labels a text) of the head's scores, (N, L)."""
+        items = self.encoder.encode(examples)
+        scores = np.empty((len(items), len(self.task.labels)))
+        if not items:
+            return scores
+        prefix = self._prefixes.shared_by(items)
+
+        def read(chosen: list[int]) -> None:
+            hidden = last_hidden(self.model.tree, [items[i] for i in chosen], prefix=prefix)
+            scores[chosen] = self.head(hidden.float()).double().cpu().numpy()
+            if advance is not None:
+                advance(len(chosen))
+
+        run_in_trees(
+            self.model.tree,
+            [[ids] for ids in prompts_of(items, skip=prefix.length if prefix else 0)],
+            read,
+            token_budget=self.context.settings.training.score_token_budget,
+            names=[item.id for item in items],
+        )
+        return np.asarray(expit(scores) if self.task.multi_label else softmax(scores, axis=1))
+
+    def weights_changed(self) -> None:
+        """Drop the cached prefix."""
+        self._prefixes.forget()
+
+    def supervised(self, item: EncodedExample) -> str:
+        """Return the gold labels."""
+        assert item.target is not None
+        names = [
+            name for name, share in zip(self.task.label_names, item.target, strict=True) if share
+        ]
+        return f" «{', '.join(names)}»"
+
+    def state(self) -> MethodState:
+        """Return the head's weights."""
+        named: dict[str, Tensor] = {WEIGHT: self.head.weight, BIAS: self.head.bias}
+        return MethodState(arrays={name: p.detach().cpu().numpy() for name, p in named.items()})
+
+    @torch.no_grad()
+    def restore(self, state: MethodState) -> None:
+        """Continue with saved weights."""
+        self.head.weight.copy_(torch.from_numpy(state.arrays[WEIGHT]))
+        self.head.bias.copy_(torch.from_numpy(state.arrays[BIAS]))
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the weights of model and head."""
+        return super().num_parameters + sum(p.numel() for p in self.head.parameters())
+
+
+class HeadLoss:
+    """The training objective of `head`: cross-entropy of the head's scores against the targets."""
+
+    def __init__(
+        self,
+        model: TreeModel,
+        head: nn.Linear,
+        *,
+        multi_label: bool,
+        class_weights: Tensor | None = None,
+        focal_gamma: float = 0.0,
+    ) -> None:
+        """Bind the loss to a model and a head.
+
+        Args:
+            model: The model in training.
+            head: From hidden width to labels, in float32.
+            multi_label: Judge each label by itself.
+            class_weights: Weight of each label, (L,); None: all 1.
+            focal_gamma: Exponent of the focal factor.
+        """
+        self.model = model
+        self.head = head
+        self.loss = multi_label_loss_sum if multi_label else classification_loss_sum
+        self.class_weights = class_weights
+        self.focal_gamma = focal_gamma
+
+    def start_step(self, step: int) -> None:
+        """Nothing here is drawn."""
+
+    def plan(self, items: Sequence[EncodedExample], token_budget: int) -> list[list[int]]:
+        """Cut examples into forward passes of at most `token_budget` unique tokens."""
+        groups = [[ids] for ids in prompts_of(items)]
+        return plan_trees(groups, token_budget, names=[item.id for item in items])
+
+    def largest(self, items: Sequence[EncodedExample]) -> int:
+        """Return the unique tokens that the largest example needs in one forward pass."""
+        return max(unique_tokens([ids]) for ids in prompts_of(items))
+
+    def loss_sum(self, items: Sequence[EncodedExample]) -> Tensor:
+        """Return the summed loss of labelled examples, run as one tree (nats)."""
+        scores = self.head(last_hidden(self.model, items).float())  # (N, L)
+        targets = label_targets([item.target for item in items], self.model.device)
+        return self.loss(
+            scores, targets, class_weights=self.class_weights, focal_gamma=self.focal_gamma
+        )

@@ -1,0 +1,128 @@
+"""In-context learning: label words read off the LM head after demonstrations, nothing trained."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from taskfit.data import Example
+from taskfit.errors import DataError, SettingsError
+from taskfit.methods.calibration import (
+    apply_prior,
+    content_free_prior,
+    domain_prior,
+    text_prior,
+)
+from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
+from taskfit.methods.retrieval import Retriever
+from taskfit.methods.scoring import LabelScorer
+from taskfit.methods.tree_method import prompt_encoder
+
+
+class InContext(Method):
+    """Scores label words after a prompt with k demonstrations, k = 0 included.
+
+    Several seeded orders of the demonstrations are averaged in probability (Lu et al. 2022,
+    arXiv:2104.08786, show how much one order decides).
+    """
+
+    learns = False
+
+    def __init__(self, context: MethodContext) -> None:
+        """Make a scorer for each order of the demonstrations."""
+        super().__init__(context)
+        model = context.need_model()
+        nearest = self.settings.demonstrations == "nearest" and self.task.num_demonstrations > 0
+        if nearest and self.settings.num_orders > 1:
+            raise SettingsError(
+                "method.num_orders averages orders of fixed demonstrations; with "
+                "method.demonstrations=nearest every text has its own. Leave one of them out."
+            )
+        generator = np.random.default_rng([context.settings.seed, 4])
+        shown = list(context.demonstrations)
+        orders = [shown]
+        for _ in range(self.settings.num_orders - 1):
+            orders.append([shown[i] for i in generator.permutation(len(shown))])
+        self.scorers = [
+            LabelScorer(
+                model.tree,
+                prompt_encoder(context, self.task, order),
+                token_budget=context.settings.training.score_token_budget,
+                length_normalization=self.settings.length_normalization,
+            )
+            for order in orders
+        ]
+        self.log_prior: FloatArray | None = None
+        self.retriever = Retriever(context) if nearest else None
+
+    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Index the training texts for retrieval, and measure the prior of the calibration.
+
+        Raises:
+            DataError: If there are no texts to do it with.
+        """
+        if self.retriever is not None:
+            self.retriever.fit(train)
+        how = self.settings.calibration
+        if how == "contextual":
+            self.log_prior = self._mean([content_free_prior(scorer) for scorer in self.scorers])
+        elif how == "pmi":
+            self.log_prior = domain_prior(self.scorers[0])
+        elif how == "batch":
+            texts = [*train, *validation][: self.context.settings.data.max_validation]
+            if not texts:
+                raise DataError(
+                    "method.calibration=batch needs training texts (their labels are not used). "
+                    "Give --data, or use method.calibration=contextual."
+                )
+            self.log_prior = text_prior(lambda given: self._log_probs(given, None), texts)
+
+    def rehearse(self, examples: Sequence[Example]) -> None:
+        """Score a few examples; with retrieval, without their demonstrations."""
+        self.scorers[0].log_probs(examples)
+
+    def probabilities(
+        self, examples: Sequence[Example], *, advance: Advance | None = None
+    ) -> FloatArray:
+        """Return label probabilities after the prompt, divided by the prior, (N, L)."""
+        return apply_prior(self._log_probs(examples, advance), self.log_prior)
+
+    def state(self) -> MethodState:
+        """Return the prior, and the texts that demonstrations are retrieved from."""
+        arrays = {} if self.log_prior is None else {"log_prior": self.log_prior}
+        if self.retriever is None:
+            return MethodState(arrays=arrays)
+        found = self.retriever.state()
+        return MethodState(values=found.values, arrays={**arrays, **found.arrays})
+
+    def restore(self, state: MethodState) -> None:
+        """Continue with a measured prior."""
+        if "log_prior" in state.arrays:
+            self.log_prior = np.asarray(state.arrays["log_prior"], dtype=np.float64)
+        if self.retriever is not None:
+            self.retriever.restore(state)
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of the model's weights."""
+        return sum(p.numel() for p in self.context.need_model().tree.model.parameters())
+
+    def _log_probs(self, examples: Sequence[Example], advance: Advance | None) -> FloatArray:
+        """Return log-probabilities of the labels, averaged over orders, (N, L)."""
+        if self.retriever is not None:
+            scorer = self.scorers[0]
+            shown = self.retriever.nearest(examples, self.task.num_demonstrations)
+            encoded = scorer.encoder.encode(examples, demonstrations=shown)
+            return scorer.score_encoded(encoded, advance=advance)
+        first, *others = self.scorers
+        scores = [first.log_probs(examples, advance=advance)]
+        scores += [scorer.log_probs(examples) for scorer in others]
+        if not others:
+            return scores[0]
+        # Shares among the labels are averaged: joint probabilities of long words would let the
+        # order decide that happens to like them best.
+        return self._mean([log_softmax(found, axis=1) for found in scores])
+
+    def _mean(self, log_probs: Sequence[FloatArray]) -> FloatArray:
+        stacked = np.stack(log_probs)
+        return np.asarray(logsumexp(stacked, axis=0) - np.log(len(stacked)))

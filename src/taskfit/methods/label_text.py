@@ -1,0 +1,190 @@
+"""The label as ordinary generated text: trained on word and end token, predicted by decoding.
+
+Legend: N examples, C candidates (label words), L labels, Y predicted tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from taskfit.data import Example
+from taskfit.errors import PromptError
+from taskfit.methods.calibration import apply_prior
+from taskfit.methods.label_words import LabelWordLoss
+from taskfit.methods.method import Advance, FloatArray, MethodContext
+from taskfit.methods.objective import Objective
+from taskfit.methods.reading import run_in_trees
+from taskfit.methods.scoring import LabelScorer, sequences_of, token_log_probs
+from taskfit.methods.tree_method import TreeMethod, prompt_encoder
+from taskfit.tasks import EncodedExample, parse_answer
+
+GENERATION_TOKENS = 4096  # padded prompt tokens in one batch of free generation
+
+
+class LabelText(TreeMethod):
+    """Trains completion and end token; decodes along the tree of labels, or freely."""
+
+    def __init__(self, context: MethodContext) -> None:
+        """Make encoder and scorer."""
+        end = context.need_model().tokenizer.eos_token_id
+        if end is None:
+            raise PromptError(
+                "label_text needs a tokenizer with an end token, and this one has none. Use "
+                "label_words, or set the tokenizer's eos_token."
+            )
+        encoder = prompt_encoder(context, context.task, context.demonstrations, end_id=int(end))
+        super().__init__(context, encoder)
+        budget = context.settings.training.score_token_budget
+        self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget)
+        self._num_unparsable = 0
+        self._num_generated = 0
+
+    def probabilities(
+        self, examples: Sequence[Example], *, advance: Advance | None = None
+    ) -> FloatArray:
+        """Return label probabilities by the chosen decoding, (N, L).
+
+        exact: each label's share of the joint probability of all labels' texts with their ends.
+        greedy: at each branch of the tree of labels the likeliest next token; the answer gets the
+        probability of its branches, each normalised over the allowed tokens, and the others share
+        what is left. free: 1 for the label that the generated text names, NaN where it names none.
+        """
+        if self.settings.decoding == "exact":
+            return apply_prior(self.scorer.log_probs(examples, advance=advance), None)
+        items = self.scorer.encoder.encode(examples)
+        if self.settings.decoding == "greedy":
+            return self._greedy(items, advance)
+        return self._generate(items, advance)
+
+    def rehearse(self, examples: Sequence[Example]) -> None:
+        """Score a few examples; what is generated before training says nothing."""
+        self.scorer.log_probs(examples)
+
+    def objective(self) -> Objective[EncodedExample]:
+        """Return the cross-entropy of the completion with its end token."""
+        return LabelWordLoss(
+            self.model.tree,
+            self.scorer.label_of_candidate,
+            over="vocabulary",
+            class_weights=self.class_weight_tensor(),
+            focal_gamma=self.settings.focal_gamma,
+        )
+
+    def weights_changed(self) -> None:
+        """Drop the cached prefix."""
+        self.scorer.forget_prefix()
+
+    def supervised(self, item: EncodedExample) -> str:
+        """Return the label's word and the end token."""
+        return self.supervised_word(item)
+
+    def report(self) -> Mapping[str, Any]:
+        """Return how many generated answers named no label."""
+        if self.settings.decoding != "free":
+            return {}
+        return {"num_generated": self._num_generated, "num_unparsable": self._num_unparsable}
+
+    def _greedy(self, items: Sequence[EncodedExample], advance: Advance | None) -> FloatArray:
+        owners = self.scorer.label_of_candidate
+        every = list(range(len(owners)))
+        result = np.empty((len(items), max(owners) + 1))
+        if not items:
+            return result
+        prefix = self.scorer.prefixes.shared_by(items)
+
+        def score(chosen: list[int]) -> None:
+            found = [items[i] for i in chosen]
+            per_token, flat = token_log_probs(
+                self.model.tree, found, [every] * len(found), prefix=prefix
+            )
+            log_probs, candidate_of = per_token.double().cpu().numpy(), flat.cpu().numpy()
+            for place, item in enumerate(found):
+                own = [log_probs[candidate_of == place * len(every) + c] for c in every]
+                best, probability = greedy_path(item.completions, own)
+                rest = (1 - probability) / max(1, result.shape[1] - 1)
+                # The answer is the decoded one, also where a bushy tree left it little.
+                row = np.full(result.shape[1], min(rest, probability * (1 - 1e-6)))
+                row[owners[best]] = probability
+                result[chosen[place]] = row / row.sum()
+            if advance is not None:
+                advance(len(found))
+
+        skip = prefix.length if prefix else 0
+        run_in_trees(
+            self.model.tree,
+            [sequences_of(item, every, skip=skip) for item in items],
+            score,
+            token_budget=self.context.settings.training.score_token_budget,
+            names=[item.id for item in items],
+        )
+        return result
+
+    @torch.no_grad()
+    def _generate(self, items: Sequence[EncodedExample], advance: Advance | None) -> FloatArray:
+        tokenizer = self.model.tokenizer
+        words = [[word.strip() for word in label.words] for label in self.task.labels]
+        result = np.full((len(items), len(words)), np.nan)
+        generation = GenerationConfig(
+            max_new_tokens=self.settings.max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            use_cache=True,
+        )
+        order = sorted(range(len(items)), key=lambda i: -len(items[i].prompt_ids))
+        self.model.tree.model.eval()
+        with self.model.tree.plain_attention() as plain:
+            while order:
+                longest = len(items[order[0]].prompt_ids)
+                size = max(1, GENERATION_TOKENS // longest)
+                batch, order = order[:size], order[size:]
+                ids = np.full((len(batch), longest), tokenizer.pad_token_id or 0)
+                mask = np.zeros_like(ids)
+                for row, index in enumerate(batch):
+                    prompt = items[index].prompt_ids
+                    ids[row, longest - len(prompt) :] = prompt
+                    mask[row, longest - len(prompt) :] = 1
+                device = self.model.tree.device
+                generated = plain.generate(
+                    input_ids=torch.from_numpy(ids).to(device),
+                    attention_mask=torch.from_numpy(mask).to(device),
+                    generation_config=generation,
+                )
+                texts = tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True)
+                for index, text in zip(batch, texts, strict=True):
+                    label = parse_answer(text, words)
+                    if label is not None:
+                        result[index] = np.eye(len(words))[label]
+                if advance is not None:
+                    advance(len(batch))
+        self._num_generated += len(items)
+        self._num_unparsable += int(np.isnan(result[:, 0]).sum()) if len(items) else 0
+        return result
+
+
+def greedy_path(
+    completions: Sequence[np.ndarray[Any, Any]], log_probs: Sequence[np.ndarray[Any, Any]]
+) -> tuple[int, float]:
+    """Follow the likeliest next token through the tree of completions.
+
+    Args:
+        completions: Token ids of each candidate, none a prefix of another, C of them.
+        log_probs: For each candidate the log-probability of each of its tokens.
+
+    Returns:
+        The candidate reached, and the product over branches of the chosen token's share among the
+        tokens allowed there.
+    """
+    alive = list(range(len(completions)))
+    probability, depth = 1.0, 0
+    while len(alive) > 1:
+        by_token = {int(completions[c][depth]): float(log_probs[c][depth]) for c in alive}
+        best = max(by_token, key=by_token.__getitem__)
+        shares = np.exp(np.array(list(by_token.values())) - by_token[best])
+        probability /= float(shares.sum())
+        alive = [c for c in alive if int(completions[c][depth]) == best]
+        depth += 1
+    return alive[0], probability

@@ -1,0 +1,77 @@
+"""Losses of classifiers: pure functions of scores and targets, summed over examples.
+
+Legend: N examples, L labels.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+FloatArray = NDArray[np.float64]
+
+
+def classification_loss_sum(
+    scores: Tensor, targets: Tensor, *, class_weights: Tensor | None, focal_gamma: float
+) -> Tensor:
+    """Return the cross-entropy of a distribution over labels, weighted and focal if wanted.
+
+    Sum over examples and labels of -w_y t_y (1 - p_y)^gamma log p_y: cross-entropy with gamma = 0,
+    and equation 5 of Lin et al. 2017 (arXiv:1708.02002) with alpha = w.
+
+    Args:
+        scores: Before the softmax over labels, (N, L).
+        targets: Weights of the labels, rows sum to 1, (N, L).
+        class_weights: Weight of each label, (L,); None: all 1.
+        focal_gamma: Exponent of the focal factor.
+    """
+    log_probs = functional.log_softmax(scores.float(), dim=-1)
+    weights = targets.to(log_probs.dtype)
+    if class_weights is not None:
+        weights = weights * class_weights
+    if focal_gamma:
+        weights = weights * (1 - log_probs.exp()).clamp_min(0).pow(focal_gamma)
+    return -(weights * log_probs).sum()
+
+
+def multi_label_loss_sum(
+    scores: Tensor, targets: Tensor, *, class_weights: Tensor | None, focal_gamma: float
+) -> Tensor:
+    """Return the binary cross-entropy of each label, averaged over labels, summed over examples.
+
+    Args:
+        scores: Before the sigmoid, (N, L).
+        targets: 1 where a label holds, (N, L).
+        class_weights: Weight of each label where it holds, (L,); None: all 1.
+        focal_gamma: Exponent of the focal factor, see `classification_loss_sum`.
+    """
+    scores = scores.float()
+    targets = targets.to(scores.dtype)
+    losses = functional.binary_cross_entropy_with_logits(
+        scores, targets, reduction="none", pos_weight=class_weights
+    )
+    if focal_gamma:
+        right = torch.sigmoid(scores) * targets + torch.sigmoid(-scores) * (1 - targets)
+        losses = losses * (1 - right).pow(focal_gamma)
+    return losses.mean(dim=-1).sum()
+
+
+def balanced_weights(targets: FloatArray, *, multi_label: bool) -> FloatArray:
+    """Return class weights in inverse proportion to frequency, (L,).
+
+    Args:
+        targets: Weights of the labels in training, (N, L).
+        multi_label: Weigh each label by absent / present; else scale so that the mean weight of an
+            example is 1, as scikit-learn's `balanced` does. A label that never occurs gets 1.
+    """
+    counts: FloatArray = targets.sum(axis=0)
+    wanted = len(targets) - counts if multi_label else len(targets) / (counts > 0).sum()
+    weights: FloatArray = np.ones_like(counts)
+    np.divide(wanted, counts, out=weights, where=counts > 0)
+    return weights
+
+
+def label_targets(targets: list[FloatArray | None], device: torch.device) -> Tensor:
+    """Stack the targets of labelled items, (N, L)."""
+    return torch.from_numpy(np.stack([t for t in targets if t is not None])).to(device)

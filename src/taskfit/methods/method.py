@@ -1,0 +1,182 @@
+"""What every method of adaptation is to the rest of the house.
+
+A method is bound to a task (and mostly to a model), learns from labelled examples in steps, at
+once, or not at all, and then turns texts into probabilities of the labels. Evaluation, prediction
+and validation only ever call `probabilities`.
+
+Legend: N examples, L labels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from taskfit.data import Example
+from taskfit.errors import SettingsError
+from taskfit.methods.objective import Item, Objective
+from taskfit.models import LoadedModel
+from taskfit.settings import MethodSettings, RunSettings
+from taskfit.tasks import Task
+
+FloatArray = NDArray[np.float64]
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodContext:
+    """What a method is made from.
+
+    Attributes:
+        settings: All settings of the run.
+        task: The task.
+        demonstrations: Labelled examples for the prompt, taken out of training.
+        model: The causal language model, or None for methods without one.
+        saved: Folder of weights that the method itself saved, to predict with; None: it is fitted.
+    """
+
+    settings: RunSettings
+    task: Task
+    demonstrations: Sequence[Example]
+    model: LoadedModel | None
+    saved: Path | None = None
+
+    def need_model(self) -> LoadedModel:
+        """Return the model of a method that has one."""
+        assert self.model is not None, "a method with needs_model got no model"
+        return self.model
+
+
+@dataclass(frozen=True, slots=True)
+class MethodState:
+    """What a fitted method needs for prediction, besides the model's weights.
+
+    Attributes:
+        values: Plain JSON values.
+        arrays: Numbers by name.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """A way from texts to probabilities of labels.
+
+    Attributes:
+        needs_model: Whether it reads a causal language model; see `reads_model`.
+        serves_multi_label: Whether a text may have several labels.
+        learns: Whether it needs labelled training examples, beyond its demonstrations.
+    """
+
+    needs_model: ClassVar[bool] = True
+    serves_multi_label: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
+
+    def __init__(self, context: MethodContext) -> None:
+        """Bind to task and model.
+
+        Raises:
+            SettingsError: If the method cannot serve the task.
+        """
+        self.context = context
+        self.task = context.task
+        self.settings = context.settings.method
+        if self.task.multi_label and not self.serves_multi_label:
+            raise SettingsError(
+                f"method {self.settings.name} gives a text one label, but task.multi_label is set. "
+                "Use head, probe, tfidf, majority or encoder."
+            )
+
+    @classmethod
+    def reads_model(cls, settings: MethodSettings) -> bool:
+        """Return whether a causal language model must be loaded under these settings."""
+        return cls.needs_model
+
+    @classmethod
+    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
+        """Return whether demonstrations stand in a prompt, and so are taken out of training."""
+        return True
+
+    @abstractmethod
+    def probabilities(
+        self, examples: Sequence[Example], *, advance: Advance | None = None
+    ) -> FloatArray:
+        """Return the probability of every label, (N, L).
+
+        Rows sum to 1, unless a text may have several labels. A row of NaN is no answer.
+
+        Args:
+            examples: Texts; labels are not looked at.
+            advance: Called with the number of examples just finished.
+        """
+
+    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:  # noqa: B027
+        """Learn what is learned at once, before any training in steps.
+
+        Raises:
+            TaskfitError: If the examples do not allow it.
+        """
+
+    def rehearse(self, examples: Sequence[Example]) -> None:  # noqa: B027
+        """Predict a few examples before anything is learned, so that what will fail fails now."""
+
+    def state(self) -> MethodState:
+        """Return what prediction needs besides the model's weights."""
+        return MethodState()
+
+    def restore(self, state: MethodState) -> None:  # noqa: B027
+        """Continue from `state`."""
+
+    def report(self) -> Mapping[str, Any]:
+        """Return what else is worth recording about the predictions made, as JSON values."""
+        return {}
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of weights used in prediction."""
+        return 0
+
+
+class TrainedMethod(Method):
+    """A method whose weights are trained in steps by the loop."""
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """Return the model in training."""
+
+    @abstractmethod
+    def make_trainable(self) -> dict[str, nn.Parameter]:
+        """Choose or add the weights to train; return them by name."""
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
+        """Turn training examples into items of the loop."""
+
+    @abstractmethod
+    def objective(self) -> Objective[Any]:
+        """Return the loss."""
+
+    @abstractmethod
+    def tokens_run(self) -> int:
+        """Return the unique tokens run so far."""
+
+    @abstractmethod
+    def save_weights(self, folder: Path) -> None:
+        """Write the trained weights of the model, or its adapter, into a folder."""
+
+    def weights_changed(self) -> None:
+        """Forget what was computed with earlier weights."""
+
+    def compile(self) -> None:
+        """Compile the layers in place, where that is possible."""
+
+    def rendered(self, examples: Sequence[Example]) -> list[str]:
+        """Return training examples as the model sees them, supervised tokens in guillemets."""
+        return []

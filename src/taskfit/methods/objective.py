@@ -1,0 +1,48 @@
+"""What the training loop asks of a method, and of the items that the method trains on."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+
+class Item(Protocol):
+    """A training example, encoded by its method."""
+
+    @property
+    def id(self) -> str:
+        """Return the example's id, for messages."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Return its length (tokens)."""
+        ...
+
+    @property
+    def num_tokens_cut(self) -> int:
+        """Return the tokens by which its text was shortened."""
+        ...
+
+
+ItemT = TypeVar("ItemT", bound=Item, contravariant=True)
+
+
+class Objective(Protocol[ItemT]):
+    """What a trained method supplies to the loop."""
+
+    def start_step(self, step: int) -> None:
+        """Prepare for an optimizer step, counted from 0; everything random hangs on it alone."""
+        ...
+
+    def plan(self, items: Sequence[ItemT], token_budget: int) -> list[list[int]]:
+        """Cut examples into forward passes of at most `token_budget` unique tokens."""
+        ...
+
+    def loss_sum(self, items: Sequence[ItemT]) -> Tensor:
+        """Return the summed loss of the examples of one forward pass (nats)."""
+        ...
+
+    def largest(self, items: Sequence[ItemT]) -> int:
+        """Return the unique tokens that the largest example needs in one forward pass."""
+        ...
