@@ -1,6 +1,10 @@
 """Fit a pretrained language model to a text task, and measure it."""
 
+import logging
 from typing import TYPE_CHECKING
+
+# Where bitsandbytes is installed, every import of PEFT would name a package that nobody needs here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from taskfit.estimator import TextClassifier

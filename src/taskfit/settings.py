@@ -84,7 +84,7 @@ class ModelSettings(Section):
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and arithmetic. auto: bfloat16 where the device computes in it,
-    else float32."""
+    else float16 (with loss scaling) on a GPU and float32 on a CPU."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     max_length: int | None = Field(default=None, ge=8)

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from taskfit.data import Example
 from taskfit.errors import SettingsError
-from taskfit.experiments import SilentScreen, prompt_search
+from taskfit.experiments import SilentScreen, prompt_scoring
 from taskfit.experiments.prompt_search import (
     PromptSearch,
     SharedScorer,
@@ -177,13 +177,13 @@ def test_every_candidate_and_example_is_scored_at_most_once_and_no_evaluation_te
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: Counter[tuple[int, str]] = Counter()
-    original = prompt_search.candidate_log_probs
+    original = prompt_scoring.candidate_log_probs
 
     def counted(model: object, items: Sequence[EncodedExample], *rest: object, **more: object):
         asked.update((id(item), item.id) for item in items)
         return original(model, items, *rest, **more)
 
-    monkeypatch.setattr(prompt_search, "candidate_log_probs", counted)
+    monkeypatch.setattr(prompt_scoring, "candidate_log_probs", counted)
     settings = settings_of(tmp_path, model_folder, num_demonstrations=2)
     found = search(settings, wordings)
     assert set(asked.values()) == {1}
@@ -233,7 +233,7 @@ def test_the_paired_interval_is_that_of_resampled_examples(
     metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if metric != "accuracy":
-        monkeypatch.setattr(prompt_search, "NUM_RESAMPLES", 100)
+        monkeypatch.setattr("taskfit.evaluation.paired.NUM_RESAMPLES", 100)
     generator = np.random.default_rng(0)
     gold = generator.integers(0, 3, 120)
     first = np.where(generator.random(120) < 0.8, gold, 0)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from taskfit.cli.prompts import prompts
 from taskfit.errors import SettingsError, TaskfitError
 
 app = typer.Typer(
@@ -74,9 +75,9 @@ def fit(
     task: TaskOption = None,
     model: ModelOption = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="in_context or label_words.")
+        str | None, typer.Option("--method", help="How to adapt; `taskfit methods` lists all.")
     ] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="full or lora.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="New folder for the run.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")] = None,
     test: TestOption = None,
@@ -174,6 +175,20 @@ def inspect(
     show_inspection(
         inspect_task(load_settings(config, flags=flags, overrides=set_ or ())), Console()
     )
+
+
+app.command()(prompts)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that --method takes."""
+    from taskfit.methods.table import METHODS
+
+    table = Table("method", "what it does", box=None, pad_edge=False)
+    for name, method in METHODS.items():
+        table.add_row(name, (method.__doc__ or "").splitlines()[0])
+    Console().print(table)
 
 
 @app.command()

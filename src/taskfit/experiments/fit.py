@@ -22,7 +22,7 @@ from taskfit.experiments.train_method import train_method
 from taskfit.files import write_json_atomic
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, load_model, resolve_device, weight_bytes
+from taskfit.models import LoadedModel, dtype_reason, load_model, resolve_device, weight_bytes
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_settings, settings_differences
 from taskfit.training import Checkpoints, MemoryAccount, TrainingState
@@ -73,7 +73,7 @@ def fit(
     _check_fingerprint(folder, data, resume=resume)
     _tell_about_data(data, screen)
     memory = MemoryAccount(resolve_device(settings.model.device))
-    model = _model_of(settings, model, memory)
+    model = _model_of(settings, model, memory, screen)
     method = METHODS[settings.method.name](
         MethodContext(settings, data.task, data.demonstrations, model)
     )
@@ -117,12 +117,14 @@ def fit(
 
 
 def _model_of(
-    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount
+    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount, screen: Screen
 ) -> LoadedModel | None:
     """Return the model that the method reads: the caller's, a new one, or none."""
     if not METHODS[settings.method.name].reads_model(settings.method):
         return None
     if model is None:
+        device = resolve_device(settings.model.device)
+        screen.note(dtype_reason(settings.model.dtype, device))
         model = load_model(settings.model, quantization=settings.adapter)
         memory.stage("model")
     else:

@@ -54,7 +54,7 @@ def quickstart(
             results.append(RunResult.load(run_folder))
             continue
         # One model serves all three: in-context learning leaves it as it is, and comes first.
-        loaded = loaded or load_model(settings.model)
+        loaded = loaded or load_model(settings.model, quantization=settings.adapter)
         resume = (run_folder / "settings.yaml").is_file()
         run = fit(settings, run_folder, resume=resume, screen=screen, model=loaded, name=name)
         results.append(run.result)

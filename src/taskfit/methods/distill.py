@@ -3,15 +3,12 @@
 Legend: N examples, L labels, R nodes at which the two are compared, V vocabulary.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -21,7 +18,6 @@ from taskfit.errors import PromptError, SettingsError
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.objective import Objective
-from taskfit.methods.reading import PrefixCache
 from taskfit.methods.scoring import (
     LabelScorer,
     ReadPlan,
@@ -30,9 +26,10 @@ from taskfit.methods.scoring import (
     sequences_of,
     sum_over_words,
 )
+from taskfit.methods.teacher import Redraw, Teacher, student_task
 from taskfit.methods.tree_method import TreeMethod, prompt_encoder
 from taskfit.models import KeyValueCache, TreeModel
-from taskfit.tasks import EncodedExample, PromptEncoder, Task, choose_demonstrations
+from taskfit.tasks import EncodedExample
 from taskfit.tree import plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
 
@@ -145,101 +142,6 @@ class Distill(TreeMethod):
     def supervised(self, item: EncodedExample) -> str:
         """Return what stands for the teacher's answer."""
         return " «the teacher's distribution»"
-
-
-def student_task(task: Task, *, keep_instruction: bool) -> Task:
-    """Return the task as the student sees it: no demonstrations, by default no instruction."""
-    instruction = task.template.instruction if keep_instruction else ""
-    template = replace(task.template, instruction=instruction)
-    return replace(task, template=template, num_demonstrations=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Redraw:
-    """Draws the teacher's demonstrations anew for each step.
-
-    Attributes:
-        pool: Labelled examples.
-        task: Whose labels and number of demonstrations count.
-        seed: Seed of all draws.
-    """
-
-    pool: Sequence[Example]
-    task: Task
-    seed: int
-
-    def demonstrations(self, step: int) -> list[Example]:
-        """Return the demonstrations of a step, as balanced over classes as they can be."""
-        seed = int(np.random.SeedSequence([self.seed, 5, step]).generate_state(1)[0])
-        return choose_demonstrations(
-            self.pool,
-            how="balanced",
-            num=self.task.num_demonstrations,
-            labels=self.task.label_names,
-            seed=seed,
-        )
-
-
-class Teacher:
-    """The model with context, without gradients: as it was before training, or as it is now.
-
-    A frozen teacher under an adapter is the same weights with the adapter switched off; only for
-    full fine-tuning the model is copied.
-    """
-
-    def __init__(
-        self,
-        model: TreeModel,
-        adapter: PeftModel | None,
-        *,
-        kind: Literal["frozen", "self"],
-        encoder: PromptEncoder,
-    ) -> None:
-        """Bind to the model in training.
-
-        Args:
-            model: The student's model.
-            adapter: Its adapter, or None for full fine-tuning.
-            kind: Whether the weights are those before training or the current ones.
-            encoder: Encodes texts with their context.
-        """
-        self.kind = kind
-        self.encoder = encoder
-        self._adapter = adapter
-        if kind == "frozen" and adapter is None:
-            model = TreeModel(copy.deepcopy(model.model).requires_grad_(False), verify=False)
-        self.model = model
-        self._prefixes = PrefixCache(model, encoder)
-
-    def use(self, encoder: PromptEncoder) -> None:
-        """Take another context from here on."""
-        self.encoder = encoder
-        self._prefixes = PrefixCache(self.model, encoder)
-
-    def weights_changed(self) -> None:
-        """Forget keys and values that hang on the weights in training."""
-        if self.kind == "self":
-            self._prefixes.forget()
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Switch to the teacher's weights, without dropout or gradients."""
-        module = self.model.model
-        was_training = module.training
-        module.eval()
-        adapter = self._adapter if self.kind == "frozen" else None
-        try:
-            with torch.no_grad(), nullcontext() if adapter is None else adapter.disable_adapter():
-                yield
-        finally:
-            module.train(was_training)
-
-    def encode(
-        self, examples: Sequence[Example]
-    ) -> tuple[list[EncodedExample], KeyValueCache | None]:
-        """Return the texts with their context, and the context's keys and values."""
-        items = self.encoder.encode(examples)
-        return items, self._prefixes.shared_by(items)
 
 
 class DistillLoss:

@@ -17,6 +17,7 @@ from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, M
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.scoring import LabelScorer
 from taskfit.methods.tree_method import prompt_encoder
+from taskfit.models import count_parameters
 
 
 class InContext(Method):
@@ -105,7 +106,7 @@ class InContext(Method):
     @property
     def num_parameters(self) -> int:
         """Return the number of the model's weights."""
-        return sum(p.numel() for p in self.context.need_model().tree.model.parameters())
+        return count_parameters(self.context.need_model().tree.model)
 
     def _log_probs(self, examples: Sequence[Example], advance: Advance | None) -> FloatArray:
         """Return log-probabilities of the labels, averaged over orders, (N, L)."""

@@ -10,6 +10,7 @@ from taskfit.methods.features import FeatureReader, Features
 from taskfit.methods.linear import FloatArray, LinearModel, fit_linear
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, Method, MethodContext, MethodState
+from taskfit.models import count_parameters
 from taskfit.settings import MethodSettings
 
 
@@ -91,7 +92,7 @@ class Probe(Method):
         """Return the weights of the model and of the regression."""
         model = self.context.need_model().tree.model
         own = 0 if self._linear is None else self._linear.weight.size + self._linear.bias.size
-        return int(sum(p.numel() for p in model.parameters()) + own)
+        return count_parameters(model) + own
 
     def _standardised(self, features: Features | FloatArray) -> FloatArray:
         return np.asarray((features - self._mean) / self._scale, np.float64)

@@ -13,7 +13,13 @@ from taskfit.data import Example
 from taskfit.methods.losses import balanced_weights
 from taskfit.methods.method import FloatArray, MethodContext, TrainedMethod
 from taskfit.methods.objective import Item
-from taskfit.models import add_adapter, save_weights, trainable_parameters
+from taskfit.models import (
+    add_adapter,
+    count_parameters,
+    enable_gradient_checkpointing,
+    save_weights,
+    trainable_parameters,
+)
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder, Task
 
 
@@ -62,6 +68,8 @@ class TreeMethod(TrainedMethod):
         """Put adapters on the model, or make all its weights trainable."""
         settings = self.context.settings
         self._adapter = add_adapter(self.model.tree.model, settings.adapter, seed=settings.seed)
+        if settings.training.gradient_checkpointing:
+            enable_gradient_checkpointing(self.model.tree.model)
         return trainable_parameters(self.model.tree.model)
 
     def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
@@ -102,7 +110,7 @@ class TreeMethod(TrainedMethod):
     @property
     def num_parameters(self) -> int:
         """Return the number of the model's weights, adapters with them."""
-        return sum(p.numel() for p in self.model.tree.model.parameters())
+        return count_parameters(self.model.tree.model)
 
 
 def prompt_encoder(

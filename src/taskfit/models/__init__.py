@@ -2,15 +2,23 @@
 
 from taskfit.models.adapters import (
     add_adapter,
+    enable_gradient_checkpointing,
     load_adapter,
     save_weights,
     trainable_parameters,
     weight_bytes,
 )
 from taskfit.models.attention import KeyValueCache
-from taskfit.models.load import LoadedModel, load_model, resolve_device, resolve_dtype
+from taskfit.models.load import (
+    LoadedModel,
+    dtype_reason,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+)
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.packaged import PACKAGED_MODELS, packaged_folder
+from taskfit.models.quantize import count_parameters
 from taskfit.models.tree_model import TreeModel
 
 __all__ = [
@@ -19,6 +27,9 @@ __all__ = [
     "LoadedModel",
     "TreeModel",
     "add_adapter",
+    "count_parameters",
+    "dtype_reason",
+    "enable_gradient_checkpointing",
     "is_out_of_memory",
     "load_adapter",
     "load_model",

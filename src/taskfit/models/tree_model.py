@@ -26,8 +26,9 @@ from taskfit.tree.build import IntArray
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
 # at 128 the products are still large enough (measured on two CPU cores, 100 to 1,000 tokens).
 BLOCK_SIZE = {"cpu": 128, "cuda": 1024}
-# On a CPU, oneDNN generates code for every new shape of a product and keeps it: trees of any length
-# would cost time and memory at every step. Rounded up, a few shapes serve all.
+# On a CPU, oneDNN generates code for every new shape of a 16-bit product and keeps it: trees of any
+# length would cost time and memory at every step. Rounded up, a few shapes serve all. (Products in
+# float32 are another library's, which does not.)
 CPU_MULTIPLE = 16
 # Rows of logits in memory at once: 128 x 50,000 words x 4 bytes = 26 MB.
 LOGIT_ROWS = 128
@@ -189,7 +190,8 @@ class TreeModel:
         offset = prefix.length if prefix is not None else 0
         num_tokens = len(tree)
         on_cpu = self.device.type == "cpu"
-        multiple = CPU_MULTIPLE if on_cpu else 1
+        rounds = on_cpu and self.model.dtype != torch.float32
+        multiple = CPU_MULTIPLE if rounds else 1
         tree = tree.padded(multiple)
         block_size = BLOCK_SIZE["cpu" if on_cpu else "cuda"]
         # Just over one block, gathering the keys of a second costs more than it saves.

@@ -19,7 +19,7 @@ from torch import nn
 
 from taskfit.errors import TrainingError
 from taskfit.methods.objective import Item, Objective
-from taskfit.models import is_out_of_memory
+from taskfit.models import count_parameters, is_out_of_memory
 from taskfit.settings import TrainingSettings
 from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.log import TrainingLog
@@ -108,7 +108,9 @@ def train(job: TrainingJob) -> TrainingState:
         batch = [job.items[i] for i in batch_indices(len(job.items), state.step, job)]
         loss = accumulate_gradient(job, batch, optimizer, state)
         grad_norm = optimizer.clip(settings.max_grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        # A scaled gradient that overflows is expected now and then; that step is left out.
+        overflows = optimizer.loss_scale is not None and not math.isfinite(grad_norm)
+        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not overflows):
             raise TrainingError(_not_finite(loss, grad_norm, state.step, batch))
         learning_rate = learning_rate_at(state.step, total_steps=total_steps, settings=settings)
         optimizer.step(learning_rate)
@@ -126,7 +128,8 @@ def train(job: TrainingJob) -> TrainingState:
                 "epoch": state.step * settings.batch_size / len(job.items),
                 "loss": loss,
                 "learning_rate": learning_rate,
-                "grad_norm": grad_norm,
+                "grad_norm": None if overflows else grad_norm,
+                "is_skipped": overflows,
                 "tokens": tokens,
                 "tokens_per_second": tokens / seconds,
                 "memory_bytes": job.memory.current(),
@@ -170,7 +173,7 @@ def accumulate_gradient(
             job.objective.start_step(state.step)
             for piece in job.objective.plan(batch, state.token_budget):
                 loss = job.objective.loss_sum([batch[i] for i in piece]) / len(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.scale_loss(loss).backward()  # type: ignore[no-untyped-call]
                 optimizer.collect_gradients()
                 total += loss.item()
             return total
@@ -244,6 +247,8 @@ def _rehearse(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState
     optimizer.clear()
     if not math.isfinite(loss):
         raise TrainingError(_not_finite(loss, 0.0, 0, by_length[: job.settings.batch_size]))
+    if optimizer.note is not None:
+        job.log.write({"kind": "note", "step": 0, "text": optimizer.note})
     job.log.write(
         {
             "kind": "start",
@@ -251,7 +256,7 @@ def _rehearse(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState
             "total_steps": count_steps(len(job.items), job.settings),
             "num_train": len(job.items),
             "num_trainable": sum(p.numel() for p in job.parameters.values()),
-            "num_parameters": sum(p.numel() for p in job.model.parameters()),
+            "num_parameters": count_parameters(job.model),
             "num_shortened": sum(item.num_tokens_cut > 0 for item in job.items),
             "longest_step_seconds": time.perf_counter() - started,
             "loss_before": loss,
