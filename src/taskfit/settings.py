@@ -30,6 +30,9 @@ class DataSettings(Section):
     """Further evaluation sets: name -> file or hub id. A built-in task brings its own as well."""
     validation: str | None = None
     """File or hub id of the validation set. None: `validation_fraction` of the training set."""
+    unlabeled: str | None = None
+    """File or hub id of further texts without labels, which `method.name=distill` learns from; they
+    take the place of the training texts."""
     text: list[str] = Field(default_factory=list)
     """Names of the text columns, in order. Empty: those of the task, or the only candidate."""
     label: str | None = None

@@ -33,41 +33,65 @@ def load_settings(
     problems: list[str] = []
     if path is not None:
         merged = _read(path)
-    _merge(merged, flags or {})
+    merge_settings(merged, flags or {})
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             problems.append(f"--set {override}: write it as section.key=value")
             continue
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            parsed = value
-        nested: Any = parsed
-        for part in reversed(key.strip().split(".")):
-            nested = {part: nested}
-        _merge(merged, nested)
-    problems += _unknown_keys(merged, RunSettings, "")
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return settings_from_dict(merged)
+        merge_settings(merged, _nested(key.strip(), value))
+    return settings_from_dict(merged, problems)
 
 
-def settings_from_dict(data: Mapping[str, Any]) -> RunSettings:
-    """Check a nested dictionary.
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `section.key=value` texts as nested settings.
 
     Raises:
-        SettingsError: One line for each value that does not fit.
+        SettingsError: If one is not of this form.
     """
+    merged: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {override}: write it as section.key=value")
+        merge_settings(merged, _nested(key.strip(), value))
+    return merged
+
+
+def _nested(key: str, value: str) -> dict[str, Any]:
+    """Return a dotted key with its value, read as YAML, as nested dictionaries."""
     try:
-        return RunSettings.model_validate(data)
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        nested = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def settings_from_dict(data: Mapping[str, Any], problems: Sequence[str] = ()) -> RunSettings:
+    """Check a nested dictionary.
+
+    Args:
+        data: Settings by section.
+        problems: What is wrong already, told together with the rest.
+
+    Raises:
+        SettingsError: One line for each unknown key and each value that does not fit.
+    """
+    known, unknown = _split_known(data, RunSettings, "")
+    lines = [*problems, *unknown]
+    try:
+        settings = RunSettings.model_validate(known)
     except ValidationError as error:
-        lines = [
+        lines += [
             f"{'.'.join(str(part) for part in problem['loc'])} is {problem['input']!r}: "
             f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
             for problem in error.errors()
         ]
-        raise SettingsError("\n".join(lines)) from error
+    if lines:
+        raise SettingsError("\n".join(lines))
+    return settings
 
 
 def dump_settings(settings: RunSettings, path: Path) -> None:
@@ -125,35 +149,43 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _merge(target: dict[str, Any], extra: Mapping[str, Any]) -> None:
+def merge_settings(target: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    """Put nested settings over others, in place; what is not mentioned stays."""
     for key, value in extra.items():
         if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
+            merge_settings(target[key], value)
         else:
             target[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _unknown_keys(data: Mapping[str, Any], model: type[BaseModel], prefix: str) -> list[str]:
-    problems = []
+def _split_known(
+    data: Mapping[str, Any], model: type[BaseModel], prefix: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what the model knows, and a sentence for each key that it does not."""
+    known: dict[str, Any] = {}
+    problems: list[str] = []
     for key, value in data.items():
         info = model.model_fields.get(str(key))
         if info is None:
-            known = list(model.model_fields)
-            close = difflib.get_close_matches(str(key), known, n=1)
+            names = list(model.model_fields)
+            close = difflib.get_close_matches(str(key), names, n=1)
             hint = f" Did you mean {prefix}{close[0]}?" if close else ""
             where = prefix.rstrip(".") or "the top level"
             problems.append(
-                f"Unknown setting {prefix}{key}.{hint} {where} has: {', '.join(known)}."
+                f"Unknown setting {prefix}{key}.{hint} {where} has: {', '.join(names)}."
             )
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             if isinstance(value, Mapping):
-                problems += _unknown_keys(value, info.annotation, f"{prefix}{key}.")
+                known[key], found = _split_known(value, info.annotation, f"{prefix}{key}.")
+                problems += found
             else:
                 problems.append(
                     f"{prefix}{key} is {value!r}, but it is a section with the settings "
                     f"{', '.join(info.annotation.model_fields)}."
                 )
-    return problems
+        else:
+            known[key] = value
+    return known, problems
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_an_unknown_label_in_a_test_set_names_rows(refused: Refused, shell) -> N
         ("task.label_words.good=' bad'", "' bad' stands for 'bad' and for 'good'"),
         ("task.line='{text} {label}'\n", "should end without a space"),
         ("training.learning_rte=1", "Did you mean training.learning_rate"),
-        ("method.name=magic", "input should be 'in_context' or 'label_words'"),
+        ("method.name=magic", "input should be 'in_context', 'label_words'"),
         ("method.calibration=batch", "is for in_context"),
         ("model.max_length=12", "even without its text"),
         ("data.num_train=5000", "5000 examples are wanted"),

@@ -3,12 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from taskfit.cli.compare import compare
+from taskfit.cli.flags import data_flags, nested
 from taskfit.cli.prompts import prompts
 from taskfit.errors import SettingsError, TaskfitError
 
@@ -94,8 +96,8 @@ def fit(
 
     if (out is None) == (resume is None):
         raise SettingsError("Give --out FOLDER for a new run, or --resume FOLDER for an old one.")
-    flags = _flags(data=data, text=text, label=label, task=task, model=model, test=test)
-    flags.update(_nested({"method.name": method, "adapter.weights": weights, "seed": seed}))
+    flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=test)
+    flags.update(nested({"method.name": method, "adapter.weights": weights, "seed": seed}))
     folder = resume or out
     assert folder is not None
     base = folder / "settings.yaml" if resume and config is None else config
@@ -171,13 +173,14 @@ def inspect(
     from taskfit.experiments.inspection import inspect_task
     from taskfit.settings_file import load_settings
 
-    flags = _flags(data=data, text=text, label=label, task=task, model=model, test=None)
+    flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
     show_inspection(
         inspect_task(load_settings(config, flags=flags, overrides=set_ or ())), Console()
     )
 
 
 app.command()(prompts)
+app.command()(compare)
 
 
 @app.command()
@@ -228,48 +231,6 @@ def data(
         table.add_row(part, f"{len(examples):,}", counts)
     console.print(found.description, highlight=False)
     console.print(table)
-
-
-def _flags(
-    *,
-    data: str | None,
-    text: list[str] | None,
-    label: str | None,
-    task: str | None,
-    model: str | None,
-    test: list[str] | None,
-) -> dict[str, Any]:
-    """Turn the common flags into nested settings."""
-    tests = {}
-    for entry in test or []:
-        name, equals, source = entry.partition("=")
-        if not equals or not name or not source:
-            raise SettingsError(f"--test {entry}: write it as NAME=FILE.")
-        tests[name] = source
-    return _nested(
-        {
-            "data.train": data,
-            "data.text": text or None,
-            "data.label": label,
-            "data.tests": tests or None,
-            "task.name": task,
-            "model.name": model,
-        }
-    )
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Turn dotted keys into nested dictionaries, leaving out what was not given."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        if value is None:
-            continue
-        *sections, name = key.split(".")
-        target = nested
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[name] = value
-    return nested
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ def fit(
     screen: Screen | None = None,
     model: LoadedModel | None = None,
     name: str | None = None,
+    report: bool = True,
 ) -> FittedRun:
     """Fit one run into a folder.
 
@@ -61,6 +62,7 @@ def fit(
         screen: Where progress is shown.
         model: The base model, if the caller has loaded it already; an adapter stays in it.
         name: How tables call the run; None: the method's name.
+        report: Whether to draw pictures and write `report.html`.
 
     Raises:
         TaskfitError: If settings, data, model or folder do not allow it.
@@ -111,7 +113,8 @@ def fit(
         details=dict(method.report()),
     )
     result.save(folder)
-    report_run(folder, result, hard)
+    if report:
+        report_run(folder, result, hard)
     Checkpoints(folder / "checkpoints").remove()
     return FittedRun(result, classifier)
 
@@ -135,7 +138,8 @@ def _model_of(
 def _check_learnable(method: Method, data: PreparedData) -> None:
     """Raise if a method that learns has nothing to learn from, or is given what it cannot use."""
     settings = method.settings
-    if method.learns and not data.train:
+    texts_suffice = isinstance(method, TrainedMethod) and not method.needs_labels
+    if method.learns and not data.train and not (texts_suffice and data.unlabeled):
         raise DataError(
             f"{settings.name} needs training examples: give --data, or a built-in task."
         )

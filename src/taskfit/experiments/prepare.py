@@ -45,6 +45,7 @@ class PreparedData:
         demonstrations: Shown in every prompt.
         evaluations: Evaluation sets by name, in domain first.
         overlap: Duplicates found, or None without training data.
+        unlabeled: Further texts; no text of the evaluation sets is among them.
         fingerprint: Hash of each set's ids, texts and labels, by name.
     """
 
@@ -54,6 +55,7 @@ class PreparedData:
     demonstrations: list[Example]
     evaluations: dict[str, list[Example]]
     overlap: Overlap | None
+    unlabeled: list[Example]
     fingerprint: dict[str, str]
 
 
@@ -102,7 +104,13 @@ def prepare_data(settings: RunSettings) -> PreparedData:
             seed=settings.seed,
         )
     demonstrations, train = _demonstrations(task, train, settings)
-    sets = {"train": train, "validation": validation, "demonstrations": demonstrations}
+    unlabeled = _unlabeled(data, columns, {**evaluations, "validation": validation})
+    sets = {
+        "train": train,
+        "validation": validation,
+        "demonstrations": demonstrations,
+        **({"unlabeled": unlabeled} if unlabeled else {}),
+    }
     return PreparedData(
         task=task,
         train=train,
@@ -110,6 +118,7 @@ def prepare_data(settings: RunSettings) -> PreparedData:
         demonstrations=demonstrations,
         evaluations=evaluations,
         overlap=overlap,
+        unlabeled=unlabeled,
         fingerprint={
             name: fingerprint(examples) for name, examples in _by_name(sets, evaluations).items()
         },
@@ -135,6 +144,23 @@ def read_examples(
     examples = to_examples(table, columns, source=source)
     check_labels(examples, labels)
     return examples
+
+
+def _unlabeled(
+    data: DataSettings, columns: Columns, held_out: Mapping[str, Sequence[Example]]
+) -> list[Example]:
+    """Read texts without labels, leaving out those that are evaluated."""
+    if data.unlabeled is None:
+        return []
+    table = read_table(data.unlabeled, encoding=data.encoding)
+    found = to_examples(table, columns, source=data.unlabeled, require_labels=False)
+    texts, _ = drop_overlap([Example(e.id, e.texts) for e in found], held_out)
+    if not texts:
+        raise DataError(
+            f"{data.unlabeled}: every text also stands in an evaluation set, so none is left to "
+            "learn from."
+        )
+    return texts
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

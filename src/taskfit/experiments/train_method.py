@@ -27,7 +27,9 @@ def train_method(run: Run, method: TrainedMethod) -> tuple[TrainingState, int]:
         Where training ended, and the number of weights trained.
     """
     settings = run.settings
-    items = method.encode(run.data.train)
+    unlabeled = [] if method.needs_labels else run.data.unlabeled
+    examples = unlabeled or run.data.train
+    items = method.encode(examples)
     device = resolve_device(settings.model.device)
     use_compile = compile_pays(settings, len(items), run.folder, device)
     parameters = method.make_trainable()
@@ -36,7 +38,7 @@ def train_method(run: Run, method: TrainedMethod) -> tuple[TrainingState, int]:
         method.compile()
     run.memory.stage("adapter")
     log = TrainingLog(run.folder, tensorboard=settings.training.tensorboard, show=run.screen.record)
-    for text in method.rendered(run.data.train[:2]):
+    for text in method.rendered(examples[:2]):
         run.screen.note(text)
     state = train(
         TrainingJob(

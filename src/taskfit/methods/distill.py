@@ -71,6 +71,8 @@ class Distill(TreeMethod):
     Snell et al. 2022 (arXiv:2209.15189); Askell et al. 2021 (arXiv:2112.00861), section 2.
     """
 
+    needs_labels = False
+
     def __init__(self, context: MethodContext) -> None:
         """Make the student's encoder.
 

@@ -144,7 +144,13 @@ class Method(ABC):
 
 
 class TrainedMethod(Method):
-    """A method whose weights are trained in steps by the loop."""
+    """A method whose weights are trained in steps by the loop.
+
+    Attributes:
+        needs_labels: Whether the texts it is trained on must have labels.
+    """
+
+    needs_labels: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -173,6 +179,10 @@ class TrainedMethod(Method):
 
     def weights_changed(self) -> None:
         """Forget what was computed with earlier weights."""
+
+    def release(self) -> bool:
+        """Take what was trained off the model; return whether the model is as it was before."""
+        return False
 
     def compile(self) -> None:
         """Compile the layers in place, where that is possible."""

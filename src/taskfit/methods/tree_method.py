@@ -84,6 +84,15 @@ class TreeMethod(TrainedMethod):
         """Compile the decoder layers."""
         self.model.tree.compile_layers()
 
+    def release(self) -> bool:
+        """Unload the adapter; the model is as before unless all its weights were trained."""
+        if self._adapter is None:
+            return False
+        self._adapter.unload()
+        self.model.tree.model.requires_grad_(False)
+        self._adapter = None
+        return True
+
     def save_weights(self, folder: Path) -> None:
         """Write the adapter in PEFT's layout, or the whole model."""
         save_weights(self.model.tree.model, self._adapter, self.model.tokenizer, folder)

@@ -1,0 +1,238 @@
+"""Several questions in one tree: what comes out is what every question gives alone, cheaper."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from taskfit.methods import LabelScorer, LabelWordLoss
+from taskfit.methods.question_method import QuestionMethod
+from taskfit.methods.questions import QuestionItem, QuestionLoss
+from taskfit.models import LoadedModel, add_adapter
+from taskfit.settings import AdapterSettings
+from taskfit.settings_file import load_settings
+from taskfit.tasks.question_files import questionnaire_from_dict
+from taskfit.tasks.questions import AnsweredExample, Questionnaire
+
+QUESTIONS: dict[str, Any] = {
+    "name": "toy",
+    "text": ["text"],
+    "instruction": "Answer the question.",
+    "questions": [
+        {
+            "name": "mood",
+            "ask": "How is it?",
+            "kind": "choice",
+            "options": [
+                {"name": "good", "words": [" happy", " warm and bright"], "description": "fine"},
+                {"name": "bad", "description": "not {so} fine"},
+                "neither of them",
+            ],
+            "weight": 0.5,
+        },
+        {"name": "park", "ask": "In the park?", "kind": "yes_no"},
+        {"name": "stars", "ask": "How lovely?", "kind": "score", "options": [0, 1, 2]},
+    ],
+}
+SINGLE = {**QUESTIONS, "questions": QUESTIONS["questions"][1:]}
+BOTH = pytest.mark.parametrize("data", [QUESTIONS, SINGLE], ids=["long words", "single tokens"])
+TOY = tiny.toy_examples(9)
+
+
+def answered() -> list[AnsweredExample]:
+    """Nine texts; every third lacks one answer, and one has a single answer only."""
+    found = []
+    for i, example in enumerate(TOY):
+        answers = {
+            "mood": ("good", "bad", "neither of them")[i % 3],
+            "park": ("yes", "no")[i % 2],
+            "stars": str(i % 3),
+        }
+        if i % 3 == 0:
+            del answers[("mood", "park", "stars")[i // 3]]
+        found.append(AnsweredExample(example.id, example.texts, answers))
+    found[4] = AnsweredExample(found[4].id, found[4].texts, {"stars": "2"})
+    return found
+
+
+def method_of(
+    loaded: LoadedModel, data: dict[str, Any] | Questionnaire = QUESTIONS, *overrides: str
+) -> QuestionMethod:
+    questionnaire = data if isinstance(data, Questionnaire) else questionnaire_from_dict(data)
+    return QuestionMethod(load_settings(overrides=overrides), questionnaire, loaded)
+
+
+def alone(loaded: LoadedModel, method: QuestionMethod) -> dict[str, LabelScorer]:
+    return {name: LabelScorer(loaded.tree, e) for name, e in method.encoders.by_name.items()}
+
+
+def loss_of(method: QuestionMethod, examples: list[AnsweredExample]) -> QuestionLoss:
+    return method.objective(examples)
+
+
+@BOTH
+def test_every_question_scores_as_if_it_were_asked_alone(
+    loaded: LoadedModel, data: dict[str, Any]
+) -> None:
+    method = method_of(loaded, data)
+    together = method.scorer.log_probs(TOY)
+    assert list(together) == [question["name"] for question in data["questions"]]
+    for name, scorer in alone(loaded, method).items():
+        np.testing.assert_allclose(together[name], scorer.log_probs(TOY), atol=1e-4)
+    shares = method.probabilities(TOY)
+    for name in together:
+        np.testing.assert_allclose(shares[name].sum(axis=1), 1)
+
+
+def test_texts_that_are_shortened_for_one_question_score_as_alone(loaded: LoadedModel) -> None:
+    long = [replace(e, texts={"text": e.texts["text"] * 8}) for e in TOY[:3]]
+    method = method_of(loaded, QUESTIONS, "model.max_length=110")
+    items = method.encoders.encode(long)
+    cuts = {item.branches[name].num_tokens_cut for item in items for name in item.branches}
+    assert len(cuts) > 1
+    found = method.scorer.log_probs(long)
+    for name, scorer in alone(loaded, method).items():
+        np.testing.assert_allclose(found[name], scorer.log_probs(long), atol=1e-4)
+
+
+def test_scores_do_not_depend_on_batch_mates_order_or_budget(loaded: LoadedModel) -> None:
+    whole = method_of(loaded).scorer.log_probs(TOY)
+    back = method_of(loaded).scorer.log_probs(TOY[::-1])
+    tight = method_of(loaded, QUESTIONS, "training.score_token_budget=150").scorer.log_probs(TOY)
+    single = [method_of(loaded).scorer.log_probs([example]) for example in TOY]
+    for name, expected in whole.items():
+        for other in (back[name][::-1], tight[name], np.concatenate([s[name] for s in single])):
+            np.testing.assert_allclose(other, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_of_the_questions_permutes_the_results(loaded: LoadedModel) -> None:
+    swapped = {**QUESTIONS, "questions": QUESTIONS["questions"][::-1]}
+    first, second = (method_of(loaded, d).scorer.log_probs(TOY) for d in (QUESTIONS, swapped))
+    assert list(second) == list(first)[::-1]
+    for name in first:
+        np.testing.assert_allclose(second[name], first[name], atol=1e-5)
+
+
+def test_one_tree_runs_fewer_tokens_than_the_questions_alone(loaded: LoadedModel) -> None:
+    method = method_of(loaded)
+    scorers = alone(loaded, method)
+
+    def tokens(run: Any) -> int:
+        before = loaded.tree.num_tokens_run
+        run()
+        return loaded.tree.num_tokens_run - before
+
+    together = tokens(lambda: method.scorer.log_probs(TOY))
+    apart = tokens(lambda: [scorer.log_probs(TOY) for scorer in scorers.values()])
+    texts = sum(len(method.encoders.by_name["mood"].text.ids(e.texts["text"])) for e in TOY)
+    # The static prefix and the texts stand once instead of three times.
+    assert together < apart - texts
+
+
+@BOTH
+def test_loss_and_gradient_are_the_weighted_sum_of_the_questions_alone(
+    loaded: LoadedModel, data: dict[str, Any]
+) -> None:
+    method, examples = method_of(loaded, data), answered()
+    add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
+    items = method.encoders.encode_answered(examples)
+    loss, gradient = gradient_of(method, lambda: loss_of(method, examples).loss_sum(items))
+
+    def apart() -> torch.Tensor:
+        total = torch.zeros(())
+        for question in method.questionnaire.questions:
+            encoder = method.encoders.by_name[question.name]
+            owners = method.encoders.label_of_candidate[question.name]
+            known = [e.example(question.name) for e in examples if question.name in e.answers]
+            one = LabelWordLoss(loaded.tree, owners, over="labels")
+            total = total + question.weight * one.loss_sum(encoder.encode(known))
+        return total
+
+    expected_loss, expected_gradient = gradient_of(method, apart)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert expected_gradient.abs().max() > 0
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
+
+
+def gradient_of(method: QuestionMethod, run: Any) -> tuple[float, torch.Tensor]:
+    parameters = [p for p in method.module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.grad = None
+    total = 0.0
+    losses = run()
+    for loss in losses if isinstance(losses, list) else [losses]:
+        loss.backward()
+        total += loss.item()
+    return total, torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+
+@pytest.mark.parametrize("budget", [150, 300])
+def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
+    loaded: LoadedModel, budget: int
+) -> None:
+    method, examples = method_of(loaded), answered()
+    items = method.encoders.encode_answered(examples)
+    add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
+    objective = loss_of(method, examples)
+    assert objective.largest(items) <= budget
+    pieces = objective.plan(items, budget)
+    assert len(pieces) > 1
+    assert sorted(i for piece in pieces for i in piece) == list(range(len(items)))
+    whole = gradient_of(method, lambda: objective.loss_sum(items))
+    cut = gradient_of(
+        method, lambda: [objective.loss_sum([items[i] for i in piece]) for piece in pieces]
+    )
+    assert cut[0] == pytest.approx(whole[0], rel=1e-5)
+    torch.testing.assert_close(cut[1], whole[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_question_without_a_label_is_not_asked(loaded: LoadedModel) -> None:
+    method, examples = method_of(loaded), answered()
+    items = method.encoders.encode_answered([*examples, AnsweredExample("none", TOY[0].texts, {})])
+    asked = [set(item.branches) for item in items]
+    assert asked == [set(example.answers) for example in examples]
+    before = loaded.tree.num_tokens_run
+    with torch.no_grad():
+        loss_of(method, examples).loss_sum([items[4]])
+    run = loaded.tree.num_tokens_run - before
+    assert run == len(items[4].branches["stars"].prompt_ids)
+
+
+def test_an_item_counts_the_tokens_of_all_its_questions(loaded: LoadedModel) -> None:
+    items = method_of(loaded).encoders.encode_answered(answered())
+    item: QuestionItem = items[1]
+    assert item.num_tokens == sum(b.num_tokens for b in item.branches.values())
+    assert item.num_tokens_cut == 0
+
+
+def test_balanced_class_weights_are_those_of_each_question(loaded: LoadedModel) -> None:
+    method = method_of(loaded, SINGLE, "method.class_weights=balanced", "method.focal_gamma=1.5")
+    examples = answered()
+    items = method.encoders.encode_answered(examples)
+    with torch.no_grad():
+        found = float(loss_of(method, examples).loss_sum(items))
+    expected = 0.0
+    for name, encoder in method.encoders.by_name.items():
+        known = [e.example(name) for e in examples if name in e.answers]
+        log_probs = np.log(method.probabilities(known)[name])
+        gold = np.array([encoder.task.label_names.index(str(e.label)) for e in known])
+        counts = np.bincount(gold, minlength=len(encoder.task.labels))
+        weights = len(gold) / (len(counts) * counts)
+        picked = log_probs[np.arange(len(gold)), gold]
+        expected -= (weights[gold] * (1 - np.exp(picked)) ** 1.5 * picked).sum()
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_options_named_later_score_as_if_they_had_always_been_there(loaded: LoadedModel) -> None:
+    names = ["lovely", "gloomy", "cold at home", "bad"]
+    method = method_of(loaded)
+    changed = method_of(loaded, method.questionnaire.with_options({"mood": names}))
+    found = changed.probabilities(TOY)
+    assert found["mood"].shape == (len(TOY), 4)
+    for name in ("park", "stars"):
+        np.testing.assert_allclose(found[name], method.probabilities(TOY)[name], atol=1e-5)
+    scorer = alone(loaded, changed)["mood"]
+    assert [c.word for c in scorer.encoder.candidates] == [f" {name}" for name in names]
