@@ -3,10 +3,13 @@ from pathlib import Path
 import pytest
 
 from taskfit.errors import SettingsError
+from taskfit.methods.table import METHODS
 from taskfit.settings import RunSettings
 from taskfit.settings_file import (
     dump_settings,
+    find_settings,
     load_settings,
+    preset_names,
     settings_differences,
     settings_reference,
 )
@@ -62,6 +65,18 @@ def test_written_settings_come_back_equal_and_differences_are_named(tmp_path: Pa
     assert load_settings(tmp_path / "s.yaml") == found
     other = load_settings(tmp_path / "s.yaml", overrides=["training.epochs=7"])
     assert settings_differences(found, other) == ["training.epochs: 1.0 -> 7.0"]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_ready_file_holds_settings_that_serve(name: str) -> None:
+    settings = load_settings(find_settings(name)).resolved()
+    assert settings != RunSettings()
+    assert settings.method.name in METHODS
+
+
+def test_a_ready_file_that_is_none_lists_those_there_are() -> None:
+    with pytest.raises(SettingsError, match=r"no settings file few_shots.*cola_t4, few_shot"):
+        find_settings("few_shots")
 
 
 def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:

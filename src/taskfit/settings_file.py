@@ -12,6 +12,30 @@ from taskfit.errors import SettingsError
 from taskfit.files import write_text_atomic
 from taskfit.settings import RunSettings
 
+PRESETS = Path(__file__).parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Return the names of the ready settings files."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def find_settings(name_or_path: str) -> Path:
+    """Return the path of a settings file, or of the ready one of this name.
+
+    Raises:
+        SettingsError: If there is neither.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if name_or_path in preset_names():
+        return PRESETS / f"{name_or_path}.yaml"
+    raise SettingsError(
+        f"There is no settings file {name_or_path}, and no ready one of this name "
+        f"({', '.join(preset_names())})."
+    )
+
 
 def load_settings(
     path: Path | None = None,

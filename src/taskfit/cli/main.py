@@ -33,7 +33,9 @@ ModelOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value; repeatable; see docs.")
 ]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="Settings file, or a ready one; see taskfit methods.")
+]
 TestOption = Annotated[
     list[str] | None, typer.Option("--test", help="NAME=FILE, a further evaluation set.")
 ]
@@ -92,7 +94,7 @@ def fit(
     """Adapt a model to a task and measure it; leaves a run folder."""
     from taskfit.cli.screen import RichScreen, results_table
     from taskfit.experiments import fit as run_fit
-    from taskfit.settings_file import load_settings
+    from taskfit.settings_file import find_settings, load_settings
 
     if (out is None) == (resume is None):
         raise SettingsError("Give --out FOLDER for a new run, or --resume FOLDER for an old one.")
@@ -100,9 +102,10 @@ def fit(
     flags.update(nested({"method.name": method, "adapter.weights": weights, "seed": seed}))
     folder = resume or out
     assert folder is not None
-    base = folder / "settings.yaml" if resume and config is None else config
+    own = folder / "settings.yaml"
+    base = find_settings(config) if config else own if resume and own.is_file() else None
     settings = load_settings(
-        base if base is None or base.is_file() or config else None,
+        base,
         flags=flags,
         overrides=set_ or (),
     )
@@ -171,12 +174,11 @@ def inspect(
     """Check a task before any training: prompt, label words, duplicates, lengths, savings."""
     from taskfit.cli.inspect_view import show_inspection
     from taskfit.experiments.inspection import inspect_task
-    from taskfit.settings_file import load_settings
+    from taskfit.settings_file import find_settings, load_settings
 
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
-    show_inspection(
-        inspect_task(load_settings(config, flags=flags, overrides=set_ or ())), Console()
-    )
+    path = find_settings(config) if config else None
+    show_inspection(inspect_task(load_settings(path, flags=flags, overrides=set_ or ())), Console())
 
 
 app.command()(prompts)
@@ -185,13 +187,16 @@ app.command()(compare)
 
 @app.command()
 def methods() -> None:
-    """List the methods that --method takes."""
+    """List the methods that --method takes, and the ready settings files."""
     from taskfit.methods.table import METHODS
+    from taskfit.settings_file import preset_names
 
     table = Table("method", "what it does", box=None, pad_edge=False)
     for name, method in METHODS.items():
         table.add_row(name, (method.__doc__ or "").splitlines()[0])
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(f"\nReady settings files for --config: {', '.join(preset_names())}")
 
 
 @app.command()

@@ -6,6 +6,7 @@ Legend: N examples, D features, L labels.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold, StratifiedKFold
+from threadpoolctl import threadpool_limits
 
 from taskfit.methods.losses import balanced_weights
 
@@ -64,6 +66,14 @@ def fit_linear(
         balanced: Weigh classes in inverse proportion to frequency.
         seed: Seed of the folds.
     """
+    # Products this small lose more to waking threads than they gain, by far on a busy machine.
+    with threadpool_limits(1):
+        return _fit_linear(features, targets, multi_label, balanced, seed)
+
+
+def _fit_linear(
+    features: Matrix, targets: FloatArray, multi_label: bool, balanced: bool, seed: int
+) -> LinearModel:
     if multi_label:
         fits = [
             _fit_binary(features, targets[:, label], balanced=balanced, seed=seed)
@@ -78,8 +88,13 @@ def fit_linear(
         )
     class_weights = balanced_weights(targets, multi_label=False) if balanced else None
     strength = _choose_strength(features, targets, class_weights, seed)
-    weight, bias = _fit(features, targets, class_weights, strength)
+    *_, (weight, bias) = _fit_path(features, targets, class_weights, _up_to(strength))
     return LinearModel(weight, bias, multi_label=False, strength=strength)
+
+
+def _up_to(strength: float) -> list[float]:
+    """Return the path of strengths that ends with one: each fit starts from the one before."""
+    return [c for c in STRENGTHS if c <= strength] or [strength]
 
 
 def _fit_binary(
@@ -109,8 +124,8 @@ def _choose_strength(
     )
     losses = np.zeros(len(STRENGTHS))
     for train, test in splitter.split(np.zeros(len(classes)), classes):
-        for place, strength in enumerate(STRENGTHS):
-            weight, bias = _fit(features[train], targets[train], class_weights, strength)
+        path = _fit_path(features[train], targets[train], class_weights, STRENGTHS)
+        for place, (strength, (weight, bias)) in enumerate(zip(STRENGTHS, path, strict=True)):
             model = LinearModel(weight, bias, multi_label=False, strength=strength)
             probabilities = np.clip(model.probabilities(features[test]), 1e-15, 1)
             probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -120,28 +135,39 @@ def _choose_strength(
     return STRENGTHS[int(losses.argmin())]
 
 
-def _fit(
-    features: Matrix, targets: FloatArray, class_weights: FloatArray | None, strength: float
-) -> tuple[FloatArray, FloatArray]:
-    """Return weight (L, D) and bias (L,); labels that never occur get a score far below."""
+def _fit_path(
+    features: Matrix,
+    targets: FloatArray,
+    class_weights: FloatArray | None,
+    strengths: Sequence[float],
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Return weight (L, D) and bias (L,) for each strength, from strong regularisation to weak.
+
+    Labels that never occur get a score far below all others.
+    """
     rows, labels = np.nonzero(targets)
     weights = targets[rows, labels]
     if class_weights is not None:
         weights = weights * class_weights[labels]
     num_labels, width = targets.shape[1], features.shape[1]
-    weight, bias = np.zeros((num_labels, width)), np.full(num_labels, -30.0)
     present = np.unique(labels)
     if len(present) == 1:
+        bias = np.full(num_labels, -30.0)
         bias[present[0]] = 0.0
-        return weight, bias
+        return [(np.zeros((num_labels, width)), bias)] * len(strengths)
     picked = features[rows]
-    model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
-    with warnings.catch_warnings():
-        # The weakest strengths may not converge; cross-validation judges what came out.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(picked, labels, sample_weight=weights)
-    if len(present) == 2:
-        weight[present[1]], bias[present] = model.coef_[0], (0.0, float(model.intercept_[0]))
-    else:
-        weight[present], bias[present] = model.coef_, model.intercept_
-    return weight, bias
+    model = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
+    path = []
+    for strength in strengths:
+        model.set_params(C=strength)
+        with warnings.catch_warnings():
+            # The weakest strengths may not converge; cross-validation judges what came out.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(picked, labels, sample_weight=weights)
+        weight, bias = np.zeros((num_labels, width)), np.full(num_labels, -30.0)
+        if len(present) == 2:
+            weight[present[1]], bias[present] = model.coef_[0], (0.0, float(model.intercept_[0]))
+        else:
+            weight[present], bias[present] = model.coef_, model.intercept_
+        path.append((weight, bias))
+    return path
