@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from machine import describe
 from taskfit.experiments import fit
+from taskfit.experiments.planner import config_of, make_plan
+from taskfit.experiments.planner_cards import find_card
+from taskfit.experiments.planner_tokens import real_workload
 from taskfit.models import packaged_folder
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
@@ -57,7 +59,7 @@ def settings_of(case: dict[str, Any], table: Path, *, model: str) -> RunSettings
             "training": {
                 "gradient_checkpointing": case["checkpointing"],
                 "batch_size": case["batch_size"],
-                "max_steps": 3,
+                "max_steps": 2,
                 "keep": "last",
                 "tensorboard": False,
             },
@@ -95,5 +97,68 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     return {"by_stage": result.memory_by_stage, "peak": result.peak_memory_bytes}
 
 
+def predict(case: dict[str, Any]) -> dict[str, Any]:
+    """Predict the same run from its settings, the model's configuration and token lengths."""
+    with tempfile.TemporaryDirectory() as scratch:
+        table = Path(scratch) / "long.csv"
+        write_table(table, words=case["words"])
+        settings = settings_of(case, table, model="smollm2-135m")
+        config, source = config_of(settings)
+        workload = real_workload(settings, config)
+        assert workload is not None
+        plan = make_plan(settings, find_card("cpu"), workload, config=config, source=source)
+    step = plan.memory.step
+    assert step is not None
+    return {
+        "by_stage": plan.memory.by_stage,
+        "peak": plan.memory.peak_bytes,
+        "tokens": step.num_tokens,
+    }
+
+
+def compare(case: dict[str, Any]) -> dict[str, Any]:
+    """Measure and predict a configuration, each in a process of its own."""
+    found = {}
+    for part in ("measure", "predict"):
+        command = [sys.executable, __file__, "--part", part, "--case", json.dumps(case)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[part] = json.loads(done.stdout.splitlines()[-1])
+    predicted, measured = found["predict"], found["measure"]
+    return {
+        **case,
+        "tokens": predicted["tokens"],
+        "predicted_mb": round(predicted["peak"] / 1e6),
+        "measured_mb": round(measured["peak"] / 1e6),
+        "ratio": round(predicted["peak"] / measured["peak"], 3),
+        "predicted_by_stage": predicted["by_stage"],
+        "measured_by_stage": measured["by_stage"],
+    }
+
+
+def main() -> None:
+    """Compare every configuration; print a table and store JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--words", type=int, default=50, help="words of a text")
+    parser.add_argument("--part", choices=["measure", "predict"], help="one part, in this process")
+    parser.add_argument("--case", help="its configuration (JSON)")
+    arguments = parser.parse_args()
+    if arguments.part:
+        part = measure if arguments.part == "measure" else predict
+        print(json.dumps(part(json.loads(arguments.case))))
+        return
+    rows = []
+    for weights, dtype, checkpointing in itertools.product(WEIGHTS, DTYPES, (False, True)):
+        case = {"weights": weights, "dtype": dtype, "checkpointing": checkpointing}
+        case |= {"loss": "vocabulary", "batch_size": 8, "words": arguments.words}
+        rows.append(compare(case))
+        shown = ("weights", "dtype", "checkpointing", "tokens", "predicted_mb", "measured_mb")
+        print(*(f"{rows[-1][key]!s:>6}" for key in (*shown, "ratio")), sep="  ", flush=True)
+    result = {"machine": describe(), "model": "smollm2-135m", "configurations": rows}
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))
+    main()

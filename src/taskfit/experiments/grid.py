@@ -25,7 +25,8 @@ from taskfit.settings_file import merge_settings, settings_from_dict
 
 KEYS = ("base", "methods", "sizes", "seeds", "models")
 FAILURE = "failure.json"
-# Cheap runs come first, so that the results are useful from the first minute.
+# One draw of everything comes first, and cheap runs first in it, so that the results are useful
+# from the first minute.
 COST = {"majority": 0, "tfidf": 0, "knn": 1, "probe": 2, "in_context": 3, "remote": 3, "encoder": 4}
 TRAINED_COST = 5
 # What `taskfit compare` runs where nothing is chosen: everything that needs no endpoint.
@@ -99,7 +100,7 @@ def load_grid(path: Path) -> dict[str, Any]:
 
 
 def expand_grid(grid: Mapping[str, Any]) -> list[GridRun]:
-    """Return every run of a grid, cheap ones first.
+    """Return every run of a grid, draw by draw, cheap ones first.
 
     `sizes` and `methods` map names to settings that they add (or `sizes` is a list of numbers);
     `seeds` is a list, or how many; `models` is a list of names. A method that sees no training
@@ -122,7 +123,7 @@ def expand_grid(grid: Mapping[str, Any]) -> list[GridRun]:
                     parts = [grid.get("base") or {}, by_size or {}, by_method or {}]
                     run = _run_of(str(name), parts, model=model, size=size, seed=seed)
                     runs.setdefault(run.folder, run)
-    return sorted(runs.values(), key=lambda r: (_cost(r), r.size or 0, r.settings.seed))
+    return sorted(runs.values(), key=lambda r: (r.settings.seed, _cost(r), r.size or 0))
 
 
 def _run_of(

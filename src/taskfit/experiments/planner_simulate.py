@@ -114,6 +114,7 @@ class SimulatedModel:
 
     Attributes:
         count: Its parameters.
+        tree: What an objective is bound to.
     """
 
     def __init__(
@@ -147,26 +148,26 @@ class SimulatedModel:
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             with self._mode:
                 _move_to_fake_cpu(self._model)
+        self.tree = TreeModel(self._model, verify=False)
 
     def train_step(
         self,
         pieces: Sequence[Sequence[EncodedExample]],
-        make_objective: Callable[[TreeModel], Objective[EncodedExample]],
+        objective: Objective[EncodedExample],
         settings: TrainingSettings,
     ) -> SimulatedStep:
         """Simulate forward and backward passes of a step, up to collected gradients.
 
         Args:
             pieces: Examples of each forward pass; a second one meets the gradients of the first.
-            make_objective: Binds the method's loss to the model.
+            objective: The method's loss, bound to `tree`.
             settings: Of the loop.
         """
         if settings.gradient_checkpointing:
             enable_gradient_checkpointing(self._model)
         kept = backward = 0
+        before_step = self.tree.num_tokens_run
         with self._mode:
-            tree = TreeModel(self._model, verify=False)
-            objective = make_objective(tree)
             parameters = trainable_parameters(self._model)
             # Moments are counted by formula: the 8-bit optimizer has no kernels for such tensors.
             optimizer = MasterOptimizer(
@@ -187,7 +188,7 @@ class SimulatedModel:
             optimizer.clear()
         expanded = self._expanded_bytes()
         return SimulatedStep(
-            num_tokens=tree.num_tokens_run // len(pieces),
+            num_tokens=(self.tree.num_tokens_run - before_step) // len(pieces),
             kept_bytes=kept,
             backward_bytes=backward + expanded,
             peak_bytes=max(peak, backward + expanded),
@@ -205,18 +206,17 @@ class SimulatedModel:
         """
         every = [list(range(len(item.completions))) for item in items]
         with self._mode, torch.no_grad():
-            tree = TreeModel(self._model, verify=False)
             self._model.eval()
             with Allocations(_tensors(self._model)) as allocations:
                 prefix = None
                 if prefix_length:
-                    prefix = tree.encode_prefix(items[0].prompt_ids[:prefix_length])
+                    prefix = self.tree.encode_prefix(items[0].prompt_ids[:prefix_length])
                 prefix_bytes = allocations.live
-                before = tree.num_tokens_run
-                token_log_probs(tree, items, every, prefix=prefix, normalize=normalize)
+                before = self.tree.num_tokens_run
+                token_log_probs(self.tree, items, every, prefix=prefix, normalize=normalize)
                 peak = allocations.peak
         return SimulatedScoring(
-            num_tokens=tree.num_tokens_run - before,
+            num_tokens=self.tree.num_tokens_run - before,
             prefix_bytes=prefix_bytes,
             peak_bytes=peak + self._expanded_bytes(),
         )

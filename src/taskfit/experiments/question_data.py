@@ -27,7 +27,7 @@ from taskfit.tasks.questions import AnsweredExample, Question, Questionnaire
 
 METHODS = ("in_context", "label_words")
 # Settings that mean nothing here, and the values that leave them alone.
-UNSERVED = {
+UNSERVED: dict[str, tuple[object, ...]] = {
     "data.label": (None,),
     "data.soft_labels": ({},),
     "data.shots_per_class": (None,),
@@ -112,14 +112,18 @@ def prepare_questions(settings: RunSettings) -> QuestionData:
     )
 
 
-def check_trainable(data: QuestionData) -> None:
-    """Check that there is something to learn about every question; note unseen options.
+def check_trainable(data: QuestionData) -> list[str]:
+    """Check that there is something to learn about every question.
+
+    Returns:
+        A note on each question with an option that no training example has.
 
     Raises:
         DataError: Naming the question.
     """
     if not data.train:
         raise DataError("label_words needs training examples: give --data FILE.")
+    notes = []
     for question in data.questionnaire.questions:
         known = [e.example(question.name) for e in data.train if question.name in e.answers]
         if not known:
@@ -135,9 +139,10 @@ def check_trainable(data: QuestionData) -> None:
         seen = {example.label for example in known}
         unseen = [name for name in question.option_names if name not in seen]
         if unseen:
-            data.notes.append(
+            notes.append(
                 f"question {question.name}: no training example of {', '.join(map(repr, unseen))}"
             )
+    return notes
 
 
 def read_answered(

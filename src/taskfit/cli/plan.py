@@ -1,0 +1,234 @@
+"""`taskfit plan`: memory and time of a run, before anything is downloaded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from taskfit.experiments.planner import Plan
+    from taskfit.settings import RunSettings
+
+TOKENS, EXAMPLES = 128, 1000
+
+
+def plan(
+    model: Annotated[
+        str | None, typer.Option("--model", help="Hub id, folder, packaged or known shape.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="How to adapt; `taskfit methods` lists all.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="cpu, t4, l4, a100, h100, 4090, ...; else at hand.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Training table or hub id.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Text column; repeatable.")
+    ] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Label column.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Built-in task or task file.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Examples per optimizer step.")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", help=f"Mean tokens of a prompt, without data; else {TOKENS}."),
+    ] = None,
+    shared: Annotated[
+        int | None, typer.Option("--shared", help="Of these, shared by all prompts; else 0.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option("--examples", help=f"Of an epoch, without data; else {EXAMPLES}.")
+    ] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config-file", help="The model's config.json.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; repeatable; see docs.")
+    ] = None,
+) -> None:
+    """Predict memory by part and time per epoch from a model's config and token lengths alone."""
+    from taskfit.experiments.planner import config_of, make_plan
+    from taskfit.experiments.planner_cards import find_card, names_card_at_hand
+    from taskfit.experiments.planner_tokens import made_workload, real_workload
+    from taskfit.settings_file import load_settings
+
+    flags = _given(
+        {
+            "data": _given({"train": data, "text": text or None, "label": label}),
+            "task": _given({"name": task}),
+            "model": _given({"name": model}),
+            "method": _given({"name": method}),
+            "adapter": _given({"weights": weights}),
+            "training": _given({"batch_size": batch_size}),
+        }
+    )
+    settings = load_settings(config, flags=flags, overrides=set_ or ())
+    card = find_card(gpu or names_card_at_hand())
+    found, source = config_of(settings, file=config_file)
+    workload = None
+    if tokens is None and _names_data(settings):
+        workload = real_workload(settings, found)
+    if workload is None:
+        workload = made_workload(
+            tokens=_given_tokens(settings, tokens),
+            shared=shared or 0,
+            examples=EXAMPLES if examples is None else examples,
+            batch_size=settings.training.batch_size,
+        )
+    show_plan(make_plan(settings, card, workload, config=found, source=source), Console())
+
+
+def show_plan(plan: "Plan", console: Console) -> None:
+    """Print a plan, readable on 80 columns."""
+    settings, memory = plan.settings, plan.memory
+    dtype = str(plan.dtype).removeprefix("torch.")
+    for line in (
+        f"model    {settings.model.name}: {memory.count.num_parameters:,} parameters, "
+        f"{memory.count.num_trainable:,} trained ({plan.source})",
+        f"run      {settings.method.name}, {settings.adapter.weights}, {dtype}, batch "
+        f"{settings.training.batch_size}, "
+        f"checkpointing {'on' if settings.training.gradient_checkpointing else 'off'}",
+        f"prompts  {plan.workload.num_examples:,} examples, {plan.workload.source}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    console.print(_memory_table(plan))
+    _say_whether_it_fits(plan, console)
+    console.print()
+    console.print(_time_table(plan))
+    console.print(
+        f"\nAt {plan.time.rate / 1e12:.3g} TFLOP/s in {dtype} "
+        f"({'measured here just now' if plan.card.is_cpu else 'the data sheet'}) x "
+        f"{plan.time.utilization:.0%} utilisation (assumed). Nothing was downloaded but, from the "
+        "hub, the model's config.",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _memory_table(plan: "Plan") -> Table:
+    table = Table("memory", "GB", "", box=None, pad_edge=False, header_style="bold")
+    table.columns[1].justify = "right"
+    for name, size, note in memory_rows(plan):
+        table.add_row(name, f"{size / 1e9:.2f}", note)
+    table.add_row("peak", f"{plan.needed_bytes / 1e9:.2f}", _of_card(plan), style="bold")
+    return table
+
+
+def memory_rows(plan: "Plan") -> list[tuple[str, int, str]]:
+    """Return name, bytes and a note for each part; together they are what the card must have."""
+    memory, count = plan.memory, plan.memory.count
+    bits = f"{plan.dtype.itemsize * 8}-bit"
+    rows = []
+    if count.num_packed:
+        double = "double" if plan.settings.adapter.double_quantization else "single"
+        rows.append(("weights in NF4", count.packed_bytes, f"{count.num_packed:,} weights"))
+        rows.append(("their scales", count.scale_bytes, f"{double} quantization"))
+    left = "embeddings, norms, LM head" if count.num_packed else ""
+    rows.append((f"weights in {bits}", count.base_bytes, left))
+    if memory.step is not None:
+        optimizer = plan.settings.training.optimizer
+        rows += [
+            ("adapter", count.adapter_bytes, f"{count.num_adapter:,} weights"),
+            ("float32 masters", count.master_bytes, ""),
+            ("Adam moments", memory.moment_bytes, optimizer),
+        ]
+    dynamic = memory.peak_bytes - memory.static_bytes
+    rows += _dynamic_rows(plan, dynamic)
+    if plan.card.reserved_bytes:
+        rows.append(("CUDA context", plan.card.reserved_bytes, "assumed"))
+    return [row for row in rows if row[1]]
+
+
+def _dynamic_rows(plan: "Plan", dynamic: int) -> list[tuple[str, int, str]]:
+    step, scoring = plan.memory.step, plan.memory.scoring
+    if step is None or scoring.peak_bytes > step.peak_bytes:
+        tokens = f"{scoring.num_tokens:,} tokens at once"
+        return [
+            ("prefix keys and values", scoring.prefix_bytes, "kept between passes"),
+            ("forward pass", dynamic - scoring.prefix_bytes, tokens),
+        ]
+    if step.peak_bytes > step.backward_bytes:
+        return [("gradients, twice in float32", dynamic, "while they are collected")]
+    per_token = step.kept_bytes / step.num_tokens / 1e3
+    note = f"{step.num_tokens:,} unique tokens x {per_token:,.0f} kB"
+    return [
+        ("kept for backward", step.kept_bytes, note),
+        ("gradients, working space", dynamic - step.kept_bytes, ""),
+    ]
+
+
+def _say_whether_it_fits(plan: "Plan", console: Console) -> None:
+    if plan.fits:
+        console.print("It fits.", style="green")
+        return
+    console.print("It does not fit.", style="red")
+    if plan.remedy is None:
+        text = "Nothing that is known here makes it fit; take a larger card."
+    else:
+        change, size = plan.remedy
+        text = f"First change that fits ({size / 1e9:.2f} GB): {change}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _time_table(plan: "Plan") -> Table:
+    time, epoch = plan.time, plan.memory.epoch
+    what = "epoch" if plan.memory.step is not None else "pass"
+    table = Table(
+        f"one {what}", "tokens", "PFLOP", "time", box=None, pad_edge=False, header_style="bold"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = (
+        ("unique tokens (taskfit)", epoch.num_unique, time.flops, time.seconds),
+        ("padded to the longest of a batch", epoch.num_padded, time.padded_flops)
+        + (time.padded_seconds,),
+    )
+    for name, tokens, flops, seconds in rows:
+        table.add_row(name, f"{tokens:,}", f"{flops / 1e15:,.3g}", duration(seconds))
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people, such as `36 min`."""
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _of_card(plan: "Plan") -> str:
+    return f"of {plan.card.memory_bytes / 1e9:.1f} GB ({plan.card.name})"
+
+
+def _names_data(settings: "RunSettings") -> bool:
+    return settings.data.train is not None or settings.task.name is not None
+
+
+def _given_tokens(settings: "RunSettings", tokens: int | None) -> int:
+    """Return the mean tokens of a prompt.
+
+    Raises:
+        ModelError: If there is data, but neither a tokenizer to measure it nor a number.
+    """
+    from taskfit.errors import ModelError
+
+    if tokens is None and _names_data(settings):
+        raise ModelError(
+            f"The tokenizer of {settings.model.name!r} is not on this machine, so the texts cannot "
+            "be measured. Give the mean tokens of a prompt with --tokens (and --shared, "
+            "--examples), or the folder of a model with its tokenizer."
+        )
+    return TOKENS if tokens is None else tokens
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what was not given."""
+    return {key: value for key, value in values.items() if value not in (None, {})}

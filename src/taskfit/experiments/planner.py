@@ -1,0 +1,321 @@
+"""What a run will need, before anything is downloaded: memory by part, and time of an epoch.
+
+Memory is found by running the training step on tensors without contents (`planner_simulate`).
+Time is arithmetic over rate: a token costs two operations for every weight it is multiplied with
+in the forward pass, two for the gradient of inputs, and two more for the gradient of the weights
+where these are trained (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; Hoffmann et al. 2022,
+arXiv:2203.15556, appendix F). So an adapter on a frozen base costs 4 a weight, full training 6, and
+gradient checkpointing 2 more. Products inside attention are left out: under a tenth of the whole
+up to some 4,000 tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from taskfit.errors import SettingsError
+from taskfit.experiments.planner_cards import Card
+from taskfit.experiments.planner_model import ModelCount
+from taskfit.experiments.planner_shapes import KNOWN_SHAPES, find_config, known_config
+from taskfit.experiments.planner_simulate import (
+    SimulatedModel,
+    SimulatedScoring,
+    SimulatedStep,
+)
+from taskfit.experiments.planner_tokens import Epoch, Workload, plan_epoch
+from taskfit.methods import LabelWordLoss
+from taskfit.settings import RunSettings
+from taskfit.training.loop import TOKEN_BUDGET
+
+SCORE_TOKEN_BUDGET = 1024
+# Trained methods whose step is the label-word step, or as good as: `head` reads the same nodes.
+TRAINED = ("label_words", "label_text", "head", "distill")
+READING = ("in_context", "probe", "knn")
+# Bytes of both of Adam's moments for a weight: float32, or 8 bits with a float32 scale for each
+# 256 (Dettmers et al. 2022, arXiv:2110.02861).
+MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256, "paged_adamw8bit": 2 + 8 / 256}
+MIN_TOKEN_BUDGET = 64
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Predicted memory (bytes).
+
+    Attributes:
+        count: The model's parameters and what they take.
+        moment_bytes: Adam's moments.
+        step: A training step, or None for a method that only reads the model.
+        scoring: A forward pass of scoring.
+        epoch: Tokens of an epoch, and the step that was simulated.
+    """
+
+    count: ModelCount
+    moment_bytes: int
+    step: SimulatedStep | None
+    scoring: SimulatedScoring
+    epoch: Epoch
+
+    @property
+    def static_bytes(self) -> int:
+        """Return what stays in memory through all of training."""
+        count = self.count
+        return count.weight_bytes + count.adapter_bytes + count.master_bytes + self.moment_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """Return the most needed at once, in training or in the validations between its steps."""
+        step = self.step.peak_bytes if self.step is not None else 0
+        return self.static_bytes + max(step, self.scoring.peak_bytes)
+
+    @property
+    def by_stage(self) -> dict[str, int]:
+        """Return what each stage of a run adds, as `MemoryAccount` charges it."""
+        weights = self.count.weight_bytes
+        forward = weights + self.scoring.peak_bytes
+        adapter = max(forward, weights + self.count.adapter_bytes)
+        stages = {"model": weights, "forward": forward - weights}
+        if self.step is not None:
+            stages["adapter"] = adapter - forward
+            stages["training"] = max(0, self.peak_bytes - adapter)
+        return stages
+
+
+@dataclass(frozen=True, slots=True)
+class TimePlan:
+    """Predicted time of an epoch.
+
+    Attributes:
+        flops: Operations for our unique tokens.
+        padded_flops: Operations of the padded recipe: every row padded to its batch, the LM head
+            at every position.
+        seconds: For our unique tokens.
+        padded_seconds: For the padded recipe.
+        rate: Of matrix products on the card (FLOP/s).
+        utilization: Share of it that is assumed.
+    """
+
+    flops: float
+    padded_flops: float
+    seconds: float
+    padded_seconds: float
+    rate: float
+    utilization: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that `taskfit plan` tells.
+
+    Attributes:
+        settings: What was planned.
+        source: Where the model's configuration is from.
+        card: For which device.
+        dtype: Of weights and arithmetic.
+        workload: The examples.
+        memory: Predicted memory.
+        time: Predicted time.
+        remedy: What to change so that it fits, with the memory then needed; None if it fits.
+    """
+
+    settings: RunSettings
+    source: str
+    card: Card
+    dtype: torch.dtype
+    workload: Workload
+    memory: MemoryPlan
+    time: TimePlan
+    remedy: tuple[str, int] | None
+
+    @property
+    def needed_bytes(self) -> int:
+        """Return what the card must have."""
+        return self.memory.peak_bytes + self.card.reserved_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Return whether it fits."""
+        return self.needed_bytes <= self.card.memory_bytes
+
+
+def make_plan(
+    settings: RunSettings, card: Card, workload: Workload, *, config: PretrainedConfig, source: str
+) -> Plan:
+    """Predict memory and time of a run.
+
+    Args:
+        settings: Of the run.
+        card: The device.
+        workload: The examples.
+        config: The model's configuration.
+        source: Where that is from.
+
+    Raises:
+        SettingsError: If the method does not use a causal language model on this machine.
+        ModelError: If the token tree cannot serve the model.
+    """
+    method = settings.method.name
+    if method not in (*TRAINED, *READING):
+        raise SettingsError(
+            f"method {method} needs no causal language model here, so there is nothing to plan. "
+            f"Plans are made for: {', '.join((*TRAINED, *READING))}."
+        )
+    settings = settings.resolved()
+    dtype = card.dtype(settings.model.dtype)
+    memory = plan_memory(settings, config, workload, dtype=dtype, on_cpu=card.is_cpu)
+    time = plan_time(settings, memory, card, workload, dtype)
+    plan = Plan(settings, source, card, dtype, workload, memory, time, None)
+    if plan.fits:
+        return plan
+    remedy = find_remedy(settings, config, workload, card=card, dtype=dtype)
+    return Plan(settings, source, card, dtype, workload, memory, time, remedy)
+
+
+def plan_memory(
+    settings: RunSettings,
+    config: PretrainedConfig,
+    workload: Workload,
+    *,
+    dtype: torch.dtype,
+    on_cpu: bool,
+) -> MemoryPlan:
+    """Simulate the heaviest training step and a forward pass of scoring."""
+    trains = settings.method.name in TRAINED
+    model = SimulatedModel(config, settings.adapter, dtype=dtype, on_cpu=on_cpu, trains=trains)
+    vocabulary = settings.method.name == "label_text" or settings.method.loss == "vocabulary"
+    objective = LabelWordLoss(
+        model.tree, workload.label_of_candidate, over="vocabulary" if vocabulary else "labels"
+    )
+    training = settings.training
+    largest = objective.largest(workload.items)
+    epoch = plan_epoch(
+        workload,
+        objective,
+        batch_size=training.batch_size,
+        token_budget=max(largest, training.token_budget or TOKEN_BUDGET),
+        seed=settings.seed,
+    )
+    scoring = model.score(
+        _scored(settings, workload), prefix_length=workload.prefix_length, normalize=True
+    )
+    step = model.train_step(epoch.heaviest, objective, training) if trains else None
+    moments = MOMENT_BYTES[training.optimizer] * model.count.num_trainable if trains else 0
+    return MemoryPlan(model.count, round(moments), step, scoring, epoch)
+
+
+def plan_time(
+    settings: RunSettings, memory: MemoryPlan, card: Card, workload: Workload, dtype: torch.dtype
+) -> TimePlan:
+    """Predict the time of an epoch, or of one pass for a method that only reads the model."""
+    count, epoch = memory.count, memory.epoch
+    trains = memory.step is not None
+    # Directions: forward, gradient of inputs, gradient of weights; and forward once more.
+    passes = 2 if trains else 1
+    again = int(trains and settings.training.gradient_checkpointing)
+    full = int(trains and settings.adapter.weights == "full")
+    per_token = 2 * (passes + full + again) * count.num_body
+    per_token += 2 * (3 + again) * count.num_adapter
+    per_row = 2 * (passes + full) * count.num_head
+    vocabulary = settings.method.name == "label_text" or settings.method.loss == "vocabulary"
+    read = workload.num_examples if vocabulary or not workload.has_single_tokens else 0
+    flops = per_token * epoch.num_unique + per_row * read
+    padded_flops = (per_token + per_row) * epoch.num_padded
+    rate, utilization = card.rate(dtype), card.utilization(dtype)
+    # 4-bit weights are expanded for every product: half a byte read, a weight of the compute
+    # format written and read again.
+    expanding = 0.0
+    if count.num_packed and card.bandwidth:
+        traffic = count.num_packed * (0.5 + 2 * dtype.itemsize) * (passes + again)
+        expanding = traffic / (card.bandwidth * 1e9)
+    steps = -(-workload.num_examples // settings.training.batch_size)
+    return TimePlan(
+        flops=flops,
+        padded_flops=padded_flops,
+        seconds=flops / (rate * utilization) + expanding * epoch.num_passes,
+        padded_seconds=padded_flops / (rate * utilization) + expanding * steps,
+        rate=rate,
+        utilization=utilization,
+    )
+
+
+def find_remedy(
+    settings: RunSettings,
+    config: PretrainedConfig,
+    workload: Workload,
+    *,
+    card: Card,
+    dtype: torch.dtype,
+) -> tuple[str, int] | None:
+    """Return the first change that fits, as flags, and the memory then needed; None if none does.
+
+    In this order, each with those before it: gradient checkpointing, a lower token budget, a base
+    in 4 bits, a smaller model.
+    """
+    room = card.memory_bytes - card.reserved_bytes
+    current = (0, "")
+    for flags, changed in _remedies(settings, workload):
+        memory = plan_memory(changed, config, workload, dtype=dtype, on_cpu=card.is_cpu)
+        if memory.peak_bytes <= room:
+            return flags, memory.peak_bytes + card.reserved_bytes
+        current = (memory.count.num_parameters, flags)
+    fallback = changed
+    smaller = []
+    for name in KNOWN_SHAPES:
+        shape = known_config(name)
+        with_shape = plan_memory(fallback, shape, workload, dtype=dtype, on_cpu=card.is_cpu)
+        size = with_shape.count.num_parameters
+        if size < current[0] and with_shape.peak_bytes <= room:
+            smaller.append((size, name, with_shape.peak_bytes))
+    if not smaller:
+        return None
+    _, name, peak = max(smaller)
+    return f"a smaller model, such as {name}, with {current[1]}", peak + card.reserved_bytes
+
+
+def _remedies(settings: RunSettings, workload: Workload) -> Iterator[tuple[str, RunSettings]]:
+    """Yield flags and settings, cheapest change first."""
+    longest = max(len(item.prompt_ids) for item in workload.items)
+    budget = settings.training.token_budget or max(TOKEN_BUDGET, longest)
+    bases = [("", settings)]
+    if settings.adapter.weights != "qlora":
+        adapter = settings.adapter.model_copy(update={"weights": "qlora"})
+        bases.append(("--weights qlora", settings.model_copy(update={"adapter": adapter})))
+    for base_flags, base in bases:
+        if base_flags:
+            yield base_flags, base
+        if settings.method.name in READING:
+            continue
+        flags = f"{base_flags} --set training.gradient_checkpointing=true".strip()
+        update = {"gradient_checkpointing": True}
+        if not settings.training.gradient_checkpointing:
+            training = base.training.model_copy(update=update)
+            yield flags, base.model_copy(update={"training": training})
+        lower = budget // 2
+        while lower >= max(longest, MIN_TOKEN_BUDGET):
+            training = base.training.model_copy(update={**update, "token_budget": lower})
+            yield (
+                f"{flags} --set training.token_budget={lower}",
+                base.model_copy(update={"training": training}),
+            )
+            lower //= 2
+
+
+def _scored(settings: RunSettings, workload: Workload) -> list:  # type: ignore[type-arg]
+    """Return the examples of a full forward pass of scoring, the longest first."""
+    budget = settings.training.score_token_budget or SCORE_TOKEN_BUDGET
+    chosen, used = [], 0
+    for item in sorted(workload.items, key=lambda item: -item.num_tokens):
+        size = len(item.prompt_ids) - workload.prefix_length
+        size += sum(len(completion) - 1 for completion in item.completions)
+        if chosen and used + size > budget:
+            break
+        chosen.append(item)
+        used += size
+    return chosen
+
+
+def config_of(settings: RunSettings, *, file: Path | None = None) -> tuple[PretrainedConfig, str]:
+    """Return the configuration of the run's model, and where it is from; see `find_config`."""
+    return find_config(settings.model.name, revision=settings.model.revision, file=file)

@@ -1,0 +1,111 @@
+"""The configuration of a model to plan for: from a file, a folder, the hub, or known by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from taskfit.data import cache_folder
+from taskfit.errors import ModelError
+from taskfit.models import PACKAGED_MODELS
+
+# Shapes of well-known models, as their config.json states them, so that a plan needs no network:
+# type, vocabulary, hidden and intermediate width, layers, query and key-value heads, longest
+# sequence, whether the LM head is the embedding.
+_SHAPES: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
+    "smollm2-135m": ("llama", 49152, 576, 1536, 30, 9, 3, 8192, True),
+    "smollm2-360m": ("llama", 49152, 960, 2560, 32, 15, 5, 8192, True),
+    "smollm2-1.7b": ("llama", 49152, 2048, 8192, 24, 32, 32, 8192, True),
+    "tinyllama-1.1b": ("llama", 32000, 2048, 5632, 22, 32, 4, 2048, False),
+    "llama-2-7b": ("llama", 32000, 4096, 11008, 32, 32, 32, 4096, False),
+    "llama-2-13b": ("llama", 32000, 5120, 13824, 40, 40, 40, 4096, False),
+    "llama-3-8b": ("llama", 128256, 4096, 14336, 32, 32, 8, 8192, False),
+    "llama-3-70b": ("llama", 128256, 8192, 28672, 80, 64, 8, 8192, False),
+    "mistral-7b": ("mistral", 32768, 4096, 14336, 32, 32, 8, 32768, False),
+    "qwen2.5-0.5b": ("qwen2", 151936, 896, 4864, 24, 14, 2, 32768, True),
+    "qwen2.5-1.5b": ("qwen2", 151936, 1536, 8960, 28, 12, 2, 32768, True),
+    "qwen2.5-7b": ("qwen2", 152064, 3584, 18944, 28, 28, 4, 32768, False),
+    "qwen2.5-14b": ("qwen2", 152064, 5120, 13824, 48, 40, 8, 32768, False),
+}
+KNOWN_SHAPES = tuple(_SHAPES)
+
+
+def known_config(name: str) -> PretrainedConfig:
+    """Return the configuration of a well-known shape."""
+    kind, vocabulary, hidden, intermediate, layers, heads, kv_heads, longest, tied = _SHAPES[name]
+    extra: dict[str, Any] = {"sliding_window": None} if kind == "mistral" else {}
+    return AutoConfig.for_model(
+        kind,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=longest,
+        tie_word_embeddings=tied,
+        **extra,
+    )
+
+
+def find_config(
+    name: str, *, revision: str | None = None, file: Path | None = None
+) -> tuple[PretrainedConfig, str]:
+    """Return a model's configuration, and where it is from; weights are never fetched.
+
+    Args:
+        name: A known shape, a packaged model, a folder, or a hub id.
+        revision: Branch, tag or commit of a hub model.
+        file: A config.json that is taken instead.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    if file is not None:
+        return _from_file(file), str(file)
+    folder = tokenizer_folder(name)
+    if name.lower() in _SHAPES and folder is None:
+        return known_config(name.lower()), "known shape"
+    source = folder or name
+    if folder is None and name.startswith((".", "/", "~")):
+        raise ModelError(f"There is no folder {name} with a config.json. {_what_to_do()}")
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"The configuration of {name!r} cannot be had: {first_line} {_what_to_do()}"
+        ) from error
+    return config, source
+
+
+def tokenizer_folder(name: str) -> str | None:
+    """Return the folder of a local model, or of a packaged one that was unpacked before."""
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder)
+    packaged = cache_folder() / "models" / name
+    if name in PACKAGED_MODELS and (packaged / "config.json").is_file():
+        return str(packaged)
+    return None
+
+
+def _from_file(file: Path) -> PretrainedConfig:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        kind = values.pop("model_type")
+        return AutoConfig.for_model(kind, **values)
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"--config-file {file} is not a model's config.json with a model_type that "
+            f"transformers knows ({type(error).__name__}: {str(error)[:200]}). Give the file that "
+            "lies beside the model's weights."
+        ) from error
+
+
+def _what_to_do() -> str:
+    return (
+        "Check the spelling and the network; or give a folder that holds config.json, "
+        f"--config-file config.json, or one of the shapes known here: {', '.join(KNOWN_SHAPES)}."
+    )
