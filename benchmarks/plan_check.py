@@ -2,136 +2,167 @@
 
     python benchmarks/plan_check.py --out results/benchmarks/plan_check.json
 
-Each configuration is one `fit` of a few steps in a process of its own, measured by the run's own
-memory account (resident memory of the process, peaks included). Before it, a model of one layer is
-trained in the same process, so that the libraries' own memory (code, threads, kernels made on the
-spot) is not charged to the model. The prediction sees settings, the model's configuration and the
-texts' token lengths, nothing measured.
+Each configuration takes two optimizer steps in a process of its own, measured by the memory account
+that a run uses (resident memory of the process, peaks included). Before, a model of one layer does
+the same there, so that the libraries' own memory (code, threads, kernels made on the spot) is not
+charged to the model. The prediction is made from the settings, the model's configuration and the
+token counts alone. It is compared twice: as everybody runs it, and with every tensor mapped by
+itself (MALLOC_MMAP_THRESHOLD_), where resident memory is what lives in tensors and nothing else;
+the difference is what glibc's heap leaves unused between tensors.
 """
 
 import argparse
-import csv
 import itertools
 import json
+import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from machine import describe
-from taskfit.experiments import fit
 from taskfit.experiments.planner import config_of, make_plan
 from taskfit.experiments.planner_cards import find_card
-from taskfit.experiments.planner_tokens import real_workload
-from taskfit.models import packaged_folder
+from taskfit.experiments.planner_tokens import Workload, made_workload
+from taskfit.methods import LabelWordLoss
+from taskfit.methods.scoring import token_log_probs
+from taskfit.models import (
+    TreeModel,
+    add_adapter,
+    enable_gradient_checkpointing,
+    load_model,
+    trainable_parameters,
+)
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
+from taskfit.training.memory import MemoryAccount
+from taskfit.training.optim import MasterOptimizer
 
 WEIGHTS = ("lora", "qlora", "full")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-WORDS = ("river", "garden", "teacher", "song", "bright", "stone", "window", "letter", "market")
-NUM_EXAMPLES = 40
+DTYPES_OF_TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+BATCH, TOKENS, SHARED = 8, 100, 20
+STEPS = 2
 
 
-def write_table(path: Path, *, words: int) -> None:
-    """Write random texts of about as many tokens as words, with one of two labels."""
-    generator = np.random.default_rng(0)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        for row in range(NUM_EXAMPLES):
-            text = " ".join(generator.choice(WORDS, size=words))
-            writer.writerow([text, ("positive", "negative")[row % 2]])
-
-
-def settings_of(case: dict[str, Any], table: Path, *, model: str) -> RunSettings:
+def settings_of(case: dict[str, Any]) -> RunSettings:
     """Return the settings of a configuration."""
     return load_settings(
         flags={
-            "data": {"train": str(table), "text": ["text"], "label": "label"},
-            "model": {"name": model, "device": "cpu", "dtype": DTYPES[case["dtype"]]},
-            "method": {"name": "label_words", "num_demonstrations": 2, "loss": case["loss"]},
+            "model": {"device": "cpu", "dtype": DTYPES[case["dtype"]]},
+            "method": {"name": "label_words", "loss": "vocabulary"},
             "adapter": {"weights": case["weights"]},
-            "training": {
-                "gradient_checkpointing": case["checkpointing"],
-                "batch_size": case["batch_size"],
-                "max_steps": 2,
-                "keep": "last",
-                "tensorboard": False,
-            },
+            "training": {"gradient_checkpointing": case["checkpointing"], "batch_size": BATCH},
         }
     )
 
 
-def warm_up(case: dict[str, Any], folder: Path) -> None:
-    """Fit a model of one layer, so that everything is imported and running."""
-    table = folder / "short.csv"
-    write_table(table, words=20)
-    tokenizer = AutoTokenizer.from_pretrained(packaged_folder("smollm2-135m"))
+def workload_of() -> Workload:
+    """Return one batch of prompts with a shared start."""
+    return made_workload(tokens=TOKENS, shared=SHARED, examples=BATCH, batch_size=BATCH)
+
+
+def steps(tree: TreeModel, settings: RunSettings, account: MemoryAccount) -> None:
+    """Score the batch, then train on it, as a run does; close the account's stages."""
+    workload = workload_of()
+    with torch.no_grad():
+        prefix = tree.encode_prefix(workload.items[0].prompt_ids[:SHARED])
+        every = [[0, 1]] * BATCH
+        token_log_probs(tree, workload.items, every, prefix=prefix)
+        del prefix
+    account.stage("forward")
+    add_adapter(tree.model, settings.adapter, seed=0)
+    if settings.training.gradient_checkpointing:
+        enable_gradient_checkpointing(tree.model)
+    account.stage("adapter")
+    optimizer = MasterOptimizer(trainable_parameters(tree.model), settings.training)
+    objective = LabelWordLoss(tree, workload.label_of_candidate, over="vocabulary")
+    tree.model.train()
+    for _ in range(STEPS):
+        for piece in objective.plan(workload.items, 2048):
+            loss = objective.loss_sum([workload.items[i] for i in piece]) / BATCH
+            loss.backward()
+            del loss
+            optimizer.collect_gradients()
+        optimizer.clip(1.0)
+        optimizer.step(1e-4)
+    account.stage("training")
+
+
+def warm_up(settings: RunSettings) -> None:
+    """Run a model of one layer, so that everything is imported and running."""
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=1000,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "tiny")
-    tokenizer.save_pretrained(folder / "tiny")
-    fit(settings_of(case, table, model=str(folder / "tiny")), folder / "warm")
+    model = AutoModelForCausalLM.from_config(config, dtype=DTYPES_OF_TORCH[settings.model.dtype])
+    held = "lora" if settings.adapter.weights == "qlora" else settings.adapter.weights
+    adapter = settings.adapter.model_copy(update={"weights": held})
+    model.requires_grad_(False)
+    tree = TreeModel(model.eval(), verify=False)
+    steps(tree, settings.model_copy(update={"adapter": adapter}), MemoryAccount(model.device))
+    if settings.adapter.weights == "qlora":
+        import bitsandbytes  # noqa: F401 - its code is not the model's memory
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """Fit in this process; return the memory account."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        warm_up(case, folder)
-        table = folder / "long.csv"
-        write_table(table, words=case["words"])
-        settings = settings_of(case, table, model="smollm2-135m")
-        result = fit(settings, folder / "run").result
-    return {"by_stage": result.memory_by_stage, "peak": result.peak_memory_bytes}
+    """Take a few steps in this process; return the memory account."""
+    settings = settings_of(case)
+    warm_up(settings)
+    account = MemoryAccount(torch.device("cpu"))
+    loaded = load_model(settings.model, quantization=settings.adapter)
+    account.stage("model")
+    steps(loaded.tree, settings, account)
+    return {"by_stage": account.by_stage, "peak": sum(account.by_stage.values())}
 
 
 def predict(case: dict[str, Any]) -> dict[str, Any]:
-    """Predict the same run from its settings, the model's configuration and token lengths."""
-    with tempfile.TemporaryDirectory() as scratch:
-        table = Path(scratch) / "long.csv"
-        write_table(table, words=case["words"])
-        settings = settings_of(case, table, model="smollm2-135m")
-        config, source = config_of(settings)
-        workload = real_workload(settings, config)
-        assert workload is not None
-        plan = make_plan(settings, find_card("cpu"), workload, config=config, source=source)
+    """Predict the same from settings, configuration and token counts."""
+    settings = settings_of(case)
+    config, source = config_of(settings)
+    plan = make_plan(settings, find_card("cpu"), workload_of(), config=config, source=source)
     step = plan.memory.step
     assert step is not None
     return {
         "by_stage": plan.memory.by_stage,
         "peak": plan.memory.peak_bytes,
+        "tensors": plan.memory.tensor_bytes,
         "tokens": step.num_tokens,
     }
 
 
+def part(name: str, case: dict[str, Any], **environment: str) -> dict[str, Any]:
+    """Run a part in a process of its own."""
+    command = [sys.executable, __file__, "--part", name, "--case", json.dumps(case)]
+    variables = {**os.environ, **environment}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
 def compare(case: dict[str, Any]) -> dict[str, Any]:
-    """Measure and predict a configuration, each in a process of its own."""
-    found = {}
-    for part in ("measure", "predict"):
-        command = [sys.executable, __file__, "--part", part, "--case", json.dumps(case)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[part] = json.loads(done.stdout.splitlines()[-1])
-    predicted, measured = found["predict"], found["measure"]
+    """Measure a configuration twice and predict it."""
+    predicted, measured = part("predict", case), part("measure", case)
+    mapped = part("measure", case, MALLOC_MMAP_THRESHOLD_="65536")
     return {
         **case,
         "tokens": predicted["tokens"],
         "predicted_mb": round(predicted["peak"] / 1e6),
         "measured_mb": round(measured["peak"] / 1e6),
         "ratio": round(predicted["peak"] / measured["peak"], 3),
+        "predicted_tensors_mb": round(predicted["tensors"] / 1e6),
+        "measured_mapped_mb": round(mapped["peak"] / 1e6),
+        "ratio_mapped": round(predicted["tensors"] / mapped["peak"], 3),
         "predicted_by_stage": predicted["by_stage"],
         "measured_by_stage": measured["by_stage"],
+        "mapped_by_stage": mapped["by_stage"],
     }
 
 
@@ -139,25 +170,22 @@ def main() -> None:
     """Compare every configuration; print a table and store JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--words", type=int, default=50, help="words of a text")
     parser.add_argument("--part", choices=["measure", "predict"], help="one part, in this process")
     parser.add_argument("--case", help="its configuration (JSON)")
     arguments = parser.parse_args()
     if arguments.part:
-        part = measure if arguments.part == "measure" else predict
-        print(json.dumps(part(json.loads(arguments.case))))
+        case = json.loads(arguments.case)
+        print(json.dumps(measure(case) if arguments.part == "measure" else predict(case)))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for weights, dtype, checkpointing in itertools.product(WEIGHTS, DTYPES, (False, True)):
-        case = {"weights": weights, "dtype": dtype, "checkpointing": checkpointing}
-        case |= {"loss": "vocabulary", "batch_size": 8, "words": arguments.words}
-        rows.append(compare(case))
-        shown = ("weights", "dtype", "checkpointing", "tokens", "predicted_mb", "measured_mb")
-        print(*(f"{rows[-1][key]!s:>6}" for key in (*shown, "ratio")), sep="  ", flush=True)
-    result = {"machine": describe(), "model": "smollm2-135m", "configurations": rows}
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        rows.append(compare({"weights": weights, "dtype": dtype, "checkpointing": checkpointing}))
+        numbers = [value for value in rows[-1].values() if not isinstance(value, dict)]
+        print(*(f"{value!s:>6}" for value in numbers), sep="  ", flush=True)
+        result = {"machine": describe(), "model": "smollm2-135m", "configurations": rows}
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -113,6 +113,26 @@ def test_eight_examples_are_overfitted(
     assert min(probabilities[i, label] for i, label in enumerate(gold)) > 0.9
 
 
+@pytest.mark.parametrize("weights", ["lora", "full"])
+@pytest.mark.parametrize("architecture", [name for name in tiny.ARCHITECTURES if name != "llama"])
+def test_every_architecture_overfits_eight_examples(
+    byte_level_tokenizer: Any, tmp_path: Path, architecture: str, weights: str
+) -> None:
+    model = tiny.tiny_model(architecture, len(byte_level_tokenizer)).requires_grad_(False)
+    rig = Rig(
+        LoadedModel(TreeModel(model), byte_level_tokenizer, "tiny", None),
+        tmp_path,
+        weights=weights,
+        epochs=30,
+        batch_size=8,
+        learning_rate=2e-2 if weights == "lora" else 3e-3,
+        save_every_steps=1000,
+    )
+    train(rig.job())
+    found = apply_prior(rig.scorer.score_encoded(rig.items), None)
+    assert found.argmax(axis=1).tolist() == [item.label_index for item in rig.items]
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing gets a chance to clean up."""
 

@@ -94,7 +94,9 @@ def fit(
     """Adapt a model to a task and measure it; leaves a run folder."""
     from taskfit.cli.screen import RichScreen, results_table
     from taskfit.experiments import fit as run_fit
+    from taskfit.experiments.questionnaire import fit_questions
     from taskfit.settings_file import find_settings, load_settings
+    from taskfit.tasks.question_files import is_questionnaire
 
     if (out is None) == (resume is None):
         raise SettingsError("Give --out FOLDER for a new run, or --resume FOLDER for an old one.")
@@ -112,7 +114,12 @@ def fit(
     console = Console()
     screen = RichScreen(console)
     try:
-        result = run_fit(settings, folder, resume=resume is not None, screen=screen).result
+        if is_questionnaire(settings.task.name):
+            result = fit_questions(
+                settings, folder, resume=resume is not None, screen=screen
+            ).result
+        else:
+            result = run_fit(settings, folder, resume=resume is not None, screen=screen).result
     finally:
         screen.close()
     console.print(results_table([result]))
@@ -130,14 +137,25 @@ def evaluate(
     """Measure a finished run on another labelled table; adds it to the run's results."""
     from taskfit.cli.screen import RichScreen, evaluation_cells
     from taskfit.experiments import evaluate_file
+    from taskfit.experiments.questionnaire import evaluate_questions, is_question_run
 
     console = Console()
     called = name or Path(data).name.split(".")[0]
-    evaluation = evaluate_file(
-        run, data, name=called, encoding=encoding, device=device, screen=RichScreen(console)
-    )
+    screen = RichScreen(console)
+    if is_question_run(run):
+        measured = evaluate_questions(
+            run, data, name=called, encoding=encoding, device=device, screen=screen
+        )
+        rows = {f"{called}/{question}": found for question, found in measured.items()}
+    else:
+        rows = {
+            called: evaluate_file(
+                run, data, name=called, encoding=encoding, device=device, screen=screen
+            )
+        }
     table = Table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE", box=None, pad_edge=False)
-    table.add_row(called, *evaluation_cells(evaluation))
+    for row, evaluation in rows.items():
+        table.add_row(row, *evaluation_cells(evaluation))
     console.print(table)
 
 
@@ -148,12 +166,35 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help=".csv, .tsv, .jsonl or .parquet.")],
     encoding: EncodingOption = "utf-8",
     device: DeviceOption = "auto",
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--options", help="QUESTION=a,b,c: other options; repeatable."),
+    ] = None,
 ) -> None:
     """Label the texts of a file, with the probability of every label."""
     from taskfit.cli.screen import RichScreen
     from taskfit.experiments import predict_file
+    from taskfit.experiments.questionnaire import (
+        is_question_run,
+        parse_options,
+        predict_questions,
+    )
 
     console = Console()
+    if is_question_run(run):
+        table = predict_questions(
+            run,
+            file,
+            out,
+            options=parse_options(options or []),
+            encoding=encoding,
+            device=device,
+            screen=RichScreen(console),
+        )
+        console.print(f"{len(table):,} texts answered: {out}", highlight=False)
+        return
+    if options:
+        raise SettingsError(f"--options is for runs of questions; {run} is none.")
     table = predict_file(
         run, file, out, encoding=encoding, device=device, screen=RichScreen(console)
     )

@@ -139,8 +139,9 @@ def memory_rows(plan: "Plan") -> list[tuple[str, int, str]]:
             ("float32 masters", count.master_bytes, ""),
             ("Adam moments", memory.moment_bytes, optimizer),
         ]
-    dynamic = memory.peak_bytes - memory.static_bytes
+    dynamic = memory.tensor_bytes - memory.static_bytes
     rows += _dynamic_rows(plan, dynamic)
+    rows.append(("unused in the heap", memory.heap_bytes, "between tensors, on a CPU"))
     if plan.card.reserved_bytes:
         rows.append(("CUDA context", plan.card.reserved_bytes, "assumed"))
     return [row for row in rows if row[1]]
@@ -185,10 +186,10 @@ def _time_table(plan: "Plan") -> Table:
     )
     for column in table.columns[1:]:
         column.justify = "right"
+    padded = "padded to the longest of a batch"
     rows = (
         ("unique tokens (taskfit)", epoch.num_unique, time.flops, time.seconds),
-        ("padded to the longest of a batch", epoch.num_padded, time.padded_flops)
-        + (time.padded_seconds,),
+        (padded, epoch.num_padded, time.padded_flops, time.padded_seconds),
     )
     for name, tokens, flops, seconds in rows:
         table.add_row(name, f"{tokens:,}", f"{flops / 1e15:,.3g}", duration(seconds))

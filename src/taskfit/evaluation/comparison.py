@@ -18,8 +18,8 @@ from scipy import sparse, stats
 
 from taskfit.errors import SettingsError
 from taskfit.evaluation.metrics import METRICS, NUM_RESAMPLES, FloatArray, IntArray
-from taskfit.evaluation.metrics import _macro_f1 as macro_f1
-from taskfit.evaluation.metrics import _mcc as mcc
+from taskfit.evaluation.metrics import macro_f1_from_counts as macro_f1
+from taskfit.evaluation.metrics import mcc_from_counts as mcc
 
 BoolArray = NDArray[np.bool_]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, f1_score, log_loss, matthews_corrcoef
+from sklearn.metrics import confusion_matrix, f1_score, log_loss
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -121,7 +121,7 @@ def evaluate_probabilities(
     return Evaluation(
         num_examples=len(gold),
         accuracy=float((predicted == gold).mean()),
-        mcc=float(matthews_corrcoef(gold, predicted)),
+        mcc=_single_mcc(gold, predicted, len(labels) + 1),
         macro_f1=float(f1_score(gold, predicted, labels=present, average="macro", zero_division=0)),
         log_loss=float(log_loss(gold, clipped, labels=classes)),
         ece=_ece(probabilities[answered], gold[answered]) if answered.any() else 0.0,
@@ -130,6 +130,13 @@ def evaluate_probabilities(
         intervals=_bootstrap(clipped, gold, predicted, len(labels) + 1, seed),
         num_unanswered=int(unanswered.sum()),
     )
+
+
+def _single_mcc(gold: IntArray, predicted: IntArray, num_classes: int) -> float:
+    # scikit-learn's warns where gold and predictions are one class.
+    counts = [np.bincount(x, minlength=num_classes)[None].astype(float) for x in (gold, predicted)]
+    hits = np.bincount(gold[gold == predicted], minlength=num_classes)[None].astype(float)
+    return float(mcc_from_counts(hits, counts[0], counts[1], len(gold))[0])
 
 
 def _filled(probabilities: FloatArray) -> FloatArray:
@@ -192,9 +199,11 @@ def _bootstrap(
     ]
     statistics: dict[str, Callable[[], FloatArray]] = {
         "accuracy": lambda: hits.sum(1) / len(gold),
-        "mcc": lambda: _mcc(hits, gold_counts, predicted_counts, len(gold)),
+        "mcc": lambda: mcc_from_counts(hits, gold_counts, predicted_counts, len(gold)),
         # The last class is no answer, which has no F1 of its own.
-        "macro_f1": lambda: _macro_f1(hits[:, :-1], gold_counts[:, :-1], predicted_counts[:, :-1]),
+        "macro_f1": lambda: macro_f1_from_counts(
+            hits[:, :-1], gold_counts[:, :-1], predicted_counts[:, :-1]
+        ),
         "log_loss": lambda: np.concatenate(mean_losses),
     }
     return {
@@ -203,7 +212,9 @@ def _bootstrap(
     }
 
 
-def _mcc(hits: FloatArray, gold: FloatArray, predicted: FloatArray, total: int) -> FloatArray:
+def mcc_from_counts(
+    hits: FloatArray, gold: FloatArray, predicted: FloatArray, total: int
+) -> FloatArray:
     """Return Gorodkin's multi-class MCC of many confusion matrices, each (B, C); 0 if undefined."""
     covariance = hits.sum(1) * total - (gold * predicted).sum(1)
     spread = (total**2 - (predicted**2).sum(1)) * (total**2 - (gold**2).sum(1))
@@ -212,7 +223,7 @@ def _mcc(hits: FloatArray, gold: FloatArray, predicted: FloatArray, total: int) 
     return mcc
 
 
-def _macro_f1(hits: FloatArray, gold: FloatArray, predicted: FloatArray) -> FloatArray:
+def macro_f1_from_counts(hits: FloatArray, gold: FloatArray, predicted: FloatArray) -> FloatArray:
     """Return macro F1 over the classes present, of many confusion matrices, each (B, C)."""
     both = gold + predicted
     f1 = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)

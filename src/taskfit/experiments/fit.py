@@ -4,30 +4,26 @@ The run folder is filled in an order in which an interruption loses nothing: res
 first, then metrics and checkpoints, then the weights, then the evaluations.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskfit.errors import CheckpointError, DataError, SettingsError
+from taskfit.errors import DataError, SettingsError
 from taskfit.evaluation import Evaluation
-from taskfit.experiments.classifier import SETTINGS_FILE, Classifier, Weights
+from taskfit.experiments.classifier import Classifier, Weights
 from taskfit.experiments.predictions import write_predictions
 from taskfit.experiments.prepare import PreparedData, prepare_data
-from taskfit.experiments.records import RESULT_FILE, RunResult
+from taskfit.experiments.records import RunResult
 from taskfit.experiments.report import HardExample, hardest, report_run
-from taskfit.experiments.run import Run
+from taskfit.experiments.run import Run, model_of
+from taskfit.experiments.run_folder import check_fingerprint, open_folder
 from taskfit.experiments.screen import Screen, SilentScreen
 from taskfit.experiments.train_method import train_method
-from taskfit.files import write_json_atomic
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, dtype_reason, load_model, resolve_device, weight_bytes
+from taskfit.models import LoadedModel, resolve_device
 from taskfit.settings import RunSettings
-from taskfit.settings_file import dump_settings, load_settings, settings_differences
 from taskfit.training import Checkpoints, MemoryAccount, TrainingState
-
-DATA_FILE = "data.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +66,12 @@ def fit(
     screen = screen or SilentScreen()
     started = time.perf_counter()
     settings = settings.resolved()
-    _open_folder(settings, folder, resume=resume)
+    open_folder(settings, folder, resume=resume)
     data = prepare_data(settings)
-    _check_fingerprint(folder, data, resume=resume)
+    check_fingerprint(folder, data.fingerprint, resume=resume)
     _tell_about_data(data, screen)
     memory = MemoryAccount(resolve_device(settings.model.device))
-    model = _model_of(settings, model, memory, screen)
+    model = model_of(settings, model, memory, screen)
     method = METHODS[settings.method.name](
         MethodContext(settings, data.task, data.demonstrations, model)
     )
@@ -119,22 +115,6 @@ def fit(
     return FittedRun(result, classifier)
 
 
-def _model_of(
-    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount, screen: Screen
-) -> LoadedModel | None:
-    """Return the model that the method reads: the caller's, a new one, or none."""
-    if not METHODS[settings.method.name].reads_model(settings.method):
-        return None
-    if model is None:
-        device = resolve_device(settings.model.device)
-        screen.note(dtype_reason(settings.model.dtype, device))
-        model = load_model(settings.model, quantization=settings.adapter)
-        memory.stage("model")
-    else:
-        memory.charge("model", weight_bytes(model.tree.model))
-    return model
-
-
 def _check_learnable(method: Method, data: PreparedData) -> None:
     """Raise if a method that learns has nothing to learn from, or is given what it cannot use."""
     settings = method.settings
@@ -153,61 +133,6 @@ def _check_learnable(method: Method, data: PreparedData) -> None:
 def uses_training_labels(method: Method) -> bool:
     """Return whether a method has seen the training labels beside its demonstrations."""
     return method.learns or method.settings.demonstrations == "nearest"
-
-
-def _open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:
-    """Write the settings into a new folder, or check them against those of the run to resume.
-
-    Raises:
-        CheckpointError: If the folder holds another run, or the settings differ.
-    """
-    path = folder / SETTINGS_FILE
-    if resume:
-        if not path.is_file():
-            raise CheckpointError(
-                f"{folder} holds no run to resume: no {SETTINGS_FILE} in it. Start one with "
-                f"`taskfit fit --out {folder}`."
-            )
-        if (folder / RESULT_FILE).is_file():
-            raise CheckpointError(
-                f"The run in {folder} is finished; its result is in {RESULT_FILE}."
-            )
-        changed = settings_differences(load_settings(path), settings)
-        if changed:
-            raise CheckpointError(
-                f"The run in {folder} was started with other settings: {'; '.join(changed)}. "
-                "Resume it without these, or start a new run in another folder."
-            )
-        return
-    # A folder in which a run failed before its first checkpoint may be used again.
-    if (folder / RESULT_FILE).is_file() or any((folder / "checkpoints").glob("step-*")):
-        raise CheckpointError(
-            f"{folder} holds a run already. Continue it with `taskfit fit --resume {folder}`, or "
-            "give another folder with --out."
-        )
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file; give a folder with --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    dump_settings(settings, path)
-
-
-def _check_fingerprint(folder: Path, data: PreparedData, *, resume: bool) -> None:
-    """Record which data the run sees, or check that a resumed one sees the same.
-
-    Raises:
-        CheckpointError: Naming the sets that changed.
-    """
-    path = folder / DATA_FILE
-    if resume and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        names = before.keys() | data.fingerprint.keys()
-        changed = sorted(n for n in names if before.get(n) != data.fingerprint.get(n))
-        if changed:
-            raise CheckpointError(
-                f"The data changed since the run in {folder} was started: {', '.join(changed)}. "
-                "Put the files back as they were, or start a new run in another folder."
-            )
-    write_json_atomic(path, data.fingerprint)
 
 
 def _tell_about_data(data: PreparedData, screen: Screen) -> None:

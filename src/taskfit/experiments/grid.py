@@ -122,6 +122,9 @@ def expand_grid(grid: Mapping[str, Any]) -> list[GridRun]:
                 for name, by_method in grid["methods"].items():
                     parts = [grid.get("base") or {}, by_size or {}, by_method or {}]
                     run = _run_of(str(name), parts, model=model, size=size, seed=seed)
+                    if run.size is None:  # what a size adds has no part in it
+                        parts = [grid.get("base") or {}, by_method or {}]
+                        run = _run_of(str(name), parts, model=model, size=size, seed=seed)
                     runs.setdefault(run.folder, run)
     return sorted(runs.values(), key=lambda r: (r.settings.seed, _cost(r), r.size or 0))
 

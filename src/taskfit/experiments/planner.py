@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from taskfit.errors import SettingsError
 from taskfit.experiments.planner_cards import Card
-from taskfit.experiments.planner_model import ModelCount
+from taskfit.experiments.planner_model import ModelCount, meta_model, prepare_weights
 from taskfit.experiments.planner_shapes import KNOWN_SHAPES, find_config, known_config
 from taskfit.experiments.planner_simulate import (
     SimulatedModel,
@@ -28,6 +28,7 @@ from taskfit.experiments.planner_simulate import (
 from taskfit.experiments.planner_tokens import Epoch, Workload, plan_epoch
 from taskfit.methods import LabelWordLoss
 from taskfit.settings import RunSettings
+from taskfit.tasks import EncodedExample
 from taskfit.training.loop import TOKEN_BUDGET
 
 SCORE_TOKEN_BUDGET = 1024
@@ -38,6 +39,10 @@ READING = ("in_context", "probe", "knn")
 # 256 (Dettmers et al. 2022, arXiv:2110.02861).
 MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256, "paged_adamw8bit": 2 + 8 / 256}
 MIN_TOKEN_BUDGET = 64
+# glibc takes tensors up to 32 MB from its heap. Tensors that are kept for the backward pass and
+# short-lived ones alternate there, and a hole that a short-lived one leaves is used again only by
+# what fits into it. benchmarks/plan_check.py measures the difference to tensors mapped one by one.
+CPU_HEAP_SHARE = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class MemoryPlan:
         step: A training step, or None for a method that only reads the model.
         scoring: A forward pass of scoring.
         epoch: Tokens of an epoch, and the step that was simulated.
+        heap_bytes: What the heap of a CPU leaves unused between tensors.
     """
 
     count: ModelCount
@@ -57,6 +63,7 @@ class MemoryPlan:
     step: SimulatedStep | None
     scoring: SimulatedScoring
     epoch: Epoch
+    heap_bytes: int
 
     @property
     def static_bytes(self) -> int:
@@ -65,10 +72,15 @@ class MemoryPlan:
         return count.weight_bytes + count.adapter_bytes + count.master_bytes + self.moment_bytes
 
     @property
-    def peak_bytes(self) -> int:
-        """Return the most needed at once, in training or in the validations between its steps."""
+    def tensor_bytes(self) -> int:
+        """Return the most in tensors at once, in training or the validations between its steps."""
         step = self.step.peak_bytes if self.step is not None else 0
         return self.static_bytes + max(step, self.scoring.peak_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Return the most needed at once: tensors, and what the heap leaves unused among them."""
+        return self.tensor_bytes + self.heap_bytes
 
     @property
     def by_stage(self) -> dict[str, int]:
@@ -202,7 +214,9 @@ def plan_memory(
     )
     step = model.train_step(epoch.heaviest, objective, training) if trains else None
     moments = MOMENT_BYTES[training.optimizer] * model.count.num_trainable if trains else 0
-    return MemoryPlan(model.count, round(moments), step, scoring, epoch)
+    kept = step.kept_bytes if step is not None else 0
+    heap = round(CPU_HEAP_SHARE * kept) if on_cpu else 0
+    return MemoryPlan(model.count, round(moments), step, scoring, epoch, heap)
 
 
 def plan_time(
@@ -254,24 +268,27 @@ def find_remedy(
     in 4 bits, a smaller model.
     """
     room = card.memory_bytes - card.reserved_bytes
-    current = (0, "")
+    largest, with_flags, changed = 0, "", settings
     for flags, changed in _remedies(settings, workload):
         memory = plan_memory(changed, config, workload, dtype=dtype, on_cpu=card.is_cpu)
         if memory.peak_bytes <= room:
             return flags, memory.peak_bytes + card.reserved_bytes
-        current = (memory.count.num_parameters, flags)
-    fallback = changed
-    smaller = []
-    for name in KNOWN_SHAPES:
-        shape = known_config(name)
-        with_shape = plan_memory(fallback, shape, workload, dtype=dtype, on_cpu=card.is_cpu)
-        size = with_shape.count.num_parameters
-        if size < current[0] and with_shape.peak_bytes <= room:
-            smaller.append((size, name, with_shape.peak_bytes))
-    if not smaller:
-        return None
-    _, name, peak = max(smaller)
-    return f"a smaller model, such as {name}, with {current[1]}", peak + card.reserved_bytes
+        largest, with_flags = memory.count.num_parameters, flags
+    sizes = {name: _size(known_config(name), changed, dtype) for name in KNOWN_SHAPES}
+    # The largest first; one whose weights alone do not fit need not be simulated.
+    for name in sorted(sizes, key=lambda name: -sizes[name].num_parameters):
+        if sizes[name].num_parameters >= largest or sizes[name].weight_bytes > room:
+            continue
+        memory = plan_memory(changed, known_config(name), workload, dtype=dtype, on_cpu=card.is_cpu)
+        if memory.peak_bytes <= room:
+            change = f"a smaller model, such as {name}, with {with_flags}"
+            return change, memory.peak_bytes + card.reserved_bytes
+    return None
+
+
+def _size(config: PretrainedConfig, settings: RunSettings, dtype: torch.dtype) -> ModelCount:
+    model = meta_model(config, dtype)
+    return prepare_weights(model, settings.adapter, dtype=dtype, trains=False)
 
 
 def _remedies(settings: RunSettings, workload: Workload) -> Iterator[tuple[str, RunSettings]]:
@@ -302,10 +319,11 @@ def _remedies(settings: RunSettings, workload: Workload) -> Iterator[tuple[str, 
             lower //= 2
 
 
-def _scored(settings: RunSettings, workload: Workload) -> list:  # type: ignore[type-arg]
+def _scored(settings: RunSettings, workload: Workload) -> list[EncodedExample]:
     """Return the examples of a full forward pass of scoring, the longest first."""
     budget = settings.training.score_token_budget or SCORE_TOKEN_BUDGET
-    chosen, used = [], 0
+    chosen: list[EncodedExample] = []
+    used = 0
     for item in sorted(workload.items, key=lambda item: -item.num_tokens):
         size = len(item.prompt_ids) - workload.prefix_length
         size += sum(len(completion) - 1 for completion in item.completions)

@@ -33,7 +33,7 @@ from taskfit.tasks import EncodedExample
 from taskfit.training.optim import MasterOptimizer
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages made under it that are still alive, and their peak.
 
     Attributes:
@@ -43,7 +43,7 @@ class Allocations(TorchDispatchMode):
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
         """Start at nothing; the storages of `existing` tensors are not counted."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._existing = [tensor.untyped_storage() for tensor in existing]
         self._known: dict[int, Any] = {storage._cdata: storage for storage in self._existing}
@@ -223,7 +223,7 @@ class SimulatedModel:
 
     def _expanded_bytes(self) -> int:
         """Return the room for the largest 4-bit layer, expanded for its product."""
-        return self.count.largest_packed * self._model.dtype.itemsize
+        return self.count.largest_packed * int(self._model.dtype.itemsize)
 
 
 def _tensors(model: PreTrainedModel) -> list[Tensor]:
@@ -271,4 +271,4 @@ def _move_to_fake_cpu(model: PreTrainedModel) -> None:
                         if isinstance(tensor, nn.Parameter)
                         else fake
                     )
-                tensors[name] = made[id(tensor)]  # type: ignore[assignment]
+                tensors[name] = made[id(tensor)]

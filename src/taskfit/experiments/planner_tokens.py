@@ -127,7 +127,7 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> Workload |
         [candidate.label_index for candidate in encoder.candidates],
         len(examples),
         _shared_start(items),
-        f"{mean:.0f} tokens a prompt on average ({looked} training examples, {settings.model.name})",
+        f"{mean:.0f} tokens a prompt on average ({looked} examples, {settings.model.name})",
     )
 
 

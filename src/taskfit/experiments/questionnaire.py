@@ -1,7 +1,6 @@
 """Runs of several questions about one text: fit, evaluate, predict."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from taskfit.data import Example, read_table
-from taskfit.errors import CheckpointError, SettingsError
+from taskfit.errors import SettingsError
 from taskfit.evaluation import METRICS, Evaluation
 from taskfit.experiments.classifier import ADAPTER, MODEL, Weights
-from taskfit.experiments.fit import _model_of, _open_folder
 from taskfit.experiments.predict import CHUNK, check_target, write_table
 from taskfit.experiments.question_classifier import (
     FILE,
@@ -31,8 +29,10 @@ from taskfit.experiments.question_data import (
 )
 from taskfit.experiments.question_report import report_questions
 from taskfit.experiments.records import RunResult
+from taskfit.experiments.run import model_of
+from taskfit.experiments.run_folder import check_fingerprint, open_folder
 from taskfit.experiments.screen import Screen, SilentScreen
-from taskfit.files import file_atomic, folder_atomic, write_json_atomic
+from taskfit.files import file_atomic, folder_atomic
 from taskfit.methods.question_method import QuestionMethod
 from taskfit.models import LoadedModel, resolve_device
 from taskfit.settings import RunSettings
@@ -48,7 +48,6 @@ from taskfit.training import (
     train,
 )
 
-DATA_FILE = "data.json"
 # Under this name `result.json` keeps what scores have besides the usual metrics.
 LEVELS = "levels"
 
@@ -110,13 +109,13 @@ def fit_questions(
     started = time.perf_counter()
     settings = settings.resolved()
     learns = settings.method.name != "in_context"
-    _open_folder(settings, folder, resume=resume)
+    open_folder(settings, folder, resume=resume)
     data = prepare_questions(settings)
     notes = [*data.notes, *(check_trainable(data) if learns else ())]
-    _check_fingerprint(folder, data.fingerprint, resume=resume)
+    check_fingerprint(folder, data.fingerprint, resume=resume)
     _tell_about_data(data, notes, screen)
     memory = MemoryAccount(resolve_device(settings.model.device))
-    loaded = _model_of(settings, model, memory, screen)
+    loaded = model_of(settings, model, memory, screen)
     assert loaded is not None, "both methods of questions read a model"
     method = QuestionMethod(settings, data.questionnaire, loaded)
     classifier = QuestionClassifier(method)
@@ -130,26 +129,7 @@ def fit_questions(
     label = name or settings.method.name
     classifier.save(folder, weights=weights, extra={"method": settings.method.name, "name": label})
     measured = _evaluate_all(run)
-    result = RunResult(
-        name=label,
-        method=settings.method.name,
-        weights=weights,
-        model=loaded.name,
-        task=f"{data.questionnaire.name} v{data.questionnaire.version}",
-        num_train=len(data.train) if learns else 0,
-        num_demonstrations=0,
-        seed=settings.seed,
-        evaluations={name: found.evaluation for name, found in measured.items()},
-        duration_seconds=time.perf_counter() - started,
-        training_seconds=state.seconds,
-        peak_memory_bytes=sum(memory.by_stage.values()),
-        memory_by_stage=memory.by_stage,
-        tokens={"unique": state.num_tokens, "padded": state.num_padded_tokens},
-        num_parameters=method.num_parameters,
-        num_trainable=num_trainable,
-        best_step=state.best_step,
-        details={"questions": data.questionnaire.names, LEVELS: _levels(measured)},
-    )
+    result = _result(run, label, state, measured, num_trainable=num_trainable, started=started)
     result.save(folder)
     report_questions(folder, result, measured, metric=data.questionnaire.metric)
     Checkpoints(folder / "checkpoints").remove()
@@ -247,23 +227,37 @@ def parse_options(entries: Sequence[str]) -> dict[str, list[str]]:
     return options
 
 
-def _check_fingerprint(folder: Path, fingerprint: Mapping[str, str], *, resume: bool) -> None:
-    """Record which questions and data the run sees, or check that a resumed one sees the same.
-
-    Raises:
-        CheckpointError: Naming what changed.
-    """
-    path = folder / DATA_FILE
-    if resume and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        names = before.keys() | fingerprint.keys()
-        changed = sorted(name for name in names if before.get(name) != fingerprint.get(name))
-        if changed:
-            raise CheckpointError(
-                f"The data changed since the run in {folder} was started: {', '.join(changed)}. "
-                "Put the files back as they were, or start a new run in another folder."
-            )
-    write_json_atomic(path, fingerprint)
+def _result(
+    run: _Run,
+    name: str,
+    state: TrainingState,
+    measured: Mapping[str, QuestionEvaluation],
+    *,
+    num_trainable: int,
+    started: float,
+) -> RunResult:
+    settings, questionnaire, method = run.settings, run.data.questionnaire, run.classifier.method
+    learns = settings.method.name != "in_context"
+    return RunResult(
+        name=name,
+        method=settings.method.name,
+        weights=settings.adapter.weights if learns else "none",
+        model=method.model.name,
+        task=f"{questionnaire.name} v{questionnaire.version}",
+        num_train=len(run.data.train) if learns else 0,
+        num_demonstrations=0,
+        seed=settings.seed,
+        evaluations={key: found.evaluation for key, found in measured.items()},
+        duration_seconds=time.perf_counter() - started,
+        training_seconds=state.seconds,
+        peak_memory_bytes=sum(run.memory.by_stage.values()),
+        memory_by_stage=run.memory.by_stage,
+        tokens={"unique": state.num_tokens, "padded": state.num_padded_tokens},
+        num_parameters=method.num_parameters,
+        num_trainable=num_trainable,
+        best_step=state.best_step,
+        details={"questions": questionnaire.names, LEVELS: _levels(measured)},
+    )
 
 
 def _tell_about_data(data: QuestionData, notes: Sequence[str], screen: Screen) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from taskfit.experiments.classifier import Classifier
 from taskfit.experiments.prepare import PreparedData
 from taskfit.experiments.screen import Screen
+from taskfit.methods.table import METHODS
+from taskfit.models import LoadedModel, dtype_reason, load_model, resolve_device, weight_bytes
 from taskfit.settings import RunSettings
 from taskfit.training import MemoryAccount
 
@@ -33,3 +35,19 @@ class Run:
     screen: Screen
     name: str
     started: float
+
+
+def model_of(
+    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount, screen: Screen
+) -> LoadedModel | None:
+    """Return the model that the method reads: the caller's, a new one, or none."""
+    if not METHODS[settings.method.name].reads_model(settings.method):
+        return None
+    if model is None:
+        device = resolve_device(settings.model.device)
+        screen.note(dtype_reason(settings.model.dtype, device))
+        model = load_model(settings.model, quantization=settings.adapter)
+        memory.stage("model")
+    else:
+        memory.charge("model", weight_bytes(model.tree.model))
+    return model

@@ -1,0 +1,117 @@
+"""`taskfit plan` as a user runs it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import tiny
+from taskfit.cli.plan import duration, plan
+from taskfit.errors import TaskfitError
+
+MODEL = {
+    "model_type": "llama",
+    "vocab_size": 480,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+@dataclass
+class Answer:
+    code: int
+    text: str
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command as `main` does: the user's errors are one message and exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    Path("config.json").write_text(json.dumps(MODEL))
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(plan)
+
+    def call(*arguments: str) -> Answer:
+        result = CliRunner().invoke(app, [*arguments])
+        if isinstance(result.exception, TaskfitError):
+            return Answer(2, str(result.exception))
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+        return Answer(result.exit_code, " ".join(result.output.split()))
+
+    return call
+
+
+def test_a_plan_from_a_config_file_names_every_part(run: Run) -> None:
+    answer = run("--config-file", "config.json", "--gpu", "t4", "--weights", "qlora")
+    assert answer.code == 0
+    for part in (
+        "weights in NF4",
+        "double quantization",
+        "Adam moments",
+        "kept for backward",
+        "It fits.",
+        "float16",  # a T4 has no bfloat16
+        "65 TFLOP/s",
+        "35% utilisation (assumed)",
+        "padded to the longest",
+    ):
+        assert part in answer.text, answer.text
+
+
+def test_the_parts_add_up_to_the_peak(run: Run) -> None:
+    answer = run("--model", "smollm2-360m", "--gpu", "a100", "--weights", "full")
+    rows = answer.text.split("memory GB ")[1].split(" of 84.9 GB")[0]
+    numbers = [float(word) for word in rows.split() if word.count(".") == 1 and word[0].isdigit()]
+    assert sum(numbers[:-1]) == pytest.approx(numbers[-1], abs=0.05)
+
+
+def test_a_table_is_measured_by_the_tokenizer_at_hand(run: Run, model_folder: Path) -> None:
+    tiny.write_csv(Path("train.csv"), tiny.toy_examples(60))
+    answer = run("--model", str(model_folder), "--data", "train.csv", "--gpu", "l4")
+    assert answer.code == 0
+    assert "tokens a prompt on average" in answer.text
+
+
+def test_what_does_not_fit_comes_with_a_remedy(run: Run) -> None:
+    answer = run("--model", "llama-3-8b", "--weights", "qlora", "--gpu", "t4", "--tokens", "250")
+    assert "It does not fit." in answer.text
+    assert "training.gradient_checkpointing=true" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--gpu", "a1000"), ["no figures for the card 'a1000'", "Did you mean a100?", "t4"]),
+        (("--model", "./nowhere"), ["no folder ./nowhere", "--config-file", "llama-3-8b"]),
+        (("--model", "owner/nothing"), ["'owner/nothing' cannot be had", "--config-file"]),
+        (("--config-file", "none.json"), ["--config-file none.json", "beside the model's weights"]),
+        (("--tokens", "5", "--shared", "5"), ["--tokens 5 --shared 5"]),
+        (("--method", "majority"), ["majority needs no causal language model", "label_words"]),
+        (("--task", "cola", "--model", "llama-3-8b"), ["tokenizer of 'llama-3-8b'", "--tokens"]),
+    ],
+)
+def test_mistakes_end_in_one_message_and_exit_code_2(
+    run: Run, arguments: tuple[str, ...], expected: list[str]
+) -> None:
+    given = ("--config-file", "config.json") if "--model" not in arguments else ()
+    given = () if "--config-file" in arguments else given
+    answer = run(*given, *arguments)
+    assert answer.code == 2
+    for part in expected:
+        assert part in answer.text
+
+
+def test_durations_are_readable() -> None:
+    assert [duration(s) for s in (3.14159, 2160, 9000)] == ["3.14 s", "36 min", "2.5 h"]
