@@ -6,7 +6,7 @@ Each configuration takes two optimizer steps in a process of its own, measured b
 that a run uses (resident memory of the process, peaks included). Before, a model of one layer does
 the same there, so that the libraries' own memory (code, threads, kernels made on the spot) is not
 charged to the model. The prediction is made from the settings, the model's configuration and the
-token counts alone. It is compared twice: as everybody runs it, and with every tensor mapped by
+token counts alone. With --mapped every configuration is also measured with each tensor mapped by
 itself (MALLOC_MMAP_THRESHOLD_), where resident memory is what lives in tensors and nothing else;
 the difference is what glibc's heap leaves unused between tensors.
 """
@@ -44,7 +44,7 @@ from taskfit.training.optim import MasterOptimizer
 WEIGHTS = ("lora", "qlora", "full")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 DTYPES_OF_TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-BATCH, TOKENS, SHARED = 8, 100, 20
+BATCH, TOKENS, SHARED = 8, 60, 20
 STEPS = 2
 
 
@@ -112,7 +112,7 @@ def warm_up(settings: RunSettings) -> None:
         import bitsandbytes  # noqa: F401 - its code is not the model's memory
 
 
-def measure(case: dict[str, Any]) -> dict[str, Any]:
+def measure(case: dict[str, Any]) -> dict[str, int]:
     """Take a few steps in this process; return the memory account."""
     settings = settings_of(case)
     warm_up(settings)
@@ -120,7 +120,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     loaded = load_model(settings.model, quantization=settings.adapter)
     account.stage("model")
     steps(loaded.tree, settings, account)
-    return {"by_stage": account.by_stage, "peak": sum(account.by_stage.values())}
+    return account.by_stage
 
 
 def predict(case: dict[str, Any]) -> dict[str, Any]:
@@ -130,59 +130,87 @@ def predict(case: dict[str, Any]) -> dict[str, Any]:
     plan = make_plan(settings, find_card("cpu"), workload_of(), config=config, source=source)
     step = plan.memory.step
     assert step is not None
+    host = plan.memory.host
     return {
         "by_stage": plan.memory.by_stage,
         "peak": plan.memory.peak_bytes,
-        "tensors": plan.memory.tensor_bytes,
+        "tensors": max(
+            plan.memory.tensor_bytes + host.resident_bytes,
+            plan.memory.count.weight_bytes + host.loading_bytes,
+        ),
         "tokens": step.num_tokens,
     }
 
 
-def part(name: str, case: dict[str, Any], **environment: str) -> dict[str, Any]:
-    """Run a part in a process of its own."""
-    command = [sys.executable, __file__, "--part", name, "--case", json.dumps(case)]
+def measured_apart(case: dict[str, Any], **environment: str) -> dict[str, int]:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
     variables = {**os.environ, **environment}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
-def compare(case: dict[str, Any]) -> dict[str, Any]:
-    """Measure a configuration twice and predict it."""
-    predicted, measured = part("predict", case), part("measure", case)
-    mapped = part("measure", case, MALLOC_MMAP_THRESHOLD_="65536")
-    return {
+def compare(case: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Put the prediction of a configuration beside what was measured of it.
+
+    Args:
+        case: The configuration.
+        found: Memory by stage, under `measured`, and under `mapped` if that was measured too.
+    """
+    predicted = predict(case)
+    peak = sum(found["measured"].values())
+    row = {
         **case,
         "tokens": predicted["tokens"],
         "predicted_mb": round(predicted["peak"] / 1e6),
-        "measured_mb": round(measured["peak"] / 1e6),
-        "ratio": round(predicted["peak"] / measured["peak"], 3),
-        "predicted_tensors_mb": round(predicted["tensors"] / 1e6),
-        "measured_mapped_mb": round(mapped["peak"] / 1e6),
-        "ratio_mapped": round(predicted["tensors"] / mapped["peak"], 3),
-        "predicted_by_stage": predicted["by_stage"],
-        "measured_by_stage": measured["by_stage"],
-        "mapped_by_stage": mapped["by_stage"],
+        "measured_mb": round(peak / 1e6),
+        "ratio": round(predicted["peak"] / peak, 3),
+        "predicted": predicted["by_stage"],
+        **found,
     }
+    if "mapped" in found:
+        alone = sum(found["mapped"].values())
+        row["predicted_tensors_mb"] = round(predicted["tensors"] / 1e6)
+        row["measured_mapped_mb"] = round(alone / 1e6)
+        row["ratio_mapped"] = round(predicted["tensors"] / alone, 3)
+    return row
+
+
+def cases() -> list[dict[str, Any]]:
+    """Return the configurations."""
+    return [
+        {"weights": weights, "dtype": dtype, "checkpointing": checkpointing}
+        for weights, dtype, checkpointing in itertools.product(WEIGHTS, DTYPES, (False, True))
+    ]
 
 
 def main() -> None:
     """Compare every configuration; print a table and store JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--part", choices=["measure", "predict"], help="one part, in this process")
-    parser.add_argument("--case", help="its configuration (JSON)")
+    parser.add_argument("--mapped", action="store_true", help="also with tensors mapped singly")
+    parser.add_argument("--again", type=Path, help="predict against the measurements in this file")
+    parser.add_argument("--case", help="measure this configuration (JSON) in this process")
     arguments = parser.parse_args()
-    if arguments.part:
-        case = json.loads(arguments.case)
-        print(json.dumps(measure(case) if arguments.part == "measure" else predict(case)))
+    if arguments.case:
+        print(json.dumps(measure(json.loads(arguments.case))))
         return
+    before = json.loads(arguments.again.read_text()) if arguments.again else None
     rows: list[dict[str, Any]] = []
-    for weights, dtype, checkpointing in itertools.product(WEIGHTS, DTYPES, (False, True)):
-        rows.append(compare({"weights": weights, "dtype": dtype, "checkpointing": checkpointing}))
+    for case in before["configurations"] if before else cases():
+        if before:
+            found = {key: case[key] for key in ("measured", "mapped") if key in case}
+            case = {key: case[key] for key in ("weights", "dtype", "checkpointing")}
+        else:
+            found = {"measured": measured_apart(case)}
+            if arguments.mapped:
+                found["mapped"] = measured_apart(case, MALLOC_MMAP_THRESHOLD_="65536")
+        rows.append(compare(case, found))
         numbers = [value for value in rows[-1].values() if not isinstance(value, dict)]
         print(*(f"{value!s:>6}" for value in numbers), sep="  ", flush=True)
-        result = {"machine": describe(), "model": "smollm2-135m", "configurations": rows}
+        machine = before["machine"] if before else describe()
+        result = {"machine": machine, "model": "smollm2-135m", "configurations": rows}
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -151,9 +151,13 @@ ARCHITECTURES = {
 }
 
 
-def tiny_model(architecture: str, vocab_size: int, *, seed: int = 0) -> PreTrainedModel:
-    """A random model of two layers in float32, without dropout, ready for scoring."""
+def tiny_model(
+    architecture: str, vocab_size: int, *, seed: int = 0, window: int | None = None
+) -> PreTrainedModel:
+    """A random model of two layers in float32, ready for scoring; windowed layers see 4 tokens."""
     config_class, settings = ARCHITECTURES[architecture]
+    if window is not None and settings.get("sliding_window"):
+        settings = {**settings, "sliding_window": window}
     config = getattr(transformers, config_class)(vocab_size=vocab_size, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

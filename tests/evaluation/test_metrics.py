@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from taskfit.evaluation import Evaluation, evaluate_probabilities, reliability
-from taskfit.evaluation.metrics import _macro_f1, _mcc
+from taskfit.evaluation.metrics import macro_f1_from_counts, mcc_from_counts
 
 LABELS = ["a", "b", "c"]
 
@@ -57,7 +57,7 @@ def test_the_vectorised_metrics_are_scikit_learns() -> None:
     counts = [eye[x].sum(axis=1) for x in (gold, predicted)]
     hits = (eye[gold] * eye[predicted]).sum(axis=1)
     for i, (mcc, f1) in enumerate(
-        zip(_mcc(hits, *counts, 40), _macro_f1(hits, *counts), strict=True)
+        zip(mcc_from_counts(hits, *counts, 40), macro_f1_from_counts(hits, *counts), strict=True)
     ):
         assert mcc == pytest.approx(matthews_corrcoef(gold[i], predicted[i]))
         assert f1 == pytest.approx(f1_score(gold[i], predicted[i], average="macro"))

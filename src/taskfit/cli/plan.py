@@ -141,7 +141,13 @@ def memory_rows(plan: "Plan") -> list[tuple[str, int, str]]:
         ]
     dynamic = memory.tensor_bytes - memory.static_bytes
     rows += _dynamic_rows(plan, dynamic)
-    rows.append(("unused in the heap", memory.heap_bytes, "between tensors, on a CPU"))
+    rows += [
+        ("tokenizer, generated code", memory.host.resident_bytes - memory.host.mapped_bytes, ""),
+        ("file of the weights", memory.host.mapped_bytes, "mapped beside them"),
+        ("unused in the heap", memory.host.heap_bytes, "between tensors"),
+    ]
+    running = memory.tensor_bytes + memory.host.resident_bytes + memory.host.heap_bytes
+    rows.append(("more, while loading", memory.peak_bytes - running, "weights in two formats"))
     if plan.card.reserved_bytes:
         rows.append(("CUDA context", plan.card.reserved_bytes, "assumed"))
     return [row for row in rows if row[1]]

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 
 from taskfit.errors import SettingsError
 from taskfit.experiments.planner_cards import Card
+from taskfit.experiments.planner_host import HostMemory, host_memory
 from taskfit.experiments.planner_model import ModelCount, meta_model, prepare_weights
 from taskfit.experiments.planner_shapes import KNOWN_SHAPES, find_config, known_config
 from taskfit.experiments.planner_simulate import (
@@ -39,10 +40,6 @@ READING = ("in_context", "probe", "knn")
 # 256 (Dettmers et al. 2022, arXiv:2110.02861).
 MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256, "paged_adamw8bit": 2 + 8 / 256}
 MIN_TOKEN_BUDGET = 64
-# glibc takes tensors up to 32 MB from its heap. Tensors that are kept for the backward pass and
-# short-lived ones alternate there, and a hole that a short-lived one leaves is used again only by
-# what fits into it. benchmarks/plan_check.py measures the difference to tensors mapped one by one.
-CPU_HEAP_SHARE = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class MemoryPlan:
         step: A training step, or None for a method that only reads the model.
         scoring: A forward pass of scoring.
         epoch: Tokens of an epoch, and the step that was simulated.
-        heap_bytes: What the heap of a CPU leaves unused between tensors.
+        host: What a CPU needs beside tensors; nothing on a GPU.
     """
 
     count: ModelCount
@@ -63,7 +60,7 @@ class MemoryPlan:
     step: SimulatedStep | None
     scoring: SimulatedScoring
     epoch: Epoch
-    heap_bytes: int
+    host: HostMemory
 
     @property
     def static_bytes(self) -> int:
@@ -79,16 +76,24 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """Return the most needed at once: tensors, and what the heap leaves unused among them."""
-        return self.tensor_bytes + self.heap_bytes
+        """Return the most needed at once, with what is not in tensors."""
+        running = self.tensor_bytes + self.host.resident_bytes + self.host.heap_bytes
+        return max(running, self.loading_bytes)
+
+    @property
+    def loading_bytes(self) -> int:
+        """Return the most needed while the weights are loaded."""
+        packing = self.host.temporary_bytes if self.count.num_packed else 0
+        return self.count.weight_bytes + self.host.loading_bytes + packing
 
     @property
     def by_stage(self) -> dict[str, int]:
         """Return what each stage of a run adds, as `MemoryAccount` charges it."""
-        weights = self.count.weight_bytes
-        forward = weights + self.scoring.peak_bytes
+        weights = self.count.weight_bytes + self.host.loaded_bytes
+        model = max(weights, self.loading_bytes)
+        forward = max(model, weights + self.scoring.peak_bytes)
         adapter = max(forward, weights + self.count.adapter_bytes)
-        stages = {"model": weights, "forward": forward - weights}
+        stages = {"model": model, "forward": forward - model}
         if self.step is not None:
             stages["adapter"] = adapter - forward
             stages["training"] = max(0, self.peak_bytes - adapter)
@@ -214,9 +219,12 @@ def plan_memory(
     )
     step = model.train_step(epoch.heaviest, objective, training) if trains else None
     moments = MOMENT_BYTES[training.optimizer] * model.count.num_trainable if trains else 0
-    kept = step.kept_bytes if step is not None else 0
-    heap = round(CPU_HEAP_SHARE * kept) if on_cpu else 0
-    return MemoryPlan(model.count, round(moments), step, scoring, epoch, heap)
+    host = None
+    if on_cpu:
+        # Collected gradients are one large tensor, which is mapped and leaves no hole.
+        dynamic = max(step.backward_bytes if step is not None else 0, scoring.peak_bytes)
+        host = host_memory(model.count, config, dtype=dtype, dynamic_bytes=dynamic)
+    return MemoryPlan(model.count, round(moments), step, scoring, epoch, host or HostMemory())
 
 
 def plan_time(

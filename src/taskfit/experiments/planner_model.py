@@ -1,5 +1,6 @@
 """A model from its configuration alone: parameters without contents, and what they will take."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,9 @@ def meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            # A copy, since transformers writes the dtype into the configuration.
+            own = copy.deepcopy(config)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(own, dtype=dtype)
     except (ValueError, ImportError, AttributeError, TypeError, KeyError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
