@@ -19,12 +19,13 @@ from taskfit.settings_file import load_settings
 GRID = Path(__file__).parents[1] / "results" / "methods.yaml"
 HEADER = """# Methods on real data
 
-Made by `python benchmarks/methods_table.py`, never by hand; settings in [methods.yaml](methods.yaml). Packaged
-model smollm2-135m, {task}; {sets}.
+Made by `python benchmarks/methods_table.py`, never by hand; settings in
+[methods.yaml](methods.yaml). Packaged model smollm2-135m, {task}; {sets}.
 
-Each cell: mean over draws, with the smallest and largest and the number of draws where there are several.
-Labels are all that a method is given, its demonstrations among them. Seconds are whole runs (training and all
-evaluation sets); memory is the peak above what the process had at its start. Measured {how}.
+Each cell: mean over draws, with the smallest and largest and the number of draws where there are
+several. Labels are all that a method is given, its demonstrations among them. Seconds are whole
+runs (training and all evaluation sets); memory is the peak above what the process had at its
+start. Measured {how}.
 
 """
 
