@@ -187,12 +187,14 @@ def test_the_head_moves_under_lora_and_its_adapter_too(settings_of: Any, tmp_pat
     ) + sum(p.numel() for p in method.head.parameters())
 
 
-def write_several(path: Path) -> Path:
+def write_several(path: Path, *, neither: str = "") -> Path:
     """Texts about dogs, cats, both or neither."""
     rows = ["text,label"]
     for i in range(24):
         names = ["dog"] * (i % 2) + ["cat"] * (i // 2 % 2)
-        rows.append(f"The {' and the '.join(names) or 'farmer'} was at home {i}.,{'|'.join(names)}")
+        rows.append(
+            f"The {' and the '.join(names) or 'farmer'} was at home {i}.,{'|'.join(names) or neither}"
+        )
     path.write_text("\n".join(rows) + "\n")
     path.with_name("other.csv").write_text("text,label\nThe bird was awful.,\nThe cat sang.,cat\n")
     return path
@@ -234,6 +236,14 @@ def test_shares_of_raters_are_learned_as_shares(
     good = run.classifier.task.label_names.index("good")
     found = run.classifier.probabilities(texts)[:, good]
     assert found == pytest.approx([0.75, 0.1], abs=0.12)
+
+
+def test_rows_of_several_labels_in_a_task_of_one_are_told_what_to_set(
+    settings_of: Any, tmp_path: Path
+) -> None:
+    source = write_several(tmp_path / "several.csv", neither="farmer")
+    with pytest.raises(DataError, match=r"such as 'dog\|cat' .*:5\).*Set task\.multi_label=true"):
+        fit(settings_of("head", f"data.train={source}"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["label_words", "label_text", "in_context"])

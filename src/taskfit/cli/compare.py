@@ -12,7 +12,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 def compare(
     config: Annotated[
-        Path | None, typer.Option("--config", help="Grid file (YAML); see docs/compare.md.")
+        Path | None, typer.Option("--config", help="Grid file (YAML); see docs/methods.md.")
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Training table or hub id.")] = None,
     text: Annotated[

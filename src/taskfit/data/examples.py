@@ -203,6 +203,28 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
         )
 
 
+def check_one_label_each(examples: Sequence[Example], separator: str) -> None:
+    """Check that no label is several of the others joined, in a task of one label a text.
+
+    Raises:
+        DataError: Naming the first such labels and what to do.
+    """
+    names = {example.label for example in examples if example.label is not None}
+    joined = sorted(
+        name
+        for name in names
+        if separator in name and all(part.strip() in names for part in name.split(separator))
+    )
+    if joined:
+        where = next(example.id for example in examples if example.label == joined[0])
+        raise DataError(
+            f"Some rows have several labels, such as {joined[0]!r} ({where}), but this task gives "
+            "a text one label. Set task.multi_label=true for several (with method head, probe, "
+            f"tfidf or encoder), or another data.label_separator if {separator!r} is part of a "
+            "name."
+        )
+
+
 def check_several_classes(examples: Sequence[Example]) -> None:
     """Check that there is something to tell apart.
 

@@ -11,6 +11,7 @@ from taskfit.data import (
     Example,
     Overlap,
     check_labels,
+    check_one_label_each,
     check_several_classes,
     draw,
     drop_overlap,
@@ -247,6 +248,8 @@ def _task_and_train(
         )
         examples = to_examples(table, columns, source=data.train)
         check_several_classes(examples)
+        if not settings.task.multi_label:
+            check_one_label_each(examples, data.label_separator)
         task = task_from_columns(
             name="custom",
             text=columns.text,
