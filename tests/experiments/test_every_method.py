@@ -192,9 +192,8 @@ def write_several(path: Path, *, neither: str = "") -> Path:
     rows = ["text,label"]
     for i in range(24):
         names = ["dog"] * (i % 2) + ["cat"] * (i // 2 % 2)
-        rows.append(
-            f"The {' and the '.join(names) or 'farmer'} was at home {i}.,{'|'.join(names) or neither}"
-        )
+        subject = " and the ".join(names) or "farmer"
+        rows.append(f"The {subject} was at home {i}.,{'|'.join(names) or neither}")
     path.write_text("\n".join(rows) + "\n")
     path.with_name("other.csv").write_text("text,label\nThe bird was awful.,\nThe cat sang.,cat\n")
     return path
