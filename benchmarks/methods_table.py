@@ -46,7 +46,7 @@ def read(folder: Path) -> pd.DataFrame:
         drawn = settings.data.num_train
         result = RunResult.load(path.parent)
         rows += [{**row, "labels": drawn or 0} for row in result_rows(result)]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).drop_duplicates(["name", "labels", "seed", "evaluation"])
     order = {name: place for place, name in enumerate(load_grid(GRID)["methods"])}
     return table.sort_values(
         by=["name", "seed"], key=lambda c: c.map(order) if c.name == "name" else c
