@@ -58,12 +58,7 @@ def load_settings(
     if path is not None:
         merged = _read(path)
     merge_settings(merged, flags or {})
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            problems.append(f"--set {override}: write it as section.key=value")
-            continue
-        merge_settings(merged, _nested(key.strip(), value))
+    _merge_overrides(merged, overrides, problems)
     return settings_from_dict(merged, problems)
 
 
@@ -74,12 +69,20 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         SettingsError: If one is not of this form.
     """
     merged: dict[str, Any] = {}
+    problems: list[str] = []
+    _merge_overrides(merged, overrides, problems)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return merged
+
+
+def _merge_overrides(merged: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> None:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise SettingsError(f"--set {override}: write it as section.key=value")
+            problems.append(f"--set {override}: write it as section.key=value")
+            continue
         merge_settings(merged, _nested(key.strip(), value))
-    return merged
 
 
 def _nested(key: str, value: str) -> dict[str, Any]:

@@ -7,6 +7,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from taskfit.cli.flags import (
+    DataOption,
+    LabelOption,
+    SetOption,
+    TaskOption,
+    TestOption,
+    TextOption,
+    data_flags,
+)
+
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -14,15 +24,11 @@ def compare(
     config: Annotated[
         Path | None, typer.Option("--config", help="Grid file (YAML); see docs/methods.md.")
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Training table or hub id.")] = None,
-    text: Annotated[
-        list[str] | None, typer.Option("--text", help="Text column; repeatable.")
-    ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Label column.")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="Built-in task or task file.")] = None,
-    test: Annotated[
-        list[str] | None, typer.Option("--test", help="NAME=FILE, a further evaluation set.")
-    ] = None,
+    data: DataOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    task: TaskOption = None,
+    test: TestOption = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Model; repeatable.")] = None,
     methods: Annotated[
         str | None, typer.Option("--methods", help="Names with commas; default: a choice of all.")
@@ -37,12 +43,9 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")] = Path(
         "runs/compare"
     ),
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; repeatable; see docs.")
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Fit many methods at many sample sizes and measure them side by side; resumes by itself."""
-    from taskfit.cli.flags import data_flags
     from taskfit.cli.screen import RichScreen, results_table
     from taskfit.experiments.grid import describe_runs, expand_grid, load_grid, run_grid
     from taskfit.settings_file import merge_settings, parse_overrides

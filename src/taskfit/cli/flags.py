@@ -1,8 +1,29 @@
-"""Flags that several commands share, as nested settings."""
+"""Options that several commands share, and their way into nested settings."""
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from taskfit.errors import SettingsError
+
+DataOption = Annotated[str | None, typer.Option("--data", help="Training table or hub id.")]
+TextOption = Annotated[list[str] | None, typer.Option("--text", help="Text column; repeatable.")]
+LabelOption = Annotated[str | None, typer.Option("--label", help="Label column.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="Built-in task or task file.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Hub id, folder or packaged model.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value; repeatable; see docs.")
+]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="Settings file, or a ready one; see taskfit methods.")
+]
+TestOption = Annotated[
+    list[str] | None, typer.Option("--test", help="NAME=FILE, a further evaluation set.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
 
 
 def data_flags(

@@ -10,7 +10,20 @@ from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.compare import compare
-from taskfit.cli.flags import data_flags, nested
+from taskfit.cli.flags import (
+    ConfigOption,
+    DataOption,
+    DeviceOption,
+    EncodingOption,
+    LabelOption,
+    ModelOption,
+    SetOption,
+    TaskOption,
+    TestOption,
+    TextOption,
+    data_flags,
+    nested,
+)
 from taskfit.cli.plan import plan
 from taskfit.cli.prompts import prompts
 from taskfit.errors import SettingsError, TaskfitError
@@ -23,25 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-DataOption = Annotated[str | None, typer.Option("--data", help="Training table or hub id.")]
-TextOption = Annotated[list[str] | None, typer.Option("--text", help="Text column; repeatable.")]
-LabelOption = Annotated[str | None, typer.Option("--label", help="Label column.")]
-TaskOption = Annotated[str | None, typer.Option("--task", help="Built-in task or task file.")]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Hub id, folder or packaged model.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="section.key=value; repeatable; see docs.")
-]
-ConfigOption = Annotated[
-    str | None, typer.Option("--config", help="Settings file, or a ready one; see taskfit methods.")
-]
-TestOption = Annotated[
-    list[str] | None, typer.Option("--test", help="NAME=FILE, a further evaluation set.")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
 
 
 @app.command()

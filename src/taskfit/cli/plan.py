@@ -1,11 +1,21 @@
 """`taskfit plan`: memory and time of a run, before anything is downloaded."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from taskfit.cli.flags import (
+    DataOption,
+    LabelOption,
+    SetOption,
+    TaskOption,
+    TextOption,
+    data_flags,
+    nested,
+)
 
 if TYPE_CHECKING:
     from taskfit.experiments.planner import Plan
@@ -25,12 +35,10 @@ def plan(
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="cpu, t4, l4, a100, h100, 4090, ...; else at hand.")
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Training table or hub id.")] = None,
-    text: Annotated[
-        list[str] | None, typer.Option("--text", help="Text column; repeatable.")
-    ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Label column.")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="Built-in task or task file.")] = None,
+    data: DataOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    task: TaskOption = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Examples per optimizer step.")
     ] = None,
@@ -48,9 +56,7 @@ def plan(
         Path | None, typer.Option("--config-file", help="The model's config.json.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; repeatable; see docs.")
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Predict memory by part and time per epoch from a model's config and token lengths alone."""
     from taskfit.experiments.planner import config_of, make_plan
@@ -58,15 +64,15 @@ def plan(
     from taskfit.experiments.planner_tokens import made_workload, real_workload
     from taskfit.settings_file import load_settings
 
-    flags = _given(
-        {
-            "data": _given({"train": data, "text": text or None, "label": label}),
-            "task": _given({"name": task}),
-            "model": _given({"name": model}),
-            "method": _given({"name": method}),
-            "adapter": _given({"weights": weights}),
-            "training": _given({"batch_size": batch_size}),
-        }
+    flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
+    flags.update(
+        nested(
+            {
+                "method.name": method,
+                "adapter.weights": weights,
+                "training.batch_size": batch_size,
+            }
+        )
     )
     settings = load_settings(config, flags=flags, overrides=set_ or ())
     card = find_card(gpu or names_card_at_hand())
@@ -234,8 +240,3 @@ def _given_tokens(settings: "RunSettings", tokens: int | None) -> int:
             "--examples), or the folder of a model with its tokenizer."
         )
     return TOKENS if tokens is None else tokens
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what was not given."""
-    return {key: value for key, value in values.items() if value not in (None, {})}

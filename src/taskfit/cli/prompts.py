@@ -11,6 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from taskfit.cli.flags import (
+    DataOption,
+    LabelOption,
+    ModelOption,
+    SetOption,
+    TaskOption,
+    TextOption,
+    data_flags,
+    nested,
+)
+
 if TYPE_CHECKING:
     from taskfit.experiments.prompt_search import PromptSearch
     from taskfit.settings import RunSettings
@@ -22,19 +33,13 @@ PROMPT_LINES = 24
 
 
 def prompts(
-    data: Annotated[str | None, typer.Option("--data", help="Training table or hub id.")] = None,
-    text: Annotated[
-        list[str] | None, typer.Option("--text", help="Text column; repeatable.")
-    ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Label column.")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="Built-in task or task file.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Hub id, folder or packaged model.")
-    ] = None,
+    data: DataOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    task: TaskOption = None,
+    model: ModelOption = None,
     config: Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; repeatable; see docs.")
-    ] = None,
+    set_: SetOption = None,
     candidates: Annotated[
         Path | None,
         typer.Option("--candidates", help="Your own wordings (YAML); else they are generated."),
@@ -62,14 +67,8 @@ def prompts(
         raise SettingsError("--table writes a CSV beside the task file; give --out FILE.yaml too.")
     if out is not None:
         check_free(out, table=table)
-    flags = _given(
-        {
-            "seed": seed,
-            "data": _given({"train": data, "text": text or None, "label": label}),
-            "task": _given({"name": task}),
-            "model": _given({"name": model}),
-        }
-    )
+    flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
+    flags.update(nested({"seed": seed}))
     settings = load_settings(config, flags=flags, overrides=set_ or ())
     console = Console()
     search = search_prompts(
@@ -205,11 +204,6 @@ def _load(path: Path, base: "Task") -> "list[NamedTask]":
     from taskfit.tasks.variants import load_candidates
 
     return load_candidates(path, base=base)
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what was not given."""
-    return {key: value for key, value in values.items() if value not in (None, {})}
 
 
 def _interval(interval: tuple[float, float]) -> str:
