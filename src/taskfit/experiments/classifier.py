@@ -129,14 +129,20 @@ class Classifier:
         method = METHODS[settings.method.name]
         model: LoadedModel | None = None
         if method.reads_model(settings.method):
-            model = load_model(settings.model, quantization=settings.adapter)
-            if weights in ("lora", "qlora"):
-                load_adapter(model.tree.model, folder / ADAPTER)
-                model.tree.model.eval()
+            model = load_fitted_model(settings, folder, weights)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
         fitted = method(MethodContext(settings, task, demonstrations, model, saved=saved_weights))
         fitted.restore(MethodState(values, arrays))
         return cls(fitted)
+
+
+def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> LoadedModel:
+    """Load the model of a run, with the adapter that lies in its folder where there is one."""
+    model = load_model(settings.model, quantization=settings.adapter)
+    if weights in ("lora", "qlora"):
+        load_adapter(model.tree.model, folder / ADAPTER)
+        model.tree.model.eval()
+    return model
 
 
 def _settings_of(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:

@@ -17,13 +17,11 @@ from sklearn.metrics import cohen_kappa_score
 from taskfit.data import Example
 from taskfit.errors import CheckpointError
 from taskfit.evaluation import Evaluation, evaluate_probabilities
-from taskfit.experiments.classifier import ADAPTER, MODEL, SETTINGS_FILE, Weights
+from taskfit.experiments.classifier import MODEL, SETTINGS_FILE, Weights, load_fitted_model
 from taskfit.experiments.records import library_versions
 from taskfit.files import write_json_atomic
 from taskfit.methods.method import Advance
 from taskfit.methods.question_method import QuestionMethod
-from taskfit.models import load_adapter, load_model
-from taskfit.settings import RunSettings
 from taskfit.settings_file import settings_from_dict
 from taskfit.tasks.question_files import questionnaire_from_dict, questionnaire_to_dict
 from taskfit.tasks.questions import AnsweredExample, Question, Questionnaire
@@ -173,17 +171,8 @@ class QuestionClassifier:
             changed |= {"name": str(folder / MODEL), "revision": None}
         own = settings.model.model_copy(update=changed)
         settings = settings.model_copy(update={"model": own})
-        return cls(_load_method(settings, questionnaire, folder, weights))
-
-
-def _load_method(
-    settings: RunSettings, questionnaire: Questionnaire, folder: Path, weights: Weights
-) -> QuestionMethod:
-    model = load_model(settings.model, quantization=settings.adapter)
-    if weights in ("lora", "qlora"):
-        load_adapter(model.tree.model, folder / ADAPTER)
-        model.tree.model.eval()
-    return QuestionMethod(settings, questionnaire, model)
+        model = load_fitted_model(settings, folder, weights)
+        return cls(QuestionMethod(settings, questionnaire, model))
 
 
 def level_metrics(

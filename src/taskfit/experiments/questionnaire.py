@@ -12,7 +12,7 @@ import pandas as pd
 from taskfit.data import Example, read_table
 from taskfit.errors import SettingsError
 from taskfit.evaluation import METRICS, Evaluation
-from taskfit.experiments.classifier import ADAPTER, MODEL, Weights
+from taskfit.experiments.classifier import Weights
 from taskfit.experiments.predict import CHUNK, check_target, write_table
 from taskfit.experiments.question_classifier import (
     FILE,
@@ -32,7 +32,8 @@ from taskfit.experiments.records import RunResult
 from taskfit.experiments.run import model_of
 from taskfit.experiments.run_folder import check_fingerprint, open_folder
 from taskfit.experiments.screen import Screen, SilentScreen
-from taskfit.files import file_atomic, folder_atomic
+from taskfit.experiments.train_method import train_items
+from taskfit.files import file_atomic
 from taskfit.methods.question_method import QuestionMethod
 from taskfit.models import LoadedModel, resolve_device
 from taskfit.settings import RunSettings
@@ -40,12 +41,8 @@ from taskfit.tasks.questions import AnsweredExample
 from taskfit.training import (
     Checkpoints,
     MemoryAccount,
-    TrainingJob,
-    TrainingLog,
     TrainingState,
     Validation,
-    compile_pays,
-    train,
 )
 
 # Under this name `result.json` keeps what scores have besides the usual metrics.
@@ -124,7 +121,15 @@ def fit_questions(
     state, num_trainable = TrainingState(), 0
     weights: Weights = "none"
     if learns:
-        state, num_trainable = _train(run)
+        # All questions are trained together.
+        state, num_trainable = train_items(
+            run,
+            method,
+            method.encoders.encode_answered(data.train),
+            objective=lambda: method.objective(data.train),
+            rendered=lambda: method.rendered(data.train[0]),
+            validate=(lambda: _validate(run)) if data.validation else None,
+        )
         weights = settings.adapter.weights
     label = name or settings.method.name
     classifier.save(folder, weights=weights, extra={"method": settings.method.name, "name": label})
@@ -280,44 +285,6 @@ def _rehearse(run: _Run) -> None:
     )[:8]
     run.classifier.probabilities(longest)
     run.memory.stage("forward")
-
-
-def _train(run: _Run) -> tuple[TrainingState, int]:
-    """Train all questions together and save the weights; also return how many were trained."""
-    settings, method, data = run.settings, run.classifier.method, run.data
-    items = method.encoders.encode_answered(data.train)
-    device = resolve_device(settings.model.device)
-    use_compile = compile_pays(settings, len(items), run.folder, device)
-    parameters = method.make_trainable()
-    if use_compile:
-        run.screen.note("compiling the layers; the first steps take longer")
-        method.model.tree.compile_layers()
-    run.memory.stage("adapter")
-    log = TrainingLog(run.folder, tensorboard=settings.training.tensorboard, show=run.screen.record)
-    for text in method.rendered(data.train[0]):
-        run.screen.note(text)
-    state = train(
-        TrainingJob(
-            model=method.module,
-            parameters=parameters,
-            objective=method.objective(data.train),
-            items=items,
-            validate=(lambda: _validate(run)) if data.validation else None,
-            settings=settings.training,
-            seed=settings.seed,
-            checkpoints=Checkpoints(run.folder / "checkpoints"),
-            log=log,
-            memory=run.memory,
-            count_tokens=method.tokens_run,
-        )
-    )
-    log.close()
-    method.weights_changed()
-    run.memory.stage("training")
-    target = run.folder / (MODEL if settings.adapter.weights == "full" else ADAPTER)
-    with folder_atomic(target) as scratch:
-        method.save_weights(scratch)
-    return state, sum(parameter.numel() for parameter in parameters.values())
 
 
 def _validate(run: _Run) -> Validation:

@@ -1,16 +1,25 @@
 """Train a run's method in steps: from the method's parts to a job for the loop."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from taskfit.experiments.classifier import ADAPTER, MODEL
 from taskfit.experiments.run import Run
+from taskfit.experiments.screen import Screen
 from taskfit.files import folder_atomic
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import TrainedMethod
+from taskfit.methods.objective import Item, Objective
 from taskfit.models import resolve_device
+from taskfit.settings import RunSettings
 from taskfit.training import (
     Checkpoints,
+    MemoryAccount,
     TrainingJob,
     TrainingLog,
     TrainingState,
@@ -20,16 +29,103 @@ from taskfit.training import (
 )
 
 
+class Trainable(Protocol):
+    """What training in steps needs of a method, whatever it makes of examples."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Return the model in training."""
+        ...
+
+    def make_trainable(self) -> dict[str, nn.Parameter]:
+        """Choose or add the weights to train; return them by name."""
+        ...
+
+    def compile(self) -> None:
+        """Compile the layers in place, where that is possible."""
+        ...
+
+    def tokens_run(self) -> int:
+        """Return the unique tokens run so far."""
+        ...
+
+    def weights_changed(self) -> None:
+        """Forget what was computed with earlier weights."""
+        ...
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the trained weights of the model, or its adapter, into a folder."""
+        ...
+
+
+class RunParts(Protocol):
+    """What training in steps needs of a run."""
+
+    @property
+    def settings(self) -> RunSettings:
+        """Return its settings."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Return its folder."""
+        ...
+
+    @property
+    def memory(self) -> MemoryAccount:
+        """Return its memory account."""
+        ...
+
+    @property
+    def screen(self) -> Screen:
+        """Return what it shows."""
+        ...
+
+
 def train_method(run: Run, method: TrainedMethod) -> tuple[TrainingState, int]:
     """Train a method on the run's examples and save its weights.
 
     Returns:
         Where training ended, and the number of weights trained.
     """
-    settings = run.settings
     unlabeled = [] if method.needs_labels else run.data.unlabeled
     examples = unlabeled or run.data.train
-    items = method.encode(examples)
+    return train_items(
+        run,
+        method,
+        method.encode(examples),
+        objective=method.objective,
+        rendered=lambda: method.rendered(examples[:2]),
+        validate=(lambda: _validate(run, method)) if run.data.validation else None,
+        sampling=_sampling(run) if run.settings.method.sampling == "balanced" else None,
+    )
+
+
+def train_items(
+    run: RunParts,
+    method: Trainable,
+    items: Sequence[Item],
+    *,
+    objective: Callable[[], Objective[Any]],
+    rendered: Callable[[], Sequence[str]],
+    validate: Callable[[], Validation] | None,
+    sampling: NDArray[np.float64] | None = None,
+) -> tuple[TrainingState, int]:
+    """Train on encoded items and save the weights; see `TrainingJob`.
+
+    Args:
+        run: Settings, folder, memory account and screen.
+        method: Whose weights are trained.
+        items: Encoded training examples.
+        objective: Returns the loss, once the weights are trainable.
+        rendered: Returns examples to show before the first step.
+        validate: Scores the validation set; None without one.
+        sampling: Probability of each item at each draw, (N,); None: each once an epoch.
+
+    Returns:
+        Where training ended, and the number of weights trained.
+    """
+    settings = run.settings
     device = resolve_device(settings.model.device)
     use_compile = compile_pays(settings, len(items), run.folder, device)
     parameters = method.make_trainable()
@@ -38,31 +134,30 @@ def train_method(run: Run, method: TrainedMethod) -> tuple[TrainingState, int]:
         method.compile()
     run.memory.stage("adapter")
     log = TrainingLog(run.folder, tensorboard=settings.training.tensorboard, show=run.screen.record)
-    for text in method.rendered(examples[:2]):
+    for text in rendered():
         run.screen.note(text)
     state = train(
         TrainingJob(
             model=method.module,
             parameters=parameters,
-            objective=method.objective(),
+            objective=objective(),
             items=items,
-            validate=(lambda: _validate(run, method)) if run.data.validation else None,
+            validate=validate,
             settings=settings.training,
             seed=settings.seed,
             checkpoints=Checkpoints(run.folder / "checkpoints"),
             log=log,
             memory=run.memory,
             count_tokens=method.tokens_run,
-            sampling=_sampling(run) if settings.method.sampling == "balanced" else None,
+            sampling=sampling,
         )
     )
     log.close()
     method.weights_changed()
     run.memory.stage("training")
-    with folder_atomic(
-        run.folder / (MODEL if settings.adapter.weights == "full" else ADAPTER)
-    ) as f:
-        method.save_weights(f)
+    target = run.folder / (MODEL if settings.adapter.weights == "full" else ADAPTER)
+    with folder_atomic(target) as scratch:
+        method.save_weights(scratch)
     return state, sum(p.numel() for p in parameters.values())
 
 

@@ -112,6 +112,10 @@ class QuestionMethod:
             enable_gradient_checkpointing(model)
         return trainable_parameters(model)
 
+    def compile(self) -> None:
+        """Compile the decoder layers."""
+        self.model.tree.compile_layers()
+
     def weights_changed(self) -> None:
         """Drop the cached prefix."""
         self.scorer.forget_prefix()
