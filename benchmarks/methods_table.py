@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from taskfit.experiments.grid import load_grid
+from taskfit.experiments.grid.grid import load_grid
 from taskfit.experiments.records import RunResult, result_rows
 from taskfit.settings_file import load_settings
 

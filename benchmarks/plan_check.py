@@ -24,9 +24,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from machine import describe
-from taskfit.experiments.planner import config_of, make_plan
-from taskfit.experiments.planner_cards import find_card
-from taskfit.experiments.planner_tokens import Workload, made_workload
+from taskfit.experiments.planner.cards import find_card
+from taskfit.experiments.planner.plan import config_of, make_plan
+from taskfit.experiments.planner.tokens import Workload, made_workload
 from taskfit.methods import LabelWordLoss
 from taskfit.methods.scoring import token_log_probs
 from taskfit.models import (

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from taskfit.errors import SettingsError
 from taskfit.experiments import SilentScreen
-from taskfit.experiments.grid import describe_runs, expand_grid, load_grid, run_grid
+from taskfit.experiments.grid.grid import describe_runs, expand_grid, load_grid, run_grid
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_failure_is_recorded_the_rest_goes_on_and_it_is_tried_again(
     grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid |= {"seeds": 1, "sizes": [8]}
-    module = sys.modules["taskfit.experiments.grid"]
+    module = sys.modules["taskfit.experiments.grid.grid"]
     original: Any = module.__dict__["fit"]
 
     def failing(settings: Any, *args: Any, **kwargs: Any) -> Any:

@@ -11,12 +11,12 @@ from transformers import AutoConfig, PretrainedConfig
 import tiny
 from taskfit.data import Example
 from taskfit.errors import ModelError, SettingsError
-from taskfit.experiments.planner import Plan, make_plan
-from taskfit.experiments.planner_cards import Card, find_card
-from taskfit.experiments.planner_model import meta_model, prepare_weights
-from taskfit.experiments.planner_shapes import KNOWN_SHAPES, find_config, known_config
-from taskfit.experiments.planner_simulate import Allocations
-from taskfit.experiments.planner_tokens import made_workload, real_workload
+from taskfit.experiments.planner.cards import Card, find_card
+from taskfit.experiments.planner.model import meta_model, prepare_weights
+from taskfit.experiments.planner.plan import Plan, make_plan
+from taskfit.experiments.planner.shapes import KNOWN_SHAPES, find_config, known_config
+from taskfit.experiments.planner.simulate import Allocations
+from taskfit.experiments.planner.tokens import made_workload, real_workload
 from taskfit.methods import LabelWordLoss
 from taskfit.models import (
     TreeModel,

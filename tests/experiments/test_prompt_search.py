@@ -13,7 +13,7 @@ import tiny
 from taskfit.data import Example
 from taskfit.errors import SettingsError
 from taskfit.experiments import SilentScreen, prompt_scoring
-from taskfit.experiments.prompt_search import (
+from taskfit.experiments.prompts.search import (
     PromptSearch,
     SharedScorer,
     compare,

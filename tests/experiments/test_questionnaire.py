@@ -14,10 +14,9 @@ import tiny
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, DataError, SettingsError, TaskfitError
 from taskfit.experiments import RunResult, SilentScreen, questionnaire
-from taskfit.experiments.question_classifier import QuestionClassifier, level_metrics
-from taskfit.experiments.question_data import prepare_questions, read_answered
-from taskfit.experiments.question_report import report_questions
-from taskfit.experiments.questionnaire import (
+from taskfit.experiments.questions.classifier import QuestionClassifier, level_metrics
+from taskfit.experiments.questions.data import prepare_questions, read_answered
+from taskfit.experiments.questions.fit import (
     FittedQuestions,
     evaluate_questions,
     fit_questions,
@@ -25,6 +24,7 @@ from taskfit.experiments.questionnaire import (
     parse_options,
     predict_questions,
 )
+from taskfit.experiments.questions.report import report_questions
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.tasks.questions import Option, Question

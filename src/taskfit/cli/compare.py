@@ -47,7 +47,7 @@ def compare(
 ) -> None:
     """Fit many methods at many sample sizes and measure them side by side; resumes by itself."""
     from taskfit.cli.screen import RichScreen, results_table
-    from taskfit.experiments.grid import describe_runs, expand_grid, load_grid, run_grid
+    from taskfit.experiments.grid.grid import describe_runs, expand_grid, load_grid, run_grid
     from taskfit.settings_file import merge_settings, parse_overrides
 
     grid: dict[str, Any] = load_grid(config) if config else {}
@@ -86,7 +86,7 @@ def compare(
 def _chosen(given: Any, names: str | None) -> dict[str, Any]:  # noqa: ANN401 - from a file
     """Return the methods of the grid: those of the file, of the flag, or the default choice."""
     from taskfit.errors import SettingsError
-    from taskfit.experiments.grid import DEFAULT_METHODS
+    from taskfit.experiments.grid.grid import DEFAULT_METHODS
     from taskfit.methods.table import METHODS
 
     methods: dict[str, Any] = dict(given or DEFAULT_METHODS)

@@ -89,7 +89,7 @@ def fit(
     """Adapt a model to a task and measure it; leaves a run folder."""
     from taskfit.cli.screen import RichScreen, results_table
     from taskfit.experiments import fit as run_fit
-    from taskfit.experiments.questionnaire import fit_questions
+    from taskfit.experiments.questions.fit import fit_questions
     from taskfit.settings_file import find_settings, load_settings
     from taskfit.tasks.question_files import is_questionnaire
 
@@ -132,7 +132,7 @@ def evaluate(
     """Measure a finished run on another labelled table; adds it to the run's results."""
     from taskfit.cli.screen import RichScreen, evaluation_cells
     from taskfit.experiments import evaluate_file
-    from taskfit.experiments.questionnaire import evaluate_questions, is_question_run
+    from taskfit.experiments.questions.fit import evaluate_questions, is_question_run
 
     console = Console()
     called = name or Path(data).name.split(".")[0]
@@ -169,7 +169,7 @@ def predict(
     """Label the texts of a file, with the probability of every label."""
     from taskfit.cli.screen import RichScreen
     from taskfit.experiments import predict_file
-    from taskfit.experiments.questionnaire import (
+    from taskfit.experiments.questions.fit import (
         is_question_run,
         parse_options,
         predict_questions,

@@ -18,7 +18,7 @@ from taskfit.cli.flags import (
 )
 
 if TYPE_CHECKING:
-    from taskfit.experiments.planner import Plan
+    from taskfit.experiments.planner.plan import Plan
     from taskfit.settings import RunSettings
 
 TOKENS, EXAMPLES = 128, 1000
@@ -59,9 +59,9 @@ def plan(
     set_: SetOption = None,
 ) -> None:
     """Predict memory by part and time per epoch from a model's config and token lengths alone."""
-    from taskfit.experiments.planner import config_of, make_plan
-    from taskfit.experiments.planner_cards import find_card, names_card_at_hand
-    from taskfit.experiments.planner_tokens import made_workload, real_workload
+    from taskfit.experiments.planner.cards import find_card, names_card_at_hand
+    from taskfit.experiments.planner.plan import config_of, make_plan
+    from taskfit.experiments.planner.tokens import made_workload, real_workload
     from taskfit.settings_file import load_settings
 
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)

@@ -64,7 +64,7 @@ def fit(
         TaskfitError: If settings, data, model or folder do not allow it.
     """
     screen = screen or SilentScreen()
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     settings = settings.resolved()
     open_folder(settings, folder, resume=resume)
     data = prepare_data(settings)
@@ -106,6 +106,7 @@ def fit(
         num_parameters=method.num_parameters,
         num_trainable=num_trainable,
         best_step=state.best_step,
+        cpu_seconds=time.process_time() - cpu_started,
         details=dict(method.report()),
     )
     result.save(folder)

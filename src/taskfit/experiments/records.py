@@ -37,6 +37,8 @@ class RunResult:
         evaluations: Metrics by evaluation set.
         duration_seconds: The whole run, models loaded and sets evaluated.
         training_seconds: Of that, in the loop with its validations, over all interruptions.
+        cpu_seconds: Processor time of the run, all threads; what other programs do at the same
+            time hardly changes it.
         peak_memory_bytes: Most memory in use above what the process had at its start.
         memory_by_stage: What each stage added to it.
         tokens: `unique` tokens run, `padded` tokens of the same work in padded batches (training).
@@ -66,6 +68,7 @@ class RunResult:
     num_parameters: int
     num_trainable: int
     best_step: int
+    cpu_seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
     machine: dict[str, str] = field(default_factory=lambda: describe_machine())
@@ -127,6 +130,7 @@ def result_rows(result: RunResult) -> list[dict[str, Any]]:
                 row[f"{metric}_low"], row[f"{metric}_high"] = evaluation.intervals[metric]
         row["duration_seconds"] = result.duration_seconds
         row["training_seconds"] = result.training_seconds
+        row["cpu_seconds"] = result.cpu_seconds
         row["peak_memory_bytes"] = result.peak_memory_bytes
         row["tokens_unique"] = result.tokens["unique"]
         row["tokens_padded"] = result.tokens["padded"]

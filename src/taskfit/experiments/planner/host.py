@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from taskfit.experiments.planner_model import ModelCount
+from taskfit.experiments.planner.model import ModelCount
 
 # glibc takes tensors up to 32 MB from its heap. Tensors that are kept for the backward pass and
 # short-lived ones alternate there, and a hole that a short-lived one leaves is used again only by

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from taskfit.errors import SettingsError
-from taskfit.experiments.planner_shapes import tokenizer_folder
+from taskfit.experiments.planner.shapes import tokenizer_folder
 from taskfit.experiments.prepare import prepare_data
 from taskfit.methods.objective import Objective
 from taskfit.settings import ModelSettings, RunSettings

@@ -22,7 +22,7 @@ from taskfit.data import Example, draw
 from taskfit.errors import DataError, PromptError, SettingsError
 from taskfit.evaluation.paired import paired_bootstrap
 from taskfit.experiments.prepare import PreparedData, prepare_data
-from taskfit.experiments.prompt_scoring import CandidateResult, SharedScorer
+from taskfit.experiments.prompts.scoring import CandidateResult, SharedScorer
 from taskfit.experiments.screen import Screen
 from taskfit.files import write_text_atomic
 from taskfit.models import load_model

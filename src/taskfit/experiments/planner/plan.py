@@ -1,6 +1,6 @@
 """What a run will need, before anything is downloaded: memory by part, and time of an epoch.
 
-Memory is found by running the training step on tensors without contents (`planner_simulate`).
+Memory is found by running the training step on tensors without contents (`simulate.py`).
 Time is arithmetic over rate: a token costs two operations for every weight it is multiplied with
 in the forward pass, two for the gradient of inputs, and two more for the gradient of the weights
 where these are trained (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; Hoffmann et al. 2022,
@@ -17,16 +17,16 @@ import torch
 from transformers import PretrainedConfig
 
 from taskfit.errors import SettingsError
-from taskfit.experiments.planner_cards import Card
-from taskfit.experiments.planner_host import HostMemory, host_memory
-from taskfit.experiments.planner_model import ModelCount, meta_model, prepare_weights
-from taskfit.experiments.planner_shapes import KNOWN_SHAPES, find_config, known_config
-from taskfit.experiments.planner_simulate import (
+from taskfit.experiments.planner.cards import Card
+from taskfit.experiments.planner.host import HostMemory, host_memory
+from taskfit.experiments.planner.model import ModelCount, meta_model, prepare_weights
+from taskfit.experiments.planner.shapes import KNOWN_SHAPES, find_config, known_config
+from taskfit.experiments.planner.simulate import (
     SimulatedModel,
     SimulatedScoring,
     SimulatedStep,
 )
-from taskfit.experiments.planner_tokens import Epoch, Workload, plan_epoch
+from taskfit.experiments.planner.tokens import Epoch, Workload, plan_epoch
 from taskfit.methods import LabelWordLoss
 from taskfit.settings import RunSettings
 from taskfit.tasks import EncodedExample

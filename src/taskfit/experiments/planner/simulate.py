@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
-from taskfit.experiments.planner_model import meta_model, prepare_weights
+from taskfit.experiments.planner.model import meta_model, prepare_weights
 from taskfit.methods.objective import Objective
 from taskfit.methods.scoring import token_log_probs
 from taskfit.models import TreeModel, enable_gradient_checkpointing, trainable_parameters

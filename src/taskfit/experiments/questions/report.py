@@ -14,7 +14,7 @@ from taskfit.experiments.plots import (
     plot_memory,
     plot_reliability,
 )
-from taskfit.experiments.question_classifier import QuestionEvaluation
+from taskfit.experiments.questions.classifier import QuestionEvaluation
 from taskfit.experiments.records import RunResult
 from taskfit.experiments.report import Picture, hardest, write_report
 from taskfit.files import read_jsonl

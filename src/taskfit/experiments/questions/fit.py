@@ -14,20 +14,20 @@ from taskfit.errors import SettingsError
 from taskfit.evaluation import METRICS, Evaluation
 from taskfit.experiments.classifier import Weights
 from taskfit.experiments.predict import CHUNK, check_target, write_table
-from taskfit.experiments.question_classifier import (
+from taskfit.experiments.questions.classifier import (
     FILE,
     QuestionClassifier,
     QuestionEvaluation,
     answer_table,
 )
-from taskfit.experiments.question_data import (
+from taskfit.experiments.questions.data import (
     QuestionData,
     check_trainable,
     prepare_questions,
     read_answered,
     read_texts,
 )
-from taskfit.experiments.question_report import report_questions
+from taskfit.experiments.questions.report import report_questions
 from taskfit.experiments.records import RunResult
 from taskfit.experiments.run import model_of
 from taskfit.experiments.run_folder import check_fingerprint, open_folder

@@ -1,0 +1,5 @@
+"""`python -m taskfit` is the command `taskfit`."""
+
+from taskfit.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Grids of runs: methods x sample sizes x draws x models."""

@@ -1,0 +1,1 @@
+"""Which wording of a task suits a model: a search on a labelled sample."""
