@@ -12,7 +12,8 @@ import pytest
 import tiny
 from taskfit.data import Example
 from taskfit.errors import SettingsError
-from taskfit.experiments import SilentScreen, prompt_scoring
+from taskfit.experiments import SilentScreen
+from taskfit.experiments.prompts import scoring as prompt_scoring
 from taskfit.experiments.prompts.search import (
     PromptSearch,
     SharedScorer,
