@@ -15,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 import tiny
 from taskfit.models import LoadedModel, TreeModel
 
-torch.set_num_threads(2)
+# Two threads beside other work wait for each other longer than they compute.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 transformers_logging.set_verbosity_error()
 
 

@@ -48,6 +48,9 @@ def run_result(name: str = "tuned", **evaluations: Evaluation) -> RunResult:
         num_parameters=135_000_000,
         num_trainable=4_884_480,
         best_step=8,
+        cpu_seconds=20.5,
+        evaluation_seconds=dict.fromkeys(evaluations, 0.5),
+        latency_seconds=0.01,
     )
 
 
@@ -157,6 +160,7 @@ def test_the_table_has_a_row_for_every_run_and_set_with_the_numbers_of_the_json(
                 assert float(row[key]) == getattr(stored, key)
             for key in ("training_seconds", "peak_memory_bytes"):
                 assert float(row[key]) == getattr(stored, key)
+            assert float(row["samples_per_second"]) == measured.num_examples / 0.5
             assert (row["tokens_unique"], row["tokens_padded"]) == ("1000", "7654")
     assert not table.isna().to_numpy().any()
 

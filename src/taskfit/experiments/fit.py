@@ -4,10 +4,14 @@ The run folder is filled in an order in which an interruption loses nothing: res
 first, then metrics and checkpoints, then the weights, then the evaluations.
 """
 
+import random
+import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from taskfit.data import Example
 from taskfit.errors import DataError, SettingsError
 from taskfit.evaluation import Evaluation
 from taskfit.experiments.classifier import Classifier, Weights
@@ -24,6 +28,8 @@ from taskfit.methods.table import METHODS
 from taskfit.models import LoadedModel, resolve_device
 from taskfit.settings import RunSettings
 from taskfit.training import Checkpoints, MemoryAccount, TrainingState
+
+LATENCY_TEXTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ def fit(
         state, num_trainable = train_method(run, method)
         weights = settings.adapter.weights
     classifier.save(folder, weights=weights, extra={"method": settings.method.name, "name": label})
-    evaluations, hard = _evaluate_all(run)
+    evaluations, seconds, hard = _evaluate_all(run)
     result = RunResult(
         name=label,
         method=settings.method.name,
@@ -107,6 +113,8 @@ def fit(
         num_trainable=num_trainable,
         best_step=state.best_step,
         cpu_seconds=time.process_time() - cpu_started,
+        evaluation_seconds=seconds,
+        latency_seconds=_latency(run),
         details=dict(method.report()),
     )
     result.save(folder)
@@ -168,22 +176,54 @@ def _rehearse(run: Run) -> None:
     run.memory.stage("forward")
 
 
-def _evaluate_all(run: Run) -> tuple[dict[str, Evaluation], list[HardExample]]:
-    """Evaluate every set, write its predictions; the validation set serves where there is none."""
-    sets = run.data.evaluations or (
+def _evaluation_sets(run: Run) -> Mapping[str, Sequence[Example]]:
+    """Return the sets to evaluate; the validation set serves where there is none."""
+    return run.data.evaluations or (
         {"validation": run.data.validation} if run.data.validation else {}
     )
+
+
+def _latency(run: Run) -> float | None:
+    """Return the median seconds to predict one text by itself, of a few.
+
+    The words stand in a new order, so that no cache knows the text. An endpoint is not asked for
+    texts of no use.
+    """
+    examples = [e for found in _evaluation_sets(run).values() for e in found][:LATENCY_TEXTS]
+    if not examples or run.settings.method.name == "remote":
+        return None
+    generator = random.Random(time.time_ns())
+    seconds = []
+    for example in examples:
+        texts = {column: text.split() for column, text in example.texts.items()}
+        for words in texts.values():
+            generator.shuffle(words)
+        shuffled = Example(example.id, {column: " ".join(w) for column, w in texts.items()})
+        started = time.perf_counter()
+        run.classifier.probabilities([shuffled])
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _evaluate_all(
+    run: Run,
+) -> tuple[dict[str, Evaluation], dict[str, float], list[HardExample]]:
+    """Evaluate every set and write its predictions; return metrics, seconds, the worst errors."""
+    sets = _evaluation_sets(run)
     if not sets:
         run.screen.note(
             "no evaluation set: give one with --test NAME=FILE, or raise data.validation_fraction"
         )
     evaluations: dict[str, Evaluation] = {}
+    seconds: dict[str, float] = {}
     hard: list[HardExample] = []
     for name, examples in sets.items():
+        started = time.perf_counter()
         with run.screen.progress(f"evaluating {name}", len(examples)) as advance:
             probabilities = run.classifier.probabilities(examples, advance=advance)
+        seconds[name] = time.perf_counter() - started
         evaluations[name] = run.classifier.evaluate(examples, probabilities)
         write_predictions(run.folder, name, examples, probabilities, run.data.task)
         if not run.data.task.multi_label:
             hard += hardest(name, examples, probabilities, run.data.task.label_names)
-    return evaluations, hard
+    return evaluations, seconds, hard

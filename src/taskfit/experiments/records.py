@@ -45,6 +45,8 @@ class RunResult:
         num_parameters: Of the model.
         num_trainable: Of them, trained.
         best_step: Step whose weights were kept; 0 without training.
+        evaluation_seconds: Seconds to score each evaluation set, all of it at once.
+        latency_seconds: Median seconds to predict one text by itself; None if it was not measured.
         details: What else the method records, such as answers that named no label.
         versions: Versions of the libraries that decide results.
         machine: Processor, cores and device.
@@ -69,6 +71,8 @@ class RunResult:
     num_trainable: int
     best_step: int
     cpu_seconds: float = 0.0
+    evaluation_seconds: dict[str, float] = field(default_factory=dict)
+    latency_seconds: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
     machine: dict[str, str] = field(default_factory=lambda: describe_machine())
@@ -131,6 +135,9 @@ def result_rows(result: RunResult) -> list[dict[str, Any]]:
         row["duration_seconds"] = result.duration_seconds
         row["training_seconds"] = result.training_seconds
         row["cpu_seconds"] = result.cpu_seconds
+        seconds = result.evaluation_seconds.get(name)
+        row["samples_per_second"] = evaluation.num_examples / seconds if seconds else None
+        row["latency_seconds"] = result.latency_seconds
         row["peak_memory_bytes"] = result.peak_memory_bytes
         row["tokens_unique"] = result.tokens["unique"]
         row["tokens_padded"] = result.tokens["padded"]

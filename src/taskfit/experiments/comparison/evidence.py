@@ -1,0 +1,227 @@
+"""The evidence of a comparison: finished runs with their predictions, read back from their folders.
+
+Everything that report and advice say is computed from here, so a comparison can be reported anew
+at any time, without any model. Methods that see no labels (zero-shot) count as size 0.
+
+Legend: N examples, L labels.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from taskfit.errors import CheckpointError
+from taskfit.experiments.records import RESULT_FILE, RunResult
+from taskfit.files import read_jsonl
+from taskfit.settings import RunSettings
+from taskfit.settings_file import load_settings
+
+FAILURE_FILE = "failure.json"
+HISTORY_FILE = "metrics.jsonl"
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What a run answered on an evaluation set of a task with one label a text.
+
+    Attributes:
+        ids: Ids of the examples, N.
+        texts: Their texts, columns joined by ` / `, N.
+        gold: Right labels by index, (N,).
+        predicted: Answers by index, -1 where there was none, (N,).
+        probabilities: Of every label, a row of NaN where there was no answer, (N, L).
+        columns: Every further column of the file, by name.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    gold: IntArray
+    predicted: IntArray
+    probabilities: FloatArray
+    columns: pd.DataFrame
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Return whether each answer is right, (N,)."""
+        return self.predicted == self.gold
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A finished run of a comparison.
+
+    Attributes:
+        folder: Its folder.
+        result: Its record.
+    """
+
+    folder: Path
+    result: RunResult
+
+    @cached_property
+    def settings(self) -> RunSettings:
+        """Return its settings."""
+        return load_settings(self.folder / "settings.yaml")
+
+    @property
+    def name(self) -> str:
+        """Return the method's name in tables."""
+        return self.result.name
+
+    @property
+    def seed(self) -> int:
+        """Return the draw."""
+        return self.result.seed
+
+    @cached_property
+    def size(self) -> int:
+        """Return how many labelled examples the run was allowed to use; 0 if it sees none."""
+        wanted = self.settings.data.num_train
+        sees_labels = self.result.num_train or self.result.num_demonstrations
+        if not sees_labels and self.settings.method.calibration != "batch":
+            return 0
+        return wanted if wanted is not None else self.result.num_train
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the records of its training; empty without training."""
+        path = self.folder / HISTORY_FILE
+        return read_jsonl(path) if path.is_file() else []
+
+    def predictions(self, evaluation: str) -> Predictions:
+        """Read what it answered on an evaluation set.
+
+        Raises:
+            CheckpointError: If its file is missing or does not fit the result.
+        """
+        path = self.folder / "predictions" / f"{evaluation}.parquet"
+        labels = self.result.evaluations[evaluation].labels
+        try:
+            table = pd.read_parquet(path)
+            index = {label: place for place, label in enumerate(labels)}
+            gold = np.asarray(table["gold"].map(index), np.int64)
+            predicted = np.asarray(table["predicted"].map(index).fillna(-1), np.int64)
+            names = [f"p_{label}" for label in labels]
+            probabilities = table[names].to_numpy(np.float64)
+        except (OSError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error!r}. Delete the run's folder and run the comparison "
+                "again; finished runs are kept."
+            ) from error
+        texts = table[list(self._text_columns(table))].astype(str).agg(" / ".join, axis=1)
+        rest = table.drop(columns=[*names, "gold", "predicted", "id"])
+        return Predictions(
+            table["id"].astype(str).tolist(), texts.tolist(), gold, predicted, probabilities, rest
+        )
+
+    def _text_columns(self, table: pd.DataFrame) -> Sequence[str]:
+        saved = json.loads((self.folder / "classifier.json").read_text(encoding="utf-8"))
+        return [column for column in saved["task"]["text"] if column in table]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All finished runs of a comparison on one task.
+
+    Attributes:
+        folder: The comparison's folder.
+        runs: Finished runs, in the order of the grid.
+        failures: Folder of a failed run -> its error.
+        metric: The task's metric: accuracy, mcc or macro_f1.
+        multi_label: Whether a text may have several labels.
+    """
+
+    folder: Path
+    runs: list[FinishedRun]
+    failures: dict[str, str]
+    metric: str
+    multi_label: bool
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Return the names of methods, in the order of the grid."""
+        return list(dict.fromkeys(run.name for run in self.runs))
+
+    @cached_property
+    def models(self) -> list[str]:
+        """Return the names of models, in the order of the grid."""
+        return list(dict.fromkeys(run.result.model for run in self.runs))
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Return the numbers of labels above 0, in rising order."""
+        return sorted({run.size for run in self.runs} - {0})
+
+    @cached_property
+    def evaluations(self) -> list[str]:
+        """Return the names of the evaluation sets, the one in domain first."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.result.evaluations))
+
+    @property
+    def in_domain(self) -> str:
+        """Return the evaluation set of the same kind as the training data."""
+        return self.evaluations[0]
+
+    def select(
+        self, *, method: str | None = None, size: int | None = None, model: str | None = None
+    ) -> list[FinishedRun]:
+        """Return the runs of a method, a size and a model, by draw; None: any."""
+        found = [
+            run
+            for run in self.runs
+            if method in (None, run.name)
+            and size in (None, run.size)
+            and model in (None, run.result.model)
+        ]
+        return sorted(found, key=lambda run: (run.size, run.seed))
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Read all finished runs under a comparison's folder.
+
+    Raises:
+        CheckpointError: If there is none, or runs are of different tasks.
+    """
+    home = folder / "runs"
+    paths = sorted(p.parent for p in home.glob(f"*/{RESULT_FILE}")) if home.is_dir() else []
+    if not paths:
+        raise CheckpointError(
+            f"{folder} holds no finished run of a comparison. Give the folder that `taskfit "
+            "compare --out` filled."
+        )
+    runs = [FinishedRun(path, RunResult.load(path)) for path in paths]
+    tasks = sorted({run.result.task for run in runs})
+    if len(tasks) > 1:
+        raise CheckpointError(
+            f"{folder} holds runs of different tasks ({', '.join(tasks)}), which cannot be "
+            "compared. Give each task its own --out."
+        )
+    failures = {}
+    for path in sorted(home.glob(f"*/{FAILURE_FILE}")):
+        if not (path.parent / RESULT_FILE).is_file():
+            failures[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))["error"]
+    saved = json.loads((paths[0] / "classifier.json").read_text(encoding="utf-8"))["task"]
+    return Evidence(
+        folder=folder,
+        runs=_in_grid_order(folder, runs),
+        failures=failures,
+        metric=saved["metric"],
+        multi_label=saved["multi_label"],
+    )
+
+
+def _in_grid_order(folder: Path, runs: list[FinishedRun]) -> list[FinishedRun]:
+    """Sort runs as `grid.json` lists them; what it does not list comes last, by name."""
+    path = folder / "grid.json"
+    listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    order = {name: place for place, name in enumerate(listed.get("runs", []))}
+    last = len(order)
+    return sorted(runs, key=lambda run: (order.get(run.folder.name, last), run.folder.name))
