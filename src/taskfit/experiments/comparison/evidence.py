@@ -52,7 +52,7 @@ class Predictions:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Return whether each answer is right, (N,)."""
-        return self.predicted == self.gold
+        return np.equal(self.predicted, self.gold)
 
 
 @dataclass(frozen=True, eq=False)
