@@ -129,9 +129,10 @@ class MethodSettings(Section):
     num_orders: int = Field(default=1, ge=1)
     """in_context only. Seeded orders of the demonstrations whose probabilities are averaged."""
     calibration: Literal["none", "contextual", "pmi", "batch"] = "none"
-    """in_context only. contextual: divide by the mean over content-free inputs; pmi: divide by
-    the probability after the line without text, instruction and demonstrations; batch: subtract
-    the mean log-probability over training texts (up to `data.max_validation`, labels unseen)."""
+    """in_context, and batch also for the teacher of distill. contextual: divide by the mean over
+    content-free inputs; pmi: divide by the probability after the line without text, instruction
+    and demonstrations; batch: subtract the mean log-probability over training texts (up to
+    `data.max_validation`, labels unseen)."""
     length_normalization: bool = False
     """in_context only. Divide the log-probability of a label word by its number of tokens."""
     loss: Literal["labels", "vocabulary"] = "labels"

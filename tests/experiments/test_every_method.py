@@ -258,6 +258,12 @@ def test_a_method_of_one_label_refuses_several(settings_of: Any, tmp_path: Path,
     [
         ("distill", ["method.num_demonstrations=0"], "needs a context that the teacher sees"),
         ("head", ["method.calibration=batch"], "is for in_context"),
+        ("distill", ["method.calibration=pmi"], "distill with method.calibration=pmi"),
+        (
+            "distill",
+            ["method.calibration=batch", "method.contexts=redrawn", "method.loss=vocabulary"],
+            "distill with method.loss=vocabulary and method.contexts=redrawn",
+        ),
         ("head", ["method.demonstrations=nearest"], "only in_context reads"),
         ("nearest", ["method.num_orders=3"], "averages orders of fixed demonstrations"),
         ("remote", [], "needs the model's name at the endpoint"),

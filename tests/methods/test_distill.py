@@ -11,6 +11,7 @@ from torch.nn import functional
 import tiny
 from taskfit.data import Example
 from taskfit.methods import LabelScorer
+from taskfit.methods.calibration import apply_prior
 from taskfit.methods.distill import DistillItem, DistillLoss, divergence
 from taskfit.methods.teacher import Redraw, Teacher, student_task
 from taskfit.models import LoadedModel, add_adapter, trainable_parameters
@@ -39,6 +40,7 @@ def loss_of(
     kind: Any = "self",
     over: Any = "labels",
     temperature: float = 1.0,
+    log_prior: Any = None,
     redraw: Redraw | None = None,
 ) -> tuple[DistillLoss, list[DistillItem]]:
     student = PromptEncoder(
@@ -50,6 +52,7 @@ def loss_of(
         Teacher(loaded.tree, adapter, kind=kind, encoder=context),
         over=over,
         temperature=temperature,
+        log_prior=log_prior,
         redraw=redraw,
     )
     items = [DistillItem(e, s) for e, s in zip(TEXTS, student.encode(TEXTS), strict=True)]
@@ -105,6 +108,24 @@ def test_over_labels_the_loss_is_that_of_the_two_prompts_scored_alone(
     )
     expected = (theirs.exp() * (theirs - ours)).sum() * temperature**2
     assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_calibrated_teacher_teaches_what_in_context_learning_with_that_prior_says(
+    loaded: LoadedModel,
+) -> None:
+    prior = np.array([-0.2, -2.0])
+    loss, items = loss_of(loaded, task=toy_task(), shown=SHOWN, log_prior=prior)
+    with torch.no_grad():
+        found = float(loss.loss_sum(items))
+    theirs = apply_prior(LabelScorer(loaded.tree, loss.teacher.encoder).log_probs(TEXTS), prior)
+    ours = apply_prior(loss.student.log_probs(TEXTS), None)
+    expected = (theirs * (np.log(theirs) - np.log(ours))).sum()
+    assert found == pytest.approx(float(expected), rel=1e-4)
+    # A prior that favours no label changes nothing.
+    even, _ = loss_of(loaded, task=toy_task(), shown=SHOWN, log_prior=np.array([-1.0, -1.0]))
+    plain, _ = loss_of(loaded, task=toy_task(), shown=SHOWN)
+    with torch.no_grad():
+        assert float(even.loss_sum(items)) == pytest.approx(float(plain.loss_sum(items)), abs=1e-6)
 
 
 def test_over_the_vocabulary_single_words_compare_the_whole_next_token(loaded: LoadedModel) -> None:

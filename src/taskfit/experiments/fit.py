@@ -132,9 +132,9 @@ def _check_learnable(method: Method, data: PreparedData) -> None:
         raise DataError(
             f"{settings.name} needs training examples: give --data, or a built-in task."
         )
-    if settings.calibration != "none" and settings.name != "in_context":
+    if settings.calibration != "none" and settings.name not in ("in_context", "distill"):
         raise SettingsError(
-            f"method.calibration={settings.calibration} is for in_context; method "
+            f"method.calibration={settings.calibration} is for in_context and distill; method "
             f"{settings.name} needs none. Leave it out."
         )
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from taskfit.data import Example
-from taskfit.errors import PromptError, SettingsError
-from taskfit.methods.calibration import apply_prior
+from taskfit.errors import DataError, PromptError, SettingsError
+from taskfit.methods.calibration import apply_prior, text_prior
 from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.objective import Objective
 from taskfit.methods.scoring import (
@@ -29,6 +29,7 @@ from taskfit.methods.scoring import (
 from taskfit.methods.teacher import Redraw, Teacher, student_task
 from taskfit.methods.tree_method import TreeMethod, prompt_encoder
 from taskfit.models import KeyValueCache, TreeModel
+from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
 from taskfit.tree import plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
@@ -77,7 +78,7 @@ class Distill(TreeMethod):
         """Make the student's encoder.
 
         Raises:
-            SettingsError: If there is no context to distil.
+            SettingsError: If there is no context to distil, or calibration does not suit it.
         """
         task, settings = context.task, context.settings.method
         if task.num_demonstrations == 0 and (
@@ -88,6 +89,7 @@ class Distill(TreeMethod):
                 "is none: no demonstrations, and no instruction that only the teacher has. Set "
                 "method.num_demonstrations, or task.instruction without method.student_instruction."
             )
+        _check_calibration(settings)
         encoder = prompt_encoder(
             context, student_task(task, keep_instruction=settings.student_instruction), []
         )
@@ -95,12 +97,28 @@ class Distill(TreeMethod):
         budget = context.settings.training.score_token_budget
         self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget)
         self._pool: list[Example] = []
+        self._log_prior: FloatArray | None = None
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Keep the labelled examples that redrawn contexts are taken from."""
+        """Keep what redrawn contexts are taken from, and measure the teacher's prior.
+
+        Raises:
+            DataError: If there are no texts to measure it on.
+        """
         labels = set(self.task.label_names)
         labelled = [example for example in train if example.label in labels]
         self._pool = [*self.context.demonstrations, *labelled]
+        if self.settings.calibration == "batch":
+            texts = [*train, *validation][: self.context.settings.data.max_validation]
+            if not texts:
+                raise DataError(
+                    "method.calibration=batch needs training texts (their labels are not used). "
+                    "Give --data, or leave the calibration out."
+                )
+            encoder = prompt_encoder(self.context, self.task, self.context.demonstrations)
+            budget = self.context.settings.training.score_token_budget
+            teacher = LabelScorer(self.model.tree, encoder, token_budget=budget)
+            self._log_prior = text_prior(teacher.log_probs, texts)
 
     def encode(self, examples: Sequence[Example]) -> list[DistillItem]:
         """Encode texts for the student; labels are dropped."""
@@ -124,6 +142,7 @@ class Distill(TreeMethod):
             teacher,
             over=settings.loss,
             temperature=settings.temperature,
+            log_prior=self._log_prior,
             redraw=(
                 Redraw(self._pool, self.task, self.context.settings.seed)
                 if settings.contexts == "redrawn"
@@ -163,6 +182,7 @@ class DistillLoss:
         *,
         over: Literal["labels", "vocabulary"],
         temperature: float,
+        log_prior: FloatArray | None = None,
         redraw: Redraw | None = None,
     ) -> None:
         """Bind student and teacher.
@@ -172,12 +192,14 @@ class DistillLoss:
             teacher: Model and encoder with context.
             over: What is compared.
             temperature: Divides the scores of both.
+            log_prior: Subtracted from the teacher's scores of the labels, (L,); None: nothing.
             redraw: Draws the teacher's context for each step; None: it stays.
         """
         self.student = student
         self.teacher = teacher
         self.over = over
         self.temperature = temperature
+        self.log_prior = log_prior
         self.redraw = redraw
 
     def start_step(self, step: int) -> None:
@@ -220,6 +242,8 @@ class DistillLoss:
     ) -> Tensor:
         with self.teacher.reading():
             theirs = self._label_scores(self.teacher.model, teachers, prefix)
+        if self.log_prior is not None:
+            theirs = theirs - torch.from_numpy(self.log_prior).to(theirs)
         ours = self._label_scores(self.student.model, students, None)
         return divergence(theirs, ours, temperature=self.temperature).sum()
 
@@ -282,6 +306,25 @@ def divergence(teacher_scores: Tensor, student_scores: Tensor, *, temperature: f
     theirs = functional.log_softmax(teacher_scores.float() / temperature, dim=-1)
     ours = functional.log_softmax(student_scores.float() / temperature, dim=-1)
     return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)
+
+
+def _check_calibration(settings: MethodSettings) -> None:
+    """Raise unless the teacher's prior can be measured once and belongs to all it says."""
+    if settings.calibration == "none":
+        return
+    given = {
+        "method.calibration": (settings.calibration, "batch"),
+        "method.loss": (settings.loss, "labels"),
+        "method.teacher": (settings.teacher, "frozen"),
+        "method.contexts": (settings.contexts, "fixed"),
+    }
+    wrong = [f"{name}={found}" for name, (found, wanted) in given.items() if found != wanted]
+    if wrong:
+        raise SettingsError(
+            f"distill with {' and '.join(wrong)}: the prior of the teacher's labels is measured "
+            "once, before training, so calibration is for method.calibration=batch with "
+            "loss=labels, teacher=frozen and contexts=fixed. Change these, or leave it out."
+        )
 
 
 def _branches(
