@@ -93,6 +93,17 @@ def test_a_line_separator_inside_a_json_string_is_content(tmp_path: Path) -> Non
     assert read(source) == [("f:1", "a\u2028b", "x")]
 
 
+def test_half_of_a_surrogate_pair_is_named_with_its_line_and_a_whole_pair_is_read(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "table.jsonl"
+    path.write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "broken \\ud83d"}\n')
+    with pytest.raises(DataError, match=r"table\.jsonl:2 holds half of a surrogate pair"):
+        read_table(str(path))
+    path.write_text('{"text": "fine \\ud83d\\ude00"}\n')
+    assert read_table(str(path))["text"].tolist() == ["fine \U0001f600"]
+
+
 def test_a_damaged_parquet_file_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a Parquet file that can be read"):
         read(csv_file(tmp_path, b"PAR1 nonsense", "d.parquet"))

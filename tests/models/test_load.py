@@ -45,6 +45,12 @@ def test_damaged_weights_end_in_one_message(tmp_path: Path, model_folder: Path) 
     (tmp_path / "config.json").write_bytes((model_folder / "config.json").read_bytes())
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_model(ModelSettings(name=str(tmp_path)))
+    # Now the weights alone are cut short.
+    for file in model_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(ModelSettings(name=str(tmp_path)))
 
 
 def test_devices_and_formats_are_chosen_or_refused() -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.flags import (
+    ConfigOption,
     DataOption,
     LabelOption,
     SetOption,
@@ -55,14 +56,14 @@ def plan(
     config_file: Annotated[
         Path | None, typer.Option("--config-file", help="The model's config.json.")
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")] = None,
+    config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
     """Predict memory by part and time per epoch from a model's config and token lengths alone."""
     from taskfit.experiments.planner.cards import find_card, names_card_at_hand
     from taskfit.experiments.planner.plan import config_of, make_plan
     from taskfit.experiments.planner.tokens import made_workload, real_workload
-    from taskfit.settings_file import load_settings
+    from taskfit.settings_file import find_settings, load_settings
 
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
     flags.update(
@@ -74,7 +75,8 @@ def plan(
             }
         )
     )
-    settings = load_settings(config, flags=flags, overrides=set_ or ())
+    base = find_settings(config) if config else None
+    settings = load_settings(base, flags=flags, overrides=set_ or ())
     card = find_card(gpu or names_card_at_hand())
     found, source = config_of(settings, file=config_file)
     workload = None

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskfit.cli.flags import (
+    ConfigOption,
     DataOption,
     LabelOption,
     ModelOption,
@@ -38,7 +39,7 @@ def prompts(
     label: LabelOption = None,
     task: TaskOption = None,
     model: ModelOption = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")] = None,
+    config: ConfigOption = None,
     set_: SetOption = None,
     candidates: Annotated[
         Path | None,
@@ -60,7 +61,7 @@ def prompts(
     from taskfit.cli.screen import RichScreen
     from taskfit.errors import SettingsError
     from taskfit.experiments.prompts.search import check_free, search_prompts, write_winner
-    from taskfit.settings_file import load_settings
+    from taskfit.settings_file import find_settings, load_settings
     from taskfit.tasks.variants import generate_variants
 
     if table and out is None:
@@ -69,7 +70,8 @@ def prompts(
         check_free(out, table=table)
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
     flags.update(nested({"seed": seed}))
-    settings = load_settings(config, flags=flags, overrides=set_ or ())
+    base = find_settings(config) if config else None
+    settings = load_settings(base, flags=flags, overrides=set_ or ())
     console = Console()
     search = search_prompts(
         settings,

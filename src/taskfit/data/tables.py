@@ -179,6 +179,13 @@ def _read_jsonl(text: str, source: str) -> pd.DataFrame:
                 f"{source}:{line} holds a {type(row).__name__}; every line must be an object such "
                 'as {"text": "...", "label": "..."}.'
             )
+        # JSON can write half of a surrogate pair, which no UTF-8 file can hold.
+        text_back = json.dumps(row, ensure_ascii=False) if "\\u" in content else ""
+        if any(0xD800 <= ord(c) <= 0xDFFF for c in text_back):
+            raise DataError(
+                f"{source}:{line} holds half of a surrogate pair (\\ud800 to \\udfff), which is no "
+                "character. Write the file anew from its source, or remove the escape."
+            )
         rows.append(row)
         lines.append(line)
     return as_text(pd.DataFrame(rows, index=lines))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -130,7 +131,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             folder, revision=settings.revision, dtype=dtype, use_safetensors=True, **options
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(_explain(settings.name, folder, error)) from error
     _check_tokenizer(tokenizer, model, settings.name)
     if tokenizer.pad_token is None:
