@@ -13,7 +13,8 @@ import pytest
 import tiny
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, DataError, SettingsError, TaskfitError
-from taskfit.experiments import RunResult, SilentScreen, questionnaire
+from taskfit.experiments import RunResult, SilentScreen
+from taskfit.experiments.questions import fit as questionnaire
 from taskfit.experiments.questions.classifier import QuestionClassifier, level_metrics
 from taskfit.experiments.questions.data import prepare_questions, read_answered
 from taskfit.experiments.questions.fit import (

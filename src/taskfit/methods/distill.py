@@ -133,7 +133,7 @@ class Distill(TreeMethod):
         settings = self.settings
         teacher = Teacher(
             self.model.tree,
-            self._adapter,
+            self.adapter,
             kind=settings.teacher,
             encoder=prompt_encoder(self.context, self.task, self.context.demonstrations),
         )

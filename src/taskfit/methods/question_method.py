@@ -4,29 +4,21 @@ Legend: N examples, L_q labels of question q.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
+from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.losses import balanced_weights
 from taskfit.methods.method import Advance, MethodContext
 from taskfit.methods.questions import QuestionEncoders, QuestionLoss, QuestionScorer
 from taskfit.methods.tree_method import prompt_encoder
-from taskfit.models import (
-    LoadedModel,
-    add_adapter,
-    count_parameters,
-    enable_gradient_checkpointing,
-    save_weights,
-    trainable_parameters,
-)
+from taskfit.models import LoadedModel
 from taskfit.settings import RunSettings
 from taskfit.tasks import PromptEncoder
 from taskfit.tasks.questions import AnsweredExample, Questionnaire
@@ -34,13 +26,12 @@ from taskfit.tasks.questions import AnsweredExample, Questionnaire
 FloatArray = NDArray[np.float64]
 
 
-class QuestionMethod:
+class QuestionMethod(AdaptedModel):
     """Reads the answers to all questions off the LM head; trains them together if wanted.
 
     Attributes:
         settings: All settings of the run.
         questionnaire: The questions.
-        model: The model.
         encoders: One a question.
         scorer: Scores texts.
     """
@@ -53,9 +44,9 @@ class QuestionMethod:
         Raises:
             PromptError: If the words of a question cannot be told apart by the model's tokens.
         """
+        super().__init__(model, settings)
         self.settings = settings
         self.questionnaire = questionnaire
-        self.model = model
         encoders: dict[str, PromptEncoder] = {}
         for name, task in questionnaire.tasks.items():
             try:
@@ -67,7 +58,6 @@ class QuestionMethod:
         self.scorer = QuestionScorer(
             model.tree, self.encoders, token_budget=settings.training.score_token_budget
         )
-        self._adapter: PeftModel | None = None
 
     def probabilities(
         self, examples: Sequence[Example], *, advance: Advance | None = None
@@ -98,35 +88,9 @@ class QuestionMethod:
             weights[name] = balanced.float().to(self.model.tree.device)
         return weights
 
-    @property
-    def module(self) -> nn.Module:
-        """Return transformers' model."""
-        module: nn.Module = self.model.tree.model
-        return module
-
-    def make_trainable(self) -> dict[str, nn.Parameter]:
-        """Put adapters on the model, or make all its weights trainable; return them by name."""
-        model = self.model.tree.model
-        self._adapter = add_adapter(model, self.settings.adapter, seed=self.settings.seed)
-        if self.settings.training.gradient_checkpointing:
-            enable_gradient_checkpointing(model)
-        return trainable_parameters(model)
-
-    def compile(self) -> None:
-        """Compile the decoder layers."""
-        self.model.tree.compile_layers()
-
     def weights_changed(self) -> None:
         """Drop the cached prefix."""
         self.scorer.forget_prefix()
-
-    def tokens_run(self) -> int:
-        """Return the unique tokens run through the decoder so far."""
-        return self.model.tree.num_tokens_run
-
-    def save_weights(self, folder: Path) -> None:
-        """Write the adapter in PEFT's layout, or the whole model."""
-        save_weights(self.model.tree.model, self._adapter, self.model.tokenizer, folder)
 
     def rendered(self, example: AnsweredExample) -> list[str]:
         """Return an example's prompts as the model sees them, what is learned in guillemets."""
@@ -139,8 +103,3 @@ class QuestionMethod:
                 answer = "".join(f"«{decode([int(i)])}»" for i in branch.completions[gold])
                 shown.append(f"{item.id}: {decode(branch.prompt_ids.tolist())}{answer}")
         return shown
-
-    @property
-    def num_parameters(self) -> int:
-        """Return the number of the model's weights, adapters with them."""
-        return count_parameters(self.model.tree.model)

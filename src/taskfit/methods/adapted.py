@@ -1,0 +1,71 @@
+"""A language model whose weights are trained, in full or by an adapter, whatever the loss."""
+
+from pathlib import Path
+
+from peft import PeftModel
+from torch import nn
+
+from taskfit.models import (
+    LoadedModel,
+    add_adapter,
+    count_parameters,
+    enable_gradient_checkpointing,
+    save_weights,
+    trainable_parameters,
+)
+from taskfit.settings import RunSettings
+
+
+class AdaptedModel:
+    """What training in steps needs of a causal language model under the token tree.
+
+    Attributes:
+        model: The model with its tokenizer.
+        adapter: Its adapter; None before `make_trainable`, and where all weights are trained.
+    """
+
+    def __init__(self, model: LoadedModel, settings: RunSettings) -> None:
+        """Bind to a model; nothing in it changes before `make_trainable`."""
+        self.model = model
+        self.adapter: PeftModel | None = None
+        self._settings = settings
+
+    @property
+    def module(self) -> nn.Module:
+        """Return transformers' model."""
+        module: nn.Module = self.model.tree.model
+        return module
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of the model's weights, adapters with them."""
+        return count_parameters(self.model.tree.model)
+
+    def make_trainable(self) -> dict[str, nn.Parameter]:
+        """Put adapters on the model, or make all its weights trainable; return them by name."""
+        model = self.model.tree.model
+        self.adapter = add_adapter(model, self._settings.adapter, seed=self._settings.seed)
+        if self._settings.training.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        return trainable_parameters(model)
+
+    def compile(self) -> None:
+        """Compile the decoder layers."""
+        self.model.tree.compile_layers()
+
+    def tokens_run(self) -> int:
+        """Return the unique tokens run through the decoder so far."""
+        return self.model.tree.num_tokens_run
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the adapter in PEFT's layout, or the whole model."""
+        save_weights(self.model.tree.model, self.adapter, self.model.tokenizer, folder)
+
+    def release(self) -> bool:
+        """Unload the adapter; return whether the model is as it was before."""
+        if self.adapter is None:
+            return False
+        self.adapter.unload()
+        self.model.tree.model.requires_grad_(False)
+        self.adapter = None
+        return True
