@@ -165,7 +165,7 @@ class Distill(TreeMethod):
         return " «the teacher's distribution»"
 
 
-class DistillLoss:
+class DistillLoss(Objective[DistillItem]):
     """The training objective of `distill`: T^2 KL(teacher || student) at the answer.
 
     Hinton et al. 2015 (arXiv:1503.02531), section 2. Over the labels, both distributions are those

@@ -206,7 +206,7 @@ class ExampleTokenizer:
         )
 
 
-class EncoderLoss:
+class EncoderLoss(Objective[EncodedText]):
     """The training objective of `encoder`: the loss of the head's scores against the targets.
 
     With one label a text that is the cross-entropy -sum over y of q(y) log p(y), with p the softmax
@@ -234,9 +234,6 @@ class EncoderLoss:
         self.loss = multi_label_loss_sum if multi_label else classification_loss_sum
         self.class_weights = class_weights
         self.focal_gamma = focal_gamma
-
-    def start_step(self, step: int) -> None:
-        """Do nothing: nothing here is random but dropout, which the loop seeds."""
 
     def plan(self, items: Sequence[EncodedText], token_budget: int) -> list[list[int]]:
         """Cut examples into batches of like length, at most `token_budget` tokens with padding."""

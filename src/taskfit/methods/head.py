@@ -122,7 +122,7 @@ class Head(TreeMethod):
         return super().num_parameters + sum(p.numel() for p in self.head.parameters())
 
 
-class HeadLoss:
+class HeadLoss(Objective[EncodedExample]):
     """The training objective of `head`: cross-entropy of the head's scores against the targets."""
 
     def __init__(
@@ -148,9 +148,6 @@ class HeadLoss:
         self.loss = multi_label_loss_sum if multi_label else classification_loss_sum
         self.class_weights = class_weights
         self.focal_gamma = focal_gamma
-
-    def start_step(self, step: int) -> None:
-        """Nothing here is drawn."""
 
     def plan(self, items: Sequence[EncodedExample], token_budget: int) -> list[list[int]]:
         """Cut examples into forward passes of at most `token_budget` unique tokens."""

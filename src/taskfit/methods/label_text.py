@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import GenerationConfig
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
 from taskfit.methods.calibration import apply_prior
+from taskfit.methods.generation import generate_texts, generation_config
 from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.objective import Objective
@@ -20,8 +19,6 @@ from taskfit.methods.reading import run_in_trees
 from taskfit.methods.scoring import LabelScorer, sequences_of, token_log_probs
 from taskfit.methods.tree_method import TreeMethod, prompt_encoder
 from taskfit.tasks import EncodedExample, parse_answer
-
-GENERATION_TOKENS = 4096  # padded prompt tokens in one batch of free generation
 
 
 class LabelText(TreeMethod):
@@ -122,46 +119,18 @@ class LabelText(TreeMethod):
         )
         return result
 
-    @torch.no_grad()
     def _generate(self, items: Sequence[EncodedExample], advance: Advance | None) -> FloatArray:
-        tokenizer = self.model.tokenizer
         words = [[word.strip() for word in label.words] for label in self.task.labels]
+        config = generation_config(self.model, max_new_tokens=self.settings.max_new_tokens)
+        prompts = [item.prompt_ids for item in items]
+        answers = generate_texts(self.model, prompts, config, advance=advance)
         result = np.full((len(items), len(words)), np.nan)
-        generation = GenerationConfig(
-            max_new_tokens=self.settings.max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            use_cache=True,
-        )
-        order = sorted(range(len(items)), key=lambda i: -len(items[i].prompt_ids))
-        self.model.tree.model.eval()
-        with self.model.tree.plain_attention() as plain:
-            while order:
-                longest = len(items[order[0]].prompt_ids)
-                size = max(1, GENERATION_TOKENS // longest)
-                batch, order = order[:size], order[size:]
-                ids = np.full((len(batch), longest), tokenizer.pad_token_id or 0)
-                mask = np.zeros_like(ids)
-                for row, index in enumerate(batch):
-                    prompt = items[index].prompt_ids
-                    ids[row, longest - len(prompt) :] = prompt
-                    mask[row, longest - len(prompt) :] = 1
-                device = self.model.tree.device
-                generated = plain.generate(
-                    input_ids=torch.from_numpy(ids).to(device),
-                    attention_mask=torch.from_numpy(mask).to(device),
-                    generation_config=generation,
-                )
-                texts = tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True)
-                for index, text in zip(batch, texts, strict=True):
-                    label = parse_answer(text, words)
-                    if label is not None:
-                        result[index] = np.eye(len(words))[label]
-                if advance is not None:
-                    advance(len(batch))
+        for row, answer in enumerate(answers):
+            label = parse_answer(answer, words)
+            if label is not None:
+                result[row] = np.eye(len(words))[label]
         self._num_generated += len(items)
-        self._num_unparsable += int(np.isnan(result[:, 0]).sum()) if len(items) else 0
+        self._num_unparsable += int(np.isnan(result[:, :1]).sum())
         return result
 
 

@@ -59,7 +59,7 @@ class LabelWords(TreeMethod):
         return self.supervised_word(item)
 
 
-class LabelWordLoss:
+class LabelWordLoss(Objective[EncodedExample]):
     """The training objective of `label_words`.
 
     With `over="labels"` the loss of an example is -log of the label's share among all labels,
@@ -92,9 +92,6 @@ class LabelWordLoss:
         self.over = over
         self.class_weights = class_weights
         self.focal_gamma = focal_gamma
-
-    def start_step(self, step: int) -> None:
-        """Nothing here is drawn."""
 
     def plan(self, items: Sequence[EncodedExample], token_budget: int) -> list[list[int]]:
         """Cut examples into forward passes of at most `token_budget` unique tokens."""

@@ -1,7 +1,8 @@
 """What the training loop asks of a method, and of the items that the method trains on."""
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -28,21 +29,28 @@ class Item(Protocol):
 ItemT = TypeVar("ItemT", bound=Item, contravariant=True)
 
 
-class Objective(Protocol[ItemT]):
+class Objective(ABC, Generic[ItemT]):
     """What a trained method supplies to the loop."""
 
     def start_step(self, step: int) -> None:
         """Prepare for an optimizer step, counted from 0; everything random hangs on it alone."""
-        ...
 
+    @abstractmethod
     def plan(self, items: Sequence[ItemT], token_budget: int) -> list[list[int]]:
         """Cut examples into forward passes of at most `token_budget` unique tokens."""
-        ...
 
+    @abstractmethod
     def loss_sum(self, items: Sequence[ItemT]) -> Tensor:
         """Return the summed loss of the examples of one forward pass (nats)."""
-        ...
 
+    @abstractmethod
     def largest(self, items: Sequence[ItemT]) -> int:
         """Return the unique tokens that the largest example needs in one forward pass."""
-        ...
+
+    def count(self, items: Sequence[ItemT]) -> int:
+        """Return what a step's summed loss is divided by: examples, or what the loss counts."""
+        return len(items)
+
+    def step_metrics(self) -> Mapping[str, float]:
+        """Return what else the passes since `start_step` have measured, for the log."""
+        return {}

@@ -17,6 +17,7 @@ from torch import Tensor
 from taskfit.data import Example
 from taskfit.methods.losses import classification_loss_sum, label_targets
 from taskfit.methods.method import Advance
+from taskfit.methods.objective import Objective
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.scoring import candidate_log_probs, sequences_of, sum_over_words
 from taskfit.models import KeyValueCache, TreeModel
@@ -229,7 +230,7 @@ class QuestionScorer:
         return result
 
 
-class QuestionLoss:
+class QuestionLoss(Objective[QuestionItem]):
     """The training objective: cross-entropy over the labels of every question that has one.
 
     An item is one example with its questions; its loss is the sum over them of
@@ -259,9 +260,6 @@ class QuestionLoss:
         self.weights = dict(weights)
         self.class_weights = dict(class_weights or {})
         self.focal_gamma = focal_gamma
-
-    def start_step(self, step: int) -> None:
-        """Nothing here is drawn."""
 
     def plan(self, items: Sequence[QuestionItem], token_budget: int) -> list[list[int]]:
         """Cut examples into forward passes; all questions of an example stand in one."""

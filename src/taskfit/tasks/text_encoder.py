@@ -81,7 +81,12 @@ class TextEncoder:
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the character range of each token of a text alone."""
-        return list(self._backend.encode(text, add_special_tokens=False).offsets)
+        return self.ids_and_offsets(text)[1]
+
+    def ids_and_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text alone, and the character range of each."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return list(encoding.ids), list(encoding.offsets)
 
     def encode_pair(self, prompt: str, completion: str) -> TokenSequence:
         """Tokenize prompt and completion as one text and mark where the completion starts.

@@ -1,0 +1,101 @@
+"""Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290).
+
+The prompt is shared by both answers in the token tree. The reference is the model before training:
+what it says is scored once, before the first step, so there is no second model in memory, neither
+with an adapter nor with full weights.
+
+Legend: N pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from taskfit.methods.objective import Objective
+from taskfit.methods.sft import learned_log_probs, tokens_to_run
+from taskfit.models import TreeModel
+from taskfit.tasks.chat import EncodedPreference
+from taskfit.tree import plan_trees, unique_tokens
+from taskfit.tree.build import IntArray
+
+FloatArray = NDArray[np.float64]
+
+
+class DpoLoss(Objective[EncodedPreference]):
+    """The paper's equation 7, with the rewards of its equation 5 as metrics of a step."""
+
+    def __init__(
+        self, model: TreeModel, *, beta: float, reference: Mapping[str, tuple[float, float]]
+    ) -> None:
+        """Bind the loss to a model.
+
+        Args:
+            model: The policy.
+            beta: Strength of the pull to the reference.
+            reference: For the id of every pair the reference's log-probability of the chosen and
+                of the rejected answer.
+        """
+        self.model = model
+        self.beta = beta
+        self.reference = reference
+        self._margins: list[float] = []
+
+    def start_step(self, step: int) -> None:
+        """Forget the metrics of the step before."""
+        self._margins = []
+
+    def plan(self, items: Sequence[EncodedPreference], token_budget: int) -> list[list[int]]:
+        """Cut pairs into forward passes of at most `token_budget` unique tokens."""
+        groups = [pair_tokens(item) for item in items]
+        return plan_trees(groups, token_budget, names=[item.id for item in items])
+
+    def largest(self, items: Sequence[EncodedPreference]) -> int:
+        """Return the unique tokens that the largest pair needs in one forward pass."""
+        return max(unique_tokens(pair_tokens(item)) for item in items)
+
+    def loss_sum(self, items: Sequence[EncodedPreference]) -> Tensor:
+        """Return the summed loss of pairs run as one tree (nats)."""
+        answers = [answer for item in items for answer in (item.chosen, item.rejected)]
+        log_probs, owners = learned_log_probs(self.model, answers)
+        sums = log_probs.new_zeros(len(answers))
+        sums = sums.index_add(0, torch.from_numpy(owners).to(log_probs.device), log_probs)
+        policy = sums.view(-1, 2)  # (N, 2)
+        reference = torch.tensor([self.reference[item.id] for item in items]).to(policy)
+        losses = dpo_loss(policy, reference, beta=self.beta)
+        with torch.no_grad():
+            rewards = self.beta * (policy - reference)
+            self._margins += (rewards[:, 0] - rewards[:, 1]).tolist()
+        return losses.sum()
+
+    def step_metrics(self) -> Mapping[str, float]:
+        """Return the mean margin of the rewards, and the share of pairs where it is above 0."""
+        if not self._margins:
+            return {}
+        margins = np.array(self._margins)
+        return {
+            "reward_margin": float(margins.mean()),
+            "reward_accuracy": float((margins > 0).mean()),
+        }
+
+
+def dpo_loss(policy: Tensor, reference: Tensor, *, beta: float) -> Tensor:
+    """Return -log sigmoid(beta (log-ratio of the chosen - log-ratio of the rejected)), (N,).
+
+    Equation 7 of the paper.
+
+    Args:
+        policy: log p of chosen and rejected answers under the model in training, (N, 2).
+        reference: The same under the model before training, (N, 2).
+        beta: Strength of the pull to the reference.
+    """
+    ratios = policy - reference
+    return -functional.logsigmoid(beta * (ratios[:, 0] - ratios[:, 1]))
+
+
+def pair_tokens(item: EncodedPreference) -> list[IntArray]:
+    """Return the tokens that must run for both answers."""
+    return [tokens_to_run(item.chosen), tokens_to_run(item.rejected)]

@@ -1,0 +1,105 @@
+"""Generation of text in padded batches, by transformers' own decoding."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from taskfit.models import LoadedModel, is_out_of_memory
+from taskfit.tree.build import IntArray
+
+GENERATION_TOKENS = 4096  # padded prompt tokens in one batch
+
+
+def generation_config(
+    model: LoadedModel,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop_ids: Sequence[int] = (),
+) -> GenerationConfig:
+    """Return transformers' settings of decoding.
+
+    Args:
+        model: Whose end and padding tokens count.
+        max_new_tokens: Longest answer (tokens).
+        temperature: Divides the scores before sampling; 0: the likeliest token each time.
+        top_p: Sampling keeps the likeliest tokens that have this probability together.
+        stop_ids: Further tokens that end an answer, such as that of the end of a turn.
+    """
+    tokenizer = model.tokenizer
+    ends = [i for i in (tokenizer.eos_token_id, *stop_ids) if i is not None]
+    sampled = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(set(ends)) or None,
+        use_cache=True,
+        **sampled,
+    )
+
+
+@torch.no_grad()
+def generate_texts(
+    model: LoadedModel,
+    prompts: Sequence[IntArray],
+    config: GenerationConfig,
+    *,
+    advance: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Return what the model writes after each prompt, special tokens left out.
+
+    Longest prompts run first, in batches of like length padded on the left. Where memory runs out,
+    the batch is halved.
+
+    Args:
+        model: The model.
+        prompts: Token ids, each (T,).
+        config: See `generation_config`.
+        advance: Called with the number of prompts just finished.
+
+    Raises:
+        RuntimeError: If memory does not suffice for a single prompt.
+    """
+    texts = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    limit = len(prompts)
+    model.tree.model.eval()
+    with model.tree.plain_attention() as plain:
+        while order:
+            longest = len(prompts[order[0]])
+            size = max(1, min(limit, GENERATION_TOKENS // longest))
+            batch = order[:size]
+            ids, mask = _left_padded([prompts[i] for i in batch], model.tokenizer.pad_token_id or 0)
+            try:
+                generated = plain.generate(
+                    input_ids=ids.to(model.tree.device),
+                    attention_mask=mask.to(model.tree.device),
+                    generation_config=config,
+                )
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+                limit = size // 2
+                continue
+            found = model.tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True)
+            for index, text in zip(batch, found, strict=True):
+                texts[index] = text
+            order = order[size:]
+            if advance is not None:
+                advance(len(batch))
+    return texts
+
+
+def _left_padded(prompts: Sequence[IntArray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask of prompts that end together, (N, T) each."""
+    longest = max(map(len, prompts))
+    ids = np.full((len(prompts), longest), pad_id)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -1,0 +1,118 @@
+"""Supervised fine-tuning on texts: the cross-entropy of chosen tokens, packed by the token tree.
+
+Completion-only loss over the assistant's turns, or every token of a raw text. Rows that start
+alike (a system prompt, an instruction) share these tokens; nothing else of one row is visible to
+another.
+
+Legend: N rows, R nodes that predict something, Y predicted tokens.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskfit.methods.objective import Objective
+from taskfit.methods.reading import run_in_trees
+from taskfit.models import TreeModel
+from taskfit.tasks.chat import EncodedText
+from taskfit.tree import TokenTree, plan_trees, unique_tokens
+from taskfit.tree.build import IntArray
+
+FloatArray = NDArray[np.float64]
+
+
+class SftLoss(Objective[EncodedText]):
+    """Minus the log-likelihood of the learned tokens; a step counts tokens, not rows."""
+
+    def __init__(self, model: TreeModel) -> None:
+        """Bind the loss to a model."""
+        self.model = model
+
+    def plan(self, items: Sequence[EncodedText], token_budget: int) -> list[list[int]]:
+        """Cut rows into forward passes of at most `token_budget` unique tokens."""
+        groups = [[tokens_to_run(item)] for item in items]
+        return plan_trees(groups, token_budget, names=[item.id for item in items])
+
+    def largest(self, items: Sequence[EncodedText]) -> int:
+        """Return the unique tokens that the largest row needs in one forward pass."""
+        return max(len(tokens_to_run(item)) for item in items)
+
+    def count(self, items: Sequence[EncodedText]) -> int:
+        """Return the learned tokens of the rows."""
+        return sum(item.num_learned for item in items)
+
+    def loss_sum(self, items: Sequence[EncodedText]) -> Tensor:
+        """Return the summed loss of the learned tokens of rows run as one tree (nats)."""
+        log_probs, _ = learned_log_probs(self.model, items)
+        return -log_probs.sum()
+
+
+def tokens_to_run(item: EncodedText) -> IntArray:
+    """Return a row's tokens up to the last that predicts something."""
+    return item.ids[: int(np.flatnonzero(item.is_learned)[-1])]
+
+
+def learned_log_probs(model: TreeModel, items: Sequence[EncodedText]) -> tuple[Tensor, IntArray]:
+    """Return the log-probability of every learned token, with gradient where enabled.
+
+    Args:
+        model: The model.
+        items: Rows with at least one learned token each; they run as one tree.
+
+    Returns:
+        log p(token | what stands before it), (Y,), and the index of each token's row.
+    """
+    tree = TokenTree.build([tokens_to_run(item) for item in items])
+    learned = [np.flatnonzero(item.is_learned) for item in items]
+    read = np.concatenate(
+        [path[places - 1] for path, places in zip(tree.paths, learned, strict=True)]
+    )
+    nodes, rows = np.unique(read, return_inverse=True)
+    targets = np.concatenate([item.ids[p] for item, p in zip(items, learned, strict=True)])
+    hidden = model.hidden(tree, nodes)  # (R, D)
+    on_device = (torch.from_numpy(a).to(model.device) for a in (rows.astype(np.int64), targets))
+    owners = np.repeat(np.arange(len(items)), [len(places) for places in learned])
+    return model.token_log_probs(hidden, *on_device), owners
+
+
+def sequence_log_probs(
+    model: TreeModel,
+    items: Sequence[EncodedText],
+    *,
+    token_budget: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> FloatArray:
+    """Return the summed log-probability of each row's learned tokens, without gradients, (N,).
+
+    Args:
+        model: The model.
+        items: Rows with at least one learned token each.
+        token_budget: Most unique tokens in one forward pass (tokens); see `run_in_trees`.
+        advance: Called with the number of rows just finished.
+    """
+    result = np.empty(len(items))
+
+    def score(chosen: list[int]) -> None:
+        log_probs, owners = learned_log_probs(model, [items[i] for i in chosen])
+        sums = np.bincount(owners, weights=log_probs.double().cpu().numpy(), minlength=len(chosen))
+        result[chosen] = sums
+        if advance is not None:
+            advance(len(chosen))
+
+    run_in_trees(
+        model,
+        [[tokens_to_run(item)] for item in items],
+        score,
+        token_budget=token_budget,
+        names=[item.id for item in items],
+    )
+    return result
+
+
+def share_of_tokens_saved(items: Sequence[EncodedText]) -> float:
+    """Return the share of tokens that rows have in common at their start, in [0, 1)."""
+    sequences = [tokens_to_run(item) for item in items]
+    return 1 - unique_tokens(sequences) / sum(map(len, sequences))

@@ -1,0 +1,242 @@
+"""Conversations become token ids by a chat template, with what is learned marked.
+
+A conversation is rendered as one text and tokenized once. What the assistant says is found by
+rendering the turns before it, so any template serves that writes earlier turns the same whatever
+follows; tokens are marked by character offsets.
+
+Legend: T tokens of one conversation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jinja2 import TemplateError
+from numpy.typing import NDArray
+
+from taskfit.data.instructions import Conversation, Preference, Raw
+from taskfit.data.messages import Message
+from taskfit.errors import PromptError, SettingsError
+from taskfit.tasks.text_encoder import IntArray, TextEncoder, Tokenizer
+
+Turns = Literal["all", "last"]
+TEMPLATES = resources.files("taskfit.tasks").joinpath("chat_templates")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Token ids with what is learned of them.
+
+    Attributes:
+        id: Where the row stands.
+        ids: Token ids, (T,).
+        is_learned: Whether each token is predicted in the loss; the first never is, (T,).
+        num_tokens_cut: Tokens by which the end was shortened.
+    """
+
+    id: str
+    ids: IntArray
+    is_learned: NDArray[np.bool_]
+    num_tokens_cut: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Return its length."""
+        return len(self.ids)
+
+    @property
+    def num_learned(self) -> int:
+        """Return the tokens that are predicted in the loss."""
+        return int(self.is_learned.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPreference:
+    """Two answers to one prompt.
+
+    Attributes:
+        id: Where the row stands.
+        chosen: Prompt and better answer.
+        rejected: Prompt and worse answer.
+    """
+
+    id: str
+    chosen: EncodedText
+    rejected: EncodedText
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of both, as a padded batch would run them."""
+        return self.chosen.num_tokens + self.rejected.num_tokens
+
+    @property
+    def num_tokens_cut(self) -> int:
+        """Return the tokens by which both were shortened."""
+        return self.chosen.num_tokens_cut + self.rejected.num_tokens_cut
+
+
+def template_names() -> list[str]:
+    """Return the names of the templates that come with the package."""
+    return sorted(Path(entry.name).stem for entry in TEMPLATES.iterdir())
+
+
+def find_template(name: str) -> str:
+    """Return a chat template by name, or from a file of Jinja.
+
+    Raises:
+        SettingsError: If there is neither.
+    """
+    if name in template_names():
+        return TEMPLATES.joinpath(f"{name}.jinja").read_text("utf-8")
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    raise SettingsError(
+        f"There is no chat template {name}: neither a file nor one of "
+        f"{', '.join(template_names())}. Leave it out to take the model's own."
+    )
+
+
+class ChatEncoder:
+    """Encodes conversations, preferences and raw texts for one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int, turns: Turns = "all") -> None:
+        """Bind to a tokenizer, whose chat template is used.
+
+        Args:
+            tokenizer: With the chat template that shall be learned.
+            max_length: Longest text (tokens); what is longer loses its end.
+            turns: Whether all turns of the assistant are learned, or the last only.
+        """
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.turns = turns
+        self._text = TextEncoder(tokenizer)
+
+    def conversations(self, rows: Sequence[Conversation]) -> list[EncodedText]:
+        """Encode conversations; what the assistant says is learned.
+
+        Raises:
+            PromptError: If there is no template, it refuses a row, or rewrites earlier turns.
+        """
+        return [self._conversation(row.id, row.messages) for row in rows]
+
+    def preferences(self, rows: Sequence[Preference]) -> list[EncodedPreference]:
+        """Encode preferences; both answers are learned, the prompt is not.
+
+        Raises:
+            PromptError: As for conversations.
+        """
+        encoded = []
+        for row in rows:
+            chosen, rejected = (
+                self._conversation(
+                    row.id, (*row.prompt, Message("assistant", answer)), last_only=True
+                )
+                for answer in (row.chosen, row.rejected)
+            )
+            encoded.append(EncodedPreference(row.id, chosen, rejected))
+        return encoded
+
+    def raw(self, rows: Sequence[Raw], *, end_id: int | None) -> list[EncodedText]:
+        """Encode texts of which every token is learned, and an end token behind them.
+
+        Args:
+            rows: The texts.
+            end_id: The end token; None: there is none.
+        """
+        encoded = []
+        for row in rows:
+            ids = [*self._text.start_ids, *self._text.ids(row.text)]
+            if end_id is not None and ids[-1:] != [end_id]:
+                ids.append(end_id)
+            encoded.append(self._shortened(row.id, ids, np.ones(len(ids), dtype=bool)))
+        return encoded
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return the text after which the assistant speaks.
+
+        Raises:
+            PromptError: If there is no template, or it refuses these turns.
+        """
+        return self._render("the prompt", messages, ask=True)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of `prompt`, with the tokenizer's start token where it has one."""
+        ids = self._text.ids(self.prompt(messages))
+        head = self._text.start_ids
+        return ids if ids[: len(head)] == head else [*head, *ids]
+
+    def _conversation(
+        self, name: str, messages: Sequence[Message], *, last_only: bool = False
+    ) -> EncodedText:
+        spoken = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        if not spoken:
+            raise PromptError(f"{name} has no turn of the assistant, so nothing to learn.")
+        learned = spoken[-1:] if last_only or self.turns == "last" else spoken
+        # What comes after the last answer is neither learned nor seen by what is.
+        text = self._render(name, messages[: spoken[-1] + 1])
+        spans = []
+        for turn in learned:
+            before = self._render(name, messages[:turn], ask=True)
+            whole = self._render(name, messages[: turn + 1]) if turn != spoken[-1] else text
+            if not (text.startswith(whole) and whole.startswith(before)):
+                raise PromptError(
+                    f"{name}: the chat template writes turn {turn + 1} otherwise when more turns "
+                    "follow it, so what the assistant says cannot be found in the whole. Set "
+                    "tuning.turns=last, or another tuning.chat_template."
+                )
+            spans.append((len(before), len(whole)))
+        ids, offsets = self._text.ids_and_offsets(text)
+        ranges = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+        is_learned = np.zeros(len(ids), dtype=bool)
+        for first, end in spans:
+            _check_cut(name, text, ranges, first)
+            is_learned |= (ranges[:, 0] >= first) & (ranges[:, 0] < end)
+        # Most chat templates write the start token themselves.
+        head = self._text.start_ids
+        if ids[: len(head)] != head:
+            ids = [*head, *ids]
+            is_learned = np.concatenate((np.zeros(len(head), dtype=bool), is_learned))
+        return self._shortened(name, ids, is_learned)
+
+    def _shortened(
+        self, name: str, ids: Sequence[int], is_learned: NDArray[np.bool_]
+    ) -> EncodedText:
+        kept = np.asarray(ids[: self.max_length], dtype=np.int64)
+        marks = is_learned[: self.max_length].copy()
+        marks[:1] = False  # nothing stands before the first token to predict it from
+        return EncodedText(name, kept, marks, num_tokens_cut=len(ids) - len(kept))
+
+    def _render(self, name: str, messages: Sequence[Message], *, ask: bool = False) -> str:
+        if not self.tokenizer.chat_template:
+            raise PromptError(
+                "This model has no chat template. Name one with tuning.chat_template "
+                f"({', '.join(template_names())}, or a file of Jinja); it is saved with the run."
+            )
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
+            )
+        except TemplateError as error:
+            raise PromptError(
+                f"{name}: the chat template refuses these turns "
+                f"({', '.join(m.role for m in messages)}): {error}. Set tuning.chat_template to "
+                "another one, or change the rows."
+            ) from error
+
+
+def _check_cut(name: str, text: str, ranges: IntArray, cut: int) -> None:
+    """Raise if a token spans the start of an answer."""
+    across = np.flatnonzero((ranges[:, 0] < cut) & (ranges[:, 1] > cut))
+    if len(across):
+        first, last = ranges[across[0]].tolist()
+        raise PromptError(
+            f"{name}: the token {text[first:last]!r} spans the end of the prompt and the start of "
+            f"the answer {text[cut : cut + 20]!r}. End what the chat template writes before an "
+            "answer with a line break or a special token."
+        )
