@@ -1,5 +1,6 @@
 """Find and load a causal language model: hub id, local folder or packaged model."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,24 @@ class LoadedModel:
     revision: str | None
 
 
+def under_torchrun() -> bool:
+    """Return whether this is one of several processes of a run, as `torchrun` starts them."""
+    environment = os.environ
+    return int(environment.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in environment
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device for a setting; `auto` takes a GPU where there is one.
 
+    Under `torchrun`, `auto` and `cuda` are the GPU of this process.
+
     Raises:
-        SettingsError: If the device is not there.
+        SettingsError: If the device is not there, or several processes would share it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and under_torchrun():
+        name = _own_gpu(name)
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -64,6 +75,23 @@ def resolve_device(name: str) -> torch.device:
             "Use model.device=auto."
         )
     return device
+
+
+def _own_gpu(name: str) -> str:
+    """Return the name of this process's GPU among those of its machine."""
+    found, index = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if name != "cuda" and processes > 1:
+        raise SettingsError(
+            f"model.device is {name!r}, but torchrun started {processes} processes here, and each "
+            "needs a GPU of its own. Use model.device=auto."
+        )
+    if name == "cuda" and index >= found:
+        raise SettingsError(
+            f"torchrun started {processes} processes here, but PyTorch sees {found} CUDA devices. "
+            f"Start with --nproc-per-node {max(1, found)}, or use model.device=cpu."
+        )
+    return f"cuda:{index}" if name == "cuda" else name
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

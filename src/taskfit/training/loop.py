@@ -1,9 +1,10 @@
 """The training loop, all of it, in plain PyTorch.
 
 The loop does not know which method it trains. It asks an `Objective` to cut a batch into forward
-passes and for the summed loss of each; it divides once by the number of examples in the whole
-step, clips once, and steps once. So neither the token budget nor padding nor batch mates can change
-the gradient.
+passes and for the summed loss of each; it divides once by what the whole step counts (examples, or
+learned tokens), clips once, and steps once. So neither the token budget nor padding nor batch mates
+can change the gradient; nor can the number of processes, each of which adds the gradient of its
+share of the step (`distributed.py`).
 """
 
 import math
@@ -15,19 +16,32 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from taskfit.errors import TrainingError
 from taskfit.methods.objective import Item, Objective
 from taskfit.models import count_parameters, is_out_of_memory
 from taskfit.settings import TrainingSettings
 from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training.distributed import (
+    any_process,
+    max_over_processes,
+    on_main,
+    rank,
+    share_of_step,
+    sum_over_processes,
+)
 from taskfit.training.log import TrainingLog
 from taskfit.training.memory import MemoryAccount
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
+from taskfit.training.sharding import ShardedModel
 
 VALIDATIONS_PER_RUN = 5
 TOKEN_BUDGET = 2048
+SHARDED_MEMORY = (
+    "Memory ran out in a sharded model, where one process cannot start a step over by itself. Set "
+    "a smaller training.token_budget or training.gradient_checkpointing=true, or take more GPUs."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,7 @@ class TrainingJob:
         count_tokens: Returns the unique tokens run so far.
         sampling: Probability of each item at each draw, (N,), with replacement; None: every item
             once an epoch.
+        sharded: The model divided over processes; None: whole in each of them.
     """
 
     model: nn.Module
@@ -77,6 +92,7 @@ class TrainingJob:
     memory: MemoryAccount
     count_tokens: Callable[[], int]
     sampling: NDArray[np.float64] | None = None
+    sharded: ShardedModel | None = None
 
 
 def train(job: TrainingJob) -> TrainingState:
@@ -116,7 +132,8 @@ def train(job: TrainingJob) -> TrainingState:
         optimizer.step(learning_rate)
 
         state.step += 1
-        seconds, tokens = time.perf_counter() - started, job.count_tokens() - tokens_before
+        tokens = round(sum_over_processes(job.count_tokens() - tokens_before))
+        seconds = time.perf_counter() - started
         state.num_tokens += tokens
         state.num_padded_tokens += padded_tokens(batch)
         state.seconds += seconds
@@ -127,12 +144,13 @@ def train(job: TrainingJob) -> TrainingState:
                 "total_steps": total_steps,
                 "epoch": state.step * settings.batch_size / len(job.items),
                 "loss": loss,
+                **job.objective.step_metrics(),
                 "learning_rate": learning_rate,
                 "grad_norm": None if overflows else grad_norm,
                 "is_skipped": overflows,
                 "tokens": tokens,
                 "tokens_per_second": tokens / seconds,
-                "memory_bytes": job.memory.current(),
+                "memory_bytes": round(max_over_processes(job.memory.current())),
                 "seconds": state.seconds,
             }
         )
@@ -146,10 +164,7 @@ def train(job: TrainingJob) -> TrainingState:
             job.checkpoints.save(state, optimizer.state_tensors())
 
     if settings.keep == "best" and 0 < state.best_step < state.step:
-        best = job.checkpoints.load_best(state.best_step)
-        with torch.no_grad():
-            for name, parameter in job.parameters.items():
-                parameter.copy_(best[name])
+        optimizer.load_weights(job.checkpoints.load_best(state.best_step))
     job.model.eval()
     return state
 
@@ -163,25 +178,57 @@ def accumulate_gradient(
     """Add up the gradient of a step's mean loss over its forward passes; return that loss.
 
     When memory runs out, the step starts over with half the token budget: the same examples, the
-    same sum, hence the same gradient.
+    same sum, hence the same gradient. Of several processes each runs its share of the examples.
     """
+    share = [batch[i] for i in share_of_step(batch, job.objective)]
+    count = job.objective.count(batch)
     while True:
         # One seed a step: dropout needs no state in checkpoints, and a repeated step repeats it.
-        torch.manual_seed(step_seed(job.seed, state.step))
+        torch.manual_seed(step_seed(job.seed, state.step, rank()))
+        total, failed = 0.0, False
         try:
-            total = 0.0
             job.objective.start_step(state.step)
-            for piece in job.objective.plan(batch, state.token_budget):
-                loss = job.objective.loss_sum([batch[i] for i in piece]) / len(batch)
+            for items, weight in forward_passes(job, batch, share, state.token_budget):
+                loss = loss_sum(job, items) * (weight / count)
                 optimizer.scale_loss(loss).backward()  # type: ignore[no-untyped-call]
                 optimizer.collect_gradients()
                 total += loss.item()
-            return total
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            optimizer.clear()
-            halve_budget(job, batch, state)
+            if job.sharded is not None:
+                raise TrainingError(SHARDED_MEMORY) from error
+            failed = True
+        if not any_process(failed):
+            optimizer.sum_gradients()
+            return sum_over_processes(total)
+        optimizer.clear()
+        halve_budget(job, batch, state)
+
+
+def forward_passes(
+    job: TrainingJob, batch: Sequence[Item], share: Sequence[Item], token_budget: int
+) -> list[tuple[list[Item], float]]:
+    """Cut this process's share of a step into forward passes, each with the weight of its loss.
+
+    A sharded model is gathered by all processes together, so whoever has fewer passes runs an
+    example of the step once more, for nothing.
+    """
+    plan = job.objective.plan(share, token_budget) if share else []
+    passes = [([share[i] for i in piece], 1.0) for piece in plan]
+    if job.sharded is not None:
+        missing = round(max_over_processes(len(passes))) - len(passes)
+        shortest = min(batch, key=lambda item: item.num_tokens)
+        passes += [([shortest], 0.0)] * missing
+    return passes
+
+
+def loss_sum(job: TrainingJob, items: Sequence[Item]) -> Tensor:
+    """Return the summed loss of the examples of one forward pass (nats)."""
+    if job.sharded is None:
+        return job.objective.loss_sum(items)
+    loss: Tensor = job.sharded(lambda: job.objective.loss_sum(items))
+    return loss
 
 
 def halve_budget(job: TrainingJob, batch: Sequence[Item], state: TrainingState) -> None:
@@ -228,9 +275,10 @@ def count_steps(num_items: int, settings: TrainingSettings) -> int:
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Return the seed of a step's dropout, well apart from its neighbours'."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def step_seed(seed: int, step: int, process: int = 0) -> int:
+    """Return the seed of a step's dropout, well apart from its neighbours' and other processes'."""
+    # SeedSequence does not tell [a, b] from [a, b, 0]: the first process draws as a single one.
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
 
 
 def padded_tokens(batch: Sequence[Item]) -> int:
@@ -272,15 +320,16 @@ def _validate(
     state: TrainingState,
 ) -> None:
     """Validate, keep the weights if they are the best so far, decide on early stopping."""
-    validation = validate()
+    here = validate() if job.sharded is None else job.sharded.evaluate(validate)
+    # One process's numbers for all, so that all go on or stop together.
+    validation = on_main(lambda: here)
     job.model.train()
     improved = validation.score > state.best_score
     if improved:
         state.best_score, state.best_step = validation.score, state.step
         state.bad_validations = 0
         if job.settings.keep == "best":
-            weights: dict[str, Any] = dict(optimizer.parameters)
-            job.checkpoints.save_best(state.step, weights)
+            job.checkpoints.save_best(state.step, optimizer.weight_tensors())
     else:
         state.bad_validations += 1
         patience = job.settings.early_stopping

@@ -5,6 +5,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from taskfit.training.distributed import gather
+
 STAGES = ("model", "forward", "adapter", "training")
 
 
@@ -40,6 +42,10 @@ class MemoryAccount:
         """Charge a stage with bytes that were in use before the account was opened."""
         self.by_stage[name] = size
         self._baseline -= size
+
+    def take_largest(self) -> None:
+        """Take over the account of the process that needed most, if there are several."""
+        self.by_stage = max(gather(self.by_stage), key=lambda stages: sum(stages.values()))
 
     def current(self) -> int:
         """Return the bytes in use now."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from taskfit.errors import TrainingError
 from taskfit.models.quantize import require_bitsandbytes
 from taskfit.settings import TrainingSettings
+from taskfit.training.distributed import num_processes, sum_over_processes, sum_tensors
+from taskfit.training.sharding import is_sharded, local_part, part_of_whole, whole_on_main
 
 FLAT = "flat"
 # What bitsandbytes keeps for a master in 8 bits, and for one of under 4096 elements in float32.
@@ -75,7 +77,9 @@ class MasterOptimizer:
     arithmetic on them.
 
     A step is: `scale_loss(loss).backward()` and `collect_gradients()` for each forward pass, then
-    `clip`, then `step`.
+    `sum_gradients`, `clip` and `step`. Of a parameter that is sharded over processes (FSDP2), this
+    process has the master of its own shard; checkpoints hold whole tensors, so that any number of
+    processes can go on from them.
 
     Attributes:
         parameters: The working parameters by name.
@@ -92,11 +96,18 @@ class MasterOptimizer:
         """
         self.parameters = dict(parameters)
         self._short = [p for p in self.parameters.values() if p.dtype != torch.float32]
-        self._masters = {n: p for n, p in self.parameters.items() if p.dtype == torch.float32}
-        self._sizes = [p.numel() for p in self._short]
+        long = {n: p for n, p in self.parameters.items() if p.dtype == torch.float32}
+        # A shard and its master are the same memory.
+        self._masters = {
+            n: nn.Parameter(local_part(p)) if is_sharded(p) else p for n, p in long.items()
+        }
+        self._sharded = {n for n, p in long.items() if is_sharded(p)}
+        self._sizes = [local_part(p).numel() for p in self._short]
         if self._short:
-            flat = torch.cat([p.detach().reshape(-1).float() for p in self._short])
+            flat = torch.cat([local_part(p).reshape(-1).float() for p in self._short])
             self._masters[FLAT] = nn.Parameter(flat)
+            if any(map(is_sharded, self._short)):
+                self._sharded.add(FLAT)
         self.note: str | None = None
         self._in_8_bits = settings.optimizer != "adamw"
         self._adamw = self._make_adamw(settings)
@@ -136,7 +147,9 @@ class MasterOptimizer:
         if not self._short:
             return
         gradients = [
-            torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1)
+            torch.zeros_like(local_part(p)).reshape(-1)
+            if p.grad is None
+            else local_part(p.grad).reshape(-1)
             for p in self._short
         ]
         flat = torch.cat(gradients).float()
@@ -144,6 +157,30 @@ class MasterOptimizer:
         master.grad = flat if master.grad is None else master.grad.add_(flat)
         for p in self._short:
             p.grad = None
+
+    @torch.no_grad()
+    def sum_gradients(self) -> None:
+        """Add up the gradient over all processes; call once a step, after the last pass."""
+        size = num_processes()
+        if size == 1:
+            return
+        for name in sorted(self._sharded):
+            # FSDP has reduced these already, to their mean.
+            master = self._masters[name]
+            if name != FLAT:
+                gradient = self.parameters[name].grad
+                master.grad = None if gradient is None else local_part(gradient)
+            if master.grad is not None:
+                master.grad.mul_(size)
+        whole = [m for name, m in self._masters.items() if name not in self._sharded]
+        # What no process has a gradient for stays without one, as in a single process.
+        known = torch.tensor([m.grad is not None for m in whole], dtype=torch.float32)
+        sum_tensors([known])
+        wanted = [m for m, count in zip(whole, known.tolist(), strict=True) if count]
+        for master in wanted:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        sum_tensors([m.grad for m in wanted if m.grad is not None])
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> float:
@@ -157,9 +194,22 @@ class MasterOptimizer:
         if self.loss_scale is not None:
             gradients = [m.grad for m in masters if m.grad is not None]
             torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
-        norm = float(nn.utils.clip_grad_norm_(masters, max_norm))
+        if self._sharded:
+            norm = self._norm_over_shards()
+            total = torch.tensor(norm, device=next(iter(masters)).device)
+            nn.utils.clip_grads_with_norm_(masters, max_norm, total)
+        else:
+            norm = float(nn.utils.clip_grad_norm_(masters, max_norm))
         self._finite = math.isfinite(norm)
         return norm
+
+    def _norm_over_shards(self) -> float:
+        """Return the L2 norm of the whole gradient, of which this process has shards."""
+        squares = {True: 0.0, False: 0.0}
+        for name, master in self._masters.items():
+            if master.grad is not None:
+                squares[name in self._sharded] += float(master.grad.double().square().sum())
+        return math.sqrt(sum_over_processes(squares[True]) + squares[False])
 
     def step(self, learning_rate: float) -> bool:
         """Update the masters, then the parameters; clear the gradients.
@@ -195,32 +245,75 @@ class MasterOptimizer:
     def state_tensors(self) -> dict[str, Tensor]:
         """Return everything that the next step depends on, as named tensors.
 
-        None shares memory with another, as safetensors demands.
+        None shares memory with another, as safetensors demands. Shards are put together, for the
+        main process only; call it in all.
         """
-        tensors = {f"master/{name}": m.detach() for name, m in self._masters.items()}
+        tensors = {
+            f"master/{name}": self._whole(name, m.detach()) for name, m in self._masters.items()
+        }
         for name, master in self._masters.items():
             for key, value in self._adamw.state.get(master, {}).items():
                 if key in CODE_TABLES:
                     tensors[key] = value
                 else:
-                    tensors[f"{key}/{name}"] = torch.as_tensor(value)
+                    tensors[f"{key}/{name}"] = self._whole(name, torch.as_tensor(value))
         if self.loss_scale is not None:
             numbers = (self.loss_scale.value, self.loss_scale.num_good_steps, self.num_skipped)
             tensors["loss_scale"] = torch.tensor(numbers, dtype=torch.float64)
         return tensors
 
+    def weight_tensors(self) -> dict[str, Tensor]:
+        """Return the working parameters; sharded ones whole, for the main process only."""
+        return {
+            name: whole_on_main(local_part(p), like=p) if is_sharded(p) else p.detach()
+            for name, p in self.parameters.items()
+        }
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put whole tensors into the working parameters, for use without further training."""
+        for name, p in self.parameters.items():
+            local_part(p).copy_(part_of_whole(weights[name], like=p))
+
+    def _whole(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what belongs to a master, put together from its shards; see `state_tensors`."""
+        # The count of steps belongs to the whole.
+        if name not in self._sharded or tensor.shape != self._masters[name].shape:
+            return tensor
+        if name != FLAT:
+            return whole_on_main(tensor, like=self.parameters[name])
+        parts = [
+            whole_on_main(part.view_as(local_part(p)), like=p).reshape(-1)
+            for part, p in zip(torch.split(tensor, self._sizes), self._short, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _part(self, name: str, tensor: Tensor) -> Tensor:
+        """Return this process's part of what belongs to a master."""
+        if name not in self._sharded or tensor.dim() == 0:
+            return tensor
+        if name != FLAT:
+            return part_of_whole(tensor, like=self.parameters[name])
+        parts = torch.split(tensor, [p.numel() for p in self._short])
+        return torch.cat(
+            [
+                part_of_whole(part.view(p.shape), like=p).reshape(-1)
+                for part, p in zip(parts, self._short, strict=True)
+            ]
+        )
+
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `state_tensors`."""
         for index, (name, master) in enumerate(self._masters.items()):
-            master.copy_(tensors[f"master/{name}"])
+            master.copy_(self._part(name, tensors[f"master/{name}"]))
             if f"step/{name}" not in tensors:
                 continue
             if self._in_8_bits:
                 self._load_8bit(index, name, master, tensors)
             else:
                 self._adamw.state[master] = {
-                    key: tensors[f"{key}/{name}"].to(master.device)
+                    key: self._part(name, tensors[f"{key}/{name}"]).to(master.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
         if self.loss_scale is not None:
@@ -248,8 +341,9 @@ class MasterOptimizer:
     def _copy_to_parameters(self) -> None:
         if self._short:
             parts = torch.split(self._masters[FLAT].detach(), self._sizes)
-            shaped = [part.view_as(p) for part, p in zip(parts, self._short, strict=True)]
-            torch._foreach_copy_(list[Tensor](self._short), shaped)
+            own = [local_part(p) for p in self._short]
+            shaped = [part.view_as(p) for part, p in zip(parts, own, strict=True)]
+            torch._foreach_copy_(own, shaped)
 
 
 def learning_rate_at(step: int, *, total_steps: int, settings: TrainingSettings) -> float:
