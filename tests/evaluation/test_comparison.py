@@ -8,8 +8,9 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from taskfit.errors import SettingsError
 from taskfit.evaluation import comparison, paired
-from taskfit.evaluation.comparison import compare_correct, compare_methods, holm, mcnemar
+from taskfit.evaluation.comparison import compare_correct, compare_methods
 from taskfit.evaluation.metrics import METRICS
+from taskfit.evaluation.paired import holm, mcnemar
 
 NAMES = [f"method {i}" for i in range(12)]
 
@@ -236,3 +237,20 @@ def test_what_does_not_fit_is_refused() -> None:
         compare_correct(predicted == gold, methods=["a", "b", "a"])
     with pytest.raises(ValueError, match="at least two"):
         compare_correct(np.ones((1, 2, 1), bool), methods=["a"])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_differences_to_another_reference_are_mirrored_and_corrected_alike(metric: str) -> None:
+    predicted, gold = random_case(5)
+    to_best = compare_methods(predicted, gold, methods=NAMES[:3], metric=metric)
+    other = next(name for name in NAMES[:3] if name != to_best.best)
+    to_other = compare_methods(predicted, gold, methods=NAMES[:3], metric=metric, reference=other)
+    assert to_other.best == to_best.best
+    assert to_other.scores == to_best.scores
+    there = next(d for d in to_best.differences if d.method == other)
+    back = next(d for d in to_other.differences if d.method == to_best.best)
+    assert back.difference == -there.difference
+    assert back.interval == pytest.approx([-there.interval[1], -there.interval[0]])
+    assert back.adjusted_p_value == there.adjusted_p_value
+    with pytest.raises(ValueError, match="not in list"):
+        compare_methods(predicted, gold, methods=NAMES[:3], reference="unknown")

@@ -8,6 +8,7 @@ from scipy.optimize import least_squares
 
 from taskfit.errors import SettingsError
 from taskfit.evaluation import learning_curve
+from taskfit.evaluation.back_test import back_test
 from taskfit.evaluation.learning_curve import HELPS, LITTLE, UNKNOWN, _fit, fit_learning_curve
 
 SIZES = 32 * 2 ** np.arange(7)  # 32 to 2048
@@ -229,3 +230,35 @@ def test_what_does_not_fit_is_refused() -> None:
         found.gain(200, 100)
     with pytest.raises(SettingsError, match="above 0"):
         found.forecast([0])
+
+
+@pytest.mark.parametrize("draws", [2, 5])
+def test_back_tests_of_a_power_law_cover_about_as_often_as_they_say(draws: int) -> None:
+    covered = []
+    for trial in range(40):
+        curve = CURVES[trial % len(CURVES)]
+        cases = back_test(SIZES[:5], observed(curve, SIZES[:5], draws=draws, seed=trial))
+        assert [(case.fitted_up_to, case.num_labels) for case in cases] == [
+            (128, 256),
+            (128, 512),
+            (256, 512),
+        ]
+        covered += [case.covered for case in cases]
+    assert np.mean(covered) > 0.87
+
+
+def test_a_break_in_the_curve_fails_its_back_test() -> None:
+    scores = observed(CURVES[0], SIZES, draws=3, noise=0.002)
+    scores[-1] -= 0.2
+    *kept, last = back_test(SIZES, scores)
+    assert not last.covered
+    assert last.score == pytest.approx(scores[-1].mean())
+    assert all(case.covered for case in kept if case.num_labels < SIZES[-1])
+
+
+def test_back_tests_do_not_depend_on_the_order_of_sizes_and_need_four_of_them() -> None:
+    scores = observed(CURVES[1], SIZES, draws=2)
+    order = np.random.default_rng(0).permutation(len(SIZES))
+    assert back_test(SIZES[order], scores[order]) == back_test(SIZES, scores)
+    assert back_test(SIZES[:3], scores[:3]) == []
+    assert back_test(SIZES[:4], scores[:4, :1]) == []  # three sizes of one draw show no chance

@@ -20,6 +20,7 @@ from taskfit.errors import SettingsError
 from taskfit.evaluation.metrics import METRICS, NUM_RESAMPLES, FloatArray, IntArray
 from taskfit.evaluation.metrics import macro_f1_from_counts as macro_f1
 from taskfit.evaluation.metrics import mcc_from_counts as mcc
+from taskfit.evaluation.paired import holm, mcnemar
 
 BoolArray = NDArray[np.bool_]
 
@@ -51,11 +52,11 @@ class MethodScore:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One method against the best.
+    """One method against the best, or another reference.
 
     Attributes:
         method: Name.
-        difference: The method's mean minus the best's, at most 0.
+        difference: The method's mean minus the reference's; at most 0 against the best.
         interval: 95 % interval of the difference by itself, not adjusted for the other methods.
         p_value: Two-sided, of no difference.
         adjusted_p_value: The same after Holm's correction over all pairs of methods.
@@ -79,7 +80,7 @@ class Comparison:
         num_draws, num_examples: D and N.
         best: The method with the highest mean, the first of equals.
         scores: A score a method, in the order given.
-        differences: A difference to the best for every other method, in the order given.
+        differences: A difference to the reference for every other method, in the order given.
     """
 
     metric: str
@@ -100,6 +101,7 @@ def compare_methods(
     *,
     methods: Sequence[str],
     metric: str = "accuracy",
+    reference: str | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Compare methods by the classes they predict.
@@ -123,11 +125,13 @@ def compare_methods(
         gold: Right classes by index, (N,).
         methods: M different names.
         metric: accuracy, mcc or macro_f1, as `evaluate_probabilities` defines them.
+        reference: The method that differences are taken to; None: the best.
         seed: Seed of the bootstrap.
 
     Raises:
         SettingsError: If the metric is unknown.
-        ValueError: If shapes do not fit or names repeat, or with fewer than two examples.
+        ValueError: If shapes do not fit, names repeat or lack the reference, or with fewer than
+            two examples.
     """
     if metric not in METRICS:
         raise SettingsError(
@@ -141,60 +145,29 @@ def compare_methods(
         )
     correct = predicted == gold
     if metric == "accuracy":
-        return compare_correct(correct, methods=methods, seed=seed)
+        return compare_correct(correct, methods=methods, reference=reference, seed=seed)
     scores = _score(predicted, gold, metric, seed)
-    return _compare(scores, correct, methods=methods, metric=metric)
+    return _compare(scores, correct, methods=methods, metric=metric, reference=reference)
 
 
-def compare_correct(correct: BoolArray, *, methods: Sequence[str], seed: int = 0) -> Comparison:
+def compare_correct(
+    correct: BoolArray, *, methods: Sequence[str], reference: str | None = None, seed: int = 0
+) -> Comparison:
     """Compare methods by accuracy where only right and wrong is known, such as sets of labels.
 
-    The procedure and its sources are those of `compare_methods`.
+    The procedure, its sources and its errors are those of `compare_methods`.
 
     Args:
         correct: Whether each answer is right, (M, D, N).
         methods: M different names.
+        reference: The method that differences are taken to; None: the best.
         seed: Seed of the bootstrap.
-
-    Raises:
-        ValueError: If shapes do not fit or names repeat, or with fewer than two examples.
     """
     _check(correct, methods)
     # One class and no answer: few cells, whatever the classes were.
     answers, gold = np.where(correct, 0, -1), np.zeros(correct.shape[2], np.int64)
     scores = _score(answers, gold, "accuracy", seed)
-    return _compare(scores, correct, methods=methods, metric="accuracy")
-
-
-def mcnemar(first: BoolArray, second: BoolArray) -> float:
-    """Return the p-value of McNemar's exact test that two classifiers are right equally often.
-
-    Of the examples that exactly one of them has right, half should be the first's: a two-sided
-    binomial test (McNemar 1947; Dietterich 1998, section 3.1, there with the chi-squared
-    approximation). 1 if they never disagree.
-
-    Args:
-        first: Whether one classifier is right, (N,).
-        second: Whether the other is right, (N,).
-    """
-    only_first, only_one = int((first & ~second).sum()), int((first ^ second).sum())
-    return float(stats.binomtest(only_first, only_one).pvalue) if only_one else 1.0
-
-
-def holm(p_values: FloatArray) -> FloatArray:
-    """Return p-values adjusted so that the chance of any false rejection keeps the level.
-
-    The k-th smallest of m is multiplied by m - k + 1; a later one is never below an earlier one
-    (Holm 1979, "A simple sequentially rejective multiple test procedure").
-
-    Args:
-        p_values: (m,).
-    """
-    order = np.argsort(p_values, kind="stable")
-    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return adjusted
+    return _compare(scores, correct, methods=methods, metric="accuracy", reference=reference)
 
 
 def _check(answers: NDArray[Any], methods: Sequence[str]) -> None:
@@ -346,11 +319,17 @@ def _p_values(pairs: _Pairs, num_examples: int) -> FloatArray:
 
 
 def _compare(
-    scores: _Scores, correct: BoolArray, *, methods: Sequence[str], metric: str
+    scores: _Scores,
+    correct: BoolArray,
+    *,
+    methods: Sequence[str],
+    metric: str,
+    reference: str | None,
 ) -> Comparison:
     num_methods, num_draws, num_examples = correct.shape
     pairs = _pairs(scores, num_examples)
     best = int(pairs.means[:-1].argmax())
+    base = best if reference is None else list(methods).index(reference)
     if num_draws == 1 and metric == "accuracy":
         test = "mcnemar"
         p_values = np.array([[mcnemar(a, b) for b in correct[:, 0]] for a in correct[:, 0]])
@@ -385,13 +364,13 @@ def _compare(
         differences=[
             Difference(
                 method=name,
-                difference=float(pairs.means[i] - pairs.means[best]),
-                interval=interval(i, best),
-                p_value=float(p_values[i, best]),
-                adjusted_p_value=float(adjusted[i, best]),
+                difference=float(pairs.means[i] - pairs.means[base]),
+                interval=interval(i, base),
+                p_value=float(p_values[i, base]),
+                adjusted_p_value=float(adjusted[i, base]),
                 test=test,
             )
             for i, name in enumerate(methods)
-            if i != best
+            if i != base
         ],
     )

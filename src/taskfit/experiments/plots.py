@@ -27,17 +27,17 @@ CHARACTER = 0.085  # width of a character in legends and labels (inches)
 LEVEL_CHARACTERS = 12  # label up to which two or three labels stand level side by side
 MAX_CHARACTERS = 40  # a longer name is cut, or it would leave no room for the picture
 # Names and labels are the user's: a dollar sign in them starts no formula.
-_plain_text = mpl.rc_context({"text.parse_math": False})
+plain_text = mpl.rc_context({"text.parse_math": False})
 
 
-@_plain_text
+@plain_text
 def plot_comparison(results: Sequence[RunResult], path: Path, *, metric: str = "accuracy") -> None:
     """Draw a metric with 95 % intervals by evaluation set, a colour for each run."""
     names = list(dict.fromkeys(name for r in results for name in r.evaluations))
-    shown_names = [_shorten(result.name) for result in results]
+    shown_names = [shorten(result.name) for result in results]
     page = max(5.0, 1.6 + 1.3 * len(names))  # inches
     columns = max(1, int(page / (0.6 + CHARACTER * max(map(len, shown_names)))))
-    figure, axes = _figure(page, 3.4 + 0.2 * math.ceil(len(results) / columns))
+    figure, axes = new_figure(page, 3.4 + 0.2 * math.ceil(len(results) / columns))
     width = 0.8 / len(results)
     for index, result in enumerate(results):
         shown = [n for n in names if n in result.evaluations]
@@ -57,7 +57,7 @@ def plot_comparison(results: Sequence[RunResult], path: Path, *, metric: str = "
         errors = np.abs(bounds.T - values)
         axes.errorbar(places, values, errors, fmt="none", ecolor="0.25", capsize=2, lw=1, zorder=3)
     counts = {n: r.evaluations[n].num_examples for r in results for n in r.evaluations}
-    axes.set_xticks(range(len(names)), [f"{_shorten(n)}\nn = {counts[n]:,}" for n in names])
+    axes.set_xticks(range(len(names)), [f"{shorten(n)}\nn = {counts[n]:,}" for n in names])
     # MCC may be negative; accuracy starts at 0, where bars must start.
     lowest = min(
         (r.evaluations[n].intervals[metric][0] for r in results for n in r.evaluations), default=0.0
@@ -65,18 +65,27 @@ def plot_comparison(results: Sequence[RunResult], path: Path, *, metric: str = "
     axes.set_ylim(min(0.0, lowest), 1.0)
     axes.set_ylabel(f"{METRIC_NAMES[metric]} (95 % interval)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-def plot_history(records: Sequence[Mapping[str, Any]], path: Path, *, metric: str) -> None:
-    """Draw training loss by step, and the validation metric where there is one."""
+def plot_history(
+    records: Sequence[Mapping[str, Any]], path: Path, *, metric: str | None, unit: str = "example"
+) -> None:
+    """Draw training loss by step, and loss and metric of validations where there are any.
+
+    Args:
+        records: Of `metrics.jsonl`.
+        path: Where to write, without ending.
+        metric: Metric of validations to draw beside their loss; None: the loss alone.
+        unit: What the loss is a mean over.
+    """
     steps = [r for r in records if r["kind"] == "step"]
     validations = [r for r in records if r["kind"] == "validation"]
-    figure, axes = _figure(5.6, 3.4)
+    figure, axes = new_figure(5.6, 3.4)
     axes.plot(
         [r["step"] for r in steps], [r["loss"] for r in steps], color=PALETTE[0], alpha=0.3, lw=0.8
     )
-    smooth = _smooth([r["loss"] for r in steps])
+    smooth = smoothed([r["loss"] for r in steps])
     axes.plot([r["step"] for r in steps], smooth, color=PALETTE[0], label="training loss, smoothed")
     if validations:
         at = [r["step"] for r in validations]
@@ -88,28 +97,29 @@ def plot_history(records: Sequence[Mapping[str, Any]], path: Path, *, metric: st
             color=PALETTE[5],
             label="validation loss",
         )
+    if validations and metric is not None:
         right = axes.twinx()
         right.plot(at, [r[metric] for r in validations], "s--", ms=3, color=PALETTE[2])
         axes.plot([], [], "s--", ms=3, color=PALETTE[2], label=f"validation {METRIC_NAMES[metric]}")
         right.set_ylabel(f"validation {METRIC_NAMES[metric]}")
         right.set_ylim(min(0.0, *(r[metric] for r in validations)), 1.0)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss per example (nats)")
+    axes.set_ylabel(f"loss per {unit} (nats)")
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=2, frameon=False, fontsize=8)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-@_plain_text
+@plain_text
 def plot_confusion(evaluation: Evaluation, path: Path, *, title: str) -> None:
     """Draw a confusion matrix, rows gold, shaded by the share of the gold class."""
     matrix = np.array(evaluation.confusion_matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = len(matrix)
-    names = [_shorten(label) for label in evaluation.labels]
+    names = [shorten(label) for label in evaluation.labels]
     longest = max(map(len, names))
     side = min(9.0, 2.6 + 0.45 * size) + CHARACTER * max(0, longest - LEVEL_CHARACTERS)
-    figure, axes = _figure(side + 0.6, side)
+    figure, axes = new_figure(side + 0.6, side)
     many = size > MAX_CELLS
     sns.heatmap(
         shares,
@@ -130,14 +140,14 @@ def plot_confusion(evaluation: Evaluation, path: Path, *, title: str) -> None:
     axes.tick_params(axis="y", rotation=0, labelsize=6 if many else 9)
     axes.set_xlabel("predicted")
     axes.set_ylabel("gold")
-    axes.set_title(f"{_shorten(title)} (n = {evaluation.num_examples:,})", fontsize=10)
-    _write(figure, path)
+    axes.set_title(f"{shorten(title)} (n = {evaluation.num_examples:,})", fontsize=10)
+    write_figure(figure, path)
 
 
-@_plain_text
+@plain_text
 def plot_reliability(bins: Mapping[str, Reliability], path: Path) -> None:
     """Draw accuracy against confidence, a line for each evaluation set."""
-    figure, axes = _figure(4.4, 4.0)
+    figure, axes = new_figure(4.4, 4.0)
     axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":", label="perfectly calibrated")
     for index, (name, found) in enumerate(bins.items()):
         color = PALETTE[index % 8]
@@ -147,7 +157,7 @@ def plot_reliability(bins: Mapping[str, Reliability], path: Path) -> None:
             found.accuracy,
             s=8 + 60 * found.count / found.count.max(),
             color=color,
-            label=f"{_shorten(name)} (n = {found.count.sum():,})",
+            label=f"{shorten(name)} (n = {found.count.sum():,})",
             zorder=3,
         )
     axes.set_xlim(0, 1.02)
@@ -155,12 +165,12 @@ def plot_reliability(bins: Mapping[str, Reliability], path: Path) -> None:
     axes.set_xlabel("probability of the predicted label")
     axes.set_ylabel("share of right predictions")
     axes.legend(fontsize=7, frameon=False, loc="upper left")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_memory(memory_by_stage: Mapping[str, int], path: Path) -> None:
     """Draw what each stage added to the memory in use, as one stacked bar."""
-    figure, axes = _figure(6.0, 1.9)
+    figure, axes = new_figure(6.0, 1.9)
     left = 0.0
     for index, (stage, size) in enumerate(memory_by_stage.items()):
         width = size / MEGABYTE
@@ -177,10 +187,11 @@ def plot_memory(memory_by_stage: Mapping[str, int], path: Path) -> None:
     axes.set_xlim(0, max(left, 1) * 1.02)
     axes.set_xlabel(f"memory in use at the peak of each stage (MB); {left:,.0f} MB in all")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.45), ncols=4, frameon=False, fontsize=8)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of this size (inches) and its axes."""
     with sns.axes_style("whitegrid", {"grid.color": "0.9", "axes.edgecolor": "0.6"}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -189,7 +200,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
     """Write PNG and SVG; text stays text in the SVG, and equal input gives equal files.
 
     The endings are added, not put in place of another: a name such as `v1.0` has a dot.
@@ -200,15 +211,16 @@ def _write(figure: Figure, path: Path) -> None:
     figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str) -> str:
+    """Return a name of at most `MAX_CHARACTERS`, the last of them an ellipsis if it was cut."""
     return name if len(name) <= MAX_CHARACTERS else name[: MAX_CHARACTERS - 1] + "…"
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smoothed(values: Sequence[float]) -> list[float]:
     """Return a running mean that forgets with the length of the series, unbiased at its start."""
     keep = 1 - 1 / max(1.0, len(values) / 20)
-    mean, weight, smoothed = 0.0, 0.0, []
+    mean, weight, means = 0.0, 0.0, []
     for value in values:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        smoothed.append(mean / weight)
-    return smoothed
+        means.append(mean / weight)
+    return means

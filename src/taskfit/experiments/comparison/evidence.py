@@ -17,9 +17,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from taskfit.data.examples import SEVERAL
 from taskfit.errors import CheckpointError
+from taskfit.experiments.predictions import renamed_columns
 from taskfit.experiments.records import RESULT_FILE, RunResult
 from taskfit.files import read_jsonl
+from taskfit.methods.table import METHODS
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 
@@ -85,11 +88,27 @@ class FinishedRun:
     @cached_property
     def size(self) -> int:
         """Return how many labelled examples the run was allowed to use; 0 if it sees none."""
-        wanted = self.settings.data.num_train
-        sees_labels = self.result.num_train or self.result.num_demonstrations
-        if not sees_labels and self.settings.method.calibration != "batch":
+        wanted, method = self.settings.data.num_train, self.settings.method
+        # Nearest demonstrations are looked up for every text, so none stands in the record.
+        shown = (
+            method.demonstrations == "nearest"
+            if method.num_demonstrations is None
+            else method.num_demonstrations > 0
+        )
+        sees_labels = (
+            METHODS[method.name].learns
+            or shown
+            or self.result.num_demonstrations > 0
+            or method.calibration == "batch"
+        )
+        if not sees_labels:
             return 0
-        return wanted if wanted is not None else self.result.num_train
+        # Without a wish it is the whole set: what was trained on, and what stands in the prompt.
+        return wanted if wanted is not None else self._num_used
+
+    @property
+    def _num_used(self) -> int:
+        return self.result.num_train + self.result.num_demonstrations
 
     def history(self) -> list[dict[str, Any]]:
         """Return the records of its training; empty without training."""
@@ -112,19 +131,65 @@ class FinishedRun:
             names = [f"p_{label}" for label in labels]
             probabilities = table[names].to_numpy(np.float64)
         except (OSError, KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read: {error!r}. Delete the run's folder and run the comparison "
-                "again; finished runs are kept."
-            ) from error
-        texts = table[list(self._text_columns(table))].astype(str).agg(" / ".join, axis=1)
+            raise _unreadable(path, error) from error
         rest = table.drop(columns=[*names, "gold", "predicted", "id"])
-        return Predictions(
-            table["id"].astype(str).tolist(), texts.tolist(), gold, predicted, probabilities, rest
-        )
+        ids = table["id"].astype(str).tolist()
+        return Predictions(ids, self._texts(table), gold, predicted, probabilities, rest)
+
+    def answers(self, evaluation: str) -> pd.DataFrame:
+        """Read what it answered as words, also where a text may have several labels.
+
+        Returns:
+            A row an example: id, text, gold, predicted (None without an answer), correct.
+
+        Raises:
+            CheckpointError: If its file is missing or cannot be read.
+        """
+        path = self.folder / "predictions" / f"{evaluation}.parquet"
+        try:
+            table = pd.read_parquet(path)
+            gold = table["gold"].astype(str).tolist()
+            predicted = [None if pd.isna(answer) else str(answer) for answer in table["predicted"]]
+            ids = table["id"].astype(str).tolist()
+        except (OSError, KeyError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        several = self.result.evaluations[evaluation].multi_label
+        correct = [
+            answer is not None
+            and (
+                set(answer.split(SEVERAL)) == set(right.split(SEVERAL))
+                if several
+                else answer == right
+            )
+            for answer, right in zip(predicted, gold, strict=True)
+        ]
+        columns = {
+            "id": ids,
+            "text": self._texts(table),
+            "gold": gold,
+            # As objects, or pandas makes None a NaN.
+            "predicted": pd.Series(predicted, dtype=object),
+            "correct": correct,
+        }
+        return pd.DataFrame(columns)
+
+    def _texts(self, table: pd.DataFrame) -> list[str]:
+        columns = table[list(self._text_columns(table))].astype(str)
+        return [" / ".join(row) for row in columns.itertuples(index=False, name=None)]
 
     def _text_columns(self, table: pd.DataFrame) -> Sequence[str]:
-        saved = json.loads((self.folder / "classifier.json").read_text(encoding="utf-8"))
-        return [column for column in saved["task"]["text"] if column in table]
+        saved = json.loads((self.folder / "classifier.json").read_text(encoding="utf-8"))["task"]
+        labels = [label["name"] for label in saved["labels"]]
+        renamed = renamed_columns(saved["text"], labels)
+        wanted = [renamed.get(column, column) for column in saved["text"]]
+        return [column for column in wanted if column in table]
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read: {error!r}. Delete the run's folder and run the comparison again; "
+        "finished runs are kept."
+    )
 
 
 @dataclass(frozen=True, eq=False)
