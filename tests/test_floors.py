@@ -18,6 +18,7 @@ FLOORS = {
     "tree": 3,
     "models": 3.5,
     "methods": 4,
+    "curate": 4.5,
     "training": 5,
     "experiments": 6,
     "estimator": 7,

@@ -28,7 +28,8 @@ def explain_full_disk(target: Path) -> Iterator[None]:
             raise
         raise CheckpointError(
             f"The disk is full: {target} could not be written. What was saved before is intact; "
-            "make room, then continue with `taskfit fit --resume` and the run's folder."
+            "make room, then continue: a fit with `taskfit fit --resume` and the run's folder, "
+            "other commands by giving them again."
         ) from error
 
 

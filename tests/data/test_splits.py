@@ -143,6 +143,8 @@ def test_real_cola_and_hans_have_their_official_sizes(shared_data: Path) -> None
     hans = load_builtin("hans", folder=str(shared_data))
     assert {e.label for e in hans.train} == {"entailment", "non-entailment"}
     assert Counter(e.label for e in hans.evaluations["hans_regenerated"])["entailment"] == 15000
+    kinds = Counter((e.columns or {})["heuristic"] for e in hans.evaluations["hans_regenerated"])
+    assert kinds == dict.fromkeys(("lexical_overlap", "subsequence", "constituent"), 10000)
 
 
 def test_an_unknown_built_in_set_lists_those_there_are() -> None:

@@ -34,6 +34,10 @@ VADER = PinnedPackage(
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
 )
 NLI = Columns(text=("premise", "hypothesis"), label="label")
+# What HANS was made to tell apart (McCoy, Pavlick and Linzen 2019, table 1).
+HANS_COLUMNS = ("heuristic", "subcase")
+# Built-in set -> columns by which its metrics are cut up where no others are asked for.
+DEFAULT_SLICES = {"hans": ("heuristic", "gold")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +141,12 @@ def _hans_tests(folder: Path | None) -> dict[str, list[Example]]:
     for name, file in files.items():
         if folder is not None and (folder / file).is_file():
             header, *rows = (line.split("\t") for line in _lines(folder / file))
-            label, first, second = (
-                header.index(c) for c in ("gold_label", "sentence1", "sentence2")
-            )
-            return {
-                name: [
-                    Example(f"{name}:{i}", {"premise": r[first], "hypothesis": r[second]}, r[label])
-                    for i, r in enumerate(rows, start=2)
-                ]
-            }
-    columns = Columns(NLI.text, "label", {"0": "entailment", "1": "non-entailment"})
+            table = pd.DataFrame(rows, columns=header, index=range(2, len(rows) + 2), dtype=str)
+            table = table.rename(columns={"sentence1": "premise", "sentence2": "hypothesis"})
+            columns = Columns(NLI.text, "gold_label", carried=HANS_COLUMNS)
+            return {name: to_examples(table, columns, source=name)}
+    values = {"0": "entailment", "1": "non-entailment"}
+    columns = Columns(NLI.text, "label", values, carried=HANS_COLUMNS)
     table = _hub("jhu-cogsci/hans", "validation", folder)
     return {"hans": to_examples(table, columns, source="hans")}
 

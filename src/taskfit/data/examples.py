@@ -31,12 +31,15 @@ class Example:
             names with `|` between; of one with a distribution, the most probable.
         target: Label -> weight where one name does not say it all: shares that sum to 1, or 1 for
             each of several labels.
+        columns: Further columns that are carried along for slices, not shown to any model; None
+            without any.
     """
 
     id: str
     texts: Mapping[str, str]
     label: str | None = None
     target: Mapping[str, float] | None = None
+    columns: Mapping[str, str] | None = None
 
     def target_vector(self, labels: Sequence[str]) -> FloatArray | None:
         """Return the weights of the labels in order, (L,), or None without a label."""
@@ -56,6 +59,7 @@ class Columns:
         values: Values in the table -> label names; values not in it are label names already.
         shares: Label -> column with its share, for distributions over labels.
         separator: What stands between several labels of a row; None: a row has one.
+        carried: Further columns to carry along where the table has them.
     """
 
     text: tuple[str, ...]
@@ -63,6 +67,7 @@ class Columns:
     values: Mapping[str, str] = field(default_factory=dict)
     shares: Mapping[str, str] = field(default_factory=dict)
     separator: str | None = None
+    carried: tuple[str, ...] = ()
 
 
 def to_examples(
@@ -106,15 +111,28 @@ def to_examples(
         labels = _shares(table, columns, source=source, required=require_labels)
     elif has_labels:
         labels = _labels(table, columns, source=source, required=require_labels)
+    carried = _carried(table, columns)
     return [
         Example(
             id=f"{source}:{line}",
             texts={name: str(texts[name][i]) for name in columns.text},
             label=labels[i][0],
             target=labels[i][1],
+            columns=carried[i],
         )
         for i, line in enumerate(lines)
     ]
+
+
+def _carried(table: pd.DataFrame, columns: Columns) -> list[dict[str, str] | None]:
+    """Return what each row carries along; rows with the same values share one mapping."""
+    present = {str(name): name for name in table.columns}
+    names = [name for name in columns.carried if name in present and name not in columns.text]
+    if not names:
+        return [None] * len(table)
+    shared: dict[tuple[str, ...], dict[str, str]] = {}
+    values = zip(*(table[present[name]].astype(str) for name in names), strict=True)
+    return [shared.setdefault(row, dict(zip(names, row, strict=True))) for row in values]
 
 
 def _check_present(wanted: Sequence[str], present: Sequence[str], source: str) -> None:

@@ -1,0 +1,118 @@
+"""Sentence embeddings of texts, each text computed once and kept on disk.
+
+Legend: N texts, D width of the encoder.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskfit.curate.items import digest
+from taskfit.data.fetch import cache_folder
+from taskfit.models import resolve_device, resolve_dtype
+from taskfit.models.encoder import LoadedEncoder, embed_texts, load_encoder
+
+Vectors = NDArray[np.float32]
+# Texts between two savings: what a killed run loses.
+CHUNK = 512
+# Numbers of each weight that the fingerprint of an encoder looks at.
+SAMPLED = 64
+
+
+class Embedder:
+    """Embeds texts with one encoder."""
+
+    def __init__(self, name: str) -> None:
+        """Load an encoder.
+
+        Args:
+            name: Packaged encoder, folder or hub id.
+
+        Raises:
+            ModelError: If it cannot be had.
+        """
+        device = resolve_device("auto")
+        dtype = resolve_dtype("auto", device)
+        self._encoder = load_encoder(name, device=device, dtype=dtype, num_labels=None)
+        self.width = int(self._encoder.model.config.hidden_size)
+        self._path = cache_folder() / "embeddings" / f"{_fingerprint(self._encoder)}.sqlite"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(self._open()) as database, database:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB NOT NULL)"
+            )
+
+    def embed(
+        self, texts: Mapping[bytes, str], *, advance: Callable[[int], None] = lambda _: None
+    ) -> dict[bytes, Vectors]:
+        """Return a vector of length 1 for each text, in float32, (D,).
+
+        Texts run in the order of their hashes, so that what a batch holds, and with it the last
+        bits of its vectors, does not depend on the order of files.
+
+        Args:
+            texts: By their `digest`.
+            advance: Called with the number of texts just finished.
+        """
+        found = self._load(list(texts))
+        missing = sorted(set(texts) - set(found))
+        advance(len(found))
+        # Long texts are cut by the encoder; most of what it cuts need not be tokenized.
+        longest = 16 * self._encoder.max_length
+        for start in range(0, len(missing), CHUNK):
+            keys = missing[start : start + CHUNK]
+            # A text of blanks has no vector of its own.
+            chunk = [texts[key][:longest].strip() or "." for key in keys]
+            vectors = embed_texts(self._encoder, chunk)
+            self._save(keys, vectors)
+            found.update(zip(keys, vectors, strict=True))
+            advance(len(keys))
+        return found
+
+    def _load(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
+        found = {}
+        with closing(self._open()) as database:
+            for key in keys:
+                row = database.execute(
+                    "SELECT vector FROM vectors WHERE text = ?", (key,)
+                ).fetchone()
+                if row is not None:
+                    found[key] = np.frombuffer(row[0], np.float32)
+        return found
+
+    def _save(self, keys: Sequence[bytes], vectors: Vectors) -> None:
+        with closing(self._open()) as database, database:
+            database.executemany(
+                "INSERT OR REPLACE INTO vectors VALUES (?, ?)",
+                [(key, vector.tobytes()) for key, vector in zip(keys, vectors, strict=True)],
+            )
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=60)
+
+
+def stack(vectors: Mapping[bytes, Vectors], keys: Sequence[bytes], width: int) -> Vectors:
+    """Return the vectors of keys as rows, (N, D)."""
+    result = np.empty((len(keys), width), np.float32)
+    for row, key in enumerate(keys):
+        result[row] = vectors[key]
+    return result
+
+
+def digest_all(texts: Sequence[str]) -> dict[bytes, str]:
+    """Return texts by their hashes."""
+    return {digest(text): text for text in texts}
+
+
+def _fingerprint(encoder: LoadedEncoder) -> str:
+    name = f"{encoder.model.dtype} {encoder.max_length}"
+    result = hashlib.sha256(name.encode() + encoder.tokenizer.backend_tokenizer.to_str().encode())
+    for key, parameter in encoder.model.named_parameters():
+        step = max(1, parameter.numel() // SAMPLED)
+        sample = parameter.detach().reshape(-1)[::step][:SAMPLED].float().cpu().numpy()
+        result.update(key.encode() + str(tuple(parameter.shape)).encode() + sample.tobytes())
+    return result.hexdigest()[:24]

@@ -1,0 +1,304 @@
+"""Instruction data: conversations to learn from, preference pairs, raw texts.
+
+Five kinds of rows are read (`KINDS`), and become one of three types:
+
+    instruction, chat, completion -> Conversation
+    preference                    -> Preference
+    text                          -> Raw
+
+The kind is recognised by the names of the columns; `kind` and `columns` override that.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskfit.data.instruction_rows import (
+    Conversation,
+    InstructionRow,
+    Preference,
+    Raw,
+    from_record,
+    rows_of,
+    to_record,
+)
+from taskfit.data.messages import Message, RowProblem
+from taskfit.data.records import Record, iter_records
+from taskfit.data.tables import suggestion
+from taskfit.errors import DataError
+
+__all__ = [
+    "KINDS",
+    "Conversation",
+    "InstructionData",
+    "InstructionFormat",
+    "InstructionRow",
+    "Message",
+    "Preference",
+    "Raw",
+    "from_record",
+    "open_instructions",
+    "read_instructions",
+    "recognise",
+    "to_record",
+]
+
+# For each kind its fields, and for each field the names that its column usually has. The order of
+# kinds is the order in which they are tried. A score is read only from a column that is named.
+KINDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "preference": {
+        "prompt": ("prompt", "instruction", "question", "conversations", "messages"),
+        "input": ("input", "context"),
+        "chosen": ("chosen", "preferred", "answer_chosen"),
+        "rejected": ("rejected", "dispreferred", "answer_rejected"),
+        "system": ("system", "system_prompt"),
+        "score": (),
+    },
+    "chat": {
+        "messages": ("messages", "conversations", "conversation", "dialogue", "chat"),
+        "system": ("system", "system_prompt"),
+        "score": (),
+    },
+    "instruction": {
+        "instruction": ("instruction",),
+        "input": ("input", "context"),
+        "output": ("output", "response", "answer"),
+        "instances": ("instances",),
+        "system": ("system", "system_prompt"),
+        "score": (),
+    },
+    "completion": {
+        "prompt": ("prompt", "question", "query"),
+        "completion": ("completion", "response", "answer", "output"),
+        "system": ("system", "system_prompt"),
+        "score": (),
+    },
+    "text": {"text": ("text", "content", "document"), "score": ()},
+}
+OPTIONAL = ("input", "system", "instances", "output", "score")
+ANSWERS = ("output", "completion")
+# Rows in which columns are looked for: the first ones may lack a field by mistake.
+LOOKED_AT = 100
+TOLD = 5
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionFormat:
+    """How the rows of a source are read.
+
+    Attributes:
+        kind: A key of `KINDS`.
+        columns: The column of each field; fields that the source lacks are left out.
+    """
+
+    kind: str
+    columns: dict[str, str]
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        parts = [f if f == c else f"{f} <- {c}" for f, c in self.columns.items()]
+        return f"{self.kind} ({', '.join(parts)})"
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionData:
+    """The rows of a source.
+
+    Attributes:
+        source: As given.
+        format: How it was read; `kind` tells a completion from a chat.
+        rows: In the order of the source.
+    """
+
+    source: str
+    format: InstructionFormat
+    rows: list[InstructionRow]
+
+
+def read_instructions(
+    source: str,
+    *,
+    kind: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    encoding: str = "utf-8",
+    split: str = "train",
+    need_answer: bool = True,
+    name: str | None = None,
+) -> InstructionData:
+    """Read instruction data.
+
+    An instruction and its input become one user message, with a blank line between. Lists of
+    instances (self-instruct) become one conversation each. In preference pairs that repeat the
+    conversation in both answers, the shared turns are the prompt.
+
+    Args:
+        source: A .json, .jsonl, .csv, .tsv or .parquet file, also with .gz behind, or a hub id.
+        kind: A key of `KINDS`; None: recognised by the columns.
+        columns: Column of a field, for fields that are named otherwise.
+        encoding: Of text files.
+        split: Of a hub data set.
+        need_answer: Whether a row without an answer is an error; without, prompts alone are read.
+        name: In the rows' ids; None: the file's name.
+
+    Raises:
+        DataError: If the source cannot be read, its kind cannot be told, or rows lack fields: all
+            such rows are counted, the first few told with their lines.
+    """
+    found, rows = open_instructions(
+        source,
+        kind=kind,
+        columns=columns,
+        encoding=encoding,
+        split=split,
+        need_answer=need_answer,
+        name=name,
+    )
+    return InstructionData(source, found, list(rows))
+
+
+def open_instructions(
+    source: str,
+    *,
+    kind: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    encoding: str = "utf-8",
+    split: str = "train",
+    need_answer: bool = True,
+    name: str | None = None,
+) -> tuple[InstructionFormat, Iterator[InstructionRow]]:
+    """Tell a source's format and yield its rows as they are read; see `read_instructions`.
+
+    Rows that lack something raise only when all have been looked at.
+    """
+    records = iter_records(source, encoding=encoding, split=split)
+    head = list(itertools.islice(records, LOOKED_AT))
+    if not head:
+        raise DataError(f"{source} holds no row. Is it the right file?")
+    found = recognise(source, head, kind=kind, columns=columns, need_answer=need_answer)
+    stem = Path(source).name if name is None else name
+    everything = itertools.chain(head, records)
+    return found, _iter_rows(everything, source, stem, found, need_answer=need_answer)
+
+
+def recognise(
+    source: str,
+    records: Iterable[Record],
+    *,
+    kind: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    need_answer: bool = True,
+) -> InstructionFormat:
+    """Tell the kind of rows and the column of each field.
+
+    Args:
+        source: For messages.
+        records: The first rows.
+        kind: A key of `KINDS`, or None.
+        columns: Column of a field, taken as given.
+        need_answer: Whether a source without answers is refused.
+
+    Raises:
+        DataError: If no kind fits, or what was given does not.
+    """
+    names = list(dict.fromkeys(name for record in records for name in record.values))
+    given = dict(columns or {})
+    _check_given(source, names, kind, given)
+    for other in [kind] if kind else KINDS:
+        fields = KINDS[other]
+        if set(given) - set(fields):
+            continue
+        chosen = {field: _column(usual, names) for field, usual in fields.items()} | given
+        complete = {field: column for field, column in chosen.items() if column is not None}
+        if not _lacking(other, complete, need_answer=need_answer):
+            return InstructionFormat(other, complete)
+    wanted = "\n".join(f"  {other}: {_needs(other)}" for other in ([kind] if kind else KINDS))
+    raise DataError(
+        f"{source} has the columns {', '.join(names)}; none of the kinds of instruction data fits "
+        f"them. Each needs:\n{wanted}\nGive the kind and which column holds which field (on the "
+        "command line: --kind instruction --column instruction=question --column output=reply)."
+    )
+
+
+def _check_given(source: str, names: list[str], kind: str | None, given: dict[str, str]) -> None:
+    if kind is not None and kind not in KINDS:
+        raise DataError(
+            f"The kind {kind!r} is unknown.{suggestion(kind, list(KINDS))} Allowed: "
+            f"{', '.join(KINDS)}."
+        )
+    fields = (
+        list(KINDS[kind])
+        if kind
+        else sorted({field for usual in KINDS.values() for field in usual})
+    )
+    for field, column in given.items():
+        if field not in fields:
+            raise DataError(
+                f"{field!r} is no field of {'kind ' + kind if kind else 'any kind'}."
+                f"{suggestion(field, fields)} Allowed: {', '.join(fields)}."
+            )
+        if column not in names:
+            raise DataError(
+                f"{source} has no column {column!r}.{suggestion(column, names)} It has: "
+                f"{', '.join(names)}."
+            )
+
+
+def _column(usual: tuple[str, ...], names: list[str]) -> str | None:
+    folded = {name.casefold(): name for name in reversed(names)}
+    return next((folded[name] for name in usual if name in folded), None)
+
+
+def _lacking(kind: str, columns: Mapping[str, str], *, need_answer: bool) -> list[str]:
+    lacking = [
+        field
+        for field in KINDS[kind]
+        if field not in columns and field not in OPTIONAL and (need_answer or field not in ANSWERS)
+    ]
+    if kind == "preference" and "prompt" in lacking:
+        # Both answers may hold the whole conversation.
+        lacking.remove("prompt")
+    if kind == "instruction" and need_answer and not {"output", "instances"} & set(columns):
+        lacking.append("output")
+    return lacking
+
+
+def _needs(kind: str) -> str:
+    if kind == "instruction":
+        return "instruction and output (or instances); may have input, system"
+    if kind == "preference":
+        return (
+            "chosen and rejected, and prompt where they are no whole chats; may have input, system"
+        )
+    needed = [field for field in KINDS[kind] if field not in OPTIONAL]
+    extra = [field for field in KINDS[kind] if field in OPTIONAL]
+    return " and ".join(needed) + (f"; may have {', '.join(extra)}" if extra else "")
+
+
+def _iter_rows(
+    records: Iterable[Record],
+    source: str,
+    name: str,
+    found: InstructionFormat,
+    *,
+    need_answer: bool,
+) -> Iterator[InstructionRow]:
+    problems: list[str] = []
+    count = total = 0
+    for record in records:
+        total += 1
+        values = {field: record.values.get(column) for field, column in found.columns.items()}
+        try:
+            yield from rows_of(f"{name}:{record.line}", values, found.kind, need_answer)
+        except RowProblem as problem:
+            count += 1
+            if count <= TOLD:
+                problems.append(f"  line {record.line}: {problem}")
+    if count:
+        more = f"\n  and {count - TOLD:,} more" if count > TOLD else ""
+        raise DataError(
+            f"{source}, read as {found.describe()}: {count:,} of {total:,} rows cannot be used.\n"
+            + "\n".join(problems)
+            + more
+            + "\nMend or remove these rows, or give another kind or other columns."
+        )
