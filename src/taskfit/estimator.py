@@ -103,6 +103,27 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             [Example(f"texts[{i}]", row) for i, row in enumerate(rows)]
         )
 
+    def predict_set(
+        self, texts: Texts, *, coverage: float, per_class: bool = False
+    ) -> NDArray[np.bool_]:
+        """Return which classes are in each set that holds the right one with a chosen probability.
+
+        Fit with `settings={"calibration.prediction_sets": True}`; see `Classifier.prediction_sets`.
+
+        Args:
+            texts: As for `predict`.
+            coverage: The probability, over texts like those it was fitted on.
+            per_class: Whether it is to hold for the texts of every class.
+
+        Returns:
+            (texts, classes), columns as in `classes_`.
+
+        Raises:
+            SettingsError: If no scores were kept, or too few for the coverage.
+        """
+        probabilities = self.predict_proba(texts)
+        return self.classifier_.prediction_sets(probabilities, coverage, per_class=per_class)
+
     def predict(self, texts: Texts) -> NDArray[Any]:
         """Return the most probable class of each text."""
         return np.asarray(self.classes_[self.predict_proba(texts).argmax(axis=1)])

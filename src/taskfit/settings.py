@@ -4,14 +4,28 @@ Precedence: defaults < settings file < command line. The parsing is in `settings
 knows no field by name. Units stand in the names or in the first words below.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # Whole models are trained with much smaller steps than adapters that start from nothing.
 FULL_LEARNING_RATE = 2e-5
 # Encoders are small, and their heads start from nothing.
 ENCODER_LEARNING_RATE = 1e-4
+
+
+def check_set_name(name: str) -> str:
+    """Return the name of an evaluation set, which is also the name of its files.
+
+    Raises:
+        ValueError: If no file can be called so.
+    """
+    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+        raise ValueError(
+            f"an evaluation set cannot be called {name!r}, as its files take its name. Give a "
+            "name without / and \\ that does not start with a dot"
+        )
+    return name
 
 
 class Section(BaseModel):
@@ -42,6 +56,9 @@ class DataSettings(Section):
     distributions. Shares of a row are divided by their sum; the largest one is the label."""
     label_separator: str = Field(default="|", min_length=1)
     """Stands between the labels of a row where `task.multi_label` is set, as in `news|sports`."""
+    slices: list[str] = Field(default_factory=list)
+    """Columns of the evaluation sets by which metrics are cut up, each by itself and all crossed;
+    `gold` is the right label. Empty: those of the built-in set (hans: heuristic and gold)."""
     encoding: str = "utf-8"
     """Text encoding of CSV, TSV and JSONL files."""
     folder: str | None = None
@@ -50,12 +67,23 @@ class DataSettings(Section):
     """Number of training examples to draw (stratified, nested over sizes). None: all."""
     shots_per_class: int | None = Field(default=None, ge=1)
     """Training examples to draw of each class. Not together with `num_train`."""
+    test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the training table held out (stratified) as evaluation set `test`, before anything
+    else. The same for every `seed`, size and method; `taskfit compare` takes 0.3 where no
+    evaluation set is given."""
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the training table held out (stratified) for validation; never trained on."""
     max_validation: int = Field(default=500, ge=1)
     """Most validation examples to use (examples)."""
     max_test: int | None = Field(default=None, ge=1)
     """Most examples of each evaluation set to use, a seeded stratified draw. None: all."""
+
+    @field_validator("tests")
+    @classmethod
+    def _names_are_file_names(cls, tests: dict[str, str]) -> dict[str, str]:
+        for name in tests:
+            check_set_name(name)
+        return tests
 
 
 class TaskSettings(Section):
@@ -111,12 +139,15 @@ class MethodSettings(Section):
         "tfidf",
         "encoder",
         "remote",
+        "sft",
+        "dpo",
     ] = "label_words"
     """in_context: no training; label_words: the same prompt, trained; head: a linear head on the
     last token; label_text: the label as generated text; distill: a student without context learns
     from a teacher with it; probe: logistic regression on frozen features; knn: nearest neighbours
     in them; majority, tfidf: without a language model; encoder: a fine-tuned encoder; remote: an
-    OpenAI-compatible endpoint."""
+    OpenAI-compatible endpoint; sft: texts and answers learned as they are; dpo: better and worse
+    answers (section `tuning`)."""
     num_demonstrations: int | None = Field(default=None, ge=0)
     """Labelled examples shown in the prompt. None: the task's own number."""
     demonstrations: Literal["fixed", "random", "balanced", "nearest"] = "balanced"
@@ -166,6 +197,26 @@ class MethodSettings(Section):
     """knn only. Neighbours that vote, weighted by similarity."""
     encoder: str = "minilm"
     """encoder only. Which model: `minilm` (packaged), a hub id, or a folder."""
+
+
+class TuningSettings(Section):
+    """method=sft and method=dpo: instructions, chats, texts and preferences."""
+
+    kind: Literal["auto", "instruction", "chat", "completion", "preference", "text"] = "auto"
+    """What the rows are. auto: recognised by the names of their columns."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Field -> column, where columns have other names, such as {prompt: question}."""
+    turns: Literal["all", "last"] = "all"
+    """sft only. Which of the assistant's turns are learned."""
+    chat_template: str | None = None
+    """How turns are written: a name (chatml, headings, plain) or a file of Jinja; saved with the
+    run. None: the model's own."""
+    beta: float = Field(default=0.1, gt=0)
+    """dpo only. Strength of the pull to the model before training."""
+    num_samples: int = Field(default=3, ge=0)
+    """Validation prompts that are answered at every validation and in the report."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest answer to these (tokens)."""
 
 
 class RemoteSettings(Section):
@@ -219,6 +270,10 @@ class TrainingSettings(Section):
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
     """adamw: moments in float32; adamw8bit: in 8 bits (bitsandbytes); paged_adamw8bit: the same,
     moved to main memory when the GPU's is full (on a CPU: as adamw8bit)."""
+    sharding: Literal["none", "full"] = "none"
+    """Under torchrun. none: every process holds the model, and gradients are added up (DDP); full:
+    weights, gradients and optimizer are divided over the processes (FSDP2), for full fine-tuning
+    of what one device cannot hold."""
     gradient_checkpointing: bool = False
     """Keep only the layers' inputs and compute the rest again in the backward pass: less memory,
     about a third more time."""
@@ -249,6 +304,46 @@ class TrainingSettings(Section):
     """Which weights the run ends with: the best by the validation metric, or the last."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder where the package is installed."""
+    trackers: list[Literal["tensorboard", "mlflow", "trackio"]] = Field(default_factory=list)
+    """Where else settings, metrics and report of the run are recorded; each needs its package.
+    mlflow: the folder `mlruns` here, or the server that MLFLOW_TRACKING_URI names; trackio: its
+    local folder. A tracker that fails is left out with a note, and the run goes on."""
+
+
+class CalibrationSettings(Section):
+    """What is measured on the validation set after training, for surer probabilities."""
+
+    temperature: bool = False
+    """Divide log-probabilities by one number, fitted on the validation set, so that they are as
+    sure as they are right (Guo et al. 2017). The answers stay the same."""
+    prediction_sets: bool = False
+    """Keep what `taskfit predict --coverage` needs: sets of labels that hold the right one with a
+    chosen probability (conformal prediction). Of 200 validation examples or more, half are kept
+    for this alone."""
+
+
+class SearchSettings(Section):
+    """A search for settings on the validation set, before the run itself; needs optuna."""
+
+    trials: int = Field(default=0, ge=0)
+    """Trials, the settings as given being the first. 0: no search, unless `budget_seconds` is set;
+    then as many as fit."""
+    budget_seconds: float | None = Field(default=None, gt=0)
+    """No trial is started after this time in the search (seconds). None: no limit."""
+    space: dict[str, Any] = Field(default_factory=dict)
+    """Setting -> what to try, in place of the method's own space: `[low, high]` is a range, any
+    other list are choices; {low: 1, high: 9, log: true} and {choices: [4, 8]} say so outright. A
+    range whose ends differ tenfold or more is searched by its logarithm. Any setting of training,
+    adapter, method and task that leaves data and base model as they are, and `template`: names of
+    wordings, as `taskfit prompts` shows them, `as given` among them."""
+    pruner: Literal["median", "halving", "none"] = "median"
+    """Which trials end early, judged at each validation. median: those below the median of earlier
+    trials; halving: all but the best quarter of those that came so far (ASHA); none."""
+
+    @property
+    def wanted(self) -> bool:
+        """Return whether to search."""
+        return self.trials > 0 or self.budget_seconds is not None
 
 
 class RunSettings(Section):
@@ -260,9 +355,12 @@ class RunSettings(Section):
     task: TaskSettings = TaskSettings()
     model: ModelSettings = ModelSettings()
     method: MethodSettings = MethodSettings()
+    tuning: TuningSettings = TuningSettings()
     remote: RemoteSettings = RemoteSettings()
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    search: SearchSettings = SearchSettings()
 
     def resolved(self) -> "RunSettings":
         """Return the settings with defaults that depend on others filled in."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from taskfit.data import Example
-from taskfit.errors import CheckpointError
+from taskfit.errors import CheckpointError, SettingsError
 from taskfit.evaluation import Evaluation, evaluate_multi_label, evaluate_probabilities
+from taskfit.evaluation.conformal import class_thresholds, prediction_sets, threshold
+from taskfit.evaluation.temperature import apply_temperature
 from taskfit.experiments.records import library_versions
 from taskfit.files import file_atomic, write_json_atomic
 from taskfit.methods.method import Method, MethodContext, MethodState
@@ -28,6 +31,25 @@ ADAPTER = "adapter"
 MODEL = "model"
 Weights = Literal["none", "lora", "qlora", "full"]
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+# Their names in the file of the method's arrays.
+SCORES, SCORE_LABELS = "calibration.scores", "calibration.score_labels"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """What held-out examples say about a fitted method; see `taskfit.evaluation`.
+
+    Attributes:
+        temperature: Divides the log-probabilities; 1 changes nothing.
+        scores: Conformal scores of the n held-out examples in rising order, (n,), or None.
+        score_labels: Indices of their right labels, (n,), or None.
+    """
+
+    temperature: float = 1.0
+    scores: FloatArray | None = None
+    score_labels: IntArray | None = None
 
 
 class Classifier:
@@ -36,12 +58,14 @@ class Classifier:
     Attributes:
         method: The fitted method.
         task: The task.
+        calibration: What corrects its probabilities.
     """
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, *, calibration: Calibration | None = None) -> None:
         """Wrap a method."""
         self.method = method
         self.task: Task = method.task
+        self.calibration = calibration or Calibration()
 
     @property
     def model_name(self) -> str:
@@ -52,18 +76,66 @@ class Classifier:
     def probabilities(
         self, examples: Sequence[Example], *, advance: Callable[[int], None] | None = None
     ) -> FloatArray:
-        """Return the probability of every label, (examples, labels); see `Method`."""
-        return self.method.probabilities(examples, advance=advance)
+        """Return the probability of every label, calibrated, (examples, labels); see `Method`."""
+        return apply_temperature(
+            self.method.probabilities(examples, advance=advance),
+            self.calibration.temperature,
+            multi_label=self.task.multi_label,
+        )
+
+    def prediction_sets(
+        self, probabilities: FloatArray, coverage: float, *, per_class: bool = False
+    ) -> BoolArray:
+        """Return the labels of each set that holds the right one with a chosen probability.
+
+        Args:
+            probabilities: As `probabilities` returns them, (N, L).
+            coverage: The probability, over texts like the held-out ones.
+            per_class: Whether it is to hold for the texts of every label, and not only for all.
+
+        Returns:
+            Which labels are in each set, (N, L).
+
+        Raises:
+            SettingsError: If the run keeps no held-out scores, or too few for the coverage.
+        """
+        limit = self.set_limit(coverage, per_class=per_class)
+        return prediction_sets(probabilities, limit)
+
+    def set_limit(self, coverage: float, *, per_class: bool = False) -> float | FloatArray:
+        """Return up to which score labels are in a set; see `prediction_sets`."""
+        scores, labels = self.calibration.scores, self.calibration.score_labels
+        if self.task.multi_label:
+            raise SettingsError(
+                "Prediction sets are for tasks in which a text has one label; here it may have "
+                "several (task.multi_label). Leave out the coverage."
+            )
+        if scores is None or labels is None:
+            raise SettingsError(
+                "This run kept no held-out scores, which prediction sets need. Fit it with "
+                "--set calibration.prediction_sets=true and a validation set."
+            )
+        if per_class:
+            num_labels = len(self.task.label_names)
+            return class_thresholds(scores, labels, coverage, num_labels=num_labels)
+        return threshold(scores, coverage)
+
+    def gold(self, examples: Sequence[Example]) -> IntArray:
+        """Return the indices of the right labels of labelled examples, (N,)."""
+        places = {name: place for place, name in enumerate(self.task.label_names)}
+        return np.array([places[str(example.label)] for example in examples], np.int64)
+
+    def present(self, examples: Sequence[Example]) -> BoolArray:
+        """Return which labels hold of labelled examples with several labels, (N, L)."""
+        targets = [example.target_vector(self.task.label_names) for example in examples]
+        return np.stack([target for target in targets if target is not None]) > 0
 
     def evaluate(self, examples: Sequence[Example], probabilities: FloatArray) -> Evaluation:
         """Measure probabilities of labelled examples."""
         names = self.task.label_names
         if self.task.multi_label:
-            targets = [example.target_vector(names) for example in examples]
-            present = np.stack([t for t in targets if t is not None]) > 0
-            return evaluate_multi_label(probabilities, present, labels=names)
-        gold = np.array([names.index(str(example.label)) for example in examples])
-        return evaluate_probabilities(probabilities, gold, labels=names)
+            return evaluate_multi_label(probabilities, self.present(examples), labels=names)
+        return evaluate_probabilities(probabilities, self.gold(examples), labels=names)
 
     def save(self, folder: Path, *, weights: Weights, extra: dict[str, Any]) -> None:
         """Write everything but the model's weights that prediction needs.
@@ -75,9 +147,13 @@ class Classifier:
         """
         context, state = self.method.context, self.method.state()
         model = context.model
-        if state.arrays:
+        arrays = dict(state.arrays)
+        if self.calibration.scores is not None and self.calibration.score_labels is not None:
+            arrays[SCORES] = self.calibration.scores
+            arrays[SCORE_LABELS] = self.calibration.score_labels
+        if arrays:
             with file_atomic(folder / ARRAYS) as path:
-                save_file({k: np.ascontiguousarray(v) for k, v in state.arrays.items()}, path)
+                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
         write_json_atomic(
             folder / FILE,
             {
@@ -94,6 +170,10 @@ class Classifier:
                     for d in context.demonstrations
                 ],
                 "state": dict(state.values),
+                "calibration": {
+                    "temperature": self.calibration.temperature,
+                    "prediction_sets": SCORES in arrays,
+                },
                 "versions": library_versions(),
             },
         )
@@ -122,8 +202,11 @@ class Classifier:
             task = task_from_dict(saved["task"])
             demonstrations = [Example(**entry) for entry in saved["demonstrations"]]
             weights, values = saved["weights"], saved["state"]
-            settings = _settings_of(folder, saved, device=device)
+            settings = settings_for_prediction(folder, saved, device=device)
             arrays = load_file(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
+            # Runs from before there was calibration have no such entry.
+            kept = saved.get("calibration", {"temperature": 1.0, "prediction_sets": False})
+            calibration = _calibration_of(kept, arrays)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
         method = METHODS[settings.method.name]
@@ -133,7 +216,14 @@ class Classifier:
         saved_weights = folder / MODEL if weights == "full" and model is None else None
         fitted = method(MethodContext(settings, task, demonstrations, model, saved=saved_weights))
         fitted.restore(MethodState(values, arrays))
-        return cls(fitted)
+        return cls(fitted, calibration=calibration)
+
+
+def _calibration_of(kept: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Calibration:
+    """Return the calibration of a run, and take its arrays from those of the method."""
+    if not kept["prediction_sets"]:
+        return Calibration(float(kept["temperature"]))
+    return Calibration(float(kept["temperature"]), arrays.pop(SCORES), arrays.pop(SCORE_LABELS))
 
 
 def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> LoadedModel:
@@ -145,7 +235,7 @@ def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> 
     return model
 
 
-def _settings_of(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:
+def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:
     """Return the run's settings, with the model that prediction takes."""
     settings = load_settings(folder / SETTINGS_FILE)
     changed: dict[str, Any] = {"device": device}

@@ -17,13 +17,12 @@ from taskfit.data import (
     drop_overlap,
     guess_columns,
     label_names,
-    load_builtin,
-    read_table,
     split_validation,
     to_examples,
 )
 from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError
+from taskfit.experiments.sources import read_builtin, read_source
 from taskfit.methods.table import METHODS
 from taskfit.settings import DataSettings, RunSettings
 from taskfit.tasks import (
@@ -33,6 +32,10 @@ from taskfit.tasks import (
     override_task,
     task_from_columns,
 )
+
+# Seed of the split that `data.test_fraction` asks for; it must not depend on the run's.
+TEST_SPLIT_SEED = 20140602
+TEST_SET = "test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,10 @@ def prepare_data(settings: RunSettings) -> PreparedData:
     task = override_task(task, settings.task, settings.method.num_demonstrations)
     columns = task_columns(task, data)
     labels = [label.name for label in task.labels]
-    for name, source in data.tests.items():
-        evaluations[name] = read_examples(source, columns, labels, encoding=data.encoding)
-    for name, examples in evaluations.items():
-        if data.max_test is not None and data.max_test < len(examples):
-            evaluations[name] = draw(
-                examples, num_examples=data.max_test, shots_per_class=None, seed=0
-            )
+    if data.test_fraction:
+        check_labels(train, labels)
+        train, evaluations = _hold_out_test(train, evaluations, data)
+    evaluations = _all_evaluations(evaluations, columns, labels, data)
     validation: list[Example] = []
     if data.validation is not None:
         validation = read_examples(data.validation, columns, labels, encoding=data.encoding)
@@ -134,6 +134,7 @@ def task_columns(task: Task, data: DataSettings) -> Columns:
         values=dict(task.values),
         shares=data.soft_labels,
         separator=data.label_separator if task.multi_label else None,
+        carried=tuple(data.slices),
     )
 
 
@@ -141,7 +142,7 @@ def read_examples(
     source: str, columns: Columns, labels: Sequence[str], *, encoding: str
 ) -> list[Example]:
     """Read a labelled table and check its labels against the task's."""
-    table = read_table(source, encoding=encoding, split="test")
+    table = read_source(source, encoding=encoding, split="test")
     examples = to_examples(table, columns, source=source)
     check_labels(examples, labels)
     return examples
@@ -153,7 +154,7 @@ def _unlabeled(
     """Read texts without labels, leaving out those that are evaluated."""
     if data.unlabeled is None:
         return []
-    table = read_table(data.unlabeled, encoding=data.encoding)
+    table = read_source(data.unlabeled, encoding=data.encoding)
     found = to_examples(table, columns, source=data.unlabeled, require_labels=False)
     texts, _ = drop_overlap([Example(e.id, e.texts) for e in found], held_out)
     if not texts:
@@ -186,6 +187,66 @@ def _by_name(
     return {**parts, **named}
 
 
+def _all_evaluations(
+    given: Mapping[str, list[Example]],
+    columns: Columns,
+    labels: Sequence[str],
+    data: DataSettings,
+) -> dict[str, list[Example]]:
+    """Add the sets of `data.tests`, and cut all to at most `data.max_test` examples."""
+    evaluations = dict(given)
+    for name, source in data.tests.items():
+        evaluations[name] = read_examples(source, columns, labels, encoding=data.encoding)
+    for name, examples in evaluations.items():
+        if data.max_test is not None and data.max_test < len(examples):
+            evaluations[name] = draw(
+                examples, num_examples=data.max_test, shots_per_class=None, seed=0
+            )
+    return evaluations
+
+
+def _hold_out_test(
+    train: Sequence[Example], evaluations: Mapping[str, list[Example]], data: DataSettings
+) -> tuple[list[Example], dict[str, list[Example]]]:
+    """Take the evaluation set `test` out of the training table; return what is left, and all sets.
+
+    All copies of a text go to the same side, so that none has to be dropped. Where a class would
+    be lost to training with them, its texts stay there.
+    """
+    if TEST_SET in {*evaluations, *data.tests}:
+        raise SettingsError(
+            f"data.test_fraction={data.test_fraction:g} makes an evaluation set called "
+            f"`{TEST_SET}`, but there is one of this name already. Leave data.test_fraction out, "
+            "or give the other one another name (data.tests)."
+        )
+    if not train:
+        raise SettingsError(
+            f"data.test_fraction={data.test_fraction:g} is a share of the training table, but "
+            "there is none. Give --data, or leave it out."
+        )
+    check_several_classes(train)
+    rest, held_out = split_validation(
+        train, fraction=data.test_fraction, max_validation=len(train), seed=TEST_SPLIT_SEED
+    )
+    keys = _keys_to_hold_out(rest, held_out)
+    test = [example for example in train if text_key(example) in keys]
+    if not test:
+        raise DataError(
+            f"data.test_fraction={data.test_fraction:g} of {len(train)} training examples leaves "
+            "no example for the evaluation set. Give more data, a larger share, or a test file "
+            "with --test NAME=FILE."
+        )
+    left = [example for example in train if text_key(example) not in keys]
+    return left, {TEST_SET: test, **evaluations}
+
+
+def _keys_to_hold_out(rest: Sequence[Example], held_out: Sequence[Example]) -> set[tuple[str, ...]]:
+    """Return the texts to hold out with all their copies, so that every class keeps a text."""
+    keys = {text_key(example) for example in held_out}
+    safe = {example.label for example in rest if text_key(example) not in keys}
+    return keys - {text_key(example) for example in rest if example.label not in safe}
+
+
 def _hold_out(
     train: Sequence[Example], overlap: Overlap, settings: RunSettings
 ) -> tuple[list[Example], list[Example], Overlap]:
@@ -200,9 +261,7 @@ def _hold_out(
         max_validation=settings.data.max_validation,
         seed=settings.seed,
     )
-    keys = {text_key(example) for example in held_out}
-    safe = {example.label for example in rest if text_key(example) not in keys}
-    keys -= {text_key(example) for example in rest if example.label not in safe}
+    keys = _keys_to_hold_out(rest, held_out)
     validation = [example for example in held_out if text_key(example) in keys]
     copies = [example.id for example in rest if text_key(example) in keys]
     if copies:
@@ -228,7 +287,7 @@ def _task_and_train(
         )
     if data.train is None:
         if name in BUILTIN_NAMES:
-            builtin = load_builtin(str(name), folder=data.folder)
+            builtin = read_builtin(str(name), folder=data.folder)
             assert task is not None
             return task, builtin.train, dict(builtin.evaluations)
         if task is not None and data.tests:
@@ -237,7 +296,7 @@ def _task_and_train(
             "No data: give a table with --data FILE (data.train), or a built-in task with --task "
             f"({', '.join(BUILTIN_NAMES)})."
         )
-    table = read_table(data.train, encoding=data.encoding)
+    table = read_source(data.train, encoding=data.encoding)
     if task is None:
         columns = guess_columns(
             table,
@@ -246,6 +305,7 @@ def _task_and_train(
             shares=data.soft_labels,
             separator=data.label_separator if settings.task.multi_label else None,
         )
+        columns = replace(columns, carried=tuple(data.slices))
         examples = to_examples(table, columns, source=data.train)
         check_several_classes(examples)
         if not settings.task.multi_label:

@@ -35,7 +35,7 @@ class RunResult:
         num_demonstrations: Labelled examples in the prompt.
         seed: The run's seed.
         evaluations: Metrics by evaluation set.
-        duration_seconds: The whole run, models loaded and sets evaluated.
+        duration_seconds: The whole run, models loaded, settings searched, sets evaluated.
         training_seconds: Of that, in the loop with its validations, over all interruptions.
         cpu_seconds: Processor time of the run, all threads; what other programs do at the same
             time hardly changes it.
@@ -51,6 +51,8 @@ class RunResult:
         versions: Versions of the libraries that decide results.
         machine: Processor, cores and device.
         created: When, UTC.
+        search_seconds: Of `duration_seconds`, in the search for settings before the run.
+        search: What that search found and cost (see `SearchRecord`); empty without one.
     """
 
     name: str
@@ -77,6 +79,8 @@ class RunResult:
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
     machine: dict[str, str] = field(default_factory=lambda: describe_machine())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    search_seconds: float = 0.0
+    search: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write `result.json` into a run's folder."""
@@ -134,6 +138,8 @@ def result_rows(result: RunResult) -> list[dict[str, Any]]:
                 row[f"{metric}_low"], row[f"{metric}_high"] = evaluation.intervals[metric]
         row["duration_seconds"] = result.duration_seconds
         row["training_seconds"] = result.training_seconds
+        row["search_seconds"] = result.search_seconds
+        row["search_trials"] = result.search.get("num_trials", 0)
         row["cpu_seconds"] = result.cpu_seconds
         seconds = result.evaluation_seconds.get(name)
         row["samples_per_second"] = evaluation.num_examples / seconds if seconds else None

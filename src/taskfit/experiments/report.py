@@ -1,7 +1,7 @@
 """`report.html`: one self-contained file with tables and pictures of one or several runs."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 
 from taskfit.data import Example
 from taskfit.evaluation import METRICS, Reliability, reliability
+from taskfit.evaluation.slices import RULE
 from taskfit.experiments.plots import (
     METRIC_NAMES,
     plot_comparison,
@@ -21,6 +22,7 @@ from taskfit.experiments.plots import (
     plot_reliability,
 )
 from taskfit.experiments.records import RunResult
+from taskfit.experiments.slices import read_slices
 from taskfit.files import read_jsonl, write_text_atomic
 from taskfit.methods.calibration import FloatArray
 
@@ -116,6 +118,7 @@ def report_run(folder: Path, result: RunResult, hard: Sequence[HardExample]) -> 
         notes=[],
         pictures=pictures,
         hard=hard,
+        slices=read_slices(folder),
     )
 
 
@@ -127,6 +130,7 @@ def write_report(
     notes: Sequence[str],
     pictures: Sequence[Picture],
     hard: Sequence[HardExample] = (),
+    slices: Sequence[Mapping[str, object]] = (),
 ) -> Path:
     """Write `report.html` into a folder.
 
@@ -137,6 +141,7 @@ def write_report(
         notes: Sentences below it.
         pictures: In the order shown.
         hard: Confidently wrong predictions to list.
+        slices: Rows of `slices.csv`.
 
     Returns:
         The file's path.
@@ -152,6 +157,8 @@ def write_report(
         metrics=[(name, METRIC_NAMES[name]) for name in METRICS],
         pictures=pictures,
         hard=hard,
+        slices=slices,
+        rule=RULE,
         megabyte=1e6,
     )
     path = folder / "report.html"

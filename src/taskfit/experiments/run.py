@@ -43,6 +43,13 @@ def model_of(
     """Return the model that the method reads: the caller's, a new one, or none."""
     if not METHODS[settings.method.name].reads_model(settings.method):
         return None
+    return base_model(settings, model, memory, screen)
+
+
+def base_model(
+    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount, screen: Screen
+) -> LoadedModel:
+    """Return the caller's model, or load the one that the settings name."""
     if model is None:
         device = resolve_device(settings.model.device)
         screen.note(dtype_reason(settings.model.dtype, device))

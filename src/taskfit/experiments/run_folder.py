@@ -10,6 +10,7 @@ from taskfit.experiments.records import RESULT_FILE
 from taskfit.files import write_json_atomic
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_settings, settings_differences
+from taskfit.training import check_same, on_main
 
 DATA_FILE = "data.json"
 
@@ -20,6 +21,10 @@ def open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:
     Raises:
         CheckpointError: If the folder holds another run, or the settings differ.
     """
+    on_main(lambda: _open_folder(settings, folder, resume=resume))
+
+
+def _open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:
     path = folder / SETTINGS_FILE
     if resume:
         if not path.is_file():
@@ -60,7 +65,13 @@ def check_fingerprint(folder: Path, fingerprint: Mapping[str, str], *, resume: b
 
     Raises:
         CheckpointError: Naming the sets that changed.
+        DataError: If another process of the run sees other data.
     """
+    check_same("data", fingerprint)
+    on_main(lambda: _check_fingerprint(folder, fingerprint, resume=resume))
+
+
+def _check_fingerprint(folder: Path, fingerprint: Mapping[str, str], *, resume: bool) -> None:
     path = folder / DATA_FILE
     if resume and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -1,12 +1,13 @@
 """Train a run's method in steps: from the method's parts to a job for the loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from taskfit.experiments.classifier import ADAPTER, MODEL
 from taskfit.experiments.run import Run
@@ -20,13 +21,19 @@ from taskfit.settings import RunSettings
 from taskfit.training import (
     Checkpoints,
     MemoryAccount,
+    ShardedModel,
     TrainingJob,
     TrainingLog,
     TrainingState,
     Validation,
     compile_pays,
+    divided,
+    is_main,
+    num_processes,
+    on_main,
     train,
 )
+from taskfit.training.trackers import Trackers, open_trackers
 
 
 class Trainable(Protocol):
@@ -82,8 +89,26 @@ class RunParts(Protocol):
         ...
 
 
-def train_method(run: Run, method: TrainedMethod) -> tuple[TrainingState, int]:
+class NoCheckpoints(Checkpoints):
+    """Saves nothing, for a training of which only the record is wanted."""
+
+    def save(self, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+        """Save nothing."""
+
+    def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Save nothing."""
+
+
+def train_method(
+    run: Run, method: TrainedMethod, *, trackers: Trackers | None = None, save: bool = True
+) -> tuple[TrainingState, int]:
     """Train a method on the run's examples and save its weights.
+
+    Args:
+        run: The run.
+        method: Its method.
+        trackers: As for `train_items`.
+        save: As for `train_items`.
 
     Returns:
         Where training ended, and the number of weights trained.
@@ -98,6 +123,8 @@ def train_method(run: Run, method: TrainedMethod) -> tuple[TrainingState, int]:
         rendered=lambda: method.rendered(examples[:2]),
         validate=(lambda: _validate(run, method)) if run.data.validation else None,
         sampling=_sampling(run) if run.settings.method.sampling == "balanced" else None,
+        trackers=trackers,
+        save=save,
     )
 
 
@@ -110,6 +137,8 @@ def train_items(
     rendered: Callable[[], Sequence[str]],
     validate: Callable[[], Validation] | None,
     sampling: NDArray[np.float64] | None = None,
+    trackers: Trackers | None = None,
+    save: bool = True,
 ) -> tuple[TrainingState, int]:
     """Train on encoded items and save the weights; see `TrainingJob`.
 
@@ -121,49 +150,69 @@ def train_items(
         rendered: Returns examples to show before the first step.
         validate: Scores the validation set; None without one.
         sampling: Probability of each item at each draw, (N,); None: each once an epoch.
+        trackers: Get every record; None: those of the settings, opened for this training alone.
+        save: Whether checkpoints and weights are written; without them the settings must have
+            `training.keep=last`.
 
     Returns:
         Where training ended, and the number of weights trained.
     """
     settings = run.settings
     device = resolve_device(settings.model.device)
-    use_compile = compile_pays(settings, len(items), run.folder, device)
+    shards = settings.training.sharding == "full" and num_processes() > 1
+    use_compile = not shards and on_main(
+        lambda: compile_pays(settings, len(items), run.folder, device)
+    )
     parameters = method.make_trainable()
     if use_compile:
         run.screen.note("compiling the layers; the first steps take longer")
         method.compile()
     run.memory.stage("adapter")
-    log = TrainingLog(run.folder, tensorboard=settings.training.tensorboard, show=run.screen.record)
     for text in rendered():
         run.screen.note(text)
-    state = train(
-        TrainingJob(
-            model=method.module,
-            parameters=parameters,
-            objective=objective(),
-            items=items,
-            validate=validate,
-            settings=settings.training,
-            seed=settings.seed,
-            checkpoints=Checkpoints(run.folder / "checkpoints"),
-            log=log,
-            memory=run.memory,
-            count_tokens=method.tokens_run,
-            sampling=sampling,
+    loss = objective()
+    # After the objective, which may have copied the model for a frozen teacher.
+    sharded = ShardedModel(method.module) if shards else None
+    if sharded is not None:
+        parameters = sharded.parameters_like(parameters)
+    checkpoints = (Checkpoints if save else NoCheckpoints)(run.folder / "checkpoints")
+    with ExitStack() as stack:
+        if trackers is None:
+            trackers = stack.enter_context(
+                open_trackers(settings, run.folder, name=settings.method.name, note=run.screen.note)
+            )
+        state = train(
+            TrainingJob(
+                model=method.module,
+                parameters=parameters,
+                objective=loss,
+                items=items,
+                validate=validate,
+                settings=settings.training,
+                seed=settings.seed,
+                checkpoints=checkpoints,
+                log=TrainingLog(run.folder, show=run.screen.record, trackers=trackers),
+                memory=run.memory,
+                count_tokens=method.tokens_run,
+                sampling=sampling,
+                sharded=sharded,
+            )
         )
-    )
-    log.close()
+    if sharded is not None:
+        sharded.restore()
     method.weights_changed()
     run.memory.stage("training")
-    target = run.folder / (MODEL if settings.adapter.weights == "full" else ADAPTER)
-    with folder_atomic(target) as scratch:
-        method.save_weights(scratch)
+    run.memory.take_largest()
+    if save and is_main():
+        target = run.folder / (MODEL if settings.adapter.weights == "full" else ADAPTER)
+        with folder_atomic(target) as scratch:
+            method.save_weights(scratch)
     return state, sum(p.numel() for p in parameters.values())
 
 
 def _validate(run: Run, method: TrainedMethod) -> Validation:
     method.weights_changed()
-    probabilities = method.probabilities(run.data.validation)
+    probabilities = divided(method.probabilities, run.data.validation)
     evaluation = run.classifier.evaluate(run.data.validation, probabilities)
     metrics = {name: getattr(evaluation, name) for name in ("accuracy", "mcc", "macro_f1")}
     return Validation(evaluation.log_loss, metrics[run.data.task.metric], metrics)

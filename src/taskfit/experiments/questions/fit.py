@@ -105,6 +105,10 @@ def fit_questions(
     screen = screen or SilentScreen()
     started = time.perf_counter()
     settings = settings.resolved()
+    if settings.calibration.temperature or settings.calibration.prediction_sets:
+        raise SettingsError("calibration is for tasks of one question; leave it out.")
+    if settings.data.slices:
+        raise SettingsError("data.slices is for tasks of one question; leave it out.")
     learns = settings.method.name != "in_context"
     open_folder(settings, folder, resume=resume)
     data = prepare_questions(settings)
