@@ -1,9 +1,15 @@
 """`taskfit compare` and `taskfit methods` on a tiny model."""
 
+import json
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 import tiny
+from taskfit.cli.limits import parse_bytes, parse_seconds
+from taskfit.cli.report import report
+from taskfit.errors import CheckpointError
 
 
 def flags(shell) -> list[str]:
@@ -21,9 +27,75 @@ def test_a_comparison_ends_in_a_table_of_all_runs_and_goes_on_where_it_was(shell
     table = pd.read_csv(shell.folder / "grid" / "results.csv")
     assert len(table) == 9
     assert set(table["method"]) == {"majority", "tfidf", "in_context"}
+    assert "Report: grid/report.html" in out
+    advice = (shell.folder / "grid" / "advice.txt").read_text()
+    assert " ".join(advice.split()) in " ".join(out.split())
     code, out, _ = shell(*arguments)
     assert code == 0
     assert "[1/9]" not in out
+
+
+def test_the_draws_of_a_method_are_one_line_of_the_table_on_screen(shell) -> None:
+    arguments = ["compare", *flags(shell), "--methods", "majority,tfidf", "--seeds", "2"]
+    code, out, err = shell(*arguments, "--sizes", "8", "--out", "grid")
+    assert code == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("tfidf ")]
+    accuracy = pd.read_csv(shell.folder / "grid" / "results.csv").query("name == 'tfidf'").accuracy
+    told = f"{accuracy.mean():.3f} ({accuracy.min():.3f}-{accuracy.max():.3f})"
+    assert " ".join(line.split()).startswith(f"tfidf tfidf 8 new 20 2 {told}")
+
+
+def test_a_dry_run_shows_the_runs_in_their_order_and_runs_none(shell) -> None:
+    arguments = ["compare", *flags(shell), "--methods", "tfidf,zero-shot", "--sizes", "8,16"]
+    code, out, err = shell(*arguments, "--dry-run", "--out", "grid")
+    assert code == 0, err
+    rows = [line.split() for line in out.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[:2] for row in rows[1:]] == [["1", "tfidf"], ["2", "tfidf"], ["3", "zero-shot"]]
+    assert all(row[-2:] == ["to", "do"] for row in rows[1:])
+    assert not (shell.folder / "grid").exists()
+
+
+def test_without_an_evaluation_set_a_part_of_the_table_is_held_out(shell) -> None:
+    arguments = ["compare", "--data", "train.csv", "--methods", "majority,tfidf"]
+    code, out, err = shell(*arguments, "--sizes", "8,16", "--seeds", "2", "--out", "grid")
+    assert code == 0, err
+    assert "30% of the training table, the same for every run, is held out as `test`" in (
+        " ".join(out.split())
+    )
+    table = pd.read_csv(shell.folder / "grid" / "results.csv")
+    assert set(table["evaluation"]) == {"test"}
+    assert set(table["num_examples"]) == {18}
+    prints = {
+        json.loads(path.read_text())["test"]
+        for path in (shell.folder / "grid" / "runs").glob("*/data.json")
+    }
+    assert len(prints) == 1
+
+
+def test_a_report_is_made_anew_with_other_limits(shell, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", *flags(shell), "--methods", "majority,tfidf", "--sizes", "8"]
+    code, _, err = shell(*arguments, "--out", "grid")
+    assert code == 0, err
+    (shell.folder / "grid" / "advice.txt").unlink()
+    (shell.folder / "grid" / "report.html").unlink()
+    report(Path("grid"), max_latency="1h")
+    assert "Report: grid/report.html" in capsys.readouterr().out
+    assert (shell.folder / "grid" / "report.html").is_file()
+    with pytest.raises(CheckpointError, match="no finished run"):
+        report(Path("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("50ms", 0.05), ("0.2s", 0.2), ("30m", 1800), (" 2 H ", 7200)]
+)
+def test_a_duration_is_read_with_its_unit(text: str, seconds: float) -> None:
+    assert parse_seconds("--budget", text) == pytest.approx(seconds)
+
+
+def test_memory_is_read_with_its_unit() -> None:
+    assert parse_bytes("--max-memory", "4GB") == 4 * 10**9
+    assert parse_bytes("--max-memory", "1.5 mb") == 1_500_000
+    assert parse_bytes("--max-memory", None) is None
 
 
 @pytest.mark.parametrize(
@@ -31,7 +103,11 @@ def test_a_comparison_ends_in_a_table_of_all_runs_and_goes_on_where_it_was(shell
     [
         (["--methods", "magic"], "there is no such method. Allowed: majority, tfidf"),
         (["--sizes", "8,many"], "--sizes 'many': write whole numbers"),
-        (["--budget", "soon"], "--budget soon: write a number and s, m or h"),
+        (["--budget", "soon"], "--budget soon: write a number above 0 and ms, s, m or h"),
+        (["--max-memory", "4"], "--max-memory 4: write a number above 0 and KB, MB, GB or TB"),
+        (["--max-latency", "-1s"], "--max-latency -1s: write a number above 0 and ms, s, m"),
+        (["--max-train-time", "0h"], "--max-train-time 0h: write a number above 0"),
+        (["--gpus-per-run", "1"], "are for --ray"),
         (["--config", "none.yaml"], "no grid file none.yaml"),
         (["--set", "training.epochs"], "write it as section.key=value"),
     ],
@@ -44,7 +120,8 @@ def test_a_failed_run_is_told_and_the_others_stand(shell) -> None:
     arguments = ["compare", *flags(shell), "--methods", "majority,remote", "--sizes", "8"]
     code, out, _ = shell(*arguments, "--out", "grid")
     assert code == 0
-    assert "1 runs failed" in out
+    assert "1 runs failed and 0 were not started" in out
+    assert "  taskfit compare --data train.csv --test new=test.csv" in out
     assert "needs the model's name at the endpoint" in " ".join(out.split())
 
 

@@ -1,11 +1,14 @@
 """`taskfit compare`: a grid of methods, sample sizes and draws on one task."""
 
-import re
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from taskfit.cli.flags import (
     DataOption,
@@ -16,8 +19,23 @@ from taskfit.cli.flags import (
     TextOption,
     data_flags,
 )
+from taskfit.cli.limits import (
+    MaxLatencyOption,
+    MaxMemoryOption,
+    MaxTrainTimeOption,
+    parse_bytes,
+    parse_limits,
+    parse_seconds,
+)
+from taskfit.cli.report import show_advice
+from taskfit.errors import SettingsError
 
-UNITS = {"s": 1, "m": 60, "h": 3600}
+if TYPE_CHECKING:
+    from taskfit.evaluation import Evaluation
+    from taskfit.experiments.grid.grid import Grid
+    from taskfit.experiments.grid.pool import Execution
+    from taskfit.experiments.grid.run import GridOutcome
+    from taskfit.experiments.records import RunResult
 
 
 def compare(
@@ -36,56 +54,193 @@ def compare(
     sizes: Annotated[
         str | None, typer.Option("--sizes", help="Numbers of labels with commas; default: all.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Draws of each size.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Draws of each size.")] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="Start no run after this: 90s, 30m, 2h.")
+        str | None, typer.Option("--budget", help="Start nothing that ends after: 90s, 30m, 2h.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")] = Path(
         "runs/compare"
     ),
     set_: SetOption = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Runs at the same time, as processes.")
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster, new or given.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="Address of the Ray cluster, or auto.")
+    ] = None,
+    cpus_per_run: Annotated[
+        float, typer.Option("--cpus-per-run", min=0.01, help="With Ray: cores of a run.")
+    ] = 1.0,
+    gpus_per_run: Annotated[
+        float, typer.Option("--gpus-per-run", min=0.0, help="With Ray: GPUs of a run.")
+    ] = 0.0,
+    memory_per_run: Annotated[
+        str | None, typer.Option("--memory-per-run", help="With Ray: memory of a run: 4GB.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs in their order, and run nothing.")
+    ] = False,
+    max_memory: MaxMemoryOption = None,
+    max_latency: MaxLatencyOption = None,
+    max_train_time: MaxTrainTimeOption = None,
 ) -> None:
     """Fit many methods at many sample sizes and measure them side by side; resumes by itself."""
-    from taskfit.cli.screen import RichScreen, results_table
-    from taskfit.experiments.grid.grid import describe_runs, expand_grid, load_grid, run_grid
+    from taskfit.experiments.comparison.report import report_comparison
+    from taskfit.experiments.grid.grid import describe_runs, expand_grid, hold_out_test, load_grid
     from taskfit.settings_file import merge_settings, parse_overrides
 
-    grid: dict[str, Any] = load_grid(config) if config else {}
-    base: dict[str, Any] = dict(grid.get("base") or {})
+    console = Console()
+    limits = parse_limits(max_memory, max_latency, max_train_time)
+    seconds = parse_seconds("--budget", budget)
+    execution = _execution(
+        workers, ray or ray_address is not None, ray_address, cpus_per_run, gpus_per_run,
+        memory_per_run,
+    )  # fmt: skip
+    table: dict[str, Any] = load_grid(config) if config else {}
+    base: dict[str, Any] = dict(table.get("base") or {})
     flags = data_flags(data=data, text=text, label=label, task=task, model=None, test=test)
     merge_settings(base, flags)
     merge_settings(base, parse_overrides(set_ or ()))
-    grid["base"] = base
-    grid["methods"] = _chosen(grid.get("methods"), methods)
+    table |= {"base": base, "methods": _chosen(table.get("methods"), methods)}
     if sizes is not None:
-        grid["sizes"] = [_number(part) for part in sizes.split(",")]
+        table["sizes"] = [_number(part) for part in sizes.split(",")]
     if seeds is not None:
-        grid["seeds"] = seeds
+        table["seeds"] = seeds
     if model:
-        grid["models"] = model
-    runs = expand_grid(grid)
-    console = Console()
-    console.print(f"{len(runs)} runs: {describe_runs(runs)}", highlight=False)
+        table["models"] = model
+    if hold_out_test(table):
+        console.print(
+            f"No evaluation set was given: {base['data']['test_fraction']:.0%} of the training "
+            "table, the same for every run, is held out as `test` (data.test_fraction; give your "
+            "own set with --test NAME=FILE).",
+            markup=False,
+            highlight=False,
+        )
+    grid = expand_grid(table)
+    console.print(f"{len(grid.runs)} runs: {describe_runs(grid.runs)}", highlight=False)
+    if dry_run:
+        _show_runs(grid, out, console)
+        return
+    outcome = _run(grid, out, console, execution=execution, seconds=seconds)
+    _summarize(outcome, out, console)
+    if outcome.results:
+        from taskfit.cli.screen import RichScreen
+
+        path = report_comparison(out, limits=limits, screen=RichScreen(console))
+        show_advice(out, path, console)
+
+
+def _run(
+    grid: "Grid", out: Path, console: Console, *, execution: "Execution", seconds: float | None
+) -> "GridOutcome":
+    from taskfit.cli.screen import RichScreen
+    from taskfit.cli.workers_view import WorkersView
+    from taskfit.experiments.grid.run import run_grid
+
     screen = RichScreen(console)
+    several = execution.ray is not None or (execution.workers or 1) > 1
+    view = WorkersView(console) if several else None
     try:
-        outcome = run_grid(runs, out, screen=screen, budget_seconds=_seconds(budget))
+        return run_grid(
+            grid, out, screen=screen, view=view, execution=execution, budget_seconds=seconds
+        )
     finally:
         screen.close()
-    console.print(results_table(outcome.results))
+        if view is not None:
+            view.close()
+
+
+def _summarize(outcome: "GridOutcome", out: Path, console: Console) -> None:
+    """Print results, failures, and the command that goes on from here."""
+    console.print(_means(outcome.results))
     for name, message in outcome.failures.items():
         console.print(f"failed: {name}: {message}", style="red", markup=False, highlight=False)
     if outcome.failures or outcome.num_left:
         console.print(
-            f"{len(outcome.failures)} runs failed and {outcome.num_left} were not started; the "
-            "same command tries them again and keeps what is finished.",
+            f"{len(outcome.failures)} runs failed and {outcome.num_left} were not started. The "
+            "same command does only those, and keeps what is finished:\n"
+            f"  {shlex.join(['taskfit', *sys.argv[1:]])}",
+            markup=False,
             highlight=False,
+            soft_wrap=True,
         )
-    console.print(f"\nAll results: {out / 'results.csv'}", highlight=False)
+    console.print(
+        f"\nAll results: {out / 'results.csv'}   every step: {out / 'history.csv'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _means(results: Sequence["RunResult"]) -> Table:
+    """Return the mean accuracy and MCC over draws, with the smallest and the largest."""
+    groups: dict[tuple[str, str, int, str], list[Evaluation]] = {}
+    for result in results:
+        labels = result.num_train + result.num_demonstrations
+        for name, evaluation in result.evaluations.items():
+            groups.setdefault((result.name, result.model, labels, name), []).append(evaluation)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("method", "model"):
+        table.add_column(column)
+    table.add_column("labels", justify="right")
+    table.add_column("set")
+    for column in ("n", "draws", "accuracy", "MCC"):
+        table.add_column(column, justify="right")
+    for (method, model, labels, name), found in groups.items():
+        cells = [f"{found[0].num_examples:,}", str(len(found))]
+        cells += [_mean([getattr(e, metric) for e in found]) for metric in ("accuracy", "mcc")]
+        table.add_row(method, model, f"{labels:,}", name, *cells)
+    return table
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = f"{sum(values) / len(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
+
+
+def _show_runs(grid: "Grid", out: Path, console: Console) -> None:
+    """Print every run in its order, and what became of it so far."""
+    from taskfit.experiments.classifier import SETTINGS_FILE
+    from taskfit.experiments.records import RESULT_FILE
+
+    table = Table("", "method", "model", "labels", "seed", "folder", "state", box=None)
+    for place, run in enumerate(grid.runs, start=1):
+        target = out / "runs" / run.folder
+        state = "to do"
+        if (target / RESULT_FILE).is_file():
+            state = "finished"
+        elif (target / SETTINGS_FILE).is_file():
+            state = "to go on"
+        size, seed = str(run.size or "all"), str(run.settings.seed)
+        table.add_row(str(place), run.name, run.settings.model.name, size, seed, run.folder, state)
+    console.print(table, highlight=False)
+    for name, message in grid.refused.items():
+        console.print(f"refused: {name}: {message}", style="red", markup=False, highlight=False)
+
+
+def _execution(
+    workers: int | None,
+    use_ray: bool,
+    address: str | None,
+    cpus: float,
+    gpus: float,
+    memory: str | None,
+) -> "Execution":
+    from taskfit.experiments.grid.pool import Execution, RayCluster
+
+    if not use_ray:
+        if memory is not None or gpus or cpus != 1.0:
+            raise SettingsError(
+                "--cpus-per-run, --gpus-per-run and --memory-per-run are for --ray. Workers on "
+                "this machine share its cores (--workers N)."
+            )
+        return Execution(workers)
+    size = parse_bytes("--memory-per-run", memory)
+    return Execution(workers, RayCluster(address, cpus, gpus, size))
 
 
 def _chosen(given: Any, names: str | None) -> dict[str, Any]:  # noqa: ANN401 - from a file
     """Return the methods of the grid: those of the file, of the flag, or the default choice."""
-    from taskfit.errors import SettingsError
     from taskfit.experiments.grid.grid import DEFAULT_METHODS
     from taskfit.methods.table import METHODS
 
@@ -102,21 +257,8 @@ def _chosen(given: Any, names: str | None) -> dict[str, Any]:  # noqa: ANN401 - 
 
 
 def _number(text: str) -> int:
-    from taskfit.errors import SettingsError
-
     if not text.strip().isdigit() or int(text) < 1:
         raise SettingsError(
             f"--sizes {text!r}: write whole numbers with commas, such as 16,64,256."
         )
     return int(text)
-
-
-def _seconds(text: str | None) -> float | None:
-    from taskfit.errors import SettingsError
-
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    if match is None:
-        raise SettingsError(f"--budget {text}: write a number and s, m or h, such as 90s or 30m.")
-    return float(match[1]) * UNITS[match[2]]

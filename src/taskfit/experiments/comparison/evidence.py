@@ -255,8 +255,14 @@ def read_evidence(folder: Path) -> Evidence:
     Raises:
         CheckpointError: If there is none, or runs are of different tasks.
     """
-    home = folder / "runs"
-    paths = sorted(p.parent for p in home.glob(f"*/{RESULT_FILE}")) if home.is_dir() else []
+    home, grid = folder / "runs", _read_grid(folder)
+    listed = {*grid.get("runs", ()), *grid.get("failures", ())}
+    # Runs of an earlier grid in the same folder, with other settings, take no part.
+    paths = [
+        path.parent
+        for path in sorted(home.glob(f"*/{RESULT_FILE}"))
+        if not listed or path.parent.name in listed
+    ]
     if not paths:
         raise CheckpointError(
             f"{folder} holds no finished run of a comparison. Give the folder that `taskfit "
@@ -271,22 +277,27 @@ def read_evidence(folder: Path) -> Evidence:
         )
     failures = {}
     for path in sorted(home.glob(f"*/{FAILURE_FILE}")):
-        if not (path.parent / RESULT_FILE).is_file():
+        counts = not listed or path.parent.name in listed
+        if counts and not (path.parent / RESULT_FILE).is_file():
             failures[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))["error"]
     saved = json.loads((paths[0] / "classifier.json").read_text(encoding="utf-8"))["task"]
     return Evidence(
         folder=folder,
-        runs=_in_grid_order(folder, runs),
+        runs=_in_grid_order(grid.get("runs", ()), runs),
         failures=failures,
         metric=saved["metric"],
         multi_label=saved["multi_label"],
     )
 
 
-def _in_grid_order(folder: Path, runs: list[FinishedRun]) -> list[FinishedRun]:
-    """Sort runs as `grid.json` lists them; what it does not list comes last, by name."""
+def _read_grid(folder: Path) -> dict[str, Any]:
     path = folder / "grid.json"
-    listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    order = {name: place for place, name in enumerate(listed.get("runs", []))}
+    grid: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return grid
+
+
+def _in_grid_order(listed: Sequence[str], runs: list[FinishedRun]) -> list[FinishedRun]:
+    """Sort runs as the grid lists them; what it does not list comes last, by name."""
+    order = {name: place for place, name in enumerate(listed)}
     last = len(order)
     return sorted(runs, key=lambda run: (order.get(run.folder.name, last), run.folder.name))

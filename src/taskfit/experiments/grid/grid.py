@@ -1,34 +1,28 @@
-"""A grid of runs: methods x sample sizes x draws x models, each run once and never lost."""
+"""A grid: methods x sample sizes x draws x models, expanded into runs, cheap ones first."""
 
-import hashlib
-import json
 import re
-import time
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from taskfit.data import BUILTIN_NAMES
 from taskfit.errors import SettingsError, TaskfitError
-from taskfit.experiments.fit import fit
-from taskfit.experiments.records import RESULT_FILE, RunResult, write_results_csv
-from taskfit.experiments.screen import Screen
-from taskfit.files import write_json_atomic
-from taskfit.methods.method import TrainedMethod
+from taskfit.experiments.grid.fingerprint import Fingerprints
+from taskfit.experiments.sources import share_sources
 from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, load_model
 from taskfit.settings import RunSettings
 from taskfit.settings_file import merge_settings, settings_from_dict
 
 KEYS = ("base", "methods", "sizes", "seeds", "models")
-FAILURE = "failure.json"
 # One draw of everything comes first, and cheap runs first in it, so that the results are useful
 # from the first minute.
 COST = {"majority": 0, "tfidf": 0, "knn": 1, "probe": 2, "in_context": 3, "remote": 3, "encoder": 4}
 TRAINED_COST = 5
+# Share of the user's table that is held out where no evaluation set is given.
+TEST_FRACTION = 0.3
 # What `taskfit compare` runs where nothing is chosen: everything that needs no endpoint.
 DEFAULT_METHODS: dict[str, dict[str, Any]] = {
     "majority": {"method": {"name": "majority"}},
@@ -48,9 +42,9 @@ class GridRun:
 
     Attributes:
         name: The method's name in tables.
-        settings: Everything about it.
-        size: Training examples, or None where the method sees none.
-        folder: Name of its folder, which ends with a fingerprint of the settings.
+        settings: Everything about it, resolved.
+        size: Training examples, or None where all are used or none is seen.
+        folder: Name of its folder, which ends with a digest of settings, data and task version.
     """
 
     name: str
@@ -58,20 +52,23 @@ class GridRun:
     size: int | None
     folder: str
 
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Return what runs of about the same duration share, beside their size."""
+        return self.name, self.settings.model.name
+
 
 @dataclass(frozen=True, slots=True)
-class GridOutcome:
-    """What became of a grid.
+class Grid:
+    """Every run of a grid.
 
     Attributes:
-        results: Finished runs, in the order of the grid.
-        failures: Folder name -> the error's message.
-        num_left: Runs not started, because the time was up.
+        runs: In the order in which they are started.
+        refused: Runs whose settings or data are wrong: name of their folder -> the error.
     """
 
-    results: list[RunResult]
-    failures: dict[str, str]
-    num_left: int
+    runs: list[GridRun]
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def load_grid(path: Path) -> dict[str, Any]:
@@ -96,180 +93,141 @@ def load_grid(path: Path) -> dict[str, Any]:
         raise SettingsError(
             f"{path}: unknown key {', '.join(map(str, unknown))} (allowed: {', '.join(KEYS)})."
         )
+    _check_kinds(path, data)
     return data
 
 
-def expand_grid(grid: Mapping[str, Any]) -> list[GridRun]:
+def _check_kinds(path: Path, data: Mapping[str, Any]) -> None:
+    kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
+        "base": (dict, "a section of settings"),
+        "methods": (dict, "names with settings"),
+        "sizes": ((dict, list), "a list of numbers, or numbers with settings"),
+        "seeds": ((int, list), "a number of draws, or a list of seeds"),
+        "models": (list, "a list of names"),
+    }
+    for key, (kind, wanted) in kinds.items():
+        if data.get(key) is not None and not isinstance(data[key], kind):
+            raise SettingsError(f"{path}: {key} is {data[key]!r}, but it must be {wanted}.")
+
+
+def hold_out_test(grid: dict[str, Any]) -> bool:
+    """Set `data.test_fraction` in the base of a grid that has no evaluation set; tell if so.
+
+    Without one, runs would be measured on the validation set, which chose their checkpoints.
+    """
+    base: dict[str, Any] = grid.setdefault("base", {})
+    sizes = grid.get("sizes")
+    parts = [base, *grid["methods"].values(), *(sizes.values() if isinstance(sizes, dict) else ())]
+    sections = [part["data"] for part in parts if part and isinstance(part.get("data"), dict)]
+    if any("tests" in section or "test_fraction" in section for section in sections):
+        return False
+    task = base.get("task")
+    builtin = isinstance(task, dict) and task.get("name") in BUILTIN_NAMES
+    if builtin and not any(section.get("train") for section in sections):
+        return False
+    merge_settings(base, {"data": {"test_fraction": TEST_FRACTION}})
+    return True
+
+
+def expand_grid(grid: Mapping[str, Any]) -> Grid:
     """Return every run of a grid, draw by draw, cheap ones first.
 
     `sizes` and `methods` map names to settings that they add (or `sizes` is a list of numbers);
     `seeds` is a list, or how many; `models` is a list of names. A method that sees no training
-    example (zero-shot) runs once a model.
+    example (zero-shot) runs once a model, and one that reads no model once a draw.
 
     Raises:
-        SettingsError: Naming the part whose settings are wrong.
+        TaskfitError: If the settings or the data of all runs are wrong; what is wrong for some
+            of them is recorded in `refused`.
     """
+    base = grid.get("base") or {}
+    settings_from_dict(base)  # what is wrong here is wrong everywhere
     sizes = grid.get("sizes") or {None: {}}
     if isinstance(sizes, Sequence):
         sizes = {size: {} for size in sizes}
-    seeds = grid.get("seeds", 1)
+    seeds = grid.get("seeds") or 1
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    models = grid.get("models") or [None]
     runs: dict[str, GridRun] = {}
-    for model in models:
-        for size, by_size in sizes.items():
-            for seed in seeds:
-                for name, by_method in grid["methods"].items():
-                    parts = [grid.get("base") or {}, by_size or {}, by_method or {}]
-                    run = _run_of(str(name), parts, model=model, size=size, seed=seed)
-                    if run.size is None:  # what a size adds has no part in it
-                        parts = [grid.get("base") or {}, by_method or {}]
-                        run = _run_of(str(name), parts, model=model, size=size, seed=seed)
-                    runs.setdefault(run.folder, run)
-    return sorted(runs.values(), key=lambda r: (r.settings.seed, _cost(r), r.size or 0))
+    refused: dict[str, tuple[str, str]] = {}
+    with share_sources():
+        prints = Fingerprints()
+        for model in grid.get("models") or [None]:
+            for size, by_size in sizes.items():
+                for seed in seeds:
+                    for name, by_method in grid["methods"].items():
+                        cell = _Cell(str(name), base, by_size or {}, by_method or {})
+                        try:
+                            run = cell.run(prints, model=model, size=size, seed=seed)
+                            runs.setdefault(run.folder, run)
+                        except TaskfitError as error:
+                            folder = f"refused-{_slug(str(name))}-{size or 'all'}"
+                            refused.setdefault(folder, (str(name), str(error)))
+    if refused and not runs:
+        raise SettingsError(_told_together(list(refused.values())))
+    ordered = sorted(runs.values(), key=lambda r: (r.settings.seed, _cost(r), r.size or 0))
+    return Grid(ordered, {folder: _told(*found) for folder, found in refused.items()})
 
 
-def _run_of(
-    name: str,
-    parts: Sequence[Mapping[str, Any]],
-    *,
-    model: str | None,
-    size: int | None,
-    seed: int,
-) -> GridRun:
-    merged: dict[str, Any] = {}
-    for part in parts:
-        merge_settings(merged, part)
-    try:
-        settings = settings_from_dict(merged).resolved()
-    except SettingsError as error:
-        raise SettingsError(f"method {name} of the grid: {error}") from error
-    method, data = settings.method, settings.data
-    if model is not None:
-        settings = settings.model_copy(
-            update={"model": settings.model.model_copy(update={"name": model})}
+def _told(name: str, error: str) -> str:
+    return f"method {name} of the grid: {error}"
+
+
+def _told_together(found: Sequence[tuple[str, str]]) -> str:
+    """Return errors of methods, one line each; what is wrong with all of them only once."""
+    if len({name for name, _ in found}) > 1 and len({error for _, error in found}) == 1:
+        return found[0][1]
+    return "\n".join(dict.fromkeys(_told(*pair) for pair in found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A method at a size, before model and draw."""
+
+    name: str
+    base: Mapping[str, Any]
+    by_size: Mapping[str, Any]
+    by_method: Mapping[str, Any]
+
+    def run(
+        self, prints: Fingerprints, *, model: str | None, size: int | None, seed: int
+    ) -> GridRun:
+        settings = self._settings(self.base, self.by_size, self.by_method)
+        method = settings.method
+        # Zero-shot without a prior from texts is the same whatever is drawn.
+        if (
+            not METHODS[method.name].learns
+            and method.num_demonstrations == 0
+            and method.calibration != "batch"
+        ):
+            # What a size adds has no part in it.
+            settings, size, seed = self._settings(self.base, self.by_method), None, 0
+        update: dict[str, Any] = {"seed": seed}
+        if model is not None:
+            update["model"] = settings.model.model_copy(update={"name": model})
+        if size is not None:
+            update["data"] = settings.data.model_copy(update={"num_train": size})
+        # Checked again, as a grid file may hold any value as size or seed.
+        settings = settings_from_dict(settings.model_copy(update=update).model_dump(warnings=False))
+        reads_model = METHODS[method.name].reads_model(settings.method)
+        slug = _slug(
+            f"{self.name} {settings.model.name.rsplit('/', 1)[-1]}" if reads_model else self.name
         )
-    # Zero-shot without a prior from texts is the same whatever is drawn.
-    zero_shot = (
-        not METHODS[method.name].learns
-        and method.num_demonstrations == 0
-        and method.calibration != "batch"
-    )
-    if zero_shot:
-        size, seed = None, 0
-    if size is not None:
-        data = data.model_copy(update={"num_train": size})
-    settings = settings.model_copy(update={"data": data, "seed": seed})
-    digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:10]
-    slug = re.sub(r"\W+", "-", f"{name} {settings.model.name.rsplit('/', 1)[-1]}").strip("-")
-    return GridRun(name, settings, size, f"{slug}-{size or 'all'}-{seed}-{digest}")
+        folder = f"{slug}-{size or 'all'}-{seed}-{prints.of(settings)}"
+        return GridRun(self.name, settings, size, folder)
+
+    def _settings(self, *parts: Mapping[str, Any]) -> RunSettings:
+        merged: dict[str, Any] = {}
+        for part in parts:
+            merge_settings(merged, part)
+        return settings_from_dict(merged).resolved()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "-", text).strip("-")
 
 
 def _cost(run: GridRun) -> int:
     return COST.get(run.settings.method.name, TRAINED_COST)
-
-
-def run_grid(
-    runs: Sequence[GridRun], folder: Path, *, screen: Screen, budget_seconds: float | None = None
-) -> GridOutcome:
-    """Run a grid in this process; skip what is finished, resume what was interrupted.
-
-    A run that fails is recorded and the others go on; it is tried again the next time. The base
-    model is loaded once and shared by the runs that leave it as it was.
-
-    Args:
-        runs: As `expand_grid` returns them.
-        folder: Gets a folder for each run, and `results.csv` after each.
-        screen: Where progress is shown.
-        budget_seconds: No run is started after this time.
-    """
-    started = time.perf_counter()
-    results: list[RunResult] = []
-    failures: dict[str, str] = {}
-    shared = _SharedModel()
-    for place, run in enumerate(runs):
-        target = folder / "runs" / run.folder
-        if (target / RESULT_FILE).is_file():
-            results.append(RunResult.load(target))
-            continue
-        seconds = time.perf_counter() - started
-        if budget_seconds is not None and seconds > budget_seconds:
-            screen.note(f"time is up after {seconds:.0f} s; {len(runs) - place} runs are left")
-            return _finish(folder, results, failures, runs[place:])
-        left = _time_left(seconds, place, len(runs), len(results))
-        screen.note(f"[{place + 1}/{len(runs)}] {run.folder}{left}")
-        try:
-            results.append(_fit_one(run, target, shared, screen))
-            (target / FAILURE).unlink(missing_ok=True)
-        except Exception as error:
-            failures[run.folder] = str(error) or type(error).__name__
-            shared.forget()
-            target.mkdir(parents=True, exist_ok=True)
-            trace = "" if isinstance(error, TaskfitError) else traceback.format_exc()
-            write_json_atomic(target / FAILURE, {"error": str(error), "traceback": trace})
-            screen.note(f"failed: {failures[run.folder]}")
-        write_results_csv(folder / "results.csv", results)
-    return _finish(folder, results, failures, [])
-
-
-class _SharedModel:
-    """The base model, kept while runs leave it as it was."""
-
-    def __init__(self) -> None:
-        self._key = ""
-        self._model: LoadedModel | None = None
-
-    def get(self, settings: RunSettings) -> LoadedModel | None:
-        if not METHODS[settings.method.name].reads_model(settings.method):
-            return None
-        quantized = settings.adapter.weights == "qlora"
-        key = settings.model.model_dump_json() + (
-            settings.adapter.model_dump_json() if quantized else ""
-        )
-        if self._model is None or key != self._key:
-            self._model = None  # before the next one is loaded
-            self._model = load_model(settings.model, quantization=settings.adapter)
-            self._key = key
-        return self._model
-
-    def forget(self) -> None:
-        self._model = None
-
-
-def _fit_one(run: GridRun, target: Path, shared: _SharedModel, screen: Screen) -> RunResult:
-    fitted = fit(
-        run.settings,
-        target,
-        resume=(target / "settings.yaml").is_file(),
-        screen=screen,
-        model=shared.get(run.settings),
-        name=run.name,
-        report=False,
-    )
-    method = fitted.classifier.method
-    if isinstance(method, TrainedMethod) and not method.release():
-        shared.forget()
-    return fitted.result
-
-
-def _finish(
-    folder: Path,
-    results: list[RunResult],
-    failures: dict[str, str],
-    left: Sequence[GridRun],
-) -> GridOutcome:
-    write_results_csv(folder / "results.csv", results)
-    write_json_atomic(
-        folder / "grid.json",
-        {"num_finished": len(results), "failures": failures, "left": [r.folder for r in left]},
-    )
-    return GridOutcome(results, failures, len(left))
-
-
-def _time_left(seconds: float, place: int, total: int, num_done: int) -> str:
-    if not num_done or not place:
-        return ""
-    return f"  (about {seconds / place * (total - place) / 60:.0f} min left)"
 
 
 def describe_runs(runs: Sequence[GridRun]) -> str:
@@ -277,4 +235,4 @@ def describe_runs(runs: Sequence[GridRun]) -> str:
     counts: dict[str, int] = {}
     for run in runs:
         counts[run.name] = counts.get(run.name, 0) + 1
-    return json.dumps(counts)[1:-1].replace('"', "")
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())

@@ -1,0 +1,39 @@
+"""`taskfit report`: report and advice of a comparison, made anew from its folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from taskfit.cli.limits import (
+    MaxLatencyOption,
+    MaxMemoryOption,
+    MaxTrainTimeOption,
+    parse_limits,
+)
+
+ADVICE_FILE = "advice.txt"
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison, also a half-done one.")],
+    max_memory: MaxMemoryOption = None,
+    max_latency: MaxLatencyOption = None,
+    max_train_time: MaxTrainTimeOption = None,
+) -> None:
+    """Make report and advice of a comparison anew, from what its runs left behind."""
+    from taskfit.cli.screen import RichScreen
+    from taskfit.experiments.comparison.report import report_comparison
+
+    limits = parse_limits(max_memory, max_latency, max_train_time)
+    console = Console()
+    path = report_comparison(folder, limits=limits, screen=RichScreen(console))
+    show_advice(folder, path, console)
+
+
+def show_advice(folder: Path, path: Path, console: Console) -> None:
+    """Print the advice of a comparison and where its report lies."""
+    advice = (folder / ADVICE_FILE).read_text(encoding="utf-8").rstrip()
+    console.print(f"\n{advice}\n", markup=False, highlight=False)
+    console.print(f"Report: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,65 @@
+"""A tiny grid with one run that trains for seconds, and a view that acts in the middle of it."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+
+def tiny_grid(folder: Path, model: Path) -> dict[str, Any]:
+    """A grid of three methods, one of which cannot run, and one that trains for 80 steps."""
+    train = tiny.write_csv(folder / "train.csv", tiny.toy_examples(60))
+    test = tiny.write_csv(folder / "test.csv", tiny.toy_examples(10, offset=100))
+    return {
+        "base": {
+            "data": {
+                "train": str(train),
+                "tests": {"new": str(test)},
+                "max_validation": 6,
+                "num_train": 16,
+            },
+            "model": {"name": str(model), "dtype": "float32"},
+            "training": {
+                "tensorboard": False,
+                "learning_rate": 0.01,
+                "batch_size": 4,
+                "epochs": 20,
+                "eval_every_steps": 20,
+            },
+        },
+        "methods": {
+            "tfidf": {"method": {"name": "tfidf"}},
+            "broken": {"method": {"name": "remote"}},
+            "words": {"method": {"name": "label_words", "num_demonstrations": 0}},
+        },
+    }
+
+
+class ActingView:
+    """Keeps what it is shown, and calls a function once while a run trains."""
+
+    def __init__(self, folder: Path, action: Callable[[], None] | None = None) -> None:
+        self.notes: list[str] = []
+        self.lines: list[str] = []
+        self.acted_at = 0
+        if action is not None:
+            threading.Thread(target=self._watch, args=(folder, action), daemon=True).start()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def update(self, lines: Sequence[str]) -> None:
+        self.lines += lines
+
+    def _watch(self, folder: Path, action: Callable[[], None]) -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            for path in folder.glob("runs/words-*/metrics.jsonl"):
+                self.acted_at = path.read_text().count('"kind": "step"')
+                if self.acted_at:
+                    action()
+                    return
+            time.sleep(0.01)
