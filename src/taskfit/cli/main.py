@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.compare import compare
+from taskfit.cli.curate import curate
 from taskfit.cli.flags import (
     ConfigOption,
     DataOption,
@@ -26,6 +28,9 @@ from taskfit.cli.flags import (
 )
 from taskfit.cli.plan import plan
 from taskfit.cli.prompts import prompts
+from taskfit.cli.report import report
+from taskfit.cli.search import SearchBudgetOption, SearchOption, search_flags, show_search
+from taskfit.cli.tuning import chat, generate, judge, tuning_table
 from taskfit.errors import SettingsError, TaskfitError
 
 app = typer.Typer(
@@ -36,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+PATIENCE_SECONDS = 10.0
 
 
 @app.command()
@@ -85,18 +92,23 @@ def fit(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Folder of an interrupted run.")
     ] = None,
+    search: SearchOption = None,
+    search_budget: SearchBudgetOption = None,
 ) -> None:
     """Adapt a model to a task and measure it; leaves a run folder."""
     from taskfit.cli.screen import RichScreen, results_table
     from taskfit.experiments import fit as run_fit
     from taskfit.experiments.questions.fit import fit_questions
+    from taskfit.experiments.tuning.fit import is_tuning, tune
     from taskfit.settings_file import find_settings, load_settings
     from taskfit.tasks.question_files import is_questionnaire
+    from taskfit.training import is_main, process_group
 
     if (out is None) == (resume is None):
         raise SettingsError("Give --out FOLDER for a new run, or --resume FOLDER for an old one.")
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=test)
-    flags.update(nested({"method.name": method, "adapter.weights": weights, "seed": seed}))
+    own_flags = {"method.name": method, "adapter.weights": weights, "seed": seed}
+    flags.update(nested({**own_flags, **search_flags(search, search_budget)}))
     folder = resume or out
     assert folder is not None
     own = folder / "settings.yaml"
@@ -106,18 +118,26 @@ def fit(
         flags=flags,
         overrides=set_ or (),
     )
-    console = Console()
-    screen = RichScreen(console)
-    try:
-        if is_questionnaire(settings.task.name):
-            result = fit_questions(
-                settings, folder, resume=resume is not None, screen=screen
-            ).result
-        else:
-            result = run_fit(settings, folder, resume=resume is not None, screen=screen).result
-    finally:
-        screen.close()
-    console.print(results_table([result]))
+    if settings.search.wanted and is_questionnaire(settings.task.name):
+        raise SettingsError(
+            "The search serves runs of one question; this task has several. Leave --search out."
+        )
+    with process_group(folder, settings) as place:
+        # Under torchrun, only the main process speaks.
+        console = Console(quiet=not is_main())
+        screen = RichScreen(console)
+        again = resume is not None
+        try:
+            if is_questionnaire(settings.task.name):
+                result = fit_questions(settings, place, resume=again, screen=screen).result
+            elif is_tuning(settings):
+                result = tune(settings, place, resume=again, screen=screen).result
+            else:
+                result = run_fit(settings, place, resume=again, screen=screen).result
+        finally:
+            screen.close()
+    show_search(folder, console)
+    console.print(tuning_table(result) if is_tuning(settings) else results_table([result]))
     console.print(f"\nRun: {folder}   report: {folder / 'report.html'}", highlight=False)
 
 
@@ -126,6 +146,10 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     data: Annotated[str, typer.Option("--data", help="Labelled table or hub id.")],
     name: Annotated[str | None, typer.Option("--name", help="Name of the set.")] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", help="Column to cut the metrics up by, or gold; repeat to cross."),
+    ] = None,
     encoding: EncodingOption = "utf-8",
     device: DeviceOption = "auto",
 ) -> None:
@@ -138,6 +162,8 @@ def evaluate(
     called = name or Path(data).name.split(".")[0]
     screen = RichScreen(console)
     if is_question_run(run):
+        if by:
+            raise SettingsError(f"--by is for runs of one question; {run} is one of several.")
         measured = evaluate_questions(
             run, data, name=called, encoding=encoding, device=device, screen=screen
         )
@@ -145,7 +171,13 @@ def evaluate(
     else:
         rows = {
             called: evaluate_file(
-                run, data, name=called, encoding=encoding, device=device, screen=screen
+                run,
+                data,
+                name=called,
+                encoding=encoding,
+                device=device,
+                screen=screen,
+                by=by or (),
             )
         }
     table = Table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE", box=None, pad_edge=False)
@@ -165,6 +197,16 @@ def predict(
         list[str] | None,
         typer.Option("--options", help="QUESTION=a,b,c: other options; repeatable."),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            "--coverage",
+            help="Add sets of labels that hold the right one with this probability, such as 0.9.",
+        ),
+    ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Let the coverage hold for every label.")
+    ] = False,
 ) -> None:
     """Label the texts of a file, with the probability of every label."""
     from taskfit.cli.screen import RichScreen
@@ -176,7 +218,11 @@ def predict(
     )
 
     console = Console()
+    if per_class and coverage is None:
+        raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
     if is_question_run(run):
+        if coverage is not None:
+            raise SettingsError(f"--coverage is for runs of one question; {run} has several.")
         table = predict_questions(
             run,
             file,
@@ -190,11 +236,25 @@ def predict(
         return
     if options:
         raise SettingsError(f"--options is for runs of questions; {run} is none.")
-    table = predict_file(
-        run, file, out, encoding=encoding, device=device, screen=RichScreen(console)
+    found = predict_file(
+        run,
+        file,
+        out,
+        encoding=encoding,
+        device=device,
+        screen=RichScreen(console),
+        coverage=coverage,
+        per_class=per_class,
     )
-    counts = ", ".join(f"{k} {v:,}" for k, v in table["predicted"].value_counts().items())
-    console.print(f"{len(table):,} texts labelled ({counts}): {out}", highlight=False)
+    counts = ", ".join(f"{label} {count:,}" for label, count in found.counts.items())
+    console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}", highlight=False)
+    if found.set_sizes:
+        sizes = ", ".join(f"{count:,} of size {size}" for size, count in found.set_sizes.items())
+        console.print(
+            f"prediction sets at coverage {coverage:g}: {sizes}; they keep it on texts like the "
+            "validation set's",
+            highlight=False,
+        )
 
 
 @app.command()
@@ -219,7 +279,12 @@ def inspect(
 
 app.command()(prompts)
 app.command()(compare)
+app.command()(report)
 app.command()(plan)
+app.command()(curate)
+app.command()(generate)
+app.command()(chat)
+app.command()(judge)
 
 
 @app.command()
@@ -279,9 +344,15 @@ def main() -> None:
     """Run the command line; the user's errors end in one message and exit code 2."""
     # The hub's own retries and bars would bury our one message.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    under_torchrun = "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     try:
+        if under_torchrun and sys.argv[1:2] != ["fit"]:
+            raise SettingsError("Under torchrun only `taskfit fit` runs; start others without it.")
         app()
     except TaskfitError as error:
+        if under_torchrun and os.environ["RANK"] != "0":
+            # The main process mostly says the same, and torchrun then ends this one.
+            time.sleep(PATIENCE_SECONDS)
         Console(stderr=True).print(f"taskfit: {error}", style="red", markup=False, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -22,6 +22,16 @@ from taskfit.experiments import RunResult
 LINES_PER_RUN = 10
 
 
+# What is told of a validation beside its loss.
+SHOWN = {
+    "accuracy": "accuracy",
+    "mcc": "MCC",
+    "perplexity": "perplexity",
+    "reward_accuracy": "reward accuracy",
+    "reward_margin": "reward margin",
+}
+
+
 class RichScreen:
     """Shows a run as it goes."""
 
@@ -49,10 +59,9 @@ class RichScreen:
             self._step(record)
         elif record["kind"] == "validation":
             best = " (best)" if record["is_best"] else ""
-            self._print(
-                f"step {record['step']}: validation loss {record['loss']:.3f}, accuracy "
-                f"{record['accuracy']:.3f}, MCC {record['mcc']:.3f}{best}"
-            )
+            shown = [f"{label} {record[key]:.3f}" for key, label in SHOWN.items() if key in record]
+            metrics = ", ".join([f"validation loss {record['loss']:.3f}", *shown])
+            self._print(f"step {record['step']}: {metrics}{best}")
         else:
             self.note(str(record["text"]))
 

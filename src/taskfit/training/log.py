@@ -1,15 +1,13 @@
-"""The record of a training run: `metrics.jsonl`, with TensorBoard and the screen as views of it."""
+"""The record of a training run: `metrics.jsonl`, with trackers and the screen as views of it."""
 
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taskfit.files import append_jsonl, read_jsonl, write_text_atomic
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from taskfit.training.trackers import TensorBoardTracker, Trackers
 
 Record = Mapping[str, Any]
 
@@ -17,30 +15,42 @@ Record = Mapping[str, Any]
 class TrainingLog:
     """Writes every record to a file first, then shows it.
 
-    Records have a `kind`: "start", "step", "validation" or "note".
+    Records have a `kind`: "start", "step", "validation" or "note". What a view raises reaches the
+    loop, so the screen's can end a training; trackers are kept from that (see `Trackers`).
     """
 
     def __init__(
-        self, folder: Path, *, tensorboard: bool, show: Callable[[Record], None] | None = None
+        self,
+        folder: Path,
+        *,
+        tensorboard: bool = False,
+        show: Callable[[Record], None] | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         """Open the log of a run.
 
         Args:
             folder: The run's folder.
-            tensorboard: Also write TensorBoard events, if the package is installed.
+            tensorboard: Also write TensorBoard events, if the package is installed; for a caller
+                without trackers.
             show: Called with each record, for the screen.
+            trackers: Get each record too; the caller closes them.
         """
         self.path = folder / "metrics.jsonl"
         self._show = show
-        self._writer = _open_tensorboard(folder / "tensorboard") if tensorboard else None
+        self._trackers = trackers
+        self._own: Trackers | None = None
+        if tensorboard and importlib.util.find_spec("tensorboard") is not None:
+            self._own = Trackers(
+                {"tensorboard": lambda: TensorBoardTracker(folder / "tensorboard")}
+            )
 
     def write(self, record: Record) -> None:
         """Append a record to the file, then to the views."""
         append_jsonl(self.path, record)
-        if self._writer is not None and "step" in record:
-            for name, value in record.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        for trackers in (self._own, self._trackers):
+            if trackers is not None:
+                trackers.record(record)
         if self._show is not None:
             self._show(record)
 
@@ -51,14 +61,6 @@ class TrainingLog:
         write_text_atomic(self.path, "".join(lines))
 
     def close(self) -> None:
-        """Close the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
-
-
-def _open_tensorboard(folder: Path) -> "SummaryWriter | None":
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))
+        """Close what the log has opened itself."""
+        if self._own is not None:
+            self._own.close()

@@ -1,0 +1,1 @@
+"""A search for settings on the validation set, before the run itself."""
