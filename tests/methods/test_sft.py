@@ -1,6 +1,10 @@
 """Packed rows are the rows alone: losses, gradients, preferences, whatever shares a tree."""
 
+import copy
+import importlib
+import importlib.util
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,3 +167,105 @@ def test_a_policy_equal_to_its_reference_has_the_loss_of_a_coin_and_exchanging_a
     )
     # sigmoid(x) + sigmoid(-x) = 1.
     torch.testing.assert_close(torch.exp(-there) + torch.exp(-back), torch.ones(2))
+
+
+def with_trl() -> Any:
+    # The name, not the module, so that a broken installation is an error and no skip.
+    if importlib.util.find_spec("trl") is None:
+        pytest.skip("TRL is not installed: pip install trl")
+    return importlib.import_module("trl")
+
+
+def trl_arguments(folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "per_device_train_batch_size": 4,
+        "max_length": None,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    }
+
+
+def turns_of(*messages: Message) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def first_batch(trainer: Any) -> Any:
+    # Not the trainer's loader, which would shuffle.
+    rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    return trainer.data_collator(rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("variant", [{}, {"padding_free": True}], ids=["padded", "padding-free"])
+def test_the_loss_is_that_of_trl_on_completions(
+    loaded: LoadedModel, encoder: ChatEncoder, tmp_path: Path, variant: dict[str, Any]
+) -> None:
+    trl = with_trl()
+    datasets = importlib.import_module("datasets")
+    rows = [
+        Conversation(f"row {i}", (SYSTEM, Message("user", f"why {i}?"), Message("assistant", a)))
+        for i, a in enumerate(ANSWERS)
+    ]
+    items = encoder.conversations(rows)
+    loss = float(SftLoss(loaded.tree).loss_sum(items)) / SftLoss(loaded.tree).count(items)
+    records = [
+        {"prompt": turns_of(*row.messages[:-1]), "completion": turns_of(row.messages[-1])}
+        for row in rows
+    ]
+    with loaded.tree.plain_attention() as plain:
+        trainer = trl.SFTTrainer(
+            plain,
+            args=trl.SFTConfig(**trl_arguments(tmp_path), **variant),
+            train_dataset=datasets.Dataset.from_list(records),
+            processing_class=loaded.tokenizer,
+        )
+        batch = first_batch(trainer)
+        learned = int((batch["labels"] != -100).sum())
+        assert learned == sum(item.num_learned for item in items)
+        theirs = float(trainer.compute_loss(trainer.model, batch))
+    assert loss == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_preference_loss_is_that_of_trl(
+    loaded: LoadedModel, pairs: list[EncodedPreference], tmp_path: Path
+) -> None:
+    trl = with_trl()
+    datasets = importlib.import_module("datasets")
+    reference = {
+        pair.id: tuple(sequence_log_probs(loaded.tree, [pair.chosen, pair.rejected]).tolist())
+        for pair in pairs
+    }
+    frozen = copy.deepcopy(loaded.tree.model)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in loaded.tree.model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.02)
+    loss = DpoLoss(loaded.tree, beta=0.3, reference=reference)  # type: ignore[arg-type]
+    loss.start_step(0)
+    ours = float(loss.loss_sum(pairs)) / len(pairs)
+    records = [
+        {
+            "prompt": turns_of(SYSTEM, Message("user", f"question {i}")),
+            "chosen": turns_of(Message("assistant", good)),
+            "rejected": turns_of(Message("assistant", bad)),
+        }
+        for i, (good, bad) in enumerate(itertools.pairwise(ANSWERS))
+    ]
+    frozen.set_attn_implementation("sdpa")
+    with loaded.tree.plain_attention() as plain:
+        trainer = trl.DPOTrainer(
+            plain,
+            ref_model=frozen,
+            args=trl.DPOConfig(**trl_arguments(tmp_path), beta=0.3),
+            train_dataset=datasets.Dataset.from_list(records),
+            processing_class=loaded.tokenizer,
+        )
+        trainer.model.eval()
+        theirs = float(trainer.compute_loss(trainer.model, first_batch(trainer)))
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert abs(ours - float(np.log(2))) > 1e-3, "a loss of the coin would be equal by itself"

@@ -49,6 +49,9 @@ class AdaptedModel:
             enable_gradient_checkpointing(model)
         return trainable_parameters(model)
 
+    def weights_changed(self) -> None:
+        """Forget what was computed with earlier weights; nothing, unless a subclass keeps any."""
+
     def compile(self) -> None:
         """Compile the decoder layers."""
         self.model.tree.compile_layers()

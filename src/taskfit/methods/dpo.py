@@ -7,7 +7,7 @@ with an adapter nor with full weights.
 Legend: N pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,10 +26,19 @@ FloatArray = NDArray[np.float64]
 
 
 class DpoLoss(Objective[EncodedPreference]):
-    """The paper's equation 7, with the rewards of its equation 5 as metrics of a step."""
+    """The paper's equation 7, with the rewards of its equation 5 as metrics of a step.
+
+    Attributes:
+        step: The step under way, counted from 1.
+    """
 
     def __init__(
-        self, model: TreeModel, *, beta: float, reference: Mapping[str, tuple[float, float]]
+        self,
+        model: TreeModel,
+        *,
+        beta: float,
+        reference: Mapping[str, tuple[float, float]],
+        total: Callable[[float], float] = float,
     ) -> None:
         """Bind the loss to a model.
 
@@ -38,14 +47,18 @@ class DpoLoss(Objective[EncodedPreference]):
             beta: Strength of the pull to the reference.
             reference: For the id of every pair the reference's log-probability of the chosen and
                 of the rejected answer.
+            total: Adds a number up over the processes of the run.
         """
         self.model = model
         self.beta = beta
         self.reference = reference
+        self.step = 0
+        self._total = total
         self._margins: list[float] = []
 
     def start_step(self, step: int) -> None:
-        """Forget the metrics of the step before."""
+        """Count steps, and forget the metrics of the one before."""
+        self.step = step + 1
         self._margins = []
 
     def plan(self, items: Sequence[EncodedPreference], token_budget: int) -> list[list[int]]:
@@ -73,12 +86,13 @@ class DpoLoss(Objective[EncodedPreference]):
 
     def step_metrics(self) -> Mapping[str, float]:
         """Return the mean margin of the rewards, and the share of pairs where it is above 0."""
-        if not self._margins:
-            return {}
         margins = np.array(self._margins)
+        count = self._total(len(margins))
+        if count == 0:
+            return {}
         return {
-            "reward_margin": float(margins.mean()),
-            "reward_accuracy": float((margins > 0).mean()),
+            "reward_margin": self._total(float(margins.sum())) / count,
+            "reward_accuracy": self._total(float(np.heaviside(margins, 0.5).sum())) / count,
         }
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from torch.compiler import set_stance
+from transformers import GenerationConfig, TextStreamer
 
 from taskfit.models import LoadedModel, is_out_of_memory
 from taskfit.tree.build import IntArray
@@ -19,6 +20,7 @@ def generation_config(
     temperature: float = 0.0,
     top_p: float = 1.0,
     stop_ids: Sequence[int] = (),
+    stop: Sequence[str] = (),
 ) -> GenerationConfig:
     """Return transformers' settings of decoding.
 
@@ -28,6 +30,7 @@ def generation_config(
         temperature: Divides the scores before sampling; 0: the likeliest token each time.
         top_p: Sampling keeps the likeliest tokens that have this probability together.
         stop_ids: Further tokens that end an answer, such as that of the end of a turn.
+        stop: Texts that end an answer; they are still part of it.
     """
     tokenizer = model.tokenizer
     ends = [i for i in (tokenizer.eos_token_id, *stop_ids) if i is not None]
@@ -37,6 +40,7 @@ def generation_config(
         do_sample=temperature > 0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(set(ends)) or None,
+        stop_strings=[mark for mark in stop if mark] or None,
         use_cache=True,
         **sampled,
     )
@@ -68,7 +72,7 @@ def generate_texts(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     limit = len(prompts)
     model.tree.model.eval()
-    with model.tree.plain_attention() as plain:
+    with model.tree.plain_attention() as plain, set_stance("force_eager"):
         while order:
             longest = len(prompts[order[0]])
             size = max(1, min(limit, GENERATION_TOKENS // longest))
@@ -79,6 +83,7 @@ def generate_texts(
                     input_ids=ids.to(model.tree.device),
                     attention_mask=mask.to(model.tree.device),
                     generation_config=config,
+                    tokenizer=model.tokenizer,
                 )
             except RuntimeError as error:
                 if not is_out_of_memory(error) or size == 1:
@@ -92,6 +97,48 @@ def generate_texts(
             if advance is not None:
                 advance(len(batch))
     return texts
+
+
+class _Streamer(TextStreamer):  # type: ignore[misc]
+    """Hands over text as it is decoded."""
+
+    def __init__(self, model: LoadedModel, write: Callable[[str], None]) -> None:
+        super().__init__(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Hand over a piece."""
+        self._write(text)
+
+
+@torch.no_grad()
+def stream_text(
+    model: LoadedModel,
+    prompt: IntArray,
+    config: GenerationConfig,
+    *,
+    write: Callable[[str], None],
+) -> str:
+    """Return what the model writes after a prompt, handed over piece by piece.
+
+    Args:
+        model: The model.
+        prompt: Token ids, (T,).
+        config: See `generation_config`.
+        write: Called with each piece.
+    """
+    ids = torch.from_numpy(prompt)[None].to(model.tree.device)
+    model.tree.model.eval()
+    with model.tree.plain_attention() as plain, set_stance("force_eager"):
+        generated = plain.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            streamer=_Streamer(model, write),
+            tokenizer=model.tokenizer,
+        )
+    answer = generated[0, len(prompt) :].tolist()
+    return str(model.tokenizer.decode(answer, skip_special_tokens=True))
 
 
 def _left_padded(prompts: Sequence[IntArray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

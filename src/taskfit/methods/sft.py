@@ -25,11 +25,20 @@ FloatArray = NDArray[np.float64]
 
 
 class SftLoss(Objective[EncodedText]):
-    """Minus the log-likelihood of the learned tokens; a step counts tokens, not rows."""
+    """Minus the log-likelihood of the learned tokens; a step counts tokens, not rows.
+
+    Attributes:
+        step: The step under way, counted from 1.
+    """
 
     def __init__(self, model: TreeModel) -> None:
         """Bind the loss to a model."""
         self.model = model
+        self.step = 0
+
+    def start_step(self, step: int) -> None:
+        """Count steps."""
+        self.step = step + 1
 
     def plan(self, items: Sequence[EncodedText], token_budget: int) -> list[list[int]]:
         """Cut rows into forward passes of at most `token_budget` unique tokens."""

@@ -70,7 +70,7 @@ class EncodedPreference:
     @property
     def num_tokens(self) -> int:
         """Return the tokens of both, as a padded batch would run them."""
-        return self.chosen.num_tokens + self.rejected.num_tokens
+        return 2 * max(self.chosen.num_tokens, self.rejected.num_tokens)
 
     @property
     def num_tokens_cut(self) -> int:
@@ -150,7 +150,7 @@ class ChatEncoder:
         """
         encoded = []
         for row in rows:
-            ids = [*self._text.start_ids, *self._text.ids(row.text)]
+            ids = self.text_ids(row.text)
             if end_id is not None and ids[-1:] != [end_id]:
                 ids.append(end_id)
             encoded.append(self._shortened(row.id, ids, np.ones(len(ids), dtype=bool)))
@@ -165,8 +165,29 @@ class ChatEncoder:
         return self._render("the prompt", messages, ask=True)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of `prompt`, with the tokenizer's start token where it has one."""
-        ids = self._text.ids(self.prompt(messages))
+        """Return the ids of `prompt`."""
+        return self.text_ids(self.prompt(messages))
+
+    def end_of_turn(self) -> str:
+        """Return what the template writes behind an answer.
+
+        Raises:
+            PromptError: If there is no template, or it refuses a question and an answer.
+        """
+        turns = (Message("user", "?"), Message("assistant", "!"))
+        whole = self._render("the end of a turn", turns)
+        return whole.rpartition("!")[2]
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Return the ids of a piece of a text."""
+        return self._text.ids(text)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of a text, with the tokenizer's start token where it has one."""
+        return self._started(self._text.ids(text))
+
+    def _started(self, ids: list[int]) -> list[int]:
+        """Put the start token in front, unless it is there: most chat templates write it."""
         head = self._text.start_ids
         return ids if ids[: len(head)] == head else [*head, *ids]
 
@@ -183,7 +204,13 @@ class ChatEncoder:
         for turn in learned:
             before = self._render(name, messages[:turn], ask=True)
             whole = self._render(name, messages[: turn + 1]) if turn != spoken[-1] else text
-            if not (text.startswith(whole) and whole.startswith(before)):
+            if not whole.startswith(before):
+                raise PromptError(
+                    f"{name}: what the chat template writes before turn {turn + 1} is not what it "
+                    "writes to ask for it, so what the assistant says cannot be found in the "
+                    "whole. Set another tuning.chat_template."
+                )
+            if not text.startswith(whole):
                 raise PromptError(
                     f"{name}: the chat template writes turn {turn + 1} otherwise when more turns "
                     "follow it, so what the assistant says cannot be found in the whole. Set "
@@ -196,12 +223,9 @@ class ChatEncoder:
         for first, end in spans:
             _check_cut(name, text, ranges, first)
             is_learned |= (ranges[:, 0] >= first) & (ranges[:, 0] < end)
-        # Most chat templates write the start token themselves.
-        head = self._text.start_ids
-        if ids[: len(head)] != head:
-            ids = [*head, *ids]
-            is_learned = np.concatenate((np.zeros(len(head), dtype=bool), is_learned))
-        return self._shortened(name, ids, is_learned)
+        started = self._started(ids)
+        head = np.zeros(len(started) - len(ids), dtype=bool)
+        return self._shortened(name, started, np.concatenate((head, is_learned)))
 
     def _shortened(
         self, name: str, ids: Sequence[int], is_learned: NDArray[np.bool_]
@@ -222,7 +246,8 @@ class ChatEncoder:
             return str(
                 self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
             )
-        except TemplateError as error:
+        # Python's own errors come from what a template does with the turns.
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise PromptError(
                 f"{name}: the chat template refuses these turns "
                 f"({', '.join(m.role for m in messages)}): {error}. Set tuning.chat_template to "

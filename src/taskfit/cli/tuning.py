@@ -1,0 +1,228 @@
+"""`taskfit generate`, `chat` and `judge`: use a tuned model, and see what it is worth."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from taskfit.cli.flags import DeviceOption, EncodingOption
+from taskfit.errors import PromptError, SettingsError
+from taskfit.experiments.records import RunResult
+
+if TYPE_CHECKING:
+    from taskfit.experiments.tuning.model import Decoding
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="Folder of a tuning run, or a model (hub id, folder, packaged).")
+]
+TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer (tokens).")]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", help="0: the likeliest token each time; above: sampled.")
+]
+TopOption = Annotated[
+    float, typer.Option("--top-p", help="Share of the probability that sampling keeps.")
+]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", help="Text at which an answer ends; repeatable.")
+]
+KindOption = Annotated[
+    str | None,
+    typer.Option("--kind", help="instruction, chat, completion or text; default: recognised."),
+]
+ColumnOption = Annotated[
+    list[str] | None, typer.Option("--column", help="FIELD=COLUMN; repeatable.")
+]
+TestOption = Annotated[
+    list[str] | None, typer.Option("--test", help="NAME=FILE, evaluation set of the task.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of sampling.")]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--chat-template", help="chatml, headings, plain, or a file; default: its own."),
+]
+
+
+def generate(
+    model: ModelArgument,
+    data: Annotated[str, typer.Option("--data", help="Prompts: JSON, JSONL, CSV, Parquet, hub.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")],
+    max_new_tokens: TokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopOption = 1.0,
+    stop: StopOption = None,
+    seed: SeedOption = 0,
+    kind: KindOption = None,
+    column: ColumnOption = None,
+    chat_template: TemplateOption = None,
+    encoding: EncodingOption = "utf-8",
+    device: DeviceOption = "auto",
+) -> None:
+    """Answer the prompts of a file; an interrupted command goes on where it was."""
+    from taskfit.cli.screen import RichScreen
+    from taskfit.experiments.tuning.generate import generate_file
+
+    decoding = _decoding(max_new_tokens, temperature, top_p, stop)
+    console = Console()
+    screen = RichScreen(console)
+    try:
+        num = generate_file(
+            model,
+            data,
+            out,
+            decoding=decoding,
+            screen=screen,
+            kind=kind,
+            columns=_pairs(column, "--column", "FIELD=COLUMN"),
+            encoding=encoding,
+            device=device,
+            template=chat_template,
+            seed=seed,
+        )
+    finally:
+        screen.close()
+    console.print(f"{num:,} answers: {out}", highlight=False)
+
+
+def chat(
+    model: ModelArgument,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    max_new_tokens: TokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopOption = 1.0,
+    stop: StopOption = None,
+    seed: SeedOption = 0,
+    chat_template: TemplateOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Talk to a model in the terminal; /reset starts over, /exit ends."""
+    import torch
+
+    from taskfit.data.messages import Message
+    from taskfit.experiments.tuning.generate import load_generator
+
+    decoding = _decoding(max_new_tokens, temperature, top_p, stop)
+    console = Console()
+    tuned = load_generator(model, device=device, template=chat_template)
+    torch.manual_seed(seed)
+    start = [Message("system", system)] if system else []
+    turns = list(start)
+    tuned.encoder.prompt([*start, Message("user", "Hello")])  # refuses now what it cannot render
+    console.print("/reset starts over, /exit ends", style="dim")
+    while True:
+        try:
+            said = console.input("[bold]you:[/bold] ").strip()
+        except EOFError:
+            return
+        if said in ("/exit", "/quit"):
+            return
+        if said == "/reset":
+            turns = list(start)
+            continue
+        if not said:
+            continue
+        turns.append(Message("user", said))
+        try:
+            answer = tuned.stream(tuple(turns), decoding, write=_write_at_once)
+        except PromptError as error:
+            turns.pop()
+            hint = " Start over with /reset." if len(turns) > len(start) else ""
+            console.print(f"{error}{hint}", style="red", markup=False, highlight=False)
+            continue
+        console.print()
+        turns.append(Message("assistant", answer))
+
+
+def judge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished tuning run.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="Instruction data with answers, held out.")
+    ] = None,
+    kind: KindOption = None,
+    column: ColumnOption = None,
+    encoding: EncodingOption = "utf-8",
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="Classification task, built-in or a task file; repeatable."),
+    ] = None,
+    test: TestOption = None,
+    max_test: Annotated[
+        int, typer.Option("--max-test", help="Most examples of each set of a task.")
+    ] = 200,
+    max_new_tokens: TokensOption = 128,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a tuned model beside its base: answers, references, and other tasks."""
+    from taskfit.cli.screen import RichScreen
+    from taskfit.experiments.tuning.judge import judge as judge_run
+    from taskfit.experiments.tuning.judge import judgement_rows
+
+    rows = None
+    if data is not None:
+        from taskfit.data.instructions import read_instructions
+
+        columns = _pairs(column, "--column", "FIELD=COLUMN")
+        rows = read_instructions(data, kind=kind, columns=columns, encoding=encoding).rows
+    console = Console()
+    screen = RichScreen(console)
+    try:
+        found = judge_run(
+            run,
+            rows=rows,
+            tasks=task or (),
+            tests=_pairs(test, "--test", "NAME=FILE"),
+            decoding=_decoding(max_new_tokens, 0.0, 1.0, None),
+            max_test=max_test,
+            device=device,
+            screen=screen,
+        )
+    finally:
+        screen.close()
+    table = Table("on", "measure", "base", "tuned (difference, 95 %)", box=None, pad_edge=False)
+    for row in judgement_rows(found):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"\nAll figures: {run / 'judgement.json'}", highlight=False)
+
+
+def tuning_table(result: RunResult) -> Table:
+    """Return a table of a tuning run's held-out sets, before and after."""
+    table = Table("set", "rows", "measure", "before", "after", box=None, pad_edge=False)
+    for name, after in result.details["after"].items():
+        before = result.details["before"][name]
+        for key, value in after.items():
+            if key not in ("num_rows", "num_tokens", "loss_low", "loss_high"):
+                row = (name, f"{after['num_rows']:,}", key.replace("_", " "))
+                table.add_row(*row, f"{before[key]:.3f}", f"{value:.3f}")
+    return table
+
+
+def _decoding(
+    max_new_tokens: int, temperature: float, top_p: float, stop: Sequence[str] | None
+) -> "Decoding":
+    from taskfit.experiments.tuning.model import Decoding
+
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise SettingsError(
+            f"--max-new-tokens {max_new_tokens}, --temperature {temperature}, --top-p {top_p}: "
+            "give at least 1 token, a temperature of 0 or more, a share above 0 and up to 1."
+        )
+    return Decoding(max_new_tokens, temperature, top_p, tuple(stop or ()))
+
+
+def _write_at_once(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _pairs(entries: Sequence[str] | None, option: str, form: str) -> dict[str, str]:
+    pairs = {}
+    for entry in entries or ():
+        left, equals, right = entry.partition("=")
+        if not (left and equals and right):
+            raise SettingsError(f"{option} {entry}: write it as {form}.")
+        pairs[left] = right
+    return pairs

@@ -1,0 +1,1 @@
+"""Tuning on instructions, chats, texts and preferences: fit, generate, judge."""
