@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from peft import PeftModel
 from safetensors.torch import load_file
 from scipy.special import softmax
@@ -16,8 +17,10 @@ from transformers import (
     PreTrainedTokenizerFast,
     pipeline,
 )
+from typer.testing import CliRunner, Result
 
 import tiny
+from taskfit.cli.export import export
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, ModelError, SettingsError, TaskfitError
 from taskfit.experiments.classifier import Calibration, Classifier
@@ -132,7 +135,7 @@ def test_a_merged_classifier_scores_in_plain_transformers_as_the_run(
         scores = model(torch.tensor([item.prompt_ids.tolist()])).logits[0, -1].detach()
         own = scores[[int(ids[0]) for ids in item.completions]].double().numpy() / 1.7
         np.testing.assert_allclose(softmax(own), row, atol=1e-4)
-    assert tokenizer(" yes")["input_ids"] == [int(item.completions[0][0])]
+    assert tokenizer(" no")["input_ids"] == [int(item.completions[0][0])]
     assert (tmp_path / "out" / "generation_config.json").is_file()
     assert not any("adapter" in p.name for p in (tmp_path / "out").iterdir())
 
@@ -345,6 +348,103 @@ def test_llama_cpps_converter_is_used_where_it_is(
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     with pytest.raises(SettingsError, match=r"no convert_hf_to_gguf.py in it"):
         export_run(tuned_run, tmp_path / "out", form="gguf", device="cpu")
+
+
+def test_what_llama_cpps_converter_writes_is_checked_as_well(
+    tuned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_run(tuned_run, tmp_path / "ours", form="gguf", outtype="f32", device="cpu")
+    script = tmp_path / gguf_file.SCRIPT
+    # A stand-in with the same command line, since llama.cpp is not installed with the tests.
+    script.write_text(
+        "import shutil, sys\n"
+        "from pathlib import Path\n"
+        "folder, _, path, _, name = sys.argv[1:]\n"
+        "assert (Path(folder) / 'model.safetensors').is_file()\n"
+        f"shutil.copyfile('{tmp_path}/ours/model-' + name + '.gguf', path)\n"
+    )
+    monkeypatch.setenv("LLAMA_CPP", str(script))
+    out = tmp_path / "out"
+    exported = export_run(tuned_run, out, form="gguf", outtype="f32", device="cpu")
+    assert exported.checks[-1].difference < 1e-4
+    assert {p.name for p in out.iterdir()} == {"README.md", "export.json", "model-f32.gguf"}
+
+
+def test_a_run_on_a_base_in_four_bits_merges_into_the_unquantized_one(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = settings_of(tmp_path, model_folder, adapter={"weights": "qlora"})
+    fit(settings, tmp_path / "run")
+    checks = export_run(tmp_path / "run", tmp_path / "out", form="merged", device="cpu").checks
+    weights, base = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "out", model_folder)
+    )
+    norm, query = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
+    assert weights[query].dtype == torch.float32
+    assert torch.equal(weights[norm], base[norm])
+    # What training added is of low rank, and nothing of the 4 bits' rounding is in it.
+    singular = torch.linalg.svdvals(weights[query] - base[query])
+    assert singular[0] > 1e-4
+    assert singular[8:].max() < 1e-4 * singular[0]
+    four_bits = next(check for check in checks if "4 bits" in check.what)
+    assert four_bits.difference > 1e-4
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+
+
+def command(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.command()(export)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_dry_run_shows_what_would_go_and_an_export_can_be_pushed_later(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    push_options = ("--push", "me/model", "--dry-run")
+    done = command(run, "-o", out, "--merge", "--device", "cpu", *push_options)
+    assert done.exit_code == 0, done.output
+    again = command(run, "-o", out, *push_options)
+    for found in (done.output, again.output):
+        assert "me/model (private if it is new). Nothing was sent" in found
+        size = (out / "model.safetensors").stat().st_size
+        assert f"{size:,}" in found
+
+
+@pytest.fixture(autouse=True)
+def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskfit.experiments.export.push.get_token", lambda: None)
+
+
+def test_without_a_token_nothing_is_lost(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command(run, "-o", out, "--merge", "--device", "cpu", "--push", "me/model")
+    assert "There is no token for the hub" in str(done.exception)
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "Give one of --merge"),
+        (("--merge", "--gguf"), "three exports"),
+        (("--as", "pickle"), "what there is is sequence-classification"),
+        (("--merge", "--outtype", "f16"), "--outtype is about --gguf"),
+        (("--gguf", "--outtype", "q2"), "allowed are f32, f16, bf16, q8_0"),
+        (("--merge", "--dtype", "int8"), "allowed are float32, bfloat16, float16"),
+        (("--merge", "--public"), "about --push"),
+        (("--merge", "--push", "model"), "OWNER/NAME"),
+        (("--push", "me/model"), "holds no export to push"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    options: tuple[str, ...], message: str, run: Path, tmp_path: Path
+) -> None:
+    done = command(run, "-o", tmp_path / "out", *options)
+    assert isinstance(done.exception, TaskfitError)
+    assert message in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tuned_model_merges_with_its_chat_template(tuned_run: Path, tmp_path: Path) -> None:

@@ -4,25 +4,20 @@ The run folder is filled in an order in which an interruption loses nothing: res
 first, then metrics and checkpoints, then the weights, then the evaluations.
 """
 
-import random
-import statistics
-import time
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from taskfit.data import Example
 from taskfit.errors import DataError, SettingsError
-from taskfit.evaluation import Evaluation
-from taskfit.experiments.calibration import calibrate, coverage_record, hold_out
+from taskfit.experiments.calibration import HeldOut, calibrate, hold_out
 from taskfit.experiments.classifier import Classifier, Weights
-from taskfit.experiments.predictions import renaming_note, write_predictions
+from taskfit.experiments.clock import Clock, TickingScreen
+from taskfit.experiments.measure_run import evaluate_sets, latency
+from taskfit.experiments.predictions import renaming_note
 from taskfit.experiments.prepare import PreparedData, prepare_data
 from taskfit.experiments.records import RunResult
-from taskfit.experiments.report import HardExample, hardest, report_run
+from taskfit.experiments.report import HardExample, report_run
 from taskfit.experiments.run import Run, model_of
 from taskfit.experiments.run_folder import check_fingerprint, open_folder
 from taskfit.experiments.screen import Screen, SilentScreen
@@ -35,10 +30,6 @@ from taskfit.experiments.search.search import (
 from taskfit.experiments.search.setup import refuse_unserved
 from taskfit.experiments.slices import (
     check_slices,
-    measure_slices,
-    slice_columns,
-    slices_text,
-    write_slices,
 )
 from taskfit.experiments.train_method import train_method
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
@@ -49,7 +40,6 @@ from taskfit.training import (
     Checkpoints,
     MemoryAccount,
     TrainingState,
-    divided,
     first_on_each_machine,
     gather,
     is_main,
@@ -58,7 +48,6 @@ from taskfit.training import (
 )
 from taskfit.training.trackers import check_trackers, open_trackers
 
-LATENCY_TEXTS = 5
 TRACKED_FILES = ("settings.yaml", "result.json", "report.html")
 
 
@@ -113,37 +102,18 @@ def _fit(
     name: str | None,
     report: bool,
 ) -> FittedRun:
-    started, cpu_started = time.perf_counter(), time.process_time()
-    settings = settings_of_search(settings.resolved(), folder, resume=resume)
-    check_trackers(settings)
-    open_folder(settings, folder, resume=resume)
-    data = first_on_each_machine(lambda: prepare_data(settings))
-    check_fingerprint(folder, data.fingerprint, resume=resume)
-    check_slices(settings, data.evaluations or {"validation": data.validation})
-    held_out = hold_out(data.validation, settings)
-    data = replace(data, validation=held_out.validation)
-    _tell_about_data(data, screen)
-    found: FoundSettings | None = None
-    if settings.search.wanted:
-        found, model = _search(settings, folder, data, model, screen)
-        settings, data = found.settings, found.data
-    searched = found.record if found is not None else SearchRecord.load(folder)
+    clock = Clock(folder, resume=resume)
+    stack.callback(clock.keep)  # a run that is interrupted goes on from here
+    screen = TickingScreen(screen, clock)
+    start = _start(settings, folder, clock, resume=resume, model=model, screen=screen)
+    settings, data = start.settings, start.data
     memory = MemoryAccount(resolve_device(settings.model.device))
-    method = first_on_each_machine(
-        lambda: METHODS[settings.method.name](
-            MethodContext(
-                settings,
-                data.task,
-                data.demonstrations,
-                model_of(settings, model, memory, screen),
-            )
-        )
-    )
+    method = first_on_each_machine(lambda: _method_of(start, memory, screen))
     _check_learnable(method, data)
     classifier = Classifier(method)
     label = name or settings.method.name
     trackers = stack.enter_context(open_trackers(settings, folder, name=label, note=screen.note))
-    run = Run(settings, folder, data, classifier, memory, screen, label, started)
+    run = Run(settings, folder, data, classifier, memory, screen, label)
     _rehearse(run)
     method.prepare(data.train, data.validation)
     state, num_trainable = TrainingState(), 0
@@ -151,9 +121,10 @@ def _fit(
     if isinstance(method, TrainedMethod):
         state, num_trainable = train_method(run, method, trackers=trackers)
         weights = settings.adapter.weights
-    details = calibrate(classifier, held_out, settings, screen)
+    details = calibrate(classifier, start.held_out, settings, screen)
     classifier.save(folder, weights=weights, extra={"method": settings.method.name, "name": label})
-    evaluations, seconds, hard, coverage = _evaluate_all(run)
+    measured = evaluate_sets(run)
+    searched = start.searched
     result = RunResult(
         name=label,
         method=settings.method.name,
@@ -163,8 +134,8 @@ def _fit(
         num_train=len(data.train) if uses_training_labels(method) else 0,
         num_demonstrations=len(data.demonstrations),
         seed=settings.seed,
-        evaluations=evaluations,
-        duration_seconds=time.perf_counter() - started + _earlier(searched, found, "seconds"),
+        evaluations=measured.evaluations,
+        duration_seconds=clock.seconds,
         training_seconds=state.seconds,
         peak_memory_bytes=sum(memory.by_stage.values()),
         memory_by_stage=memory.by_stage,
@@ -172,20 +143,77 @@ def _fit(
         num_parameters=method.num_parameters,
         num_trainable=num_trainable,
         best_step=state.best_step,
-        cpu_seconds=sum_over_processes(time.process_time() - cpu_started)
-        + _earlier(searched, found, "cpu_seconds"),
-        evaluation_seconds=seconds,
-        latency_seconds=_latency(run) if is_main() else None,
-        details={**_method_report(method), **details, **coverage},
+        cpu_seconds=sum_over_processes(clock.cpu_seconds),
+        evaluation_seconds=measured.seconds,
+        latency_seconds=latency(run) if is_main() else None,
+        details={**_method_report(method), **details, **measured.coverage},
         search_seconds=searched.seconds if searched is not None else 0.0,
         search=searched.to_dict() if searched is not None else {},
     )
-    result.save(folder)
-    if report and is_main():
-        report_run(folder, result, hard)
+    _finish(run, result, measured.hard if report else None)
     trackers.finish(_final_metrics(result), [folder / name for name in TRACKED_FILES])
-    Checkpoints(folder / "checkpoints").remove()
+    clock.remove()
     return FittedRun(result, classifier)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a run starts from: settings after any search, data, and a model that is loaded already.
+
+    Attributes:
+        settings: The run's settings.
+        data: Its examples, without what is kept for calibration.
+        held_out: What calibration is fitted on.
+        searched: The record of the search; None without one.
+        model: The model, where a caller or the search has loaded it.
+    """
+
+    settings: RunSettings
+    data: PreparedData
+    held_out: HeldOut
+    searched: SearchRecord | None
+    model: LoadedModel | None
+
+
+def _start(
+    settings: RunSettings,
+    folder: Path,
+    clock: Clock,
+    *,
+    resume: bool,
+    model: LoadedModel | None,
+    screen: Screen,
+) -> _Start:
+    """Open the folder, read the data, and search settings where that is wanted."""
+    settings = settings_of_search(settings.resolved(), folder, resume=resume)
+    check_trackers(settings)
+    open_folder(settings, folder, resume=resume)
+    clock.open()
+    data = first_on_each_machine(lambda: prepare_data(settings))
+    check_fingerprint(folder, data.fingerprint, resume=resume)
+    check_slices(settings, data.evaluations or {"validation": data.validation})
+    held_out = hold_out(data.validation, settings)
+    data = replace(data, validation=held_out.validation)
+    _tell_about_data(data, screen)
+    if not settings.search.wanted:
+        return _Start(settings, data, held_out, SearchRecord.load(folder), model)
+    found, model = _search(settings, folder, data, model, screen)
+    return _Start(found.settings, found.data, held_out, found.record, model)
+
+
+def _method_of(start: _Start, memory: MemoryAccount, screen: Screen) -> Method:
+    settings, data = start.settings, start.data
+    model = model_of(settings, start.model, memory, screen)
+    context = MethodContext(settings, data.task, data.demonstrations, model)
+    return METHODS[settings.method.name](context)
+
+
+def _finish(run: Run, result: RunResult, hard: list[HardExample] | None) -> None:
+    """Write the result and, unless `hard` is None, the report; remove what only resuming needs."""
+    result.save(run.folder)
+    if hard is not None and is_main():
+        report_run(run.folder, result, hard)
+    Checkpoints(run.folder / "checkpoints").remove()
 
 
 def _search(
@@ -205,20 +233,6 @@ def _search(
     found = search_settings(settings, folder, data, model=model, screen=screen)
     check_fingerprint(folder, found.data.fingerprint, resume=True)
     return found, model
-
-
-def _earlier(
-    searched: SearchRecord | None,
-    found: FoundSettings | None,
-    what: Literal["seconds", "cpu_seconds"],
-) -> float:
-    """Return the part of a search's price that other processes have paid before this one."""
-    if searched is None:
-        return 0.0
-    total = searched.seconds if what == "seconds" else searched.cpu_seconds
-    if found is None:
-        return total
-    return total - (found.seconds_here if what == "seconds" else found.cpu_seconds_here)
 
 
 def _final_metrics(result: RunResult) -> dict[str, float]:
@@ -291,73 +305,3 @@ def _rehearse(run: Run) -> None:
         raise SettingsError("There is nothing to train on and nothing to evaluate.")
     run.classifier.method.rehearse(longest)
     run.memory.stage("forward")
-
-
-def _evaluation_sets(run: Run) -> Mapping[str, Sequence[Example]]:
-    """Return the sets to evaluate; the validation set serves where there is none."""
-    return run.data.evaluations or (
-        {"validation": run.data.validation} if run.data.validation else {}
-    )
-
-
-def _latency(run: Run) -> float | None:
-    """Return the median seconds to predict one text by itself, of a few.
-
-    The words stand in a new order, so that no cache knows the text. An endpoint is not asked for
-    texts of no use.
-    """
-    examples = [e for found in _evaluation_sets(run).values() for e in found][:LATENCY_TEXTS]
-    if not examples or run.settings.method.name == "remote":
-        return None
-    generator = random.Random(time.time_ns())
-    seconds = []
-    for example in examples:
-        texts = {column: text.split() for column, text in example.texts.items()}
-        for words in texts.values():
-            generator.shuffle(words)
-        shuffled = Example(example.id, {column: " ".join(w) for column, w in texts.items()})
-        started = time.perf_counter()
-        run.classifier.probabilities([shuffled])
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
-def _evaluate_all(
-    run: Run,
-) -> tuple[dict[str, Evaluation], dict[str, float], list[HardExample], dict[str, Any]]:
-    """Evaluate every set; write its predictions and slices.
-
-    Returns:
-        Metrics and seconds by set, the worst errors, and coverage of prediction sets for the
-        record.
-    """
-    sets = _evaluation_sets(run)
-    if not sets:
-        run.screen.note(
-            "no evaluation set: give one with --test NAME=FILE, or raise data.validation_fraction"
-        )
-    evaluations: dict[str, Evaluation] = {}
-    seconds: dict[str, float] = {}
-    hard: list[HardExample] = []
-    coverage: dict[str, Any] = {}
-    for name, examples in sets.items():
-        started = time.perf_counter()
-        with run.screen.progress(f"evaluating {name}", len(examples)) as advance:
-            probabilities = divided(
-                partial(run.classifier.probabilities, advance=advance), examples
-            )
-        seconds[name] = time.perf_counter() - started
-        evaluations[name] = run.classifier.evaluate(examples, probabilities)
-        write_predictions(run.folder, name, examples, probabilities, run.data.task)
-        if slices := measure_slices(
-            run.classifier, name, examples, probabilities, slice_columns(run.settings)
-        ):
-            write_slices(run.folder, {name: slices})
-            run.screen.note(slices_text(name, slices))
-        # On the validation set the promise would be checked with the examples that made it.
-        checkable = name in run.data.evaluations
-        if checkable and (record := coverage_record(run.classifier, examples, probabilities)):
-            coverage[name] = record
-        if not run.data.task.multi_label:
-            hard += hardest(name, examples, probabilities, run.data.task.label_names)
-    return evaluations, seconds, hard, {"coverage": coverage} if coverage else {}

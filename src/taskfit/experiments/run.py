@@ -24,7 +24,6 @@ class Run:
         memory: Its memory account.
         screen: What it shows.
         name: How tables call it.
-        started: When it started (time.perf_counter).
     """
 
     settings: RunSettings
@@ -34,7 +33,6 @@ class Run:
     memory: MemoryAccount
     screen: Screen
     name: str
-    started: float
 
 
 def model_of(

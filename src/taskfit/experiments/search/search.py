@@ -57,15 +57,11 @@ class FoundSettings:
         settings: The winner's settings, without a search.
         data: The run's data as these settings want them.
         record: What was found and what it cost.
-        seconds_here: Of its time, what was spent in this call.
-        cpu_seconds_here: The same of processor time.
     """
 
     settings: RunSettings
     data: PreparedData
     record: SearchRecord
-    seconds_here: float
-    cpu_seconds_here: float
 
 
 def settings_of_search(settings: RunSettings, folder: Path, *, resume: bool) -> RunSettings:
@@ -141,7 +137,7 @@ def search_settings(
     _adopt(winner, folder)
     screen.note(record.sentence)
     found = replace(data_of(winner), evaluations=data.evaluations)
-    return FoundSettings(winner, found, record, here, cpu_here)
+    return FoundSettings(winner, found, record)
 
 
 @dataclass(frozen=True, slots=True)

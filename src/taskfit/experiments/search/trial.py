@@ -3,7 +3,6 @@
 Legend: N validation examples, L labels.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,7 +127,6 @@ def run_trial(
             memory=memory,
             screen=watch,
             name=folder.name,
-            started=time.perf_counter(),
         )
         try:
             train_method(run, method, trackers=Trackers({}), save=False)
