@@ -1,12 +1,14 @@
 """What is exported says the same as the run, in plain transformers and peft."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import typer
+from huggingface_hub import HfApi
 from peft import PeftModel
 from safetensors.torch import load_file
 from scipy.special import softmax
@@ -522,6 +524,11 @@ def test_an_upload_lists_every_file_and_needs_a_token(
     with pytest.raises(CheckpointError, match=r"no token.*hf auth login.*The export stays"):
         push(tmp_path, upload)
     monkeypatch.setattr("taskfit.experiments.export.push.get_token", lambda: "hf_no")
+    with pytest.raises(CheckpointError, match=r"could not take it.*The export stays"):
+        push(tmp_path, upload)  # the tests run in the hub's offline mode
+    without_network = partial(HfApi, endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr("taskfit.experiments.export.push.HfApi", without_network)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(CheckpointError, match=r"could not take it.*The export stays"):
         push(tmp_path, upload)
     with pytest.raises(SettingsError, match="OWNER/NAME"):

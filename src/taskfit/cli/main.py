@@ -12,6 +12,7 @@ from rich.table import Table
 
 from taskfit.cli.compare import compare
 from taskfit.cli.curate import curate
+from taskfit.cli.export import export
 from taskfit.cli.flags import (
     ConfigOption,
     DataOption,
@@ -282,6 +283,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(plan)
 app.command()(curate)
+app.command()(export)
 app.command()(generate)
 app.command()(chat)
 app.command()(judge)

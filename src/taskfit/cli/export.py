@@ -1,0 +1,119 @@
+"""`taskfit export`: ship a finished run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from taskfit.cli.flags import DeviceOption
+from taskfit.errors import CheckpointError, SettingsError
+
+if TYPE_CHECKING:
+    from taskfit.experiments.export.export import Form
+    from taskfit.experiments.export.push import Upload
+
+SEQUENCE_CLASSIFICATION = "sequence-classification"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="New folder for the export.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="A plain model: the adapter merged into its base.")
+    ] = False,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="One GGUF file, as llama.cpp reads.")
+    ] = False,
+    outtype: Annotated[
+        str | None, typer.Option("--outtype", help="Of --gguf: f16 (default), bf16, f32, q8_0.")
+    ] = None,
+    as_: Annotated[
+        str | None,
+        typer.Option("--as", help=f"{SEQUENCE_CLASSIFICATION}: runs in plain pipelines."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="Stored: float32, float16, bfloat16; default: the run's."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", help="OWNER/NAME on the hub; made private if new.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make it for all to see.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of --push: show what would go, send nothing.")
+    ] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Merge a run, turn it into a plain classifier or GGUF, and put it on the hub."""
+    from taskfit.cli.screen import RichScreen
+    from taskfit.experiments.export.export import RECORD, export_run
+    from taskfit.experiments.export.push import plan_upload
+    from taskfit.experiments.export.push import push as push_folder
+
+    if push is None and (public or dry_run):
+        raise SettingsError("--public and --dry-run are about --push; give --push OWNER/NAME.")
+    form = _form(merge=merge, gguf=gguf, as_=as_, may_be_none=push is not None)
+    if outtype is not None and form != "gguf":
+        raise SettingsError("--outtype is about --gguf; give --gguf with it.")
+    console = Console()
+    if push is not None:
+        plan_upload(out, push, private=not public)  # a wrong name fails before the work
+    if form is not None:
+        exported = export_run(
+            run,
+            out,
+            form=form,
+            outtype=outtype or "f16",
+            dtype=dtype,
+            device=device,
+            screen=RichScreen(console),
+        )
+        console.print(f"exported: {exported.folder}", highlight=False, soft_wrap=True)
+    elif not (out / RECORD).is_file():
+        raise CheckpointError(
+            f"{out} holds no export to push. Make one with --merge, --gguf or "
+            f"--as {SEQUENCE_CLASSIFICATION}."
+        )
+    if push is None:
+        return
+    upload = plan_upload(out, push, private=not public)
+    if dry_run:
+        _show(upload, console)
+        return
+    console.print(f"pushed: {push_folder(out, upload)}", highlight=False, soft_wrap=True)
+
+
+def _form(*, merge: bool, gguf: bool, as_: str | None, may_be_none: bool) -> "Form | None":
+    if as_ not in (None, SEQUENCE_CLASSIFICATION):
+        raise SettingsError(f"--as {as_}: what there is is {SEQUENCE_CLASSIFICATION}.")
+    if merge + gguf + (as_ is not None) > 1:
+        raise SettingsError(
+            f"--merge, --gguf and --as {SEQUENCE_CLASSIFICATION} are three exports; give one, and "
+            "another -o for the next."
+        )
+    if merge:
+        return "merged"
+    if gguf:
+        return "gguf"
+    if as_ is not None:
+        return "classification"
+    if not may_be_none:
+        raise SettingsError(f"Give one of --merge, --gguf and --as {SEQUENCE_CLASSIFICATION}.")
+    return None
+
+
+def _show(upload: "Upload", console: Console) -> None:
+    table = Table("file", "bytes", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for name, size in upload.files:
+        table.add_row(name, f"{size:,}")
+    console.print(table)
+    who = "private" if upload.private else "public"
+    console.print(
+        f"dry run: {len(upload.files)} files, {upload.num_bytes:,} bytes, would go to "
+        f"{upload.repository} ({who} if it is new). Nothing was sent.",
+        highlight=False,
+        soft_wrap=True,
+    )

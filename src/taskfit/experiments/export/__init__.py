@@ -1,0 +1,1 @@
+"""Ship a finished run: merged, as a plain classifier, or as GGUF; see `export.export_run`."""

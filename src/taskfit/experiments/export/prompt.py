@@ -1,0 +1,94 @@
+"""A classifier's prompt as pieces of text and places for columns, for those without taskfit."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from taskfit.data import Example
+from taskfit.errors import PromptError
+from taskfit.files import write_json_atomic
+from taskfit.tasks import BareEncoder, PromptEncoder
+from taskfit.tasks.text_encoder import TextEncoder
+
+# Letters only, so that no chat template changes them.
+MARK = "TASKFITCOLUMN"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a text is put into.
+
+    Attributes:
+        pieces: ("text", as it stands) or ("column", name of a text column), in order.
+        max_length: Longest prompt (tokens).
+    """
+
+    pieces: tuple[tuple[str, str], ...]
+    max_length: int
+
+    def fill(self, texts: Mapping[str, str]) -> str:
+        """Return the prompt of these texts."""
+        return "".join(value if kind == "text" else texts[value] for kind, value in self.pieces)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        pieces = [{kind: value} for kind, value in self.pieces]
+        write_json_atomic(path, {"pieces": pieces, "max_length": self.max_length})
+
+
+def find_prompt(
+    encoder: PromptEncoder | BareEncoder,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+) -> tuple[Prompt, list[int]]:
+    """Return an encoder's prompt, checked on examples, and the places of those that fit whole.
+
+    A start token that the tokenizer writes by itself is left out, so that it stands there once.
+
+    Raises:
+        PromptError: If tokenizing the filled prompt gives other ids than the run has seen.
+    """
+    columns = encoder.task.text
+    if isinstance(encoder, BareEncoder):
+        between = ("text", "\n")
+        pieces = [piece for c in columns for piece in (between, ("column", c))][1:]
+    else:
+        marks = {column: f"{MARK}{index}X" for index, column in enumerate(columns)}
+        pieces = _split(encoder.render(marks), marks)
+    start = TextEncoder(tokenizer).start_ids
+    if start and pieces[0][0] == "text":
+        written = str(tokenizer.decode(start))
+        pieces[0] = ("text", pieces[0][1].removeprefix(written))
+    prompt = Prompt(tuple(pieces), encoder.max_length)
+    items = encoder.encode(examples)
+    whole = [place for place, item in enumerate(items) if not item.num_tokens_cut]
+    for item, example in ((items[place], examples[place]) for place in whole):
+        ids = tokenizer(prompt.fill(example.texts))["input_ids"]
+        if not np.array_equal(ids, item.prompt_ids):
+            raise PromptError(
+                f"This run's prompt cannot be given as plain text: for {example.id} the tokenizer "
+                f"makes {len(ids)} tokens of it, and the run has seen {len(item.prompt_ids)} "
+                "(other or differently cut ones). Use --merge."
+            )
+        if tokenizer.pad_token_id is not None and ids[-1] == tokenizer.pad_token_id:
+            raise PromptError(
+                "This run's prompt ends with the token that stands for padding, and a sequence "
+                "classification model reads the last token that is not. Use --merge."
+            )
+    if not whole:
+        raise PromptError(
+            f"None of {len(examples)} texts of this run fits into {encoder.max_length} tokens "
+            "whole, so nothing can be checked. Use --merge."
+        )
+    return prompt, whole
+
+
+def _split(text: str, marks: Mapping[str, str]) -> list[tuple[str, str]]:
+    names = {mark: column for column, mark in marks.items()}
+    parts = re.split(f"({MARK}\\d+X)", text)
+    pieces = [("column", names[part]) if part in names else ("text", part) for part in parts]
+    return [piece for piece in pieces if piece[1]]
