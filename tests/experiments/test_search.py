@@ -21,7 +21,12 @@ from taskfit.experiments import SilentScreen, fit
 from taskfit.experiments.classifier import Classifier
 from taskfit.experiments.records import RunResult, result_rows
 from taskfit.experiments.search import trial as trial_module
-from taskfit.experiments.search.records import SearchRecord, TrialRecord, recorded_trials
+from taskfit.experiments.search.records import (
+    SearchRecord,
+    TrialRecord,
+    given_settings_file,
+    recorded_trials,
+)
 from taskfit.experiments.search.space import Dimension, Space
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
@@ -379,6 +384,7 @@ def test_the_winner_is_compared_with_the_settings_as_given_on_the_same_texts(
     settings_of: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskfit.experiments.search.search.paired_bootstrap", paired_bootstrap)
+    monkeypatch.setattr("taskfit.evaluation.paired.NUM_RESAMPLES", 50)
     space = "{training.learning_rate: {choices: [0.000001, 0.02]}}"
     fit(
         settings_of(
@@ -418,3 +424,10 @@ def test_the_table_of_trials_has_the_best_on_top(
     assert record is not None
     assert int(lines[1].split()[0]) == record.best_trial
     assert len([line for line in lines if line.strip()]) == 1 + record.num_trials + 2
+
+
+def test_the_settings_as_given_are_kept_beside_the_winners(
+    settings_of: MakeSettings, searched: Path, tmp_path: Path
+) -> None:
+    assert load_settings(given_settings_file(searched)) == settings_of()
+    assert given_settings_file(tmp_path) == tmp_path / "settings.yaml"

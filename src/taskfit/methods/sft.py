@@ -8,6 +8,7 @@ Legend: N rows, R nodes that predict something, Y predicted tokens.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from taskfit.methods.objective import Objective
 from taskfit.methods.reading import run_in_trees
 from taskfit.models import TreeModel
+from taskfit.models.tree_model import LOGIT_ROWS
 from taskfit.tasks.chat import EncodedText
 from taskfit.tree import TokenTree, plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
@@ -84,7 +86,46 @@ def learned_log_probs(model: TreeModel, items: Sequence[EncodedText]) -> tuple[T
     hidden = model.hidden(tree, nodes)  # (R, D)
     on_device = (torch.from_numpy(a).to(model.device) for a in (rows.astype(np.int64), targets))
     owners = np.repeat(np.arange(len(items)), [len(places) for places in learned])
-    return model.token_log_probs(hidden, *on_device), owners
+    return _token_log_probs(model, hidden, *on_device), owners
+
+
+def _token_log_probs(model: TreeModel, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+    """Return what `TreeModel.token_log_probs` does, with less work where the head is not trained.
+
+    A frozen head's normalizer has a gradient in the hidden states alone, of their size, so it is
+    taken at once, while the scores are there; computing them again would cost a third product.
+    """
+    head = model.model.get_output_embeddings()
+    is_frozen = not any(p.requires_grad for p in head.parameters())
+    if not (torch.is_grad_enabled() and hidden.requires_grad and is_frozen):
+        return model.token_log_probs(hidden, rows, targets)
+
+    def normalizer(part: Tensor) -> Tensor:
+        return torch.logsumexp(model.logits(part), dim=-1)
+
+    normalizers = [
+        _EagerGradient.apply(part, normalizer)  # type: ignore[no-untyped-call]
+        for part in torch.split(hidden, LOGIT_ROWS)
+    ]
+    return model.token_scores(hidden, rows, targets) - torch.cat(normalizers)[rows]
+
+
+class _EagerGradient(torch.autograd.Function):
+    """A function of rows, one number each, whose gradient is taken in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401
+        with torch.enable_grad():
+            own = rows.detach().requires_grad_()
+            values: Tensor = function(own)  # (R,)
+            (gradient,) = torch.autograd.grad(values.sum(), own)  # (R, D)
+        ctx.save_for_backward(gradient)
+        return values.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (gradient,) = ctx.saved_tensors
+        return (outputs[0][:, None] * gradient).to(gradient.dtype), None
 
 
 def sequence_log_probs(

@@ -11,6 +11,7 @@ from taskfit.experiments.grid.fingerprint import identity
 from taskfit.experiments.prepare import prepare_data
 from taskfit.experiments.records import RESULT_FILE
 from taskfit.experiments.screen import Screen
+from taskfit.experiments.search.records import given_settings_file
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import METHODS
 from taskfit.models import LoadedModel, load_model
@@ -42,7 +43,7 @@ def is_finished(target: Path, settings: RunSettings) -> bool:
         CheckpointError: If the folder belongs to a run with other settings, as after a change of
             default values between versions.
     """
-    own = target / SETTINGS_FILE
+    own = given_settings_file(target)
     if own.is_file() and identity(load_settings(own), defaults=True) != identity(
         settings, defaults=True
     ):

@@ -150,6 +150,15 @@ class SearchRecord:
         )
 
 
+def given_settings_file(run: Path) -> Path:
+    """Return the file of the settings that a run was given.
+
+    A search puts the winner's in their place and keeps them in its own folder.
+    """
+    kept = run / FOLDER / GIVEN_FILE
+    return kept if kept.is_file() else run / GIVEN_FILE
+
+
 def recorded_trials(home: Path) -> list[TrialRecord]:
     """Read the trials of a search from its folder, in their order."""
     names = {field.name for field in fields(TrialRecord)}
