@@ -1,6 +1,7 @@
 """The report of a comparison: one file that opens anywhere, with every number also in a table."""
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -438,6 +439,18 @@ def test_hard_examples_are_those_that_most_runs_of_most_methods_get_wrong(drawn:
     assert list(found["wrong_methods"]) == sorted(found["wrong_methods"], reverse=True)
     for row in found.itertuples():
         assert row.num_runs == sum(int(part.rsplit(" ", 1)[1]) for part in row.answers.split(", "))
+
+
+def test_without_texts_no_file_of_the_report_holds_a_text(
+    drawn: Path, tmp_path: Path, undrawn: list[Path]
+) -> None:
+    shutil.copytree(drawn / "runs", tmp_path / "runs")
+    texts = read_evidence(drawn).runs[0].predictions("new").texts
+    for wanted in (True, False):
+        report_comparison(tmp_path, limits=Limits(), screen=SilentScreen(), texts=wanted)
+        files = [tmp_path / "report.html", *(tmp_path / "tables").iterdir()]
+        written = " ".join(html.unescape(path.read_text(encoding="utf-8")) for path in files)
+        assert any(text in written for text in texts) == wanted
 
 
 def test_a_wrong_label_is_the_first_suspect(tmp_path: Path) -> None:

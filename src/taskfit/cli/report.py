@@ -21,6 +21,9 @@ def report(
     max_memory: MaxMemoryOption = None,
     max_latency: MaxLatencyOption = None,
     max_train_time: MaxTrainTimeOption = None,
+    texts: Annotated[
+        bool, typer.Option("--texts/--no-texts", help="Whether hard examples stand there in full.")
+    ] = True,
 ) -> None:
     """Make report and advice of a comparison anew, from what its runs left behind."""
     from taskfit.cli.screen import RichScreen
@@ -28,7 +31,7 @@ def report(
 
     limits = parse_limits(max_memory, max_latency, max_train_time)
     console = Console()
-    path = report_comparison(folder, limits=limits, screen=RichScreen(console))
+    path = report_comparison(folder, limits=limits, screen=RichScreen(console), texts=texts)
     show_advice(folder, path, console)
 
 

@@ -179,7 +179,7 @@ class FinishedRun:
 
     def _text_columns(self, table: pd.DataFrame) -> Sequence[str]:
         saved = json.loads((self.folder / "classifier.json").read_text(encoding="utf-8"))["task"]
-        labels = [label["name"] for label in saved["labels"]]
+        labels = [label for e in self.result.evaluations.values() for label in e.labels]
         renamed = renamed_columns(saved["text"], labels)
         wanted = [renamed.get(column, column) for column in saved["text"]]
         return [column for column in wanted if column in table]

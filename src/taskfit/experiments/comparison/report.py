@@ -76,13 +76,15 @@ class Row:
     commands: list[str]
 
 
-def report_comparison(folder: Path, *, limits: Limits, screen: Screen) -> Path:
+def report_comparison(folder: Path, *, limits: Limits, screen: Screen, texts: bool = True) -> Path:
     """Write the report of a comparison into its folder.
 
     Args:
         folder: As `taskfit compare --out` filled it; it may be half finished.
         limits: What the user can afford.
         screen: Where progress is shown.
+        texts: Whether page and tables hold the texts of hard examples, or their ids alone, so that
+            they may go where the texts may not.
 
     Returns:
         The path of `report.html`.
@@ -105,6 +107,7 @@ def report_comparison(folder: Path, *, limits: Limits, screen: Screen) -> Path:
         name=metric_name(metric, multi_label=evidence.multi_label),
         runs=tables.run_table(systems),
         scores=tables.score_table(evidence, systems, store),
+        texts=texts,
     )
     advice = advise(evidence, limits=limits)
     write_text_atomic(folder / "advice.txt", advice.text.rstrip() + "\n")
@@ -208,6 +211,8 @@ def _hard(draft: Draft) -> tuple[list[dict[Hashable, Any]], list[dict[Hashable, 
     for kind, parts in (("hard_examples", hard), ("suspected_label_errors", suspects)):
         filled = [part for part in parts if len(part)]
         table = pd.concat(filled, ignore_index=True) if filled else parts[0]
+        if not draft.texts:
+            table = table.assign(text="")
         draft.save(kind, table)
         found.append(table.assign(text=table["text"].map(_shorten)).to_dict("records"))
     return found[0], found[1]

@@ -69,6 +69,7 @@ class Draft:
         name: What it is called on axes.
         runs: As `run_table` returns it.
         scores: As `score_table` returns it.
+        texts: Whether texts of examples are written.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Draft:
     name: str
     runs: pd.DataFrame
     scores: pd.DataFrame
+    texts: bool = True
 
     def save(self, name: str, table: pd.DataFrame) -> str:
         """Write a table into the folder and return its path in it."""
