@@ -6,6 +6,9 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread a process: tests run side by side, and what is to be equal bit by bit in two processes
+# must add up in the same order.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -15,8 +18,7 @@ from transformers.utils import logging as transformers_logging
 import tiny
 from taskfit.models import LoadedModel, TreeModel
 
-# Two threads beside other work wait for each other longer than they compute.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 transformers_logging.set_verbosity_error()
 
 

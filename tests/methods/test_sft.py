@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import tiny
 from taskfit.data.instructions import Conversation, Preference
 from taskfit.data.messages import Message
 from taskfit.methods.dpo import DpoLoss, dpo_loss
@@ -25,9 +26,10 @@ ANSWERS = ("good it is", "bad", "good", "a bad one and a good one")
 
 
 @pytest.fixture
-def encoder(loaded: LoadedModel) -> ChatEncoder:
-    loaded.tokenizer.chat_template = find_template("chatml")
-    return ChatEncoder(loaded.tokenizer, max_length=256)
+def encoder() -> ChatEncoder:
+    tokenizer = tiny.byte_level_tokenizer()
+    tokenizer.chat_template = find_template("chatml")
+    return ChatEncoder(tokenizer, max_length=256)
 
 
 @pytest.fixture
