@@ -1,7 +1,8 @@
 """Write results/methods.md from the results of the comparison that results/methods.yaml describes.
 
     taskfit compare --config results/methods.yaml --task sentiment --out runs/methods-sentiment
-    python benchmarks/methods_table.py runs/methods-sentiment --out results/methods.md
+    taskfit compare --config results/methods.yaml --task cola --out runs/methods-cola
+    python benchmarks/methods_table.py runs/methods-sentiment runs/methods-cola
 
 Every number comes from the runs' `result.json`; nothing is typed. Remarks are read from
 results/methods-notes.md and stand at the end.
@@ -20,13 +21,12 @@ GRID = Path(__file__).parents[1] / "results" / "methods.yaml"
 HEADER = """# Methods on real data
 
 Made by `python benchmarks/methods_table.py`, never by hand; settings in
-[methods.yaml](methods.yaml). Packaged model smollm2-135m, {task}; {sets}.
+[methods.yaml](methods.yaml). Packaged model smollm2-135m.
 
 Each cell: mean over draws, with the smallest and largest and the number of draws where there are
 several. Labels are all that a method is given, its demonstrations among them. Seconds are whole
-runs (training and all evaluation sets); memory is the peak above what the process had at its
-start. Measured {how}.
-
+runs (training and all evaluation sets), of the processor; runs made before these were recorded are
+left out of that table. Memory is the peak above what the process had at its start. Measured {how}.
 """
 
 
@@ -78,27 +78,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("comparisons", type=Path, nargs="+", help="Folders of `taskfit compare`.")
     parser.add_argument("--out", type=Path, default=Path("results/methods.md"))
-    parser.add_argument("--how", default="one run after the other on two CPU cores")
+    parser.add_argument("--how", default="on one core, beside other work")
     arguments = parser.parse_args()
-    page = []
+    page = [HEADER.format(how=arguments.how)]
     for folder in arguments.comparisons:
         table = read(folder)
         sizes = sorted(table["labels"].unique())
         counts = table.groupby("evaluation", sort=False)["num_examples"].first()
         sets = ", ".join(f"{name} (n = {count})" for name, count in counts.items())
-        page.append(HEADER.format(task=table["task"].iloc[0], sets=sets, how=arguments.how))
+        page.append(f"## {table['task'].iloc[0]}\n\nEvaluated on {sets}.\n")
         for name in counts.index:
             found = table[table["evaluation"] == name]
             width = interval_width(found)
-            page.append(f"## {name}: accuracy (95 % of one run: about ±{width:.3f})\n")
+            page.append(f"### {name}: accuracy (95 % of one run: about ±{width:.3f})\n")
             page.append("\n".join(metric_table(found, "accuracy", sizes)) + "\n")
-            page.append(f"## {name}: MCC\n")
+            page.append(f"### {name}: MCC\n")
             page.append("\n".join(metric_table(found, "mcc", sizes)) + "\n")
         once = table.drop_duplicates(["name", "labels", "seed"]).copy()
         once["peak memory (MB)"] = once["peak_memory_bytes"] / 1e6
-        once["seconds"] = once["duration_seconds"]
-        for column in ("seconds", "peak memory (MB)"):
-            page.append(f"## {column}\n")
+        once["processor seconds"] = once["cpu_seconds"]
+        timed = once[once["cpu_seconds"] > 0]
+        page.append("### processor seconds\n")
+        page.append("\n".join(metric_table(timed, "processor seconds", sizes, digits=0)) + "\n")
+        for column in ("peak memory (MB)",):
+            page.append(f"### {column}\n")
             page.append("\n".join(metric_table(once, column, sizes, digits=0)) + "\n")
     notes = arguments.out.with_name("methods-notes.md")
     if notes.is_file():

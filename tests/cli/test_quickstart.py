@@ -17,7 +17,7 @@ def test_quickstart_learns_from_real_text_and_leaves_its_results(
     except DataError as error:
         pytest.skip(f"the packaged model cannot be had: {error}")
     module = importlib.import_module("taskfit.experiments.quickstart")
-    monkeypatch.setattr(module, "NUM_TEST", 60)
+    monkeypatch.setattr(module, "NUM_TEST", 24)
     code, out, err = shell("quickstart", "--out", "quick", "--num-train", "128")
     assert code == 0, err
     assert "report.html" in out
