@@ -1,0 +1,91 @@
+"""Our rows of `peers.py`: taskfit's methods on the same files, through the library."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peer_data import Clock, Outcome, PeerData, PeerOptions
+
+# Row -> method settings; all else is the defaults and the shared options.
+OURS: dict[str, dict[str, Any]] = {
+    "taskfit label words": {"name": "label_words"},
+    "taskfit head": {"name": "head"},
+    "taskfit label text": {"name": "label_text"},
+    "taskfit probe": {"name": "probe"},
+    "taskfit few-shot": {"name": "in_context"},
+    "taskfit encoder minilm": {"name": "encoder"},
+    "taskfit knn minilm": {"name": "knn"},
+    "taskfit tfidf": {"name": "tfidf"},
+}
+
+
+def run_ours(
+    data: PeerData, options: PeerOptions, clock: Clock, *, method: dict[str, Any]
+) -> Outcome:
+    """Fit one of our methods and predict the evaluation sets.
+
+    Training is all of `fit`: reading the table, encoding, training, and writing the run folder.
+    """
+    with clock.measure("load"):
+        from taskfit.data import Example
+        from taskfit.experiments import fit
+        from taskfit.methods.table import METHODS
+        from taskfit.models import load_model
+        from taskfit.settings_file import load_settings
+
+        needs_model = METHODS[method["name"]].needs_model
+        flags = {
+            "seed": options.seed,
+            "data": {
+                "train": str(data.folder / "train.jsonl"),
+                "text": [data.text_column],
+                "label": data.label_column,
+                # Every label is trained on, as by the peers; nothing is chosen by validation.
+                "validation_fraction": 0.0,
+            },
+            "model": {"name": options.model},
+            "method": method,
+            "adapter": {
+                "lora_rank": options.lora_rank,
+                "lora_alpha": options.lora_alpha,
+                "lora_dropout": options.lora_dropout,
+            },
+            "training": {
+                "epochs": options.epochs,
+                "batch_size": options.batch_size,
+                "keep": "last",
+                "tensorboard": False,
+            },
+        }
+        if data.task is not None:
+            flags["task"] = {"name": data.task}
+        if options.max_steps is not None:
+            flags["training"]["max_steps"] = options.max_steps
+        if method["name"] != "encoder":
+            flags["training"]["learning_rate"] = options.learning_rate
+        settings = load_settings(flags=flags)
+        model = load_model(settings.model) if needs_model else None
+    with clock.measure("training"):
+        fitted = fit(settings, Path(options.scratch) / "run", model=model, report=False)
+    classifier = fitted.classifier
+    columns = [classifier.task.label_names.index(label) for label in data.labels]
+    probabilities = {}
+    for name, test in data.tests.items():
+        with clock.measure("evaluation"):
+            examples = [
+                Example(f"{name}:{place}", {data.text_column: text})
+                for place, text in enumerate(test.texts)
+            ]
+            probabilities[name] = np.asarray(classifier.probabilities(examples))[:, columns]
+    resolved = fitted.result
+    kept = settings.resolved().model_dump(mode="json", include={"method", "adapter", "training"})
+    return Outcome(
+        probabilities,
+        {
+            "num_train": resolved.num_train,
+            "num_demonstrations": resolved.num_demonstrations,
+            "tokens": resolved.tokens,
+            **kept,
+        },
+    )
