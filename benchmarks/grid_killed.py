@@ -90,7 +90,7 @@ def compare(whole: Path, broken: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("results.csv", "history.csv"):
         tables = [pd.read_csv(folder / name, low_memory=False) for folder in (whole, broken)]
-        measured = [column for column in tables[0] if MEASURED.search(column)]
+        measured = [column for column in tables[0] if MEASURED.search(str(column))]
         kept = [table.drop(columns=measured) for table in tables]
         pd.testing.assert_frame_equal(kept[0], kept[1], check_exact=True)
         found[name] = {"rows": len(kept[0]), "equal_columns": list(kept[0]), "measured": measured}

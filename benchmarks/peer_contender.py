@@ -24,6 +24,10 @@ PEERS: dict[str, Runner] = {
     "Trainer classifier, prompt": functools.partial(run_classifier, prompt=True),
     "TRL SFTTrainer": run_sft,
     "DecisionFormer": run_decisionformer,
+    # The package's own rate for LoRA, and options in one order: the codes are then words.
+    "DecisionFormer, gentler": functools.partial(
+        run_decisionformer, learning_rate=2e-4, shuffle_options=False
+    ),
     "SetFit MiniLM": run_setfit,
     "TF-IDF + LR": run_tfidf,
 }

@@ -10,7 +10,14 @@ import numpy as np
 from peer_data import Clock, Outcome, PeerData, PeerOptions, PeerSet
 
 
-def run_decisionformer(data: PeerData, options: PeerOptions, clock: Clock) -> Outcome:
+def run_decisionformer(
+    data: PeerData,
+    options: PeerOptions,
+    clock: Clock,
+    *,
+    learning_rate: float | None = None,
+    shuffle_options: bool = True,
+) -> Outcome:
     """Train DecisionFormer's code readout with LoRA; its trainer evaluates at the end.
 
     Its documentation trains in float32 on a CPU; here the weights are in bfloat16
@@ -59,6 +66,7 @@ def run_decisionformer(data: PeerData, options: PeerOptions, clock: Clock) -> Ou
             "train": write("train", data.train),
             "eval": {name: write(f"test_{name}", test) for name, test in data.tests.items()},
             "max_length": 2048,
+            "shuffle_options": shuffle_options,
         },
         "train": {
             "output_dir": str(folder / "run"),
@@ -66,7 +74,7 @@ def run_decisionformer(data: PeerData, options: PeerOptions, clock: Clock) -> Ou
             "max_steps": options.max_steps,
             "global_batch_size": options.batch_size,
             "micro_batch_size": min(8, options.batch_size),
-            "lr": options.learning_rate,
+            "lr": learning_rate or options.learning_rate,
             "seed": options.seed,
             "eval_every": None,
             "save_every": None,
@@ -103,7 +111,7 @@ def run_decisionformer(data: PeerData, options: PeerOptions, clock: Clock) -> Ou
         found = {row["request_id"]: row["probabilities"] for row in rows}
         probabilities[name] = np.array([found[f"test_{name}-{i}"] for i in range(len(test))])
     trained = {str(p.dtype) for p in trainer.model.parameters() if p.requires_grad}
-    settings = {**config, "data": {"max_length": 2048, "shuffle_options": True}}
+    settings = {**config, "data": {"max_length": 2048, "shuffle_options": shuffle_options}}
     settings["train"] = {k: v for k, v in config["train"].items() if k != "output_dir"}
     settings["model"] = {k: v for k, v in config["model"].items() if k != "backbone"}
     return Outcome(probabilities, {"weights": "bfloat16", "trained": sorted(trained), **settings})

@@ -23,6 +23,7 @@ from taskfit.evaluation import (
 from taskfit.evaluation.learning_curve import HELPS
 from taskfit.experiments.comparison.advice import Advice, Limits, advise
 from taskfit.experiments.comparison.advice_choice import Bench, Candidate, choose, mover
+from taskfit.experiments.comparison.advice_phrases import against
 from taskfit.experiments.comparison.evidence import Evidence, FinishedRun, read_evidence
 from taskfit.experiments.comparison.systems import System
 from taskfit.settings_file import dump_settings, settings_from_dict
@@ -519,3 +520,23 @@ def test_the_first_part_is_short(tmp_path: Path) -> None:
     methods = [MAJORITY, TFIDF, PROBE, HEAD]
     advice = advise(plant(tmp_path, methods, sets=("here", "there", "elsewhere")), limits=NONE)
     assert len(advice.text.split("Details.")[0].split()) <= 260
+
+
+def test_a_lead_that_only_stands_alone_is_told_from_one_among_many(tmp_path: Path) -> None:
+    others = [
+        dataclasses.replace(PROBE, name=f"other {i}", skill=0.7, seconds=90) for i in range(6)
+    ]
+    said = set()
+    for place, skill in enumerate((0.865, 0.88, 0.95)):
+        best = dataclasses.replace(HEAD, skill=skill)
+        baseline = dataclasses.replace(TFIDF, skill=0.8)
+        advice = advise(plant(tmp_path / str(place), [best, baseline, *others]), limits=NONE)
+        facts = advice.to_dict()
+        if recommended(advice) != "head":
+            continue
+        found = against(facts)["tfidf"]
+        alone, among = found["interval"][1] < 0, found["adjusted_p_value"] < 0.05
+        assert ("as one of 28" in advice.text) == (alone and not among)
+        assert ("It beats TF-IDF" in advice.text) == among
+        said.add((alone, among))
+    assert said >= {(True, False), (True, True)}

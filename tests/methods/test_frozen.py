@@ -61,6 +61,22 @@ def test_a_second_reading_runs_no_token_and_other_weights_are_another_model(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_a_cache_spares_is_counted_once_and_only_if_another_run_paid_it(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    context = context_of(loaded)
+    first = FeatureReader(context, cache=tmp_path)
+    first.features(EXAMPLES[:2])
+    first.features(EXAMPLES[:2])
+    assert first.spared_seconds == 0
+    second = FeatureReader(context, cache=tmp_path)
+    second.features(EXAMPLES[:1])
+    one = second.spared_seconds
+    second.features(EXAMPLES)
+    assert one > 0
+    assert second.spared_seconds == pytest.approx(2 * one)
+
+
 @pytest.mark.parametrize("retriever", ["model", "encoder"])
 def test_the_nearest_examples_are_found_the_most_similar_last_and_never_the_text_itself(
     loaded: LoadedModel, encoder_folder: Path, retriever: str

@@ -144,6 +144,7 @@ def _fit(
         num_trainable=num_trainable,
         best_step=state.best_step,
         cpu_seconds=sum_over_processes(clock.cpu_seconds),
+        spared_seconds=method.spared_seconds,
         evaluation_seconds=measured.seconds,
         latency_seconds=latency(run) if is_main() else None,
         details={**_method_report(method), **details, **measured.coverage},

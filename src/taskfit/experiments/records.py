@@ -45,6 +45,8 @@ class RunResult:
         num_parameters: Of the model.
         num_trainable: Of them, trained.
         best_step: Step whose weights were kept; 0 without training.
+        spared_seconds: What the run would have taken in addition, had no earlier run left features
+            in the cache; costs are compared with it.
         evaluation_seconds: Seconds to score each evaluation set, all of it at once.
         latency_seconds: Median seconds to predict one text by itself; None if it was not measured.
         details: What else the method records, such as answers that named no label.
@@ -73,6 +75,7 @@ class RunResult:
     num_trainable: int
     best_step: int
     cpu_seconds: float = 0.0
+    spared_seconds: float = 0.0
     evaluation_seconds: dict[str, float] = field(default_factory=dict)
     latency_seconds: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +84,11 @@ class RunResult:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     search_seconds: float = 0.0
     search: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def whole_seconds(self) -> float:
+        """Return what the run takes where nothing is cached."""
+        return self.duration_seconds + self.spared_seconds
 
     def save(self, folder: Path) -> None:
         """Write `result.json` into a run's folder."""
@@ -141,6 +149,7 @@ def result_rows(result: RunResult) -> list[dict[str, Any]]:
         row["search_seconds"] = result.search_seconds
         row["search_trials"] = result.search.get("num_trials", 0)
         row["cpu_seconds"] = result.cpu_seconds
+        row["spared_seconds"] = result.spared_seconds
         seconds = result.evaluation_seconds.get(name)
         row["samples_per_second"] = evaluation.num_examples / seconds if seconds else None
         row["latency_seconds"] = result.latency_seconds

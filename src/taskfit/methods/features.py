@@ -5,6 +5,7 @@ Legend: N examples, D hidden width.
 
 import hashlib
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -74,19 +75,33 @@ class FeatureReader:
         self._budget = context.settings.training.score_token_budget
         self._prefixes = PrefixCache(self._model.tree, self._encoder)
         self._cache = FeatureCache((cache or cache_folder() / "features"), self._model)
+        self._spared: dict[bytes, float] = {}
+
+    @property
+    def spared_seconds(self) -> float:
+        """Return the seconds that reading took once for what came from the cache since."""
+        return sum(self._spared.values())
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
         """Return the features of texts in float32, (N, D)."""
         items = self._encoder.encode(examples)
-        found = self._cache.load(items)
+        keys = [_key(item) for item in items]
+        found: list[Features | None] = []
+        for key, stored in zip(keys, self._cache.load(keys), strict=True):
+            found.append(None if stored is None else stored[0])
+            if stored is not None:
+                self._spared.setdefault(key, stored[1])
         missing = [i for i, row in enumerate(found) if row is None]
         if advance is not None:
             advance(len(items) - len(missing))
         if missing:
+            started = time.perf_counter()
             computed = self._compute([items[i] for i in missing], advance)
-            self._cache.save([items[i] for i in missing], computed)
+            seconds = (time.perf_counter() - started) / len(missing)
+            self._cache.save([keys[i] for i in missing], computed, seconds=seconds)
             for place, row in zip(missing, computed, strict=True):
                 found[place] = row
+                self._spared[keys[place]] = 0.0  # this run has paid for it
         return np.stack([row for row in found if row is not None])
 
     def _compute(self, items: Sequence[EncodedExample], advance: Advance | None) -> Features:
@@ -111,7 +126,11 @@ class FeatureReader:
 
 
 class FeatureCache:
-    """Features on disk, one SQLite file a model, one row a prompt."""
+    """Features on disk, one SQLite file a model, one row a prompt.
+
+    With each are the seconds that it took: what a run reads here is a cost of its method all the
+    same, though another run has paid it.
+    """
 
     def __init__(self, folder: Path, model: LoadedModel) -> None:
         """Open the file of a model: its weights decide, not its name."""
@@ -119,26 +138,26 @@ class FeatureCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._open()) as database, database:
             database.execute(
-                "CREATE TABLE IF NOT EXISTS features (prompt BLOB PRIMARY KEY, row BLOB NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS timed_features "
+                "(prompt BLOB PRIMARY KEY, row BLOB NOT NULL, seconds REAL NOT NULL)"
             )
 
-    def load(self, items: Sequence[EncodedExample]) -> list[Features | None]:
-        """Return the stored features of prompts, None where there are none."""
+    def load(self, keys: Sequence[bytes]) -> list[tuple[Features, float] | None]:
+        """Return the stored features of prompts with their seconds, None where there are none."""
+        query = "SELECT row, seconds FROM timed_features WHERE prompt = ?"
         with closing(self._open()) as database:
-            rows = [
-                database.execute(
-                    "SELECT row FROM features WHERE prompt = ?", (_key(item),)
-                ).fetchone()
-                for item in items
-            ]
-        return [None if row is None else np.frombuffer(row[0], np.float32) for row in rows]
+            rows = [database.execute(query, (key,)).fetchone() for key in keys]
+        return [
+            None if row is None else (np.frombuffer(row[0], np.float32), float(row[1]))
+            for row in rows
+        ]
 
-    def save(self, items: Sequence[EncodedExample], features: Features) -> None:
-        """Store features, all of them or none."""
+    def save(self, keys: Sequence[bytes], features: Features, *, seconds: float) -> None:
+        """Store features, all of them or none; `seconds` is what each took."""
         with closing(self._open()) as database, database:
             database.executemany(
-                "INSERT OR REPLACE INTO features VALUES (?, ?)",
-                [(_key(item), row.tobytes()) for item, row in zip(items, features, strict=True)],
+                "INSERT OR REPLACE INTO timed_features VALUES (?, ?, ?)",
+                [(key, row.tobytes(), seconds) for key, row in zip(keys, features, strict=True)],
             )
 
     def _open(self) -> sqlite3.Connection:

@@ -104,6 +104,11 @@ class InContext(Method):
             self.retriever.restore(state)
 
     @property
+    def spared_seconds(self) -> float:
+        """Return the seconds of features that were in the cache."""
+        return 0.0 if self.retriever is None else self.retriever.spared_seconds
+
+    @property
     def num_parameters(self) -> int:
         """Return the number of the model's weights."""
         return count_parameters(self.context.need_model().tree.model)

@@ -57,6 +57,11 @@ class NearestNeighbors(Method):
         total = (votes[:, :, None] * self._targets[chosen]).sum(axis=1) + self._targets.mean(axis=0)
         return np.asarray(total / (votes.sum(axis=1, keepdims=True) + 1))
 
+    @property
+    def spared_seconds(self) -> float:
+        """Return the seconds of features that were in the cache."""
+        return self._retriever.spared_seconds
+
     def rehearse(self, examples: Sequence[Example]) -> None:
         """Embed a few examples."""
         self._retriever.rehearse(examples)

@@ -138,6 +138,11 @@ class Method(ABC):
         return {}
 
     @property
+    def spared_seconds(self) -> float:
+        """Return the seconds of this method's work that an earlier run did and a cache kept."""
+        return 0.0
+
+    @property
     def num_parameters(self) -> int:
         """Return the number of weights used in prediction."""
         return 0

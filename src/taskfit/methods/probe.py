@@ -62,6 +62,11 @@ class Probe(Method):
             self._standardised(self._reader.features(examples, advance=advance))
         )
 
+    @property
+    def spared_seconds(self) -> float:
+        """Return the seconds of features that were in the cache."""
+        return self._reader.spared_seconds
+
     def rehearse(self, examples: Sequence[Example]) -> None:
         """Read the features of a few examples."""
         self._reader.features(examples)

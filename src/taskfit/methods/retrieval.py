@@ -44,6 +44,11 @@ class Retriever:
         """Return the examples that are retrieved from."""
         return self._train
 
+    @property
+    def spared_seconds(self) -> float:
+        """Return the seconds of the model's own features that were in the cache."""
+        return 0.0 if self._reader is None else self._reader.spared_seconds
+
     def fit(self, train: Sequence[Example]) -> None:
         """Embed the training texts.
 

@@ -91,7 +91,7 @@ class Candidate:
         latencies = [r.latency_seconds for r in results if r.latency_seconds is not None]
         memory = max(r.peak_memory_bytes for r in results)
         return {
-            "train_seconds": min(r.duration_seconds for r in results),
+            "train_seconds": min(r.whole_seconds for r in results),
             "memory_bytes": None if self.kind == REMOTE else float(memory),
             "latency_seconds": min(latencies, default=None),
         }

@@ -1,7 +1,8 @@
 """The advice in words: sentences for the facts, and no sentence without one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from taskfit.evaluation.learning_curve import HELPS, LITTLE
 from taskfit.experiments.comparison.advice_choice import ALPHA, MAJORITY, TFIDF
@@ -136,6 +137,13 @@ def _beats(facts: Facts) -> str:
             beaten.append(
                 f"{words} by {num(ahead)} ({span(interval)}, {p_value(found['adjusted_p_value'])})"
             )
+        elif taken["kind"] != MAJORITY and _only_alone(found):
+            pairs = len(differences) * (len(differences) + 1) // 2
+            sentences.append(
+                f"It is ahead of {words} by {num(ahead)} ({span(interval)}): beyond chance if this "
+                f"were the only comparison, but not as one of {pairs} (adjusted "
+                f"{p_value(found['adjusted_p_value'])})."
+            )
         elif taken["kind"] != MAJORITY:
             sentences.append(
                 f"It is not told apart from {words}: a difference of {num(ahead)} "
@@ -145,6 +153,11 @@ def _beats(facts: Facts) -> str:
         sentences.insert(0, f"It beats {joined(beaten)}.")
     sentences += [_worth_it(facts), _rest(facts), _missing_majority(facts)]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _only_alone(found: Mapping[str, Any]) -> bool:
+    """Return whether it is worse beyond chance by itself, but not among all comparisons."""
+    return bool(found["interval"][1] < 0 and found["adjusted_p_value"] >= ALPHA)
 
 
 def _worth_it(facts: Facts) -> str:
@@ -161,6 +174,8 @@ def _worth_it(facts: Facts) -> str:
     found = against(facts)[tfidf]
     if found["adjusted_p_value"] < ALPHA and found["difference"] < 0:
         return "So a pretrained model is worth it here."
+    if _only_alone(found):
+        return "So a pretrained model is probably worth it here; more draws would settle it."
     return "So it is not shown that a pretrained model is worth its cost."
 
 

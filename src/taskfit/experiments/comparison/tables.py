@@ -71,7 +71,7 @@ def run_table(systems: Sequence[System]) -> pd.DataFrame:
                         "ece": found.ece,
                         "num_unanswered": found.num_unanswered,
                         "training_seconds": result.training_seconds,
-                        "total_seconds": result.duration_seconds,
+                        "total_seconds": result.whole_seconds,
                         "processor_seconds": result.cpu_seconds or np.nan,
                         "peak_memory_bytes": result.peak_memory_bytes,
                         "latency_seconds": np.nan
