@@ -1,14 +1,16 @@
 """Predicted memory against measured memory, on a CPU with the packaged model.
 
     python benchmarks/plan_check.py --out results/benchmarks/plan_check.json
+    python benchmarks/plan_check.py --methods sft,dpo --instructions rows.json --preferences p.json
 
 Each configuration takes two optimizer steps in a process of its own, measured by the memory account
 that a run uses (resident memory of the process, peaks included). Before, a model of one layer does
 the same there, so that the libraries' own memory (code, threads, kernels made on the spot) is not
 charged to the model. The prediction is made from the settings, the model's configuration and the
-token counts alone. With --mapped every configuration is also measured with each tensor mapped by
-itself (MALLOC_MMAP_THRESHOLD_), where resident memory is what lives in tensors and nothing else;
-the difference is what glibc's heap leaves unused between tensors.
+token counts alone. The rows of sft and dpo are real ones, from --instructions and --preferences,
+as many as one step takes. With --mapped every configuration is also measured with each tensor
+mapped by itself (MALLOC_MMAP_THRESHOLD_), where resident memory is what lives in tensors and
+nothing else; the difference is what glibc's heap leaves unused between tensors.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from machine import describe
 from taskfit.experiments.planner.cards import find_card
 from taskfit.experiments.planner.plan import config_of, make_plan
-from taskfit.experiments.planner.tokens import Workload, made_workload
-from taskfit.methods import LabelWordLoss
+from taskfit.experiments.planner.tokens import LabelWorkload, Workload, made_workload
+from taskfit.experiments.planner.tuning import PairWorkload, TextWorkload, made_rows, real_rows
+from taskfit.experiments.tuning.data import prepare_tuning
+from taskfit.experiments.tuning.model import TunedModel
 from taskfit.methods.scoring import token_log_probs
+from taskfit.methods.sft import sequence_log_probs
 from taskfit.models import (
+    LoadedModel,
     TreeModel,
     add_adapter,
     enable_gradient_checkpointing,
@@ -45,41 +52,71 @@ WEIGHTS = ("lora", "qlora", "full")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 DTYPES_OF_TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 BATCH, TOKENS, SHARED = 8, 60, 20
+ROWS = 24  # of sft and dpo in a step
 STEPS = 2
+METHODS = ("label_words", "sft", "dpo")
 
 
 def settings_of(case: dict[str, Any]) -> RunSettings:
     """Return the settings of a configuration."""
-    return load_settings(
-        flags={
-            "model": {"device": "cpu", "dtype": DTYPES[case["dtype"]]},
-            "method": {"name": "label_words", "loss": "vocabulary"},
-            "adapter": {"weights": case["weights"]},
-            "training": {"gradient_checkpointing": case["checkpointing"], "batch_size": BATCH},
-        }
-    )
+    method = case.get("method", "label_words")
+    flags: dict[str, Any] = {
+        "model": {"device": "cpu", "dtype": DTYPES[case["dtype"]]},
+        "method": {"name": method},
+        "adapter": {"weights": case["weights"]},
+        "training": {
+            "gradient_checkpointing": case["checkpointing"],
+            "batch_size": BATCH if method == "label_words" else ROWS,
+        },
+    }
+    if method == "label_words":
+        flags["method"]["loss"] = "vocabulary"
+    else:
+        # As many rows as a step takes, so that every step is the heaviest.
+        flags["data"] = {"train": case["data"], "num_train": ROWS}
+    return load_settings(flags=flags)
 
 
-def workload_of() -> Workload:
-    """Return one batch of prompts with a shared start."""
-    return made_workload(tokens=TOKENS, shared=SHARED, examples=BATCH, batch_size=BATCH)
+def made_of(settings: RunSettings) -> Workload:
+    """Return a batch that needs no tokenizer; prompts have a shared start."""
+    if settings.method.name == "label_words":
+        return made_workload(tokens=TOKENS, shared=SHARED, examples=BATCH, batch_size=BATCH)
+    return made_rows(settings, tokens=TOKENS, answer_tokens=TOKENS, shared=SHARED, examples=BATCH)
 
 
-def steps(tree: TreeModel, settings: RunSettings, account: MemoryAccount) -> None:
+def batch_of(settings: RunSettings, loaded: LoadedModel) -> Workload:
+    """Return the batch that is trained on; rows are encoded as a run does it."""
+    if settings.method.name == "label_words":
+        return made_of(settings)
+    items, _ = TunedModel(settings, loaded).encode(prepare_tuning(settings).train)
+    kind = PairWorkload if settings.method.name == "dpo" else TextWorkload
+    return kind(items, len(items), "measured")
+
+
+def score(tree: TreeModel, workload: Workload) -> None:
+    """Score the batch as a run does before its first step."""
+    if isinstance(workload, LabelWorkload):
+        with torch.no_grad():
+            prefix = tree.encode_prefix(workload.prefix_ids)
+            token_log_probs(tree, workload.items, [[0, 1]] * BATCH, prefix=prefix)
+        return
+    items = workload.items
+    pairs = isinstance(workload, PairWorkload)
+    sequence_log_probs(tree, [t for i in items for t in (i.chosen, i.rejected)] if pairs else items)
+
+
+def steps(
+    tree: TreeModel, settings: RunSettings, account: MemoryAccount, workload: Workload
+) -> None:
     """Score the batch, then train on it, as a run does; close the account's stages."""
-    workload = workload_of()
-    with torch.no_grad():
-        prefix = tree.encode_prefix(workload.items[0].prompt_ids[:SHARED])
-        every = [[0, 1]] * BATCH
-        token_log_probs(tree, workload.items, every, prefix=prefix)
-        del prefix
+    score(tree, workload)
     account.stage("forward")
     add_adapter(tree.model, settings.adapter, seed=0)
     if settings.training.gradient_checkpointing:
         enable_gradient_checkpointing(tree.model)
     account.stage("adapter")
     optimizer = MasterOptimizer(trainable_parameters(tree.model), settings.training)
-    objective = LabelWordLoss(tree, workload.label_of_candidate, over="vocabulary")
+    objective = workload.objective(tree, settings)
     tree.model.train()
     for _ in range(STEPS):
         for piece in objective.plan(workload.items, 2048):
@@ -95,7 +132,7 @@ def steps(tree: TreeModel, settings: RunSettings, account: MemoryAccount) -> Non
 def warm_up(settings: RunSettings) -> None:
     """Run a model of one layer, so that everything is imported and running."""
     config = LlamaConfig(
-        vocab_size=1000,
+        vocab_size=2000,  # token ids of made examples count upwards
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=1,
@@ -107,7 +144,8 @@ def warm_up(settings: RunSettings) -> None:
     adapter = settings.adapter.model_copy(update={"weights": held})
     model.requires_grad_(False)
     tree = TreeModel(model.eval(), verify=False)
-    steps(tree, settings.model_copy(update={"adapter": adapter}), MemoryAccount(model.device))
+    settings = settings.model_copy(update={"adapter": adapter})
+    steps(tree, settings, MemoryAccount(model.device), made_of(settings))
     if settings.adapter.weights == "qlora":
         import bitsandbytes  # noqa: F401 - its code is not the model's memory
 
@@ -119,7 +157,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
     account = MemoryAccount(torch.device("cpu"))
     loaded = load_model(settings.model, quantization=settings.adapter)
     account.stage("model")
-    steps(loaded.tree, settings, account)
+    steps(loaded.tree, settings, account, batch_of(settings, loaded))
     return account.by_stage
 
 
@@ -127,7 +165,9 @@ def predict(case: dict[str, Any]) -> dict[str, Any]:
     """Predict the same from settings, configuration and token counts."""
     settings = settings_of(case)
     config, source = config_of(settings)
-    plan = make_plan(settings, find_card("cpu"), workload_of(), config=config, source=source)
+    rows = None if settings.method.name == "label_words" else real_rows(settings, config)
+    workload = rows or made_of(settings)
+    plan = make_plan(settings, find_card("cpu"), workload, config=config, source=source)
     step = plan.memory.step
     assert step is not None
     host = plan.memory.host
@@ -177,11 +217,23 @@ def compare(case: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def cases() -> list[dict[str, Any]]:
-    """Return the configurations."""
-    return [
+def cases(methods: Sequence[str], data: Mapping[str, str | None]) -> list[dict[str, Any]]:
+    """Return the configurations.
+
+    Args:
+        methods: Which methods.
+        data: The file of rows by method, for sft and dpo.
+    """
+    found: list[dict[str, Any]] = [
         {"weights": weights, "dtype": dtype, "checkpointing": checkpointing}
         for weights, dtype, checkpointing in itertools.product(WEIGHTS, DTYPES, (False, True))
+        if "label_words" in methods
+    ]
+    return found + [
+        {"method": method, "data": path, "weights": "lora", "dtype": dtype, "checkpointing": False}
+        for method, path in data.items()
+        for dtype in DTYPES
+        if method in methods and path is not None
     ]
 
 
@@ -190,7 +242,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--mapped", action="store_true", help="also with tensors mapped singly")
-    parser.add_argument("--again", type=Path, help="predict against the measurements in this file")
+    parser.add_argument("--again", type=Path, help="predict against measurements in this file")
+    parser.add_argument("--methods", default=",".join(METHODS), help="which of these")
+    parser.add_argument("--instructions", help="rows for sft; without them it is left out")
+    parser.add_argument("--preferences", help="pairs for dpo; without them it is left out")
     parser.add_argument("--case", help="measure this configuration (JSON) in this process")
     arguments = parser.parse_args()
     if arguments.case:
@@ -198,15 +253,21 @@ def main() -> None:
         return
     before = json.loads(arguments.again.read_text()) if arguments.again else None
     rows: list[dict[str, Any]] = []
-    for case in before["configurations"] if before else cases():
+    data = {"sft": arguments.instructions, "dpo": arguments.preferences}
+    chosen = cases(arguments.methods.split(","), data)
+    for case in before["configurations"] if before else chosen:
         if before:
             found = {key: case[key] for key in ("measured", "mapped") if key in case}
-            case = {key: case[key] for key in ("weights", "dtype", "checkpointing")}
+            keys = ("method", "weights", "dtype", "checkpointing")
+            case = {key: case[key] for key in keys if key in case}
+            if "method" in case:
+                case["data"] = data[case["method"]]
         else:
             found = {"measured": measured_apart(case)}
             if arguments.mapped:
                 found["mapped"] = measured_apart(case, MALLOC_MMAP_THRESHOLD_="65536")
-        rows.append(compare(case, found))
+        # Where the rows lie on this machine is nobody else's matter.
+        rows.append({k: v for k, v in compare(case, found).items() if k != "data"})
         numbers = [value for value in rows[-1].values() if not isinstance(value, dict)]
         print(*(f"{value!s:>6}" for value in numbers), sep="  ", flush=True)
         machine = before["machine"] if before else describe()

@@ -90,6 +90,40 @@ def test_what_does_not_fit_comes_with_a_remedy(run: Run) -> None:
     assert "training.gradient_checkpointing=true" in answer.text
 
 
+def test_instructions_and_preferences_are_planned_from_lengths(run: Run) -> None:
+    given = ("--config-file", "config.json", "--gpu", "t4", "--weights", "qlora")
+    lengths = ("--tokens", "50", "--answer-tokens", "30", "--examples", "100")
+    row = run(*given, *lengths, "--method", "sft")
+    pair = run(*given, *lengths, "--method", "dpo")
+    assert row.code == pair.code == 0
+    assert "rows 100, 50 tokens a prompt, 0 shared by all, 30 an answer (assumed)" in row.text
+    assert "pairs 100, 50 tokens a prompt, 0 shared by all, 30 an answer, of two" in pair.text
+    for answer in (row, pair):
+        assert "kept for backward" in answer.text
+        assert "It fits." in answer.text
+    assert "the reference" in pair.text
+    assert "the reference" not in row.text
+    assert "unique tokens (taskfit) 7,900 " in row.text  # 50 + 29, 100 times
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_rows_are_measured_by_the_tokenizer_at_hand(
+    run: Run, model_folder: Path, method: str
+) -> None:
+    pairs = {"chosen": "yes indeed", "rejected": "no"} if method == "dpo" else {}
+    rows = [{"instruction": f"Say {i}", "output": "yes", **pairs} for i in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("--model", str(model_folder), "--method", method, "--data", "rows.jsonl")
+    template = ("--set", "tuning.chat_template=headings")
+    answer = run(*given, *template, "--gpu", "l4")
+    assert answer.code == 0, answer.text
+    assert "of them learned, on the mean of all; read as" in answer.text
+    assert "no chat template" in run(*given, "--gpu", "l4").text
+    refused = run(*given, *template, "--answer-tokens", "5", "--examples", "9")
+    assert refused.code == 2
+    assert "--answer-tokens, --examples would have no effect" in refused.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -99,6 +133,13 @@ def test_what_does_not_fit_comes_with_a_remedy(run: Run) -> None:
         (("--config-file", "none.json"), ["--config-file none.json", "beside the model's weights"]),
         (("--tokens", "5", "--shared", "5"), ["--tokens 5 --shared 5"]),
         (("--method", "majority"), ["majority needs no causal language model", "label_words"]),
+        (("--method", "knn"), ["knn needs no causal language model", "method.retriever=model"]),
+        (("--answer-tokens", "5"), ["--answer-tokens is for --method sft and dpo"]),
+        (("--method", "sft", "--answer-tokens", "0"), ["--answer-tokens 0", "at least one token"]),
+        (
+            ("--method", "dpo", "--data", "rows.json", "--model", "llama-3-8b"),
+            ["tokenizer of 'llama-3-8b'", "--answer-tokens"],
+        ),
         (("--task", "cola", "--model", "llama-3-8b"), ["tokenizer of 'llama-3-8b'", "--tokens"]),
     ],
 )

@@ -1,5 +1,6 @@
 """`taskfit plan`: memory and time of a run, before anything is downloaded."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,10 +20,40 @@ from taskfit.cli.flags import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from taskfit.experiments.planner.plan import Plan
+    from taskfit.experiments.planner.tokens import Workload
     from taskfit.settings import RunSettings
 
-TOKENS, EXAMPLES = 128, 1000
+TOKENS, ANSWER_TOKENS, EXAMPLES = 128, 128, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """What the flags say of examples that are made up; None: not said.
+
+    Attributes:
+        tokens: Of a prompt.
+        answer_tokens: Of an answer that is learned.
+        shared: Tokens that all prompts start with.
+        examples: Of an epoch.
+    """
+
+    tokens: int | None
+    answer_tokens: int | None
+    shared: int | None
+    examples: int | None
+
+    def described(self) -> list[str]:
+        """Return the flags that describe made examples."""
+        values = {
+            "--tokens": self.tokens,
+            "--answer-tokens": self.answer_tokens,
+            "--shared": self.shared,
+            "--examples": self.examples,
+        }
+        return [flag for flag, value in values.items() if value is not None]
 
 
 def plan(
@@ -45,7 +76,19 @@ def plan(
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", help=f"Mean tokens of a prompt, without data; else {TOKENS}."),
+        typer.Option(
+            "--tokens",
+            help="Mean tokens of a prompt, without the label word or the answer behind it; instead "
+            f"of data; else {TOKENS}.",
+        ),
+    ] = None,
+    answer_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--answer-tokens",
+            help="sft, dpo: mean tokens of an answer, which are learned; dpo has two such answers "
+            f"to a prompt; else {ANSWER_TOKENS}.",
+        ),
     ] = None,
     shared: Annotated[
         int | None, typer.Option("--shared", help="Of these, shared by all prompts; else 0.")
@@ -59,10 +102,15 @@ def plan(
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Predict memory by part and time per epoch from a model's config and token lengths alone."""
+    """Predict memory by part and time per epoch from a model's config and token lengths alone.
+
+    With --data and a tokenizer on this machine, lengths are those of the rows; else --tokens (and
+    for sft and dpo --answer-tokens) says how long they are: a row of sft is a prompt with its
+    answer, a pair of dpo is one prompt with two answers. Of a raw text, of which all is learned,
+    give --tokens 1.
+    """
     from taskfit.experiments.planner.cards import find_card, names_card_at_hand
-    from taskfit.experiments.planner.plan import config_of, make_plan
-    from taskfit.experiments.planner.tokens import made_workload, real_workload
+    from taskfit.experiments.planner.plan import config_of, make_plan, refuse_without_model
     from taskfit.settings_file import find_settings, load_settings
 
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
@@ -77,19 +125,55 @@ def plan(
     )
     base = find_settings(config) if config else None
     settings = load_settings(base, flags=flags, overrides=set_ or ())
+    refuse_without_model(settings)
     card = find_card(gpu or names_card_at_hand())
     found, source = config_of(settings, file=config_file)
-    workload = None
-    if tokens is None and _names_data(settings):
-        workload = real_workload(settings, found)
-    if workload is None:
-        workload = made_workload(
-            tokens=_given_tokens(settings, tokens),
-            shared=shared or 0,
-            examples=EXAMPLES if examples is None else examples,
-            batch_size=settings.training.batch_size,
-        )
+    lengths = Lengths(tokens, answer_tokens, shared, examples)
+    workload = _workload(settings, found, lengths)
     show_plan(make_plan(settings, card, workload, config=found, source=source), Console())
+
+
+def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Lengths) -> "Workload":
+    """Return the examples of a plan: those of the data where they can be measured, or made ones.
+
+    Raises:
+        TaskfitError: If flags contradict each other, or the data cannot be read.
+    """
+    from taskfit.errors import SettingsError
+    from taskfit.experiments.planner.tokens import made_workload, real_workload
+    from taskfit.experiments.planner.tuning import made_rows, real_rows
+    from taskfit.experiments.tuning.fit import is_tuning
+
+    tunes = is_tuning(settings)
+    if lengths.answer_tokens is not None and not tunes:
+        raise SettingsError(
+            f"--answer-tokens is for --method sft and dpo; {settings.method.name} reads a label "
+            "behind a prompt. Leave it out."
+        )
+    if lengths.tokens is None and _names_data(settings):
+        real = real_rows(settings, config) if tunes else real_workload(settings, config)
+        if real is not None and lengths.described():
+            raise SettingsError(
+                f"The lengths are measured from the data, so {', '.join(lengths.described())} "
+                "would have no effect. Leave it out, or give --tokens too to plan for made "
+                "examples instead."
+            )
+        if real is not None:
+            return real
+    tokens = _given_tokens(settings, lengths.tokens)
+    shared = lengths.shared or 0
+    examples = EXAMPLES if lengths.examples is None else lengths.examples
+    if tunes:
+        answer = ANSWER_TOKENS if lengths.answer_tokens is None else lengths.answer_tokens
+        return made_rows(
+            settings, tokens=tokens, answer_tokens=answer, shared=shared, examples=examples
+        )
+    return made_workload(
+        tokens=tokens,
+        shared=shared,
+        examples=examples,
+        batch_size=settings.training.batch_size,
+    )
 
 
 def show_plan(plan: "Plan", console: Console) -> None:
@@ -102,7 +186,7 @@ def show_plan(plan: "Plan", console: Console) -> None:
         f"run      {settings.method.name}, {settings.adapter.weights}, {dtype}, batch "
         f"{settings.training.batch_size}, "
         f"checkpointing {'on' if settings.training.gradient_checkpointing else 'off'}",
-        f"prompts  {plan.workload.num_examples:,} examples, {plan.workload.source}",
+        f"{plan.workload.unit:<8} {plan.workload.num_examples:,}, {plan.workload.source}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print()
@@ -201,10 +285,13 @@ def _time_table(plan: "Plan") -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     padded = "padded to the longest of a batch"
-    rows = (
+    rows = [
         ("unique tokens (taskfit)", epoch.num_unique, time.flops, time.seconds),
         (padded, epoch.num_padded, time.padded_flops, time.padded_seconds),
-    )
+    ]
+    if time.before_flops:
+        before = "once, before: the reference"
+        rows.append((before, epoch.num_unique, time.before_flops, time.before_seconds))
     for name, tokens, flops, seconds in rows:
         table.add_row(name, f"{tokens:,}", f"{flops / 1e15:,.3g}", duration(seconds))
     return table
@@ -238,7 +325,7 @@ def _given_tokens(settings: "RunSettings", tokens: int | None) -> int:
     if tokens is None and _names_data(settings):
         raise ModelError(
             f"The tokenizer of {settings.model.name!r} is not on this machine, so the texts cannot "
-            "be measured. Give the mean tokens of a prompt with --tokens (and --shared, "
-            "--examples), or the folder of a model with its tokenizer."
+            "be measured. Give the mean tokens of a prompt with --tokens (and --answer-tokens for "
+            "sft and dpo, --shared, --examples), or the folder of a model with its tokenizer."
         )
     return TOKENS if tokens is None else tokens

@@ -175,7 +175,10 @@ def _worth_it(facts: Facts) -> str:
     if found["adjusted_p_value"] < ALPHA and found["difference"] < 0:
         return "So a pretrained model is worth it here."
     if _only_alone(found):
-        return "So a pretrained model is probably worth it here; more draws would settle it."
+        return (
+            "So it is likely, but not shown, that a pretrained model is worth its cost; more draws "
+            "would tell."
+        )
     return "So it is not shown that a pretrained model is worth its cost."
 
 

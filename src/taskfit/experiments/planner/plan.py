@@ -1,12 +1,7 @@
 """What a run will need, before anything is downloaded: memory by part, and time of an epoch.
 
-Memory is found by running the training step on tensors without contents (`simulate.py`).
-Time is arithmetic over rate: a token costs two operations for every weight it is multiplied with
-in the forward pass, two for the gradient of inputs, and two more for the gradient of the weights
-where these are trained (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; Hoffmann et al. 2022,
-arXiv:2203.15556, appendix F). So an adapter on a frozen base costs 4 a weight, full training 6, and
-gradient checkpointing 2 more. Products inside attention are left out: under a tenth of the whole
-up to some 4,000 tokens.
+Memory is found by running the training step on tensors without contents (`simulate.py`), time by
+arithmetic (`timing.py`).
 """
 
 from collections.abc import Iterator
@@ -26,15 +21,16 @@ from taskfit.experiments.planner.simulate import (
     SimulatedScoring,
     SimulatedStep,
 )
+from taskfit.experiments.planner.timing import TimePlan, plan_time
 from taskfit.experiments.planner.tokens import Epoch, Workload, plan_epoch
-from taskfit.methods import LabelWordLoss
+from taskfit.experiments.tuning.fit import METHODS as TUNING
+from taskfit.methods.table import METHODS
 from taskfit.settings import RunSettings
-from taskfit.tasks import EncodedExample
 from taskfit.training.loop import TOKEN_BUDGET
 
-SCORE_TOKEN_BUDGET = 1024
-# Trained methods whose step is the label-word step, or as good as: `head` reads the same nodes.
-TRAINED = ("label_words", "label_text", "head", "distill")
+# Trained methods: the step of the first four is the label-word step, or as good as, since `head`
+# reads the same nodes.
+TRAINED = ("label_words", "label_text", "head", "distill", *TUNING)
 READING = ("in_context", "probe", "knn")
 # Bytes of both of Adam's moments for a weight: float32, or 8 bits with a float32 scale for each
 # 256 (Dettmers et al. 2022, arXiv:2110.02861).
@@ -101,28 +97,6 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class TimePlan:
-    """Predicted time of an epoch.
-
-    Attributes:
-        flops: Operations for our unique tokens.
-        padded_flops: Operations of the padded recipe: every row padded to its batch, the LM head
-            at every position.
-        seconds: For our unique tokens.
-        padded_seconds: For the padded recipe.
-        rate: Of matrix products on the card (FLOP/s).
-        utilization: Share of it that is assumed.
-    """
-
-    flops: float
-    padded_flops: float
-    seconds: float
-    padded_seconds: float
-    rate: float
-    utilization: float
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that `taskfit plan` tells.
 
@@ -173,21 +147,41 @@ def make_plan(
         SettingsError: If the method does not use a causal language model on this machine.
         ModelError: If the token tree cannot serve the model.
     """
-    method = settings.method.name
-    if method not in (*TRAINED, *READING):
-        raise SettingsError(
-            f"method {method} needs no causal language model here, so there is nothing to plan. "
-            f"Plans are made for: {', '.join((*TRAINED, *READING))}."
-        )
+    refuse_without_model(settings)
     settings = settings.resolved()
     dtype = card.dtype(settings.model.dtype)
     memory = plan_memory(settings, config, workload, dtype=dtype, on_cpu=card.is_cpu)
-    time = plan_time(settings, memory, card, workload, dtype)
+    time = plan_time(
+        settings,
+        memory.count,
+        memory.epoch,
+        workload,
+        card=card,
+        dtype=dtype,
+        trains=memory.step is not None,
+    )
     plan = Plan(settings, source, card, dtype, workload, memory, time, None)
     if plan.fits:
         return plan
     remedy = find_remedy(settings, config, workload, card=card, dtype=dtype)
     return Plan(settings, source, card, dtype, workload, memory, time, remedy)
+
+
+def refuse_without_model(settings: RunSettings) -> None:
+    """Refuse a method that loads no causal language model.
+
+    Raises:
+        SettingsError: If these settings name one.
+    """
+    method = settings.method
+    if method.name in TUNING or METHODS[method.name].reads_model(method):
+        return
+    how = f" with method.retriever={method.retriever}" if method.name == "knn" else ""
+    raise SettingsError(
+        f"method {method.name} needs no causal language model{how}, so there is nothing to plan. "
+        f"Plans are made for: {', '.join((*TRAINED, *READING))}"
+        f"{' (knn with method.retriever=model)' if how else ''}."
+    )
 
 
 def plan_memory(
@@ -201,21 +195,14 @@ def plan_memory(
     """Simulate the heaviest training step and a forward pass of scoring."""
     trains = settings.method.name in TRAINED
     model = SimulatedModel(config, settings.adapter, dtype=dtype, on_cpu=on_cpu, trains=trains)
-    vocabulary = settings.method.name == "label_text" or settings.method.loss == "vocabulary"
-    objective = LabelWordLoss(
-        model.tree, workload.label_of_candidate, over="vocabulary" if vocabulary else "labels"
-    )
+    objective = workload.objective(model.tree, settings)
     training = settings.training
     largest = objective.largest(workload.items)
-    epoch = plan_epoch(
-        workload,
-        objective,
-        batch_size=training.batch_size,
-        token_budget=max(largest, training.token_budget or TOKEN_BUDGET),
-        seed=settings.seed,
-    )
+    budget = max(largest, training.token_budget or TOKEN_BUDGET)
+    epoch = plan_epoch(workload, objective, settings, token_budget=budget)
     scoring = model.score(
-        _scored(settings, workload), prefix_length=workload.prefix_length, normalize=True
+        workload.prefix_ids,
+        lambda prefix: workload.score(model.tree, prefix, training.score_token_budget),
     )
     step = model.train_step(epoch.heaviest, objective, training) if trains else None
     moments = MOMENT_BYTES[training.optimizer] * model.count.num_trainable if trains else 0
@@ -225,41 +212,6 @@ def plan_memory(
         dynamic = max(step.backward_bytes if step is not None else 0, scoring.peak_bytes)
         host = host_memory(model.count, config, dtype=dtype, dynamic_bytes=dynamic)
     return MemoryPlan(model.count, round(moments), step, scoring, epoch, host or HostMemory())
-
-
-def plan_time(
-    settings: RunSettings, memory: MemoryPlan, card: Card, workload: Workload, dtype: torch.dtype
-) -> TimePlan:
-    """Predict the time of an epoch, or of one pass for a method that only reads the model."""
-    count, epoch = memory.count, memory.epoch
-    trains = memory.step is not None
-    # Directions: forward, gradient of inputs, gradient of weights; and forward once more.
-    passes = 2 if trains else 1
-    again = int(trains and settings.training.gradient_checkpointing)
-    full = int(trains and settings.adapter.weights == "full")
-    per_token = 2 * (passes + full + again) * count.num_body
-    per_token += 2 * (3 + again) * count.num_adapter
-    per_row = 2 * (passes + full) * count.num_head
-    vocabulary = settings.method.name == "label_text" or settings.method.loss == "vocabulary"
-    read = workload.num_examples if vocabulary or not workload.has_single_tokens else 0
-    flops = per_token * epoch.num_unique + per_row * read
-    padded_flops = (per_token + per_row) * epoch.num_padded
-    rate, utilization = card.rate(dtype), card.utilization(dtype)
-    # 4-bit weights are expanded for every product: half a byte read, a weight of the compute
-    # format written and read again.
-    expanding = 0.0
-    if count.num_packed and card.bandwidth:
-        traffic = count.num_packed * (0.5 + 2 * dtype.itemsize) * (passes + again)
-        expanding = traffic / (card.bandwidth * 1e9)
-    steps = -(-workload.num_examples // settings.training.batch_size)
-    return TimePlan(
-        flops=flops,
-        padded_flops=padded_flops,
-        seconds=flops / (rate * utilization) + expanding * epoch.num_passes,
-        padded_seconds=padded_flops / (rate * utilization) + expanding * steps,
-        rate=rate,
-        utilization=utilization,
-    )
 
 
 def find_remedy(
@@ -301,7 +253,7 @@ def _size(config: PretrainedConfig, settings: RunSettings, dtype: torch.dtype) -
 
 def _remedies(settings: RunSettings, workload: Workload) -> Iterator[tuple[str, RunSettings]]:
     """Yield flags and settings, cheapest change first."""
-    longest = max(len(item.prompt_ids) for item in workload.items)
+    longest = workload.longest
     budget = settings.training.token_budget or max(TOKEN_BUDGET, longest)
     bases = [("", settings)]
     if settings.adapter.weights != "qlora":
@@ -325,21 +277,6 @@ def _remedies(settings: RunSettings, workload: Workload) -> Iterator[tuple[str, 
                 base.model_copy(update={"training": training}),
             )
             lower //= 2
-
-
-def _scored(settings: RunSettings, workload: Workload) -> list[EncodedExample]:
-    """Return the examples of a full forward pass of scoring, the longest first."""
-    budget = settings.training.score_token_budget or SCORE_TOKEN_BUDGET
-    chosen: list[EncodedExample] = []
-    used = 0
-    for item in sorted(workload.items, key=lambda item: -item.num_tokens):
-        size = len(item.prompt_ids) - workload.prefix_length
-        size += sum(len(completion) - 1 for completion in item.completions)
-        if chosen and used + size > budget:
-            break
-        chosen.append(item)
-        used += size
-    return chosen
 
 
 def config_of(settings: RunSettings, *, file: Path | None = None) -> tuple[PretrainedConfig, str]:

@@ -14,23 +14,29 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
 from taskfit.experiments.planner.model import meta_model, prepare_weights
 from taskfit.methods.objective import Objective
-from taskfit.methods.scoring import token_log_probs
-from taskfit.models import TreeModel, enable_gradient_checkpointing, trainable_parameters
+from taskfit.models import (
+    KeyValueCache,
+    TreeModel,
+    enable_gradient_checkpointing,
+    trainable_parameters,
+)
 from taskfit.models.adapters import CpuDropout
 from taskfit.models.tree_model import refuse_unserved
 from taskfit.settings import AdapterSettings, TrainingSettings
-from taskfit.tasks import EncodedExample
 from taskfit.training.optim import MasterOptimizer
+from taskfit.tree.build import IntArray
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -75,6 +81,24 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[key] = weakref.ref(storage, dies)
         self.live += size
         self.peak = max(self.peak, self.live)
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Reads zeros out of tensors without contents, for what a loss notes beside its gradient."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the function returns
+        # A fake tensor's own `tolist` asks for every `item`.
+        if func in (Tensor.tolist, Tensor.item) and (
+            args[0].is_meta or isinstance(args[0], FakeTensor)
+        ):
+            return np.zeros(args[0].shape).tolist()
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +176,8 @@ class SimulatedModel:
 
     def train_step(
         self,
-        pieces: Sequence[Sequence[EncodedExample]],
-        objective: Objective[EncodedExample],
+        pieces: Sequence[Sequence[Any]],
+        objective: Objective[Any],
         settings: TrainingSettings,
     ) -> SimulatedStep:
         """Simulate forward and backward passes of a step, up to collected gradients.
@@ -167,7 +191,7 @@ class SimulatedModel:
             enable_gradient_checkpointing(self._model)
         kept = backward = 0
         before_step = self.tree.num_tokens_run
-        with self._mode:
+        with self._mode, _NoNumbers():
             parameters = trainable_parameters(self._model)
             # Moments are counted by formula: the 8-bit optimizer has no kernels for such tensors.
             optimizer = MasterOptimizer(
@@ -195,25 +219,21 @@ class SimulatedModel:
         )
 
     def score(
-        self, items: Sequence[EncodedExample], *, prefix_length: int, normalize: bool
+        self, prefix_ids: IntArray, run: Callable[[KeyValueCache | None], None]
     ) -> SimulatedScoring:
-        """Simulate scoring all candidates of some examples in one forward pass.
+        """Simulate a forward pass of scoring.
 
         Args:
-            items: The examples.
-            prefix_length: Tokens that all prompts start with.
-            normalize: Whether the LM head's whole vocabulary is needed.
+            prefix_ids: Tokens that run once, before, (P,).
+            run: Runs the pass on `tree`, given keys and values of the prefix.
         """
-        every = [list(range(len(item.completions))) for item in items]
-        with self._mode, torch.no_grad():
+        with self._mode, _NoNumbers(), torch.no_grad():
             self._model.eval()
             with Allocations(_tensors(self._model)) as allocations:
-                prefix = None
-                if prefix_length:
-                    prefix = self.tree.encode_prefix(items[0].prompt_ids[:prefix_length])
+                prefix = self.tree.encode_prefix(prefix_ids) if len(prefix_ids) else None
                 prefix_bytes = allocations.live
                 before = self.tree.num_tokens_run
-                token_log_probs(self.tree, items, every, prefix=prefix, normalize=normalize)
+                run(prefix)
                 peak = allocations.peak
         return SimulatedScoring(
             num_tokens=self.tree.num_tokens_run - before,

@@ -1,9 +1,11 @@
 """The examples of a plan: real ones as token ids, or made ones of a stated length."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -11,39 +13,123 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from taskfit.errors import SettingsError
 from taskfit.experiments.planner.shapes import tokenizer_folder
 from taskfit.experiments.prepare import prepare_data
+from taskfit.methods import LabelWordLoss
 from taskfit.methods.objective import Objective
+from taskfit.methods.scoring import token_log_probs
+from taskfit.models import KeyValueCache, TreeModel
 from taskfit.settings import ModelSettings, RunSettings
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.training.loop import padded_tokens
 from taskfit.tree import unique_tokens
+from taskfit.tree.build import IntArray
 
 SAMPLE = 2000  # examples
+SCORE_TOKEN_BUDGET = 1024
 # Enough made examples for a forward pass of scoring, however short they are.
 MAX_MADE = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """Encoded examples and how many they stand for.
+class Workload(ABC):
+    """Encoded examples, how many they stand for, and what a method runs of them.
 
     Attributes:
         items: A sample of the training examples.
-        label_of_candidate: For every candidate word the index of its label.
         num_examples: Examples of an epoch.
-        prefix_length: Tokens that all prompts start with.
         source: Where lengths are from, for people.
+        unit: What the examples are called.
+        scores_before: Whether all of them are scored once before the first step.
+    """
+
+    items: Sequence[Any]
+    num_examples: int
+    source: str
+    unit: ClassVar[str]
+    scores_before: ClassVar[bool] = False
+
+    @property
+    def prefix_ids(self) -> IntArray:
+        """Return the tokens that scoring runs once and keeps, (P,)."""
+        return np.empty(0, np.int64)
+
+    @abstractmethod
+    def objective(self, tree: TreeModel, settings: RunSettings) -> Objective[Any]:
+        """Return the method's loss, bound to a model."""
+
+    @abstractmethod
+    def sequences(self, item: Any) -> Sequence[IntArray]:  # noqa: ANN401 - an item of `items`
+        """Return the tokens that training runs for an example."""
+
+    @abstractmethod
+    def num_read(self, piece: Sequence[Any], settings: RunSettings) -> int:
+        """Return the nodes of a forward pass at which the whole LM head is read."""
+
+    @abstractmethod
+    def score(self, tree: TreeModel, prefix: KeyValueCache | None, budget: int | None) -> None:
+        """Run the heaviest forward pass of scoring.
+
+        Args:
+            tree: The model.
+            prefix: Keys and values of `prefix_ids`, if there are any.
+            budget: Most unique tokens in it; None: the default of a run.
+        """
+
+    @property
+    def longest(self) -> int:
+        """Return the unique tokens of the longest example."""
+        return max(unique_tokens(self.sequences(item)) for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWorkload(Workload):
+    """Prompts with label words.
+
+    Attributes:
+        label_of_candidate: For every candidate word the index of its label.
+        prefix_length: Tokens that all prompts start with.
     """
 
     items: Sequence[EncodedExample]
     label_of_candidate: Sequence[int]
-    num_examples: int
     prefix_length: int
-    source: str
+    unit: ClassVar[str] = "prompts"
 
     @property
-    def has_single_tokens(self) -> bool:
-        """Return whether every label word is one token, so that no normaliser is needed."""
-        return all(len(ids) == 1 for ids in self.items[0].completions)
+    def prefix_ids(self) -> IntArray:
+        """Return the static start of all prompts, (P,)."""
+        return self.items[0].prompt_ids[: self.prefix_length]
+
+    def objective(self, tree: TreeModel, settings: RunSettings) -> Objective[EncodedExample]:
+        """Return the loss of label words, which serves for every method that reads them."""
+        return LabelWordLoss(
+            tree,
+            self.label_of_candidate,
+            over="vocabulary" if _over_vocabulary(settings) else "labels",
+        )
+
+    def sequences(self, item: EncodedExample) -> Sequence[IntArray]:
+        """Return the prompt; a label word is mostly one token, which nothing follows."""
+        return [item.prompt_ids]
+
+    def num_read(self, piece: Sequence[EncodedExample], settings: RunSettings) -> int:
+        """Return the prompts, unless the words' own rows of the head suffice."""
+        # Over label words of one token the normaliser cancels.
+        single = all(len(ids) == 1 for ids in self.items[0].completions)
+        return 0 if single and not _over_vocabulary(settings) else len(piece)
+
+    def score(self, tree: TreeModel, prefix: KeyValueCache | None, budget: int | None) -> None:
+        """Score every label word of as many prompts as fit, the longest first."""
+        chosen: list[EncodedExample] = []
+        used = 0
+        for item in sorted(self.items, key=lambda item: -item.num_tokens):
+            size = len(item.prompt_ids) - self.prefix_length
+            size += sum(len(completion) - 1 for completion in item.completions)
+            if chosen and used + size > (budget or SCORE_TOKEN_BUDGET):
+                break
+            chosen.append(item)
+            used += size
+        every = [list(range(len(item.completions))) for item in chosen]
+        token_log_probs(tree, chosen, every, prefix=prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +140,20 @@ class Epoch:
         num_unique: Unique tokens of all forward passes.
         num_padded: Tokens if each batch were padded to its longest example.
         num_passes: Forward passes.
+        num_read: Nodes at which the whole LM head is read.
         heaviest: The largest forward passes of one step; a second stands for all further ones.
     """
 
     num_unique: int
     num_padded: int
     num_passes: int
-    heaviest: Sequence[Sequence[EncodedExample]]
+    num_read: int
+    heaviest: Sequence[Sequence[Any]]
 
 
 def made_workload(
     *, tokens: int, shared: int, examples: int, batch_size: int, num_labels: int = 2
-) -> Workload:
+) -> LabelWorkload:
     """Make examples of equal length with label words of one token.
 
     Args:
@@ -78,13 +166,9 @@ def made_workload(
     Raises:
         SettingsError: If the numbers contradict each other.
     """
-    if tokens < 1 or examples < 1 or not 0 <= shared < tokens:
-        raise SettingsError(
-            f"--tokens {tokens} --shared {shared} --examples {examples}: a prompt has at least one "
-            "token and shares fewer than it has, and there is at least one example."
-        )
+    check_lengths(tokens, shared, examples)
     own = tokens - shared
-    count = min(examples, max(batch_size, min(MAX_MADE, math.ceil(1024 / own) + 1)))
+    count = num_made(own, examples, batch_size)
     completions = tuple(np.array([label]) for label in range(num_labels))
     start = np.arange(shared)
     items = [
@@ -99,10 +183,35 @@ def made_workload(
         for i in range(count)
     ]
     source = f"{tokens} tokens a prompt, {shared} shared by all (assumed)"
-    return Workload(items, list(range(num_labels)), examples, shared, source)
+    return LabelWorkload(items, examples, source, list(range(num_labels)), shared)
 
 
-def real_workload(settings: RunSettings, config: PretrainedConfig) -> Workload | None:
+def check_lengths(tokens: int, shared: int, examples: int) -> None:
+    """Refuse lengths that contradict each other.
+
+    Raises:
+        SettingsError: If they do.
+    """
+    if tokens < 1 or examples < 1 or not 0 <= shared < tokens:
+        raise SettingsError(
+            f"--tokens {tokens} --shared {shared} --examples {examples}: a prompt has at least one "
+            "token and shares fewer than it has, and there is at least one example."
+        )
+
+
+def num_made(own: int, examples: int, batch_size: int) -> int:
+    """Return how many examples to make: whole steps, and enough to fill a pass of scoring.
+
+    Args:
+        own: Tokens of an example that no other shares.
+        examples: Of an epoch.
+        batch_size: Examples per optimizer step.
+    """
+    fill = min(MAX_MADE, math.ceil(SCORE_TOKEN_BUDGET / own) + 1)
+    return min(examples, math.ceil(fill / batch_size) * batch_size)
+
+
+def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkload | None:
     """Encode the training examples as a run would; None where no tokenizer is at hand.
 
     Raises:
@@ -118,17 +227,22 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> Workload |
     limit = int(config.get_text_config().max_position_embeddings)
     limit = min(limit, settings.model.max_length or limit)
     encoder = PromptEncoder(tokenizer, data.task, data.demonstrations, max_length=limit)
-    drawn = np.random.default_rng([settings.seed, 3]).permutation(len(examples))[:SAMPLE]
-    items = encoder.encode([examples[i] for i in sorted(drawn)])
+    items = encoder.encode([examples[i] for i in sample_of(len(examples), settings.seed)])
     mean = float(np.mean([len(item.prompt_ids) for item in items]))
     looked = f"{len(items):,} of {len(examples):,}" if len(items) < len(examples) else "all"
-    return Workload(
+    return LabelWorkload(
         items,
-        [candidate.label_index for candidate in encoder.candidates],
         len(examples),
-        _shared_start(items),
         f"{mean:.0f} tokens a prompt on average ({looked} examples, {settings.model.name})",
+        [candidate.label_index for candidate in encoder.candidates],
+        _shared_start(items),
     )
+
+
+def sample_of(num_examples: int, seed: int) -> list[int]:
+    """Return the indices of a seeded draw of examples, in their order."""
+    drawn = np.random.default_rng([seed, 3]).permutation(num_examples)[:SAMPLE]
+    return sorted(drawn.tolist())
 
 
 def local_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase | None:
@@ -146,36 +260,50 @@ def local_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase | None:
 
 
 def plan_epoch(
-    workload: Workload,
-    objective: Objective[EncodedExample],
-    *,
-    batch_size: int,
-    token_budget: int,
-    seed: int,
+    workload: Workload, objective: Objective[Any], settings: RunSettings, *, token_budget: int
 ) -> Epoch:
     """Cut an epoch into steps and forward passes as the loop does; a sample is scaled up."""
-    items = workload.items
-    order = np.random.default_rng([seed, 0]).permutation(len(items))
+    items, batch_size = workload.items, settings.training.batch_size
+    order = np.random.default_rng([settings.seed, 0]).permutation(len(items))
     batches = [
         [items[i] for i in order[start : start + batch_size]]
         for start in range(0, len(items), batch_size)
     ]
     # The loop rehearses this one before it starts.
     longest = sorted(items, key=lambda item: -item.num_tokens)[:batch_size]
-    unique = passes = padded = 0
-    heaviest: tuple[int, list[list[EncodedExample]]] = (-1, [])
+    unique = passes = padded = read = 0
+    heaviest: tuple[tuple[int, int], list[list[Any]]] = ((-1, -1), [])
     for batch in (longest, *batches):
         pieces = [[batch[i] for i in piece] for piece in objective.plan(batch, token_budget)]
-        sizes = [unique_tokens([item.prompt_ids for item in piece]) for piece in pieces]
+        # Tokens first: what is read of the vocabulary is read in slices.
+        sizes = [
+            (
+                unique_tokens([ids for item in piece for ids in workload.sequences(item)]),
+                workload.num_read(piece, settings),
+            )
+            for piece in pieces
+        ]
         if max(sizes) > heaviest[0]:
-            largest = pieces[int(np.argmax(sizes))]
+            largest = pieces[sizes.index(max(sizes))]
             heaviest = (max(sizes), [largest] * min(2, len(pieces)))
         if batch is not longest:
-            unique += sum(sizes)
+            unique += sum(size for size, _ in sizes)
+            read += sum(rows for _, rows in sizes)
             passes += len(pieces)
             padded += padded_tokens(batch)
     scale = workload.num_examples / len(items)
-    return Epoch(round(unique * scale), round(padded * scale), round(passes * scale), heaviest[1])
+    return Epoch(
+        num_unique=round(unique * scale),
+        num_padded=round(padded * scale),
+        num_passes=round(passes * scale),
+        num_read=round(read * scale),
+        heaviest=heaviest[1],
+    )
+
+
+def _over_vocabulary(settings: RunSettings) -> bool:
+    """Return whether the loss is over the whole vocabulary, or over the label words only."""
+    return settings.method.name == "label_text" or settings.method.loss == "vocabulary"
 
 
 def _shared_start(items: Sequence[EncodedExample]) -> int:
