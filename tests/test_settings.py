@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from taskfit.errors import SettingsError
+from taskfit.experiments.tuning.fit import is_tuning
 from taskfit.methods.table import METHODS
 from taskfit.settings import RunSettings
 from taskfit.settings_file import (
@@ -44,6 +45,25 @@ def test_unknown_keys_and_wrong_values_are_told_together() -> None:
     assert "label_words" in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["on", "off"])
+def test_on_and_off_need_no_quotes_wherever_they_are_given(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: {{compile: {value}}}\ntraining:\n  tensorboard: {value}\n")
+    found = load_settings(path)
+    assert found.model.compile == value
+    assert found.training.tensorboard == (value == "on")
+    assert load_settings(overrides=[f"model.compile={value}"]).model.compile == value
+    dump_settings(found, path)
+    assert load_settings(path) == found
+
+
+def test_labels_that_read_as_booleans_elsewhere_are_labels() -> None:
+    found = load_settings(overrides=["task.label_words={yes: good, no: bad}", "data.label=no"])
+    assert found.task.label_words == {"yes": "good", "no": "bad"}
+    assert found.data.label == "no"
+    assert load_settings(overrides=["method.prompt=false"]).method.prompt is False
+
+
 def test_values_are_typed_and_reach_into_dictionaries() -> None:
     found = load_settings(
         overrides=[
@@ -71,7 +91,7 @@ def test_written_settings_come_back_equal_and_differences_are_named(tmp_path: Pa
 def test_every_ready_file_holds_settings_that_serve(name: str) -> None:
     settings = load_settings(find_settings(name)).resolved()
     assert settings != RunSettings()
-    assert settings.method.name in METHODS
+    assert settings.method.name in METHODS or is_tuning(settings)
 
 
 def test_a_ready_file_that_is_none_lists_those_there_are() -> None:

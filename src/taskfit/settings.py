@@ -209,8 +209,8 @@ class TuningSettings(Section):
     turns: Literal["all", "last"] = "all"
     """sft only. Which of the assistant's turns are learned."""
     chat_template: str | None = None
-    """How turns are written: a name (chatml, headings, plain) or a file of Jinja; saved with the
-    run. None: the model's own."""
+    """How turns are written: a name (alpaca, chatml, headings, plain) or a file of Jinja; saved
+    with the run. None: the model's own."""
     beta: float = Field(default=0.1, gt=0)
     """dpo only. Strength of the pull to the model before training."""
     num_samples: int = Field(default=3, ge=0)

@@ -1,6 +1,7 @@
 """Read and write settings: defaults < file < command line. Knows no setting by name."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,29 @@ from taskfit.files import write_text_atomic
 from taskfit.settings import RunSettings
 
 PRESETS = Path(__file__).parent / "presets"
+BOOLEAN = "tag:yaml.org,2002:bool"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads on, off, yes and no as texts, as YAML 1.2 does: settings and labels are so called."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text holds
+    """Return what a YAML text holds; true and false alone are booleans.
+
+    Raises:
+        yaml.YAMLError: If it is no YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 def preset_names() -> list[str]:
@@ -88,7 +112,7 @@ def _merge_overrides(merged: dict[str, Any], overrides: Sequence[str], problems:
 def _nested(key: str, value: str) -> dict[str, Any]:
     """Return a dotted key with its value, read as YAML, as nested dictionaries."""
     try:
-        nested: Any = yaml.safe_load(value)
+        nested: Any = parse_yaml(value)
     except yaml.YAMLError:
         nested = value
     for part in reversed(key.split(".")):
@@ -168,7 +192,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingsError(f"There is no settings file {path}.")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(data, dict):

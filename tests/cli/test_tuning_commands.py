@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from taskfit.experiments.tuning.fit import tune
+from taskfit.experiments.tuning.model import Decoding, TunedModel
 from taskfit.files import read_jsonl
+from taskfit.settings_file import load_settings
 
 NAMES = ("dog", "cat", "bird", "train")
 ANSWERS = ("yes", "no", "good", "bad maybe")
@@ -77,12 +80,12 @@ def test_from_rows_to_a_conversation(shell: Any, say: Any) -> None:
     code, out = say(QUESTIONS[1], QUESTIONS[3], "", "/reset", QUESTIONS[3])
     assert code == 0
     answers = [part.strip() for part in out.split("you:")]
-    assert answers[1] == "no"
-    assert answers[5] == "bad maybe"
+    assert answers[1] == f"{QUESTIONS[1]}\nno"  # what was piped in is shown
+    assert answers[5] == f"{QUESTIONS[3]}\nbad maybe"
     assert "/reset" in answers[0]
     code, out = say(QUESTIONS[3], "/exit", "never read", options=("--stop", "maybe"))
     assert code == 0
-    assert [part.strip() for part in out.split("you:")][1:] == ["bad", ""]
+    assert [part.strip() for part in out.split("you:")][1:] == [f"{QUESTIONS[3]}\nbad", "/exit"]
 
     code, out, err = shell("judge", "run", "--data", "held.jsonl", *options)
     assert code == 0, err
@@ -115,6 +118,76 @@ def test_a_conversation_that_does_not_fit_is_told_and_goes_on(shell: Any, say: A
     assert code == 0
     assert "more than the 256 tokens" in " ".join(out.split())
     assert out.count("you:") == 2
+
+
+def test_ctrl_c_stops_an_answer_and_then_the_talk(
+    shell: Any, say: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def stream(
+        self: TunedModel, prompt: Any, decoding: Decoding, *, write: Callable[[str], None]
+    ) -> str:
+        asked.append([message.content for message in prompt])
+        if len(asked) != 2:
+            write("so far")
+        if len(asked) < 3:
+            raise KeyboardInterrupt
+        return "so far"
+
+    monkeypatch.setattr(TunedModel, "stream", stream)
+    options = ("--chat-template", "plain")
+    code, out = say("one", "two", "three", model=str(shell.model), options=options)
+    assert code == 0
+    # An answer that was stopped stays as far as it was shown; one without a word was never asked.
+    assert asked == [["one"], ["one", "so far", "two"], ["one", "so far", "three"]]
+    assert out.count("[stopped]") == 2
+
+    def interrupted(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    code, out = say(model=str(shell.model), options=options)
+    assert code == 130
+    assert out.endswith("you: \n")
+
+
+def test_lines_in_another_encoding_are_one_message(
+    shell: Any, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    message = refused("chat", str(shell.model), "--chat-template", "plain")
+    assert "Standard input is not utf-8: byte 0xe9" in message
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tuned.json", b"{", "tuned.json cannot be read"),
+        ("tuned.json", b"[]", "tuned.json cannot be read"),
+        ("tuned.json", b"\xff", "tuned.json cannot be read"),
+        ("settings.yaml", b"a: [", "settings.yaml is not YAML"),
+        ("settings.yaml", None, "There is no settings file"),
+        ("adapter/adapter_config.json", b"{", "model of the run in run cannot be loaded"),
+        ("adapter/adapter_model.safetensors", b"xx", "model of the run in run cannot be loaded"),
+        ("adapter/adapter_model.safetensors", None, "adapter_model.safetensors missing"),
+    ],
+)
+def test_a_damaged_run_is_one_message(
+    shell: Any, refused: Callable[..., str], file: str, content: bytes | None, message: str
+) -> None:
+    extra = ["adapter.weights=lora", "training.epochs=1", "tuning.num_samples=0"]
+    sets = [part for part in fit_arguments(shell, "sft", *extra) if "=" in part]
+    given = ["method.name=sft", f"model.name={shell.model}", "data.train=rows.jsonl"]
+    tune(load_settings(overrides=[*sets, *given]), Path("run"), report=False)
+    path = Path("run", file)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    for command in (["chat", "run"], ["generate", "run", "--data", "rows.jsonl", "-o", "a.csv"]):
+        assert message in refused(*command, "--device", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +225,15 @@ def test_a_conversation_that_does_not_fit_is_told_and_goes_on(shell: Any, say: A
             "write it as FIELD=COLUMN",
         ),
         (["generate", "MODEL", "--data", "empty.jsonl", "-o", "a.csv"], "empty.jsonl"),
+        (
+            ["generate", "MODEL", "--data", "rows.jsonl", "-o", "a.csv", "--temperature", "nan"],
+            "a temperature of 0 or more",
+        ),
+        (
+            ["generate", "MODEL", "--data", "rows.jsonl", "-o", "a.csv", "--seed", f"{2**64}"],
+            "Invalid value for '--seed'",
+        ),
+        (["chat", "MODEL", "--seed", "-1"], "Invalid value for '--seed'"),
         (["chat", "MODEL"], "has no chat template"),
         (["chat", "MODEL", "--chat-template", "nonsense"], "no chat template nonsense"),
         (["chat", "half"], "is not finished"),

@@ -1,5 +1,6 @@
 """Laws of the pipeline: nothing is lost, nothing is random, a killed run goes on."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -8,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from taskfit.curate import CurateResult, SourceSettings, curate
 from taskfit.curate.duplicates import near_by_cosine
 from taskfit.curate.select import k_center, nearest_to_centres
 from taskfit.curate.settings import DEFAULT_STEPS, curate_settings, load_curate_settings
+from taskfit.data.instructions import Conversation
+from taskfit.data.messages import Message
 from taskfit.errors import DataError, SettingsError
+from taskfit.tasks.chat import ChatEncoder, find_template, template_names
 
 Rows = list[dict[str, Any]]
 RESULTS = ("data.jsonl", "removed.jsonl", "card.json", "card.html")
@@ -372,6 +377,20 @@ def test_chats_are_written_in_a_template_with_a_preview(run: Callable[..., Curat
     assert result.steps[-1].facts["previews"] == [text]
 
 
+@pytest.mark.parametrize("name", template_names())
+def test_a_template_writes_what_tuning_would_learn(
+    run: Callable[..., CurateResult], byte_level_tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    result = run([{"prompt": "Hi", "completion": "Yo"}], steps=[{"step": "chat", "template": name}])
+    (row,) = lines(result)
+    tokenizer = copy.deepcopy(byte_level_tokenizer)
+    tokenizer.chat_template = find_template(name)
+    encoder = ChatEncoder(tokenizer, max_length=200)  # type: ignore[arg-type]
+    turns = (Message("user", "Hi"), Message("assistant", "Yo"))
+    (item,) = encoder.conversations([Conversation("0", turns)])
+    assert row["text"] == tokenizer.decode(item.ids.tolist())
+
+
 def test_rows_that_a_template_refuses_are_removed_with_its_message(
     run: Callable[..., CurateResult], tmp_path: Path
 ) -> None:
@@ -461,7 +480,7 @@ def test_a_steps_file_that_is_wrong_is_one_message(tmp_path: Path, text: str, wh
     [
         (["overlap"], "there is no evaluation set"),
         (["chat"], "has no chat template"),
-        ([{"step": "chat", "template": "none.jinja"}], "there is no template"),
+        ([{"step": "chat", "template": "none.jinja"}], "no chat template none.jinja"),
         ([{"step": "chat", "template": "chatml"}, "exact"], "Put chat last"),
         ([{"step": "tokens", "min": 5, "max": 4}], "below min"),
         ([{"step": "refusals", "patterns": ["("]}], "not a regular expression"),

@@ -14,6 +14,7 @@ from taskfit.data import (
     read_table,
     to_examples,
 )
+from taskfit.data.records import iter_records
 from taskfit.errors import DataError
 
 COLUMNS = Columns(("text",), "label")
@@ -120,6 +121,30 @@ def test_a_missing_file_suggests_its_neighbour_and_other_kinds_are_refused(tmp_p
 def test_a_hub_id_without_a_network_is_one_message() -> None:
     with pytest.raises(DataError, match="could not be had from the hub"):
         read_table("no-such-owner/no-such-data")
+
+
+def test_a_hub_set_is_texts_as_a_table_and_keeps_its_lists_as_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "turns": datasets.List(datasets.Value("string")),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+        }
+    )
+    train = datasets.Dataset.from_dict({"turns": [["a", "b"]], "label": [1]}, features=features)
+    found = datasets.DatasetDict(train=train, validation=train)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: found)
+    assert read_table("owner/name", split="test")["label"].tolist() == ["yes"]
+    (record,) = iter_records("owner/name")
+    assert record.values == {"turns": ["a", "b"], "label": "yes"}
+    for read in (
+        lambda: read_table("owner/name", split="dev"),
+        lambda: list(iter_records("owner/name", split="dev")),
+    ):
+        with pytest.raises(DataError, match="has no split 'dev'; it has: train, validation"):
+            read()
 
 
 def test_an_encoding_that_is_given_is_used(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import tiny
 from taskfit.data.instructions import read_instructions
 from taskfit.data.messages import Message
 from taskfit.errors import SettingsError, TaskfitError
-from taskfit.experiments import SilentScreen
+from taskfit.experiments import SilentScreen, fit
 from taskfit.experiments.tuning.fit import TunedRun, tune
 from taskfit.experiments.tuning.generate import generate_file
-from taskfit.experiments.tuning.judge import judge, judge_answers, judgement_rows
+from taskfit.experiments.tuning.judge import judge, judge_answers, judge_rows, judgement_rows
 from taskfit.experiments.tuning.model import Decoding, TunedModel
 from taskfit.experiments.tuning.rows import prompt_of
 from taskfit.files import read_jsonl
@@ -418,6 +418,42 @@ def test_judging_gives_base_and_tuned_on_rows_and_tasks(answering: Path, tmp_pat
     ]
 
 
+@pytest.mark.parametrize("weights", ["lora", "full"])
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_the_base_that_is_judged_is_the_model_that_the_run_started_from(
+    settings_of: Make, tmp_path: Path, method: str, weights: str
+) -> None:
+    extra = [f"adapter.weights={weights}", "training.epochs=4", "tuning.num_samples=0"]
+    settings = settings_of(method, *extra, "training.learning_rate=0.003")
+    tune(settings, tmp_path / "run", report=False)
+    (tmp_path / "mood.yaml").write_text(TASK)
+    test = tiny.write_csv(tmp_path / "new.csv", tiny.toy_examples(12))
+    rows = read_instructions(str(tmp_path / "rows.jsonl")).rows
+    task = str(tmp_path / "mood.yaml")
+    options: dict[str, Any] = {"decoding": FEW, "screen": SilentScreen()}
+    found = judge(
+        tmp_path / "run",
+        rows=rows,
+        tasks=[task],
+        tests={"new": str(test)},
+        max_test=12,
+        device="cpu",
+        **options,
+    )
+    base = TunedModel(settings, load_model(settings.model))
+    assert found["rows"]["base"] == judge_rows(base, rows, label="base", **options)
+    assert found["rows"]["tuned"]["perplexity"] != found["rows"]["base"]["perplexity"]
+    given = [f"task.name={task}", f"data.tests.new={test}", "method.name=in_context"]
+    given += [f"model.name={settings.model.name}", "method.num_demonstrations=0"]
+    given += ["model.dtype=float32", "model.device=cpu"]
+    alone = fit(load_settings(overrides=given), tmp_path / "alone", report=False)
+    home = next((tmp_path / "run" / "judge").glob("mood-*-base"))
+    read = [pd.read_parquet(f / "predictions" / "new.parquet") for f in (home, tmp_path / "alone")]
+    pd.testing.assert_frame_equal(*read)
+    accuracy = alone.result.evaluations["new"].accuracy
+    assert found["tasks"][task]["new"]["base"] == accuracy
+
+
 def test_answers_are_compared_but_for_case_and_punctuation() -> None:
     found = judge_answers(["Yes!", "the cat sat", "unread"], ["yes", "the cat ran", " "])
     assert found.num_rows == 2
@@ -436,7 +472,7 @@ def test_answers_are_compared_but_for_case_and_punctuation() -> None:
         ("sft", ["data.train=empty.jsonl"], r"empty\.jsonl"),
         ("sft", ["tuning.chat_template=null"], "no chat template. Name one with"),
         ("sft", ["tuning.chat_template=refuse.jinja"], r"rows\.jsonl:\d: .*refuses.*no users here"),
-        ("sft", ["tuning.chat_template=broken.jinja"], "chat template refuses"),
+        ("sft", ["tuning.chat_template=broken.jinja"], r"broken\.jinja:1 is no Jinja"),
         ("sft", ["tuning.chat_template=none.jinja"], "There is no chat template none.jinja"),
         ("sft", ["model.max_length=8"], "lose their answers at 8 tokens"),
         ("sft", ["task.name=cola", "data.label=x"], "does not read data.label, task.name"),

@@ -1,14 +1,19 @@
 """What is learned of a conversation is what the assistant says, by any template."""
 
+from pathlib import Path
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 import tiny
+from taskfit.curate.settings import ChatStep
 from taskfit.data.instructions import Conversation, Preference, Raw
 from taskfit.data.messages import Message
 from taskfit.errors import PromptError, SettingsError
+from taskfit.settings import TuningSettings
 from taskfit.tasks.chat import ChatEncoder, EncodedText, find_template, template_names
 
+DOCS = Path(__file__).parents[2] / "docs"
 TURNS = (
     Message("system", "Be brief."),
     Message("user", "good or bad?"),
@@ -107,7 +112,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_
 
 
 def test_what_cannot_be_rendered_or_cut_is_one_message_with_the_row() -> None:
-    with pytest.raises(PromptError, match=r"no chat template.*chatml, headings, plain"):
+    with pytest.raises(PromptError, match=r"no chat template.*alpaca, chatml, headings, plain"):
         encoder_with(None)[1].conversations([ROW])
     refusing = "{{ raise_exception('only two turns') }}"
     with pytest.raises(PromptError, match=r"rows\.jsonl:1: the chat template refuses.*only two"):
@@ -121,3 +126,28 @@ def test_what_cannot_be_rendered_or_cut_is_one_message_with_the_row() -> None:
         encoder_with(spaced)[1].conversations([ROW])
     with pytest.raises(SettingsError, match=r"no chat template nonsense.*chatml"):
         find_template("nonsense")
+
+
+def test_all_helps_name_the_packaged_templates() -> None:
+    names = ", ".join(template_names())
+    assert names in (TuningSettings.model_fields["chat_template"].description or "")
+    assert names in (ChatStep.model_fields["template"].description or "")
+    for page in ("curate.md", "settings.md"):
+        assert names in (DOCS / page).read_text("utf-8"), page
+    source = (DOCS.parent / "src" / "taskfit" / "cli" / "tuning.py").read_text("utf-8")
+    assert f'help="{names}, or a file' in source
+
+
+def test_a_template_file_is_read_whole_or_refused_with_its_place(tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    text = (
+        "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+    )
+    own.write_text(text)
+    assert find_template(str(own)) == text
+    own.write_text("{{ eos_token }}\n{% for m in messages %}")
+    with pytest.raises(SettingsError, match=r"own\.jinja:2 is no Jinja"):
+        find_template(str(own))
+    own.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=r"own\.jinja cannot be read"):
+        find_template(str(own))

@@ -28,6 +28,7 @@ from taskfit.cli.screen import RichScreen
 from taskfit.errors import SettingsError, TaskfitError
 from taskfit.experiments import Classifier, SilentScreen, fit
 from taskfit.experiments.records import RunResult
+from taskfit.experiments.tuning.fit import is_tuning, tune
 from taskfit.files import read_jsonl
 from taskfit.methods import LabelWordLoss
 from taskfit.models import LoadedModel, resolve_device
@@ -106,7 +107,10 @@ def work(
         run_out_of_memory()
     screen = SilentScreen() if killed_at is None else KillingScreen(killed_at)
     try:
-        fit(settings, folder, resume=resume, screen=screen, report=False)
+        if is_tuning(settings):
+            tune(settings, folder, resume=resume, screen=screen, report=False)
+        else:
+            fit(settings, folder, resume=resume, screen=screen, report=False)
     except (TaskfitError, Killed) as error:
         path = folder.parent / f"{folder.name}-{rank}.txt"
         path.write_text(f"{type(error).__name__}: {error}")

@@ -1,7 +1,9 @@
 """`taskfit generate`, `chat` and `judge`: use a tuned model, and see what it is worth."""
 
+import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.flags import DeviceOption, EncodingOption
-from taskfit.errors import PromptError, SettingsError
+from taskfit.errors import DataError, PromptError, SettingsError
 from taskfit.experiments.records import RunResult
 
 if TYPE_CHECKING:
     from taskfit.experiments.tuning.model import Decoding
+
+MAX_SEED = 2**32 - 1
 
 ModelArgument = Annotated[
     str, typer.Argument(help="Folder of a tuning run, or a model (hub id, folder, packaged).")
@@ -39,10 +43,12 @@ ColumnOption = Annotated[
 TestOption = Annotated[
     list[str] | None, typer.Option("--test", help="NAME=FILE, evaluation set of the task.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of sampling.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of sampling.")]
 TemplateOption = Annotated[
     str | None,
-    typer.Option("--chat-template", help="chatml, headings, plain, or a file; default: its own."),
+    typer.Option(
+        "--chat-template", help="alpaca, chatml, headings, plain, or a file; default: own."
+    ),
 ]
 
 
@@ -98,7 +104,10 @@ def chat(
     chat_template: TemplateOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Talk to a model in the terminal; /reset starts over, /exit ends."""
+    """Talk to a model in the terminal, or pipe lines into it; /reset starts over, /exit ends.
+
+    Ctrl-C stops an answer, and ends the talk where none is written; so does the end of the input.
+    """
     import torch
 
     from taskfit.data.messages import Message
@@ -113,11 +122,8 @@ def chat(
     tuned.encoder.prompt([*start, Message("user", "Hello")])  # refuses now what it cannot render
     console.print("/reset starts over, /exit ends", style="dim")
     while True:
-        try:
-            said = console.input("[bold]you:[/bold] ").strip()
-        except EOFError:
-            return
-        if said in ("/exit", "/quit"):
+        said = _asked(console)
+        if said is None or said in ("/exit", "/quit"):
             return
         if said == "/reset":
             turns = list(start)
@@ -125,15 +131,47 @@ def chat(
         if not said:
             continue
         turns.append(Message("user", said))
+        pieces: list[str] = []
         try:
-            answer = tuned.stream(tuple(turns), decoding, write=_write_at_once)
+            tuned.stream(tuple(turns), decoding, write=partial(_write_at_once, pieces))
         except PromptError as error:
             turns.pop()
             hint = " Start over with /reset." if len(turns) > len(start) else ""
             console.print(f"{error}{hint}", style="red", markup=False, highlight=False)
             continue
+        except KeyboardInterrupt:
+            # What stands on the screen was said; the next turn goes on from there.
+            console.print(" [stopped]", style="dim", markup=False, end="")
+            if not "".join(pieces).strip():
+                turns.pop()
+                console.print()
+                continue
         console.print()
-        turns.append(Message("assistant", answer))
+        turns.append(Message("assistant", "".join(pieces).strip()))
+
+
+def _asked(console: Console) -> str | None:
+    """Return the next line of standard input, shown where it was piped in; None at its end.
+
+    Raises:
+        DataError: If it is no text in the terminal's encoding.
+    """
+    try:
+        said = console.input("[bold]you:[/bold] ").strip()
+    except (EOFError, KeyboardInterrupt) as end:
+        console.print()
+        if isinstance(end, KeyboardInterrupt):
+            raise
+        return None
+    except UnicodeDecodeError as error:
+        console.print()
+        raise DataError(
+            f"Standard input is not {error.encoding}: byte {error.object[error.start]:#04x}. Save "
+            "the lines in this encoding."
+        ) from error
+    if not sys.stdin.isatty():
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+    return said
 
 
 def judge(
@@ -205,7 +243,8 @@ def _decoding(
 ) -> "Decoding":
     from taskfit.experiments.tuning.model import Decoding
 
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    is_possible = math.isfinite(temperature) and temperature >= 0 and 0 < top_p <= 1
+    if max_new_tokens < 1 or not is_possible:
         raise SettingsError(
             f"--max-new-tokens {max_new_tokens}, --temperature {temperature}, --top-p {top_p}: "
             "give at least 1 token, a temperature of 0 or more, a share above 0 and up to 1."
@@ -213,7 +252,8 @@ def _decoding(
     return Decoding(max_new_tokens, temperature, top_p, tuple(stop or ()))
 
 
-def _write_at_once(piece: str) -> None:
+def _write_at_once(pieces: list[str], piece: str) -> None:
+    pieces.append(piece)
     sys.stdout.write(piece)
     sys.stdout.flush()
 

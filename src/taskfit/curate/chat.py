@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import jinja2
 
@@ -13,23 +12,8 @@ from taskfit.curate.tokens import render
 from taskfit.data.instructions import Conversation, Preference, Raw
 from taskfit.data.messages import Message
 from taskfit.errors import DataError, SettingsError
+from taskfit.tasks.chat import find_template, template_names
 
-TEMPLATES = {
-    # As in the models of OpenAI's early chat interface, and Qwen, SmolLM and others since.
-    "chatml": (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    # As in Stanford Alpaca's train.py; the input is part of the instruction here.
-    "alpaca": (
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n\n"
-        "{% elif m['role'] == 'user' %}{% if loop.first %}Below is an instruction that describes a "
-        "task. Write a response that appropriately completes the request.\n\n{% endif %}"
-        "### Instruction:\n{{ m['content'] }}\n\n"
-        "{% else %}### Response:\n{{ m['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}### Response:\n{% endif %}"
-    ),
-}
 PREVIEWS = 2
 
 
@@ -37,29 +21,20 @@ def chat_template(name: str | None, *, own: str | None) -> str:
     """Return the Jinja text of a template.
 
     Args:
-        name: A name of `TEMPLATES`, a file, or None for the tokenizer's own.
+        name: A packaged template, a file, or None for the tokenizer's own.
         own: The tokenizer's own.
 
     Raises:
         SettingsError: If there is no such template, or it is no Jinja.
     """
-    allowed = f"a Jinja file or one of: {', '.join(TEMPLATES)}"
-    if name is None:
-        if own is None:
-            raise SettingsError(
-                f"chat: the tokenizer has no chat template. Give `template:`, {allowed}."
-            )
-        return own
-    if name in TEMPLATES:
-        return TEMPLATES[name]
-    if not Path(name).is_file():
-        raise SettingsError(f"chat: there is no template {name!r}. It is {allowed}.")
-    text = Path(name).read_text(encoding="utf-8")
-    try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(text)
-    except jinja2.TemplateSyntaxError as error:
-        raise SettingsError(f"chat: {name}:{error.lineno} is no Jinja: {error.message}.") from error
-    return text
+    if name is not None:
+        return find_template(name)
+    if own is None:
+        raise SettingsError(
+            "chat: the tokenizer has no chat template. Give `template:`, a Jinja file or one of: "
+            f"{', '.join(template_names())}."
+        )
+    return own
 
 
 def run_chat(step: ChatStep, items: ItemFile, context: Context) -> Iterator[Verdict]:

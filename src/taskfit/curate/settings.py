@@ -160,7 +160,7 @@ class ChatStep(Section):
 
     step: Literal["chat"]
     template: str | None = None
-    """A name (chatml, alpaca) or a Jinja file; null: the tokenizer's own."""
+    """A name (alpaca, chatml, headings, plain) or a Jinja file; null: the tokenizer's own."""
     system: str | None = None
     """System message for conversations without one."""
 

@@ -1,4 +1,4 @@
-"""Read a data set from the hub through `datasets`, which is an optional dependency."""
+"""The one door to data sets of the hub: `datasets`, which is an optional dependency."""
 
 import importlib.util
 
@@ -9,7 +9,12 @@ from taskfit.errors import DataError
 
 
 def read_hub(source: str, *, split: str) -> pd.DataFrame:
-    """Read one split of a hub data set; integer class labels become their names.
+    """Read one split of a hub data set as texts; see `hub_table`."""
+    return as_text(hub_table(source, split=split))
+
+
+def hub_table(source: str, *, split: str) -> pd.DataFrame:
+    """Read one split of a hub data set as it is, but for class labels, which become their names.
 
     Args:
         source: `owner/name` or `owner/name:configuration`.
@@ -45,4 +50,4 @@ def read_hub(source: str, *, split: str) -> pd.DataFrame:
         if isinstance(feature, datasets.ClassLabel):
             # -1 marks hidden labels of test sets.
             table[column] = ["" if v < 0 else feature.int2str(int(v)) for v in table[column]]
-    return as_text(table)
+    return table

@@ -6,7 +6,6 @@ a conversation are a list.
 
 import codecs
 import gzip
-import importlib.util
 import io
 import json
 import re
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from taskfit.data.hub import hub_table
 from taskfit.data.tables import looks_like_hub_id, read_table, suggestion
 from taskfit.errors import DataError
 
@@ -51,7 +51,7 @@ def iter_records(source: str, *, encoding: str = "utf-8", split: str = "train") 
     if not path.is_file():
         if not looks_like_hub_id(source, path) or source.lower().endswith(RECORD_FORMATS):
             raise DataError(_not_found(source, path))
-        yield from _numbered(_read_hub(source, split))
+        yield from _numbered(hub_table(source, split=split))
         return
     kind = file_kind(path)
     if kind == ".parquet":
@@ -214,28 +214,6 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     except (OSError, EOFError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise DataError(f"{path} is not a Parquet file that can be read: {first_line}") from error
-
-
-def _read_hub(source: str, split: str) -> pd.DataFrame:
-    if importlib.util.find_spec("datasets") is None:
-        raise DataError(
-            f"{source} is no file here; to read it from the hub, install the package: "
-            "pip install 'taskfit[hub]'."
-        )
-    import datasets
-
-    name, _, configuration = source.partition(":")
-    try:
-        table: pd.DataFrame = datasets.load_dataset(
-            name, configuration or None, split=split
-        ).to_pandas()
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{source} is no file here and could not be had from the hub: {first_line} Check the "
-            "spelling and the network; where there is none, give a local file."
-        ) from error
-    return table
 
 
 def _not_found(source: str, path: Path) -> str:

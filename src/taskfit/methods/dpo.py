@@ -38,7 +38,7 @@ class DpoLoss(Objective[EncodedPreference]):
         *,
         beta: float,
         reference: Mapping[str, tuple[float, float]],
-        total: Callable[[float], float] = float,
+        gather: Callable[[dict[str, float]], list[dict[str, float]]] = lambda found: [found],
     ) -> None:
         """Bind the loss to a model.
 
@@ -47,19 +47,19 @@ class DpoLoss(Objective[EncodedPreference]):
             beta: Strength of the pull to the reference.
             reference: For the id of every pair the reference's log-probability of the chosen and
                 of the rejected answer.
-            total: Adds a number up over the processes of the run.
+            gather: Returns what every process of the run has.
         """
         self.model = model
         self.beta = beta
         self.reference = reference
         self.step = 0
-        self._total = total
-        self._margins: list[float] = []
+        self._gather = gather
+        self._margins: dict[str, float] = {}
 
     def start_step(self, step: int) -> None:
         """Count steps, and forget the metrics of the one before."""
         self.step = step + 1
-        self._margins = []
+        self._margins = {}
 
     def plan(self, items: Sequence[EncodedPreference], token_budget: int) -> list[list[int]]:
         """Cut pairs into forward passes of at most `token_budget` unique tokens."""
@@ -81,18 +81,22 @@ class DpoLoss(Objective[EncodedPreference]):
         losses = dpo_loss(policy, reference, beta=self.beta)
         with torch.no_grad():
             rewards = self.beta * (policy - reference)
-            self._margins += (rewards[:, 0] - rewards[:, 1]).tolist()
+            margins = (rewards[:, 0] - rewards[:, 1]).tolist()
+        self._margins |= dict(zip([item.id for item in items], margins, strict=True))
         return losses.sum()
 
     def step_metrics(self) -> Mapping[str, float]:
         """Return the mean margin of the rewards, and the share of pairs where it is above 0."""
-        margins = np.array(self._margins)
-        count = self._total(len(margins))
-        if count == 0:
+        # By id: with sharding a process may run a pair of another one's share once more.
+        found: dict[str, float] = {}
+        for part in self._gather(self._margins):
+            found |= part
+        if not found:
             return {}
+        margins = np.array(list(found.values()))
         return {
-            "reward_margin": self._total(float(margins.sum())) / count,
-            "reward_accuracy": self._total(float(np.heaviside(margins, 0.5).sum())) / count,
+            "reward_margin": float(margins.mean()),
+            "reward_accuracy": float(np.heaviside(margins, 0.5).mean()),
         }
 
 

@@ -84,6 +84,8 @@ def generate_texts(
                     attention_mask=mask.to(model.tree.device),
                     generation_config=config,
                     tokenizer=model.tokenizer,
+                    # All weights are gathered, so no process waits for another one's answers.
+                    synced_gpus=False,
                 )
             except RuntimeError as error:
                 if not is_out_of_memory(error) or size == 1:

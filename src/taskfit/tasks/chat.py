@@ -7,6 +7,7 @@ follows; tokens are marked by character offsets.
 Legend: T tokens of one conversation.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, TemplateSyntaxError
 from numpy.typing import NDArray
 
 from taskfit.data.instructions import Conversation, Preference, Raw
@@ -24,6 +25,8 @@ from taskfit.tasks.text_encoder import IntArray, TextEncoder, Tokenizer
 
 Turns = Literal["all", "last"]
 TEMPLATES = resources.files("taskfit.tasks").joinpath("chat_templates")
+# A tag of transformers' own around what the assistant says.
+GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +90,28 @@ def find_template(name: str) -> str:
     """Return a chat template by name, or from a file of Jinja.
 
     Raises:
-        SettingsError: If there is neither.
+        SettingsError: If there is neither, or the file is no Jinja.
     """
     if name in template_names():
         return TEMPLATES.joinpath(f"{name}.jinja").read_text("utf-8")
     path = Path(name).expanduser()
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    raise SettingsError(
-        f"There is no chat template {name}: neither a file nor one of "
-        f"{', '.join(template_names())}. Leave it out to take the model's own."
-    )
+    if not path.is_file():
+        raise SettingsError(
+            f"There is no chat template {name}: neither a file nor one of "
+            f"{', '.join(template_names())}. Leave it out to take the model's own."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(
+            GENERATION.sub("", text)
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The chat template {path} cannot be read: {error}.") from error
+    except TemplateSyntaxError as error:
+        raise SettingsError(
+            f"The chat template {path}:{error.lineno} is no Jinja: {error.message}"
+        ) from error
+    return text
 
 
 class ChatEncoder:

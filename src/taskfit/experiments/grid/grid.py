@@ -14,7 +14,7 @@ from taskfit.experiments.grid.fingerprint import Fingerprints
 from taskfit.experiments.sources import share_sources
 from taskfit.methods.table import METHODS
 from taskfit.settings import RunSettings
-from taskfit.settings_file import merge_settings, settings_from_dict
+from taskfit.settings_file import merge_settings, parse_yaml, settings_from_dict
 
 KEYS = ("base", "methods", "sizes", "seeds", "models")
 # One draw of everything comes first, and cheap runs first in it, so that the results are useful
@@ -78,7 +78,7 @@ def load_grid(path: Path) -> dict[str, Any]:
         SettingsError: If it is no grid.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SettingsError(f"There is no grid file {path}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

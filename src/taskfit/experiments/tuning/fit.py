@@ -39,7 +39,9 @@ from taskfit.training import (
     TrainingState,
     Validation,
     first_on_each_machine,
+    gather,
     is_main,
+    on_main,
     process_group,
     sum_over_processes,
 )
@@ -91,6 +93,7 @@ def tune(
     screen: Screen | None = None,
     model: LoadedModel | None = None,
     name: str | None = None,
+    report: bool = True,
 ) -> TunedRun:
     """Tune a model into a run's folder.
 
@@ -101,6 +104,7 @@ def tune(
         screen: Where progress is shown.
         model: The base model, if the caller has loaded it already; an adapter stays in it.
         name: How tables call the run; None: the method's name.
+        report: Whether to draw pictures and write `report.html`.
 
     Raises:
         TaskfitError: If settings, data, model or folder do not allow it.
@@ -108,7 +112,9 @@ def tune(
     if not is_tuning(settings):
         raise SettingsError(f"method.name={settings.method.name} is no tuning: use sft or dpo.")
     with process_group(folder, settings) as own:
-        return _tune(settings.resolved(), own, resume, screen or SilentScreen(), model, name)
+        return _tune(
+            settings.resolved(), own, resume, screen or SilentScreen(), model, name, report
+        )
 
 
 def _tune(
@@ -118,6 +124,7 @@ def _tune(
     screen: Screen,
     model: LoadedModel | None,
     name: str | None,
+    report: bool,
 ) -> TunedRun:
     started, cpu_started = time.perf_counter(), time.process_time()
     check_trackers(settings)
@@ -162,7 +169,7 @@ def _tune(
         details={"before": to_plain(before), "after": to_plain(after)},
     )
     result.save(folder)
-    if is_main():
+    if report and is_main():
         report_tuning(folder, result, read_jsonl(folder / SAMPLES))
     Checkpoints(folder / "checkpoints").remove()
     return TunedRun(result, tuned)
@@ -214,7 +221,7 @@ def _train(run: _Run, method: AdaptedModel) -> tuple[TrainingState, int]:
             tree,
             beta=run.settings.tuning.beta,
             reference=run.reference,
-            total=sum_over_processes,
+            gather=gather,
         )
     return train_items(
         run,
@@ -278,9 +285,15 @@ def _validate(run: _Run, step: int) -> Validation:
 
 def _sample(run: _Run, when: str, screen: Screen) -> None:
     """Answer some held-out prompts, once at each time, and keep the answers for the report."""
+    if run.samples:
+        # The main process answers, the others wait; where it fails, all end with its message.
+        on_main(lambda: _answer_samples(run, when, screen))
+
+
+def _answer_samples(run: _Run, when: str, screen: Screen) -> None:
     records = read_jsonl(run.folder / SAMPLES)
     # A run that resumes comes by the same steps again.
-    if not is_main() or not run.samples or any(record["when"] == when for record in records):
+    if any(record["when"] == when for record in records):
         return
     prompts = [prompt_of(row) for row in run.samples]
     decoding = Decoding(max_new_tokens=run.settings.tuning.max_new_tokens)

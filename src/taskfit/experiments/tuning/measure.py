@@ -89,9 +89,12 @@ def measure(
     pairs = [item for item in items if isinstance(item, EncodedPreference)]
     texts = [item for item in items if isinstance(item, EncodedText)]
     if not pairs:
-        with screen.progress(label, len(texts)) as advance:
-            found = divided(lambda part: tuned.log_probs(part, advance=advance)[:, None], texts)
-        return _text_metrics(texts, found[:, 0])
+
+        def score(part: Sequence[EncodedText]) -> NDArray[np.float64]:
+            with screen.progress(label, len(part)) as advance:
+                return tuned.log_probs(part, advance=advance)[:, None]
+
+        return _text_metrics(texts, divided(score, texts)[:, 0])
     policy = policy or pair_log_probs(tuned, pairs, label=label, screen=screen)
     return _preference_metrics(pairs, policy, reference, beta=tuned.settings.tuning.beta)
 
@@ -100,13 +103,13 @@ def pair_log_probs(
     tuned: TunedModel, pairs: Sequence[EncodedPreference], *, label: str, screen: Screen
 ) -> dict[str, tuple[float, float]]:
     """Return the log-probability of the chosen and the rejected answer, by the pair's id."""
-    with screen.progress(label, 2 * len(pairs)) as advance:
 
-        def score(part: Sequence[EncodedPreference]) -> NDArray[np.float64]:
-            answers = [answer for pair in part for answer in (pair.chosen, pair.rejected)]
+    def score(part: Sequence[EncodedPreference]) -> NDArray[np.float64]:
+        answers = [answer for pair in part for answer in (pair.chosen, pair.rejected)]
+        with screen.progress(label, len(answers)) as advance:
             return tuned.log_probs(answers, advance=advance).reshape(-1, 2)
 
-        found = divided(score, pairs)
+    found = divided(score, pairs)
     return {pair.id: (float(c), float(r)) for pair, (c, r) in zip(pairs, found, strict=True)}
 
 
