@@ -97,7 +97,7 @@ def main() -> None:
     lengths = [pair.chosen.num_tokens + pair.rejected.num_tokens for pair in pairs]
     tokens = [int(n) for n in np.reshape(lengths, (-1, options.batch)).sum(axis=1)]
     found = sft.alternate(options.only, __file__, options)
-    apart = sft.losses_apart(found)
+    apart = sft.losses_apart(found, options)
     contenders = sft.summarize(found, tokens, options)
     for row in contenders.values():
         step, reference = row["median_step_seconds"], row["reference_seconds"]

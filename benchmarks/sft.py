@@ -34,7 +34,7 @@ from taskfit.tasks.chat import ChatEncoder, find_template
 
 RATE = 2e-4
 MARK = "@@"
-TOLERANCE = 0.05  # of losses in bfloat16 (nats)
+TOLERANCE = {"bfloat16": 0.05, "float32": 0.001}  # of losses (nats)
 BIN = 1024  # tokens of a bin of TRL's packing
 OURS = "taskfit"
 CONTENDERS = {
@@ -121,7 +121,7 @@ def our_run(
     settings = settings_from_dict(
         {
             "method": {"name": method},
-            "model": {"name": "smollm2-135m", "dtype": "bfloat16", "device": "cpu"},
+            "model": {"name": "smollm2-135m", "dtype": options.dtype, "device": "cpu"},
             "tuning": {"chat_template": "chatml"},
             "training": training,
             "adapter": {"lora_dropout": options.dropout},
@@ -195,7 +195,7 @@ def peer_run(
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     folder = packaged_folder("smollm2-135m")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype))
     peft = LoraConfig(r=8, lora_alpha=16, lora_dropout=options.dropout, target_modules="all-linear")
     losses: list[float] = []
     reference_seconds = [0.0]
@@ -230,7 +230,7 @@ def peer_run(
         arguments = {
             "output_dir": scratch,
             "use_cpu": True,
-            "bf16": PEER_PRECISION[options.peer_precision],
+            "bf16": PEER_PRECISION[options.peer_precision] and options.dtype == "bfloat16",
             "gradient_checkpointing": False,
             "per_device_train_batch_size": options.batch,
             "learning_rate": RATE,
@@ -301,6 +301,7 @@ class Contender:
             "dropout",
             "budget",
             "peer_precision",
+            "dtype",
         )
         for option, value in vars(options).items():
             if option in passed:
@@ -391,7 +392,9 @@ def summarize(
     return rows
 
 
-def losses_apart(found: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+def losses_apart(
+    found: Mapping[str, dict[str, Any]], options: argparse.Namespace
+) -> dict[str, float]:
     """Return how far the losses of contenders on the same rows are apart, first step and most.
 
     With dropout, every contender draws its own.
@@ -405,7 +408,7 @@ def losses_apart(found: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     return {
         "first_step": round(float(apart[0]), 5),
         "largest": round(float(apart.max()), 5),
-        "tolerance": TOLERANCE,
+        "tolerance": TOLERANCE[options.dtype],
     }
 
 
@@ -415,7 +418,7 @@ def check_losses(apart: Mapping[str, float], options: argparse.Namespace) -> Non
     Raises:
         SystemExit: If they do not.
     """
-    if options.dropout == 0 and apart["largest"] > TOLERANCE:
+    if options.dropout == 0 and apart["largest"] > apart["tolerance"]:
         raise SystemExit(f"The losses of contenders are {apart['largest']} apart.")
 
 
@@ -430,6 +433,7 @@ def common_parser(description: str, contenders: Mapping[str, object]) -> argpars
     parser.add_argument("--dropout", type=float, default=0.0, help="of the adapters")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peer-precision", choices=list(PEER_PRECISION), default="autocast")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--only", nargs="*", choices=list(contenders), default=list(contenders))
     parser.add_argument("--contender", choices=list(contenders), help="(one process of it)")
@@ -500,7 +504,7 @@ def main(script: str, run: Callable[[argparse.Namespace], None]) -> None:
         run(options)
         return
     found = alternate(options.only, script, options)
-    apart = losses_apart(found)
+    apart = losses_apart(found, options)
     tokens = [int(n) for n in batches.sum(axis=1)]
     result: dict[str, object] = {
         "rows": {
