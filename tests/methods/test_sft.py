@@ -223,7 +223,7 @@ def test_the_loss_is_that_of_trl_on_completions(
             plain,
             args=trl.SFTConfig(**trl_arguments(tmp_path), **variant),
             train_dataset=datasets.Dataset.from_list(records),
-            processing_class=loaded.tokenizer,
+            processing_class=encoder.tokenizer,
         )
         batch = first_batch(trainer)
         learned = int((batch["labels"] != -100).sum())
@@ -234,7 +234,10 @@ def test_the_loss_is_that_of_trl_on_completions(
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_preference_loss_is_that_of_trl(
-    loaded: LoadedModel, pairs: list[EncodedPreference], tmp_path: Path
+    loaded: LoadedModel,
+    encoder: ChatEncoder,
+    pairs: list[EncodedPreference],
+    tmp_path: Path,
 ) -> None:
     trl = with_trl()
     datasets = importlib.import_module("datasets")
@@ -265,7 +268,7 @@ def test_the_preference_loss_is_that_of_trl(
             ref_model=frozen,
             args=trl.DPOConfig(**trl_arguments(tmp_path), beta=0.3),
             train_dataset=datasets.Dataset.from_list(records),
-            processing_class=loaded.tokenizer,
+            processing_class=encoder.tokenizer,
         )
         trainer.model.eval()
         theirs = float(trainer.compute_loss(trainer.model, first_batch(trainer)))
