@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -177,3 +179,13 @@ def test_inspect_models_and_data_show_something_useful(shell) -> None:
         assert part in out
     assert "smollm2-135m" in shell("models")[1]
     assert "sentiment" in shell("data")[1]
+
+
+def test_a_damaged_adapter_of_a_classifier_is_one_message(
+    shell: Any, refused: Callable[..., str]
+) -> None:
+    assert shell.fit(out="run")[0] == 0
+    Path("run", "adapter", "adapter_model.safetensors").write_bytes(b"xx")
+    message = refused("predict", "run", "test.csv", "-o", "labelled.csv", "--device", "cpu")
+    assert "model of the run in run cannot be loaded" in message
+    assert not Path("labelled.csv").exists()

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from taskfit.data import Example
-from taskfit.errors import CheckpointError, SettingsError
+from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.evaluation import Evaluation, evaluate_multi_label, evaluate_probabilities
 from taskfit.evaluation.conformal import class_thresholds, prediction_sets, threshold
 from taskfit.evaluation.temperature import apply_temperature
@@ -19,7 +20,7 @@ from taskfit.experiments.records import library_versions
 from taskfit.files import file_atomic, write_json_atomic
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, load_adapter, load_model
+from taskfit.models import LoadedModel, is_out_of_memory, load_adapter, load_model
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.tasks import Task, task_from_dict, task_to_dict
@@ -227,11 +228,26 @@ def _calibration_of(kept: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Ca
 
 
 def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> LoadedModel:
-    """Load the model of a run, with the adapter that lies in its folder where there is one."""
-    model = load_model(settings.model, quantization=settings.adapter)
-    if weights in ("lora", "qlora"):
-        load_adapter(model.tree.model, folder / ADAPTER)
-        model.tree.model.eval()
+    """Load the model of a run, with the adapter that lies in its folder where there is one.
+
+    Raises:
+        TaskfitError: If the model cannot be had, or files of the run were damaged.
+    """
+    try:
+        model = load_model(settings.model, quantization=settings.adapter)
+        if weights in ("lora", "qlora"):
+            load_adapter(model.tree.model, folder / ADAPTER)
+            model.tree.model.eval()
+    except TaskfitError:
+        raise
+    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"The model of the run in {folder} cannot be loaded: {first_line} Its files were "
+            "changed or copied in part, or its base model is another one now."
+        ) from error
     return model
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from taskfit.data.instructions import Conversation, InstructionRow, Preference, Raw
@@ -24,7 +23,7 @@ from taskfit.experiments.tuning.rows import Prompt, for_people
 from taskfit.files import write_json_atomic
 from taskfit.methods.generation import generate_texts, generation_config, stream_text
 from taskfit.methods.sft import sequence_log_probs
-from taskfit.models import LoadedModel, is_out_of_memory
+from taskfit.models import LoadedModel
 from taskfit.settings import RunSettings
 from taskfit.tasks.chat import ChatEncoder, EncodedPreference, EncodedText, find_template
 
@@ -219,7 +218,7 @@ class TunedModel:
             raise
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
-        model = _load(settings, folder, weights)
+        model = load_fitted_model(settings, folder, weights)
         model.tokenizer.chat_template = template
         tuning = settings.tuning.model_copy(update={"chat_template": None})
         return cls(settings.model_copy(update={"tuning": tuning}), model)
@@ -254,22 +253,6 @@ class TunedModel:
         if not ids:
             raise PromptError("A prompt is empty, and this model has no token to start from.")
         return np.array(ids, dtype=np.int64)
-
-
-def _load(settings: RunSettings, folder: Path, weights: Weights) -> LoadedModel:
-    """Load a run's model; a folder that was damaged is one message."""
-    try:
-        return load_fitted_model(settings, folder, weights)
-    except TaskfitError:
-        raise
-    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"The model of the run in {folder} cannot be loaded: {first_line} Its files were "
-            "changed or copied in part, or its base model is another one now."
-        ) from error
 
 
 class _Valve:
