@@ -84,7 +84,7 @@ def run_contender(options: argparse.Namespace) -> None:
 def main() -> None:
     """Run what the arguments ask for; print and store JSON."""
     parser = sft.common_parser(str(__doc__).splitlines()[0], CONTENDERS)
-    parser.set_defaults(max_length=1024, batch=4, steps=11)
+    parser.set_defaults(max_length=768, batch=2, steps=9)
     parser.add_argument("--min-prompt", type=int, default=128, help="shortest prompt (tokens)")
     options = parser.parse_args()
     if options.contender:

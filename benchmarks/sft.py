@@ -425,7 +425,7 @@ def check_losses(apart: Mapping[str, float], options: argparse.Namespace) -> Non
 def common_parser(description: str, contenders: Mapping[str, object]) -> argparse.ArgumentParser:
     """Return the options that both benchmarks have."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of each contender")
+    parser.add_argument("--steps", type=int, default=16, help="timed steps of each contender")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them")
     parser.add_argument("--batch", type=int, default=8, help="rows or pairs of a step")
     parser.add_argument("--max-length", type=int, default=512, help="longest row (tokens)")
@@ -435,7 +435,9 @@ def common_parser(description: str, contenders: Mapping[str, object]) -> argpars
     parser.add_argument("--peer-precision", choices=list(PEER_PRECISION), default="autocast")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--peer-python", default=sys.executable)
-    parser.add_argument("--only", nargs="*", choices=list(contenders), default=list(contenders))
+    # Compiling takes minutes, and each contender holds a model in memory all along.
+    usual = [name for name in contenders if "compiled" not in name]
+    parser.add_argument("--only", nargs="*", choices=list(contenders), default=usual)
     parser.add_argument("--contender", choices=list(contenders), help="(one process of it)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser
