@@ -8,6 +8,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -21,11 +22,15 @@ from peer_transformers import run_classifier, run_sft
 Runner = Callable[[PeerData, PeerOptions, Clock], Outcome]
 PEERS: dict[str, Runner] = {
     "Trainer classifier": run_classifier,
+    "Trainer classifier, half the epochs": run_classifier,
     "Trainer classifier, prompt": functools.partial(run_classifier, prompt=True),
     "TRL SFTTrainer": run_sft,
     "DecisionFormer": run_decisionformer,
     # The package's own rate for LoRA, and options in one order: the codes are then words.
     "DecisionFormer, gentler": functools.partial(
+        run_decisionformer, learning_rate=2e-4, shuffle_options=False
+    ),
+    "DecisionFormer, gentler, half the epochs": functools.partial(
         run_decisionformer, learning_rate=2e-4, shuffle_options=False
     ),
     "SetFit MiniLM": run_setfit,
@@ -35,6 +40,7 @@ CONTENDERS: dict[str, Runner] = {
     **PEERS,
     **{name: functools.partial(run_ours, method=method) for name, method in OURS.items()},
 }
+HALVED = ", half the epochs"
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn"),
     *("trl", "setfit", "sentence-transformers", "decisionformer", "taskfit"),
@@ -62,6 +68,8 @@ def main() -> None:
     arguments = parser.parse_args()
     data = read_data(arguments.data)
     options = PeerOptions(**json.loads(arguments.options))
+    if arguments.contender.endswith(HALVED):
+        options = replace(options, epochs=max(1, options.epochs // 2))
     clock = Clock()
     outcome = CONTENDERS[arguments.contender](data, options, clock)
     found = {name: np.asarray(p, np.float64) for name, p in outcome.probabilities.items()}

@@ -10,6 +10,7 @@ from peer_data import Clock, Outcome, PeerData, PeerOptions
 # Row -> method settings; all else is the defaults and the shared options.
 OURS: dict[str, dict[str, Any]] = {
     "taskfit label words": {"name": "label_words"},
+    "taskfit label words, half the epochs": {"name": "label_words"},
     "taskfit head": {"name": "head"},
     "taskfit label text": {"name": "label_text"},
     "taskfit probe": {"name": "probe"},

@@ -188,6 +188,12 @@ def verdict(
         "nobody_better_and_faster": not any(d["better_and_faster"] for d in duels),
         "nobody_clearly_better_and_faster": not any(d["clearly_better_and_faster"] for d in duels),
     }
+    reaching = [r for r in found if r["side"] == "ours" and quality(r) >= quality(peer)]
+    fastest = min(reaching, key=work_seconds, default=None)
+    answer["our_fastest_to_reach_best_peer"] = fastest and {
+        "contender": fastest["contender"],
+        "share_of_its_time": work_seconds(fastest) / work_seconds(peer),
+    }
     words = next((r for r in found if r["contender"] == REFERENCE), None)
     if words is not None:
         gain, (low, high) = difference(REFERENCE, peer["contender"])
@@ -264,7 +270,7 @@ def verdict_lines(table: Mapping[str, Any]) -> list[str]:
     said = ("no", "yes")
     head = ["view", "our best", "best peer", "nobody better and faster (clearly)"]
     head += ["label words - best peer (95 %)", "label words' share of its time"]
-    head += ["reached in a third (or not clearly below)"]
+    head += ["reached in a third (or not clearly below)", "our fastest row that reaches it"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for view, found in table["verdicts"].items():
         if "label_words_share_of_best_peers_time" not in found:
@@ -281,5 +287,11 @@ def verdict_lines(table: Mapping[str, Any]) -> list[str]:
             f"{said[found['label_words_reach_best_peer_in_a_third']]} "
             f"({said[found['label_words_not_clearly_below_in_a_third']]})",
         ]
+        fastest = found["our_fastest_to_reach_best_peer"]
+        cells.append(
+            f"{fastest['contender']}, {fastest['share_of_its_time']:.2f} of its time"
+            if fastest
+            else "none"
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -37,8 +37,14 @@ from taskfit.models import packaged_folder
 from taskfit.models.encoder_weights import packaged_encoder_folder
 
 SETS = ["sentiment:64", "sentiment:256", "sentiment:1024", "cola:1024", "banking77:8"]
-# The variant on prompts is run where its price is small.
-LEFT_OUT = {("Trainer classifier, prompt", "sentiment:1024")}
+# Variants are run where their price is small. DecisionFormer reads all labels with every text: on
+# Banking77 an epoch of it takes over ten minutes on two cores, so that it runs half the epochs.
+LEFT_OUT = {
+    ("Trainer classifier, prompt", "sentiment:1024"),
+    ("DecisionFormer", "banking77:8"),
+    ("DecisionFormer, gentler", "banking77:8"),
+    *(("DecisionFormer, gentler, half the epochs", name) for name in SETS[:-1]),
+}
 SAMPLE_SECONDS = 0.05
 
 

@@ -81,4 +81,6 @@ def test_the_claims_follow_from_quality_and_seconds(
     assert found["nobody_better_and_faster"] is not beaten
     assert found["nobody_clearly_better_and_faster"] is not beaten
     assert found["label_words_reach_best_peer_in_a_third"] is reached
+    fastest = {"contender": "taskfit label words", "share_of_its_time": 10 / peer_seconds}
+    assert found["our_fastest_to_reach_best_peer"] == (fastest if peer_right <= 95 else None)
     assert found["duels_with_our_best"][0]["ratio_to_our_best"] == peer_seconds / 10
