@@ -30,7 +30,7 @@ PEERS: dict[str, Runner] = {
     "DecisionFormer, gentler": functools.partial(
         run_decisionformer, learning_rate=2e-4, shuffle_options=False
     ),
-    "DecisionFormer, gentler, half the epochs": functools.partial(
+    "DecisionFormer, gentler, one epoch": functools.partial(
         run_decisionformer, learning_rate=2e-4, shuffle_options=False
     ),
     "SetFit MiniLM": run_setfit,
@@ -40,7 +40,7 @@ CONTENDERS: dict[str, Runner] = {
     **PEERS,
     **{name: functools.partial(run_ours, method=method) for name, method in OURS.items()},
 }
-HALVED = ", half the epochs"
+HALVED, ONE = ", half the epochs", ", one epoch"
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn"),
     *("trl", "setfit", "sentence-transformers", "decisionformer", "taskfit"),
@@ -70,6 +70,8 @@ def main() -> None:
     options = PeerOptions(**json.loads(arguments.options))
     if arguments.contender.endswith(HALVED):
         options = replace(options, epochs=max(1, options.epochs // 2))
+    elif arguments.contender.endswith(ONE):
+        options = replace(options, epochs=1)
     clock = Clock()
     outcome = CONTENDERS[arguments.contender](data, options, clock)
     found = {name: np.asarray(p, np.float64) for name, p in outcome.probabilities.items()}

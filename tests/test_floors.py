@@ -10,6 +10,7 @@ FLOORS = {
     "errors": -1,
     "settings": 0,
     "files": 0,
+    "yaml_text": 0,
     "data": 1,
     "remote": 1,
     "tasks": 1.5,

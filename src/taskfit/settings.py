@@ -166,9 +166,11 @@ class MethodSettings(Section):
     `data.max_validation`, labels unseen)."""
     length_normalization: bool = False
     """in_context only. Divide the log-probability of a label word by its number of tokens."""
-    loss: Literal["labels", "vocabulary"] = "labels"
-    """label_words and distill only. Over the task's labels, or over the whole vocabulary (as in
-    the published recipe)."""
+    loss: Literal["labels", "vocabulary", "branches"] = "labels"
+    """label_words and distill only. labels: over the probabilities of the task's label words;
+    vocabulary: over the whole vocabulary (as in the published recipe); branches (label_words only):
+    at each branch of the tree of label words over the tokens that may follow, in training and in
+    prediction; as labels where words have one token, and far cheaper for many labels of several."""
     class_weights: Literal["none", "balanced"] = "none"
     """Trained classifiers. balanced: an example counts in inverse proportion to how frequent its
     class is in training; the mean weight is 1."""

@@ -1,7 +1,6 @@
 """Read and write settings: defaults < file < command line. Knows no setting by name."""
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,9 @@ from pydantic import BaseModel, ValidationError
 from taskfit.errors import SettingsError
 from taskfit.files import write_text_atomic
 from taskfit.settings import RunSettings
+from taskfit.yaml_text import parse_yaml
 
 PRESETS = Path(__file__).parent / "presets"
-BOOLEAN = "tag:yaml.org,2002:bool"
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads on, off, yes and no as texts, as YAML 1.2 does: settings and labels are so called."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text holds
-    """Return what a YAML text holds; true and false alone are booleans.
-
-    Raises:
-        yaml.YAMLError: If it is no YAML.
-    """
-    return yaml.load(text, Loader=_Loader)
 
 
 def preset_names() -> list[str]:

@@ -16,6 +16,7 @@ from taskfit.methods.features import FeatureReader
 from taskfit.methods.linear import STRENGTHS, fit_linear
 from taskfit.methods.method import MethodContext
 from taskfit.methods.retrieval import Retriever
+from taskfit.methods.table import METHODS
 from taskfit.models import LoadedModel, add_adapter
 from taskfit.settings import AdapterSettings
 from taskfit.settings_file import load_settings
@@ -75,6 +76,25 @@ def test_what_a_cache_spares_is_counted_once_and_only_if_another_run_paid_it(
     second.features(EXAMPLES)
     assert one > 0
     assert second.spared_seconds == pytest.approx(2 * one)
+
+
+@pytest.mark.parametrize("method", ["probe", "knn"])
+def test_a_fitted_run_reads_the_cache_and_keeps_no_text_of_its_users(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("taskfit.methods.features.cache_folder", lambda: tmp_path)
+    settings = (f"method.name={method}", "method.retriever=model")
+    kind = METHODS[method]
+    fresh = kind(context_of(loaded, *settings))
+    fresh.prepare(EXAMPLES[2:6], [])
+    [file] = (tmp_path / "features").iterdir()
+    fitted = kind(context_of(loaded, *settings))
+    fitted.restore(fresh.state())
+    before = file.read_bytes()
+    found = fitted.probabilities(EXAMPLES[2:])
+    assert file.read_bytes() == before
+    np.testing.assert_array_equal(found, fresh.probabilities(EXAMPLES[2:]))
+    assert file.read_bytes() != before
 
 
 @pytest.mark.parametrize("retriever", ["model", "encoder"])

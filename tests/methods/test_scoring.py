@@ -132,14 +132,14 @@ def test_the_training_loss_is_what_scoring_says(
     assert found == pytest.approx(-picked.sum(), rel=1e-4)
 
 
-@pytest.mark.parametrize("over", ["labels", "vocabulary"])
+@pytest.mark.parametrize("over", ["labels", "vocabulary", "branches"])
 @pytest.mark.parametrize("words", [None, MANY], ids=["single", "many"])
 def test_the_loss_of_shares_is_the_mean_of_the_labels_losses_by_share(
     loaded: LoadedModel, over: str, words: dict[str, tuple[str, ...]] | None
 ) -> None:
     task = toy_task(words)
     scorer = scorer_of(loaded, task, [])
-    loss = LabelWordLoss(loaded.tree, scorer.label_of_candidate, over=over)
+    loss = LabelWordLoss(loaded.tree, scorer.label_of_candidate, over=over, end_id=0)
     shares = dict(zip(task.label_names, (0.3, 0.7, 0.0), strict=False))
     text = EXAMPLES[0].texts
 
@@ -152,7 +152,7 @@ def test_the_loss_of_shares_is_the_mean_of_the_labels_losses_by_share(
     assert value(shares) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("over", ["labels", "vocabulary"])
+@pytest.mark.parametrize("over", ["labels", "vocabulary", "branches"])
 @pytest.mark.parametrize("budget", [45, 80, 4000])
 def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
     loaded: LoadedModel, over: str, budget: int
@@ -162,7 +162,7 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
     scorer = scorer_of(loaded, task, [])
     items = scorer.encoder.encode(examples)
     add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
-    loss = LabelWordLoss(loaded.tree, scorer.label_of_candidate, over=over)
+    loss = LabelWordLoss(loaded.tree, scorer.label_of_candidate, over=over, end_id=0)
     parameters = [p for p in loaded.tree.model.parameters() if p.requires_grad]
 
     def gradient(pieces: list[list[int]]) -> torch.Tensor:

@@ -138,14 +138,14 @@ def test_what_is_missing_is_named(missing: str) -> None:
 
 
 TRUTH_VALUES = [
-    ("labels: [{name: yes}, {name: bad}]", "labels.name: YAML reads a word of yours as True"),
-    ("labels: [{name: a, words: no}, {name: b}]", "words of label 'a': YAML reads .* as False"),
-    ("labels: [{name: a, words: [x, on]}, {name: b}]", "words of label 'a': .* as True"),
-    ("labels: [{name: a, values: [off]}, {name: b}]", "values of label 'a': .* as False"),
-    ("name: yes", "name: YAML reads a word of yours as True"),
-    ("text: [no]", "text: YAML reads a word of yours as False"),
-    ("label: y\nversion: yes", "version is True; it needs a whole number"),
-    ("num_demonstrations: off", "num_demonstrations is False; it needs a whole number"),
+    ("labels: [{name: true}, {name: bad}]", "labels.name: YAML reads a word of yours as True"),
+    ("labels: [{name: a, words: false}, {name: b}]", "words of label 'a': YAML reads .* as False"),
+    ("labels: [{name: a, words: [x, True]}, {name: b}]", "words of label 'a': .* as True"),
+    ("labels: [{name: a, values: [FALSE]}, {name: b}]", "values of label 'a': .* as False"),
+    ("name: true", "name: YAML reads a word of yours as True"),
+    ("text: [false]", "text: YAML reads a word of yours as False"),
+    ("label: y\nversion: true", "version is True; it needs a whole number"),
+    ("num_demonstrations: false", "num_demonstrations is False; it needs a whole number"),
 ]
 
 
@@ -163,11 +163,13 @@ def test_words_that_yaml_takes_for_truth_values_ask_for_quotes(
         assert "put it into quotes" in str(caught.value)
 
 
-def test_in_quotes_they_are_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quote", ["'", ""], ids=["in quotes", "without"])
+def test_yes_no_on_and_off_are_words(tmp_path: Path, quote: str) -> None:
     path = tmp_path / "task.yaml"
+    words = {word: f"{quote}{word}{quote}" for word in ("on", "no", "yes", "off")}
     path.write_text(
-        "name: 'on'\ntext: ['no']\nlabels: [{name: 'yes', words: 'no'}, {name: \"off\"}]\n"
-        "template: {line: '{no}:{label}'}\n"
+        "name: {on}\ntext: [{no}]\nlabels: [{{name: {yes}, words: {no}}}, {{name: {off}}}]\n"
+        "template: {{line: '{{no}}:{{label}}'}}\n".format(**words)
     )
     task = load_task(str(path))
     assert task.labels == (Label("yes", ("no",)), Label("off", (" off",)))

@@ -111,7 +111,7 @@ def test_everything_wrong_with_the_form_is_told_at_once() -> None:
     message = message_of(
         yaml.safe_load(
             "name: x\nverson: 2\nquestions:\n"
-            "  - {name: yes, knd: choice, kind: choise, options: [no, {name: a, wrds: b}]}\n"
+            "  - {name: true, knd: choice, kind: choise, options: [false, {name: a, wrds: b}]}\n"
         )
     )
     for part in (

@@ -380,7 +380,7 @@ def test_shares_cut_a_step_at_its_prefixes_and_leave_nothing_out(
                 shares.append(distributed.share_of_step(batch, objective))
             assert sorted(i for share in shares for i in share) == list(range(count))
             costs = [
-                unique_tokens([ids for i in share for ids in objective._groups([batch[i]])[0]])
+                unique_tokens([ids for i in share for ids in objective.sequences(batch[i])])
                 for share in shares
                 if share
             ]

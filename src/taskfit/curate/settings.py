@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from taskfit.errors import SettingsError
 from taskfit.settings import Section
+from taskfit.yaml_text import parse_yaml
 
 Part = Literal["row", "prompt", "answer"]
 
@@ -219,7 +220,7 @@ def load_curate_settings(path: Path | None) -> CurateSettings:
     if not path.is_file():
         raise SettingsError(f"There is no steps file {path}.")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(data, dict):

@@ -17,7 +17,7 @@ from taskfit.data import Example
 from taskfit.errors import DataError, PromptError, SettingsError
 from taskfit.methods.calibration import apply_prior, text_prior
 from taskfit.methods.method import Advance, FloatArray, MethodContext
-from taskfit.methods.objective import Objective
+from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.scoring import (
     LabelScorer,
     ReadPlan,
@@ -31,7 +31,6 @@ from taskfit.methods.tree_method import TreeMethod, prompt_encoder
 from taskfit.models import KeyValueCache, TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
-from taskfit.tree import plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
 
 # Rows of full-vocabulary scores in memory at once, for teacher and student each.
@@ -89,6 +88,11 @@ class Distill(TreeMethod):
                 "is none: no demonstrations, and no instruction that only the teacher has. Set "
                 "method.num_demonstrations, or task.instruction without method.student_instruction."
             )
+        if settings.loss == "branches":
+            raise SettingsError(
+                "method.loss=branches is for label_words; distill compares teacher and student "
+                "over method.loss=labels or vocabulary."
+            )
         _check_calibration(settings)
         encoder = prompt_encoder(
             context, student_task(task, keep_instruction=settings.student_instruction), []
@@ -140,7 +144,7 @@ class Distill(TreeMethod):
         return DistillLoss(
             self.scorer,
             teacher,
-            over=settings.loss,
+            over="vocabulary" if settings.loss == "vocabulary" else "labels",
             temperature=settings.temperature,
             log_prior=self._log_prior,
             redraw=(
@@ -165,7 +169,7 @@ class Distill(TreeMethod):
         return " «the teacher's distribution»"
 
 
-class DistillLoss(Objective[DistillItem]):
+class DistillLoss(TreeObjective[DistillItem]):
     """The training objective of `distill`: T^2 KL(teacher || student) at the answer.
 
     Hinton et al. 2015 (arXiv:1503.02531), section 2. Over the labels, both distributions are those
@@ -209,13 +213,9 @@ class DistillLoss(Objective[DistillItem]):
             shown = self.redraw.demonstrations(step)
             self.teacher.use(self.teacher.encoder.for_task(self.redraw.task, demonstrations=shown))
 
-    def plan(self, items: Sequence[DistillItem], token_budget: int) -> list[list[int]]:
-        """Cut examples into forward passes of at most `token_budget` unique tokens (student)."""
-        return plan_trees(self._groups(items), token_budget, names=[item.id for item in items])
-
-    def largest(self, items: Sequence[DistillItem]) -> int:
-        """Return the unique tokens that the largest example needs in one forward pass."""
-        return max(unique_tokens(group) for group in self._groups(items))
+    def sequences(self, item: DistillItem) -> list[IntArray]:
+        """Return the student's prompt with all label words."""
+        return sequences_of(item.student, range(len(self.student.label_of_candidate)))
 
     def loss_sum(self, items: Sequence[DistillItem]) -> Tensor:
         """Return the summed divergence of examples, run as one tree for each of the two (nats)."""
@@ -289,10 +289,6 @@ class DistillLoss(Objective[DistillItem]):
     def _divergence(self, teacher_scores: Tensor, hidden: Tensor) -> Tensor:
         scores = self.student.model.logits(hidden)
         return divergence(teacher_scores, scores, temperature=self.temperature)
-
-    def _groups(self, items: Sequence[DistillItem]) -> list[list[IntArray]]:
-        every = list(range(len(self.student.label_of_candidate)))
-        return [sequences_of(item.student, every) for item in items]
 
 
 def divergence(teacher_scores: Tensor, student_scores: Tensor, *, temperature: float) -> Tensor:

@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from taskfit.methods.objective import Objective
+from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import learned_log_probs, tokens_to_run
 from taskfit.models import TreeModel
 from taskfit.tasks.chat import EncodedPreference
-from taskfit.tree import plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
 
 FloatArray = NDArray[np.float64]
 
 
-class DpoLoss(Objective[EncodedPreference]):
+class DpoLoss(TreeObjective[EncodedPreference]):
     """The paper's equation 7, with the rewards of its equation 5 as metrics of a step.
 
     Attributes:
@@ -61,14 +60,9 @@ class DpoLoss(Objective[EncodedPreference]):
         self.step = step + 1
         self._margins = {}
 
-    def plan(self, items: Sequence[EncodedPreference], token_budget: int) -> list[list[int]]:
-        """Cut pairs into forward passes of at most `token_budget` unique tokens."""
-        groups = [pair_tokens(item) for item in items]
-        return plan_trees(groups, token_budget, names=[item.id for item in items])
-
-    def largest(self, items: Sequence[EncodedPreference]) -> int:
-        """Return the unique tokens that the largest pair needs in one forward pass."""
-        return max(unique_tokens(pair_tokens(item)) for item in items)
+    def sequences(self, item: EncodedPreference) -> Sequence[IntArray]:
+        """Return both answers behind their prompt, which a tree runs once."""
+        return pair_tokens(item)
 
     def loss_sum(self, items: Sequence[EncodedPreference]) -> Tensor:
         """Return the summed loss of pairs run as one tree (nats)."""

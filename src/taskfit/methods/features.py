@@ -76,6 +76,11 @@ class FeatureReader:
         self._prefixes = PrefixCache(self._model.tree, self._encoder)
         self._cache = FeatureCache((cache or cache_folder() / "features"), self._model)
         self._spared: dict[bytes, float] = {}
+        self._keeps = True
+
+    def keep_no_more(self) -> None:
+        """Leave the cache as it is: texts that a fitted run predicts are nobody's to keep."""
+        self._keeps = False
 
     @property
     def spared_seconds(self) -> float:
@@ -98,10 +103,12 @@ class FeatureReader:
             started = time.perf_counter()
             computed = self._compute([items[i] for i in missing], advance)
             seconds = (time.perf_counter() - started) / len(missing)
-            self._cache.save([keys[i] for i in missing], computed, seconds=seconds)
             for place, row in zip(missing, computed, strict=True):
                 found[place] = row
-                self._spared[keys[place]] = 0.0  # this run has paid for it
+            if self._keeps:
+                self._cache.save([keys[i] for i in missing], computed, seconds=seconds)
+                # This run has paid for them.
+                self._spared |= {keys[i]: 0.0 for i in missing}
         return np.stack([row for row in found if row is not None])
 
     def _compute(self, items: Sequence[EncodedExample], advance: Advance | None) -> Features:

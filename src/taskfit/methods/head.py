@@ -18,13 +18,13 @@ from taskfit.methods.losses import (
     multi_label_loss_sum,
 )
 from taskfit.methods.method import Advance, FloatArray, MethodContext, MethodState
-from taskfit.methods.objective import Objective
+from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.tree_method import TreeMethod
 from taskfit.models import TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
-from taskfit.tree import plan_trees, unique_tokens
+from taskfit.tree.build import IntArray
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 
@@ -122,7 +122,7 @@ class Head(TreeMethod):
         return super().num_parameters + sum(p.numel() for p in self.head.parameters())
 
 
-class HeadLoss(Objective[EncodedExample]):
+class HeadLoss(TreeObjective[EncodedExample]):
     """The training objective of `head`: cross-entropy of the head's scores against the targets."""
 
     def __init__(
@@ -149,14 +149,9 @@ class HeadLoss(Objective[EncodedExample]):
         self.class_weights = class_weights
         self.focal_gamma = focal_gamma
 
-    def plan(self, items: Sequence[EncodedExample], token_budget: int) -> list[list[int]]:
-        """Cut examples into forward passes of at most `token_budget` unique tokens."""
-        groups = [[ids] for ids in prompts_of(items)]
-        return plan_trees(groups, token_budget, names=[item.id for item in items])
-
-    def largest(self, items: Sequence[EncodedExample]) -> int:
-        """Return the unique tokens that the largest example needs in one forward pass."""
-        return max(unique_tokens([ids]) for ids in prompts_of(items))
+    def sequences(self, item: EncodedExample) -> list[IntArray]:
+        """Return the prompt."""
+        return prompts_of([item])
 
     def loss_sum(self, items: Sequence[EncodedExample]) -> Tensor:
         """Return the summed loss of labelled examples, run as one tree (nats)."""

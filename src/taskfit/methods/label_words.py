@@ -7,20 +7,21 @@ import torch
 from torch import Tensor
 
 from taskfit.data import Example
+from taskfit.methods.branches import BranchWords
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.losses import classification_loss_sum, label_targets
 from taskfit.methods.method import Advance, FloatArray, MethodContext
-from taskfit.methods.objective import Objective
+from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.scoring import (
+    JointWords,
     LabelScorer,
     candidate_log_probs,
-    sequences_of,
+    read_plan,
     sum_over_words,
 )
 from taskfit.methods.tree_method import TreeMethod, prompt_encoder
 from taskfit.models import TreeModel
 from taskfit.tasks import EncodedExample
-from taskfit.tree import plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
 
 
@@ -32,20 +33,30 @@ class LabelWords(TreeMethod):
         encoder = prompt_encoder(context, context.task, context.demonstrations)
         super().__init__(context, encoder)
         budget = context.settings.training.score_token_budget
-        self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget)
+        by_branch = self.settings.loss == "branches"
+        self.scorer = LabelScorer(
+            self.model.tree,
+            encoder,
+            token_budget=budget,
+            words=BranchWords(self.model.tokenizer.eos_token_id) if by_branch else None,
+        )
 
     def probabilities(
         self, examples: Sequence[Example], *, advance: Advance | None = None
     ) -> FloatArray:
-        """Return each label's share of the probability of all label words, (N, L)."""
+        """Return each label's share of the probability of all label words, (N, L).
+
+        Words are read as the loss reads them: by their joint probability, or branch by branch.
+        """
         return apply_prior(self.scorer.log_probs(examples, advance=advance), None)
 
     def objective(self) -> Objective[EncodedExample]:
-        """Return the cross-entropy over labels or vocabulary."""
+        """Return the cross-entropy over labels, vocabulary or branches."""
         return LabelWordLoss(
             self.model.tree,
             self.scorer.label_of_candidate,
             over=self.settings.loss,
+            end_id=self.model.tokenizer.eos_token_id,
             class_weights=self.class_weight_tensor(),
             focal_gamma=self.settings.focal_gamma,
         )
@@ -59,13 +70,14 @@ class LabelWords(TreeMethod):
         return self.supervised_word(item)
 
 
-class LabelWordLoss(Objective[EncodedExample]):
+class LabelWordLoss(TreeObjective[EncodedExample]):
     """The training objective of `label_words`.
 
     With `over="labels"` the loss of an example is -log of the label's share among all labels,
     p(w(y)) / sum over y' of p(w(y')); with `over="vocabulary"` it is -log p(w(y)) itself, as in the
-    published recipe. p(w) is the joint of the word's tokens, and a label's words add up. A target
-    that is a distribution counts each label with its share.
+    published recipe. p(w) is the joint of the word's tokens, and a label's words add up. With
+    `over="branches"` it is -log p(w(y)) with p as in `BranchWords`. A target that is a distribution
+    counts each label with its share.
     """
 
     def __init__(
@@ -73,7 +85,8 @@ class LabelWordLoss(Objective[EncodedExample]):
         model: TreeModel,
         label_of_candidate: Sequence[int],
         *,
-        over: Literal["labels", "vocabulary"],
+        over: Literal["labels", "vocabulary", "branches"],
+        end_id: int | None = None,
         class_weights: Tensor | None = None,
         focal_gamma: float = 0.0,
     ) -> None:
@@ -83,6 +96,7 @@ class LabelWordLoss(Objective[EncodedExample]):
             model: The model in training.
             label_of_candidate: For every candidate word the index of its label.
             over: What the probabilities are normalised over.
+            end_id: The tokenizer's end token, for `over="branches"`.
             class_weights: Weight of each label, (L,); None: all 1.
             focal_gamma: Exponent of the focal factor, see `classification_loss_sum`.
         """
@@ -90,31 +104,31 @@ class LabelWordLoss(Objective[EncodedExample]):
         self.label_of_candidate = list(label_of_candidate)
         self.num_labels = max(self.label_of_candidate) + 1
         self.over = over
+        self.words = BranchWords(end_id) if over == "branches" else JointWords()
         self.class_weights = class_weights
         self.focal_gamma = focal_gamma
 
-    def plan(self, items: Sequence[EncodedExample], token_budget: int) -> list[list[int]]:
-        """Cut examples into forward passes of at most `token_budget` unique tokens."""
-        return plan_trees(self._groups(items), token_budget, names=[item.id for item in items])
+    def sequences(self, item: EncodedExample) -> list[IntArray]:
+        """Return the prompt with the words that the loss compares."""
+        return self.words.sequences(item, self._wanted(item))
 
-    def largest(self, items: Sequence[EncodedExample]) -> int:
-        """Return the unique tokens that the largest example needs in one forward pass."""
-        return max(unique_tokens(group) for group in self._groups(items))
+    def num_normalized(self, items: Sequence[EncodedExample]) -> int:
+        """Return the nodes of a forward pass at which the whole vocabulary is scored."""
+        if self.over == "branches" or self._cancels(items):
+            return 0
+        return len(read_plan(items, [self._wanted(item) for item in items]).nodes)
 
     def loss_sum(self, items: Sequence[EncodedExample]) -> Tensor:
         """Return the summed loss of examples with known labels, run as one tree (nats).
 
         Every example counts once, however many tokens its label's word has.
         """
-        wanted = self._wanted(items)
-        # Over single-token labels the normaliser of the vocabulary cancels.
-        single = all(len(completion) == 1 for completion in items[0].completions)
-        joint = candidate_log_probs(
-            self.model, items, wanted, normalize=not (single and self.over == "labels")
-        )
+        wanted = [self._wanted(item) for item in items]
         targets = label_targets([item.target for item in items], self.model.device)
-        if self.over == "vocabulary":
-            return self._vocabulary_loss(joint, wanted, targets)
+        if self.over != "labels":
+            found = self.words.log_probs(self.model, items, wanted)
+            return self._likelihood_loss(found, wanted, targets)
+        joint = candidate_log_probs(self.model, items, wanted, normalize=not self._cancels(items))
         scores = sum_over_words(
             joint.view(len(items), -1), self.label_of_candidate, self.num_labels
         )  # (N, L)
@@ -122,12 +136,12 @@ class LabelWordLoss(Objective[EncodedExample]):
             scores, targets, class_weights=self.class_weights, focal_gamma=self.focal_gamma
         )
 
-    def _vocabulary_loss(
-        self, joint: Tensor, wanted: Sequence[Sequence[int]], targets: Tensor
+    def _likelihood_loss(
+        self, log_probs: Tensor, wanted: Sequence[Sequence[int]], targets: Tensor
     ) -> Tensor:
         """Return the sum of -w_y t_y (1 - p(w(y)))^gamma log p(w(y))."""
-        total = joint.new_zeros(())
-        words = torch.split(joint, [len(chosen) for chosen in wanted])
+        total = log_probs.new_zeros(())
+        words = torch.split(log_probs, [len(chosen) for chosen in wanted])
         for scores, chosen, target in zip(words, wanted, targets, strict=True):
             owners = [self.label_of_candidate[c] for c in chosen]
             for label in dict.fromkeys(owners):
@@ -141,21 +155,13 @@ class LabelWordLoss(Objective[EncodedExample]):
                 total = total - weight * log_prob
         return total
 
-    def _groups(self, items: Sequence[EncodedExample]) -> list[list[IntArray]]:
-        return [
-            sequences_of(item, wanted)
-            for item, wanted in zip(items, self._wanted(items), strict=True)
-        ]
+    def _cancels(self, items: Sequence[EncodedExample]) -> bool:
+        """Whether the normaliser of the vocabulary cancels: over labels of a single token."""
+        return self.over == "labels" and all(len(ids) == 1 for ids in items[0].completions)
 
-    def _wanted(self, items: Sequence[EncodedExample]) -> list[list[int]]:
-        """Return the candidates that each example's loss needs."""
+    def _wanted(self, item: EncodedExample) -> list[int]:
+        """Return the candidates that an example's loss needs."""
         if self.over == "labels":
-            return [list(range(len(self.label_of_candidate)))] * len(items)
-        wanted = []
-        for item in items:
-            assert item.target is not None
-            has_share = item.target > 0
-            wanted.append(
-                [c for c, label in enumerate(self.label_of_candidate) if has_share[label]]
-            )
-        return wanted
+            return list(range(len(self.label_of_candidate)))
+        assert item.target is not None
+        return [c for c, label in enumerate(self.label_of_candidate) if item.target[label] > 0]

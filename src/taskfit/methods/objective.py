@@ -6,6 +6,9 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from taskfit.tree import plan_trees, unique_tokens
+from taskfit.tree.build import IntArray
+
 
 class Item(Protocol):
     """A training example, encoded by its method."""
@@ -54,3 +57,20 @@ class Objective(ABC, Generic[ItemT]):
     def step_metrics(self) -> Mapping[str, float]:
         """Return what else the passes since `start_step` have measured, for the log."""
         return {}
+
+
+class TreeObjective(Objective[ItemT]):
+    """An objective whose forward passes are token trees."""
+
+    @abstractmethod
+    def sequences(self, item: ItemT) -> Sequence[IntArray]:
+        """Return what must run for an example, in one tree."""
+
+    def plan(self, items: Sequence[ItemT], token_budget: int) -> list[list[int]]:
+        """Cut examples into trees of at most `token_budget` unique tokens."""
+        groups = [self.sequences(item) for item in items]
+        return plan_trees(groups, token_budget, names=[item.id for item in items])
+
+    def largest(self, items: Sequence[ItemT]) -> int:
+        """Return the unique tokens that the largest example needs in one tree."""
+        return max(unique_tokens(self.sequences(item)) for item in items)

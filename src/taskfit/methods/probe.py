@@ -86,6 +86,7 @@ class Probe(Method):
 
     def restore(self, state: MethodState) -> None:
         """Continue with a fitted probe."""
+        self._reader.keep_no_more()
         arrays = {name: np.asarray(array, np.float64) for name, array in state.arrays.items()}
         self._mean, self._scale = arrays["mean"], arrays["scale"]
         self._linear = LinearModel(

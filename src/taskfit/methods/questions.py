@@ -17,13 +17,12 @@ from torch import Tensor
 from taskfit.data import Example
 from taskfit.methods.losses import classification_loss_sum, label_targets
 from taskfit.methods.method import Advance
-from taskfit.methods.objective import Objective
+from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.scoring import candidate_log_probs, sequences_of, sum_over_words
 from taskfit.models import KeyValueCache, TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tasks.questions import AnsweredExample
-from taskfit.tree import plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
 
 FloatArray = NDArray[np.float64]
@@ -230,7 +229,7 @@ class QuestionScorer:
         return result
 
 
-class QuestionLoss(Objective[QuestionItem]):
+class QuestionLoss(TreeObjective[QuestionItem]):
     """The training objective: cross-entropy over the labels of every question that has one.
 
     An item is one example with its questions; its loss is the sum over them of
@@ -261,14 +260,9 @@ class QuestionLoss(Objective[QuestionItem]):
         self.class_weights = dict(class_weights or {})
         self.focal_gamma = focal_gamma
 
-    def plan(self, items: Sequence[QuestionItem], token_budget: int) -> list[list[int]]:
-        """Cut examples into forward passes; all questions of an example stand in one."""
-        groups = [self.encoders.sequences(item) for item in items]
-        return plan_trees(groups, token_budget, names=[item.id for item in items])
-
-    def largest(self, items: Sequence[QuestionItem]) -> int:
-        """Return the unique tokens that the largest example needs with all its questions."""
-        return max(unique_tokens(self.encoders.sequences(item)) for item in items)
+    def sequences(self, item: QuestionItem) -> Sequence[IntArray]:
+        """Return all questions of an example with all their label words."""
+        return self.encoders.sequences(item)
 
     def loss_sum(self, items: Sequence[QuestionItem]) -> Tensor:
         """Return the summed loss of examples and their questions, run as one tree (nats)."""

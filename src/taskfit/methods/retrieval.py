@@ -118,6 +118,8 @@ class Retriever:
 
     def restore(self, state: MethodState) -> None:
         """Continue with indexed examples."""
+        if self._reader is not None:
+            self._reader.keep_no_more()
         self._train = [Example(id_, texts, label) for id_, texts, label in state.values["train"]]
         self._embeddings = np.asarray(state.arrays["embeddings"], np.float32)
         if "mean" in state.arrays:

@@ -6,6 +6,7 @@ cannot disagree.
 Legend: N examples, C candidates (label words), L labels, P tokens of the static prefix.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -131,6 +132,61 @@ def token_log_probs(
     return read(hidden, rows, targets), owners
 
 
+class WordReader(ABC):
+    """How the probability of a label word is read off the model.
+
+    Loss, validation and prediction of a method share one reader, so that they cannot disagree.
+    """
+
+    @abstractmethod
+    def sequences(
+        self, item: EncodedExample, candidates: Sequence[int], *, skip: int = 0
+    ) -> list[IntArray]:
+        """Return what must run to score candidates, without the first `skip` tokens."""
+
+    @abstractmethod
+    def log_probs(
+        self,
+        model: TreeModel,
+        items: Sequence[EncodedExample],
+        candidates: Sequence[Sequence[int]],
+        *,
+        prefix: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Return the log-probabilities of words, with gradient where enabled.
+
+        Args:
+            model: The model.
+            items: Encoded examples; they run as one tree.
+            candidates: For every example the indices of the candidates to score.
+            prefix: Keys and values of the tokens that all prompts start with.
+
+        Returns:
+            log p(w | prompt), example by example, (sum of candidates,).
+        """
+
+
+class JointWords(WordReader):
+    """Reads the joint probability of a word's tokens under the whole vocabulary."""
+
+    def sequences(
+        self, item: EncodedExample, candidates: Sequence[int], *, skip: int = 0
+    ) -> list[IntArray]:
+        """Return the prompt with each candidate but its last token."""
+        return sequences_of(item, candidates, skip=skip)
+
+    def log_probs(
+        self,
+        model: TreeModel,
+        items: Sequence[EncodedExample],
+        candidates: Sequence[Sequence[int]],
+        *,
+        prefix: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Return log p(w | prompt), summed over w's tokens."""
+        return candidate_log_probs(model, items, candidates, prefix=prefix)
+
+
 def sum_over_words(scores: Tensor, label_of_candidate: Sequence[int], num_labels: int) -> Tensor:
     """Add the probabilities of the words of each label: (N, C) to (N, L), both log."""
     if list(label_of_candidate) == list(range(num_labels)):
@@ -156,6 +212,7 @@ class LabelScorer:
         *,
         token_budget: int | None = None,
         length_normalization: bool = False,
+        words: WordReader | None = None,
     ) -> None:
         """Bind a model to a task's encoder.
 
@@ -165,11 +222,13 @@ class LabelScorer:
             token_budget: Most unique tokens in one forward pass (tokens), prefix not counted.
                 None: 1,024, or what the largest example needs.
             length_normalization: Divide a word's log-probability by its number of tokens.
+            words: How words are read. None: their joint probability.
         """
         self.model = model
         self.encoder = encoder
         self.token_budget = token_budget
         self.length_normalization = length_normalization
+        self.words = words or JointWords()
         self.label_of_candidate = [c.label_index for c in encoder.candidates]
         self.prefixes = PrefixCache(model, encoder)
 
@@ -204,7 +263,7 @@ class LabelScorer:
 
         def score(chosen: list[int]) -> None:
             found = [items[i] for i in chosen]
-            joint = candidate_log_probs(self.model, found, [every] * len(found), prefix=prefix)
+            joint = self.words.log_probs(self.model, found, [every] * len(found), prefix=prefix)
             words = joint.view(len(found), len(every))  # (N, C)
             if self.length_normalization:
                 words = words / lengths[chosen]
@@ -216,7 +275,7 @@ class LabelScorer:
         skip = prefix.length if prefix else 0
         run_in_trees(
             self.model,
-            [sequences_of(item, every, skip=skip) for item in items],
+            [self.words.sequences(item, every, skip=skip) for item in items],
             score,
             token_budget=self.token_budget,
             names=[item.id for item in items],

@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskfit.methods.objective import Objective
+from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import run_in_trees
 from taskfit.models import TreeModel
 from taskfit.models.tree_model import LOGIT_ROWS
 from taskfit.tasks.chat import EncodedText
-from taskfit.tree import TokenTree, plan_trees, unique_tokens
+from taskfit.tree import TokenTree, unique_tokens
 from taskfit.tree.build import IntArray
 
 FloatArray = NDArray[np.float64]
 
 
-class SftLoss(Objective[EncodedText]):
+class SftLoss(TreeObjective[EncodedText]):
     """Minus the log-likelihood of the learned tokens; a step counts tokens, not rows.
 
     Attributes:
@@ -42,14 +42,9 @@ class SftLoss(Objective[EncodedText]):
         """Count steps."""
         self.step = step + 1
 
-    def plan(self, items: Sequence[EncodedText], token_budget: int) -> list[list[int]]:
-        """Cut rows into forward passes of at most `token_budget` unique tokens."""
-        groups = [[tokens_to_run(item)] for item in items]
-        return plan_trees(groups, token_budget, names=[item.id for item in items])
-
-    def largest(self, items: Sequence[EncodedText]) -> int:
-        """Return the unique tokens that the largest row needs in one forward pass."""
-        return max(len(tokens_to_run(item)) for item in items)
+    def sequences(self, item: EncodedText) -> list[IntArray]:
+        """Return the row up to the last token that predicts something."""
+        return [tokens_to_run(item)]
 
     def count(self, items: Sequence[EncodedText]) -> int:
         """Return the learned tokens of the rows."""

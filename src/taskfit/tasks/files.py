@@ -11,6 +11,7 @@ import yaml
 from taskfit.errors import PromptError
 from taskfit.tasks.task import Label, Task
 from taskfit.tasks.template import Template
+from taskfit.yaml_text import parse_yaml
 
 KEYS = (
     "name",
@@ -58,7 +59,7 @@ def load_task(name_or_path: str) -> Task:
                 f"Task file {name_or_path} is not UTF-8 (byte {error.start}). Save it as UTF-8."
             ) from error
     try:
-        data = yaml.safe_load(text)
+        data = parse_yaml(text)
     except yaml.YAMLError as error:
         raise PromptError(f"Task file {name_or_path} is not YAML: {error}") from error
     if not isinstance(data, dict):
@@ -145,10 +146,10 @@ def _labels(entries: Any, problems: list[str]) -> tuple[list[Label], dict[str, s
 
 
 def _text(value: Any, where: str, problems: list[str]) -> str:  # noqa: ANN401 - from a file
-    # YAML reads yes, no, on and off without quotes as truth values; those are common words.
+    # YAML reads true and false without quotes as truth values; those are common words.
     if isinstance(value, bool):
         problems.append(
-            f"{where}: YAML reads a word of yours as {value}; put it into quotes ('yes', 'no')"
+            f"{where}: YAML reads a word of yours as {value}; put it into quotes, as in 'true'"
         )
     elif not isinstance(value, str | int | float):
         problems.append(f"{where} is {value!r}; it needs text")

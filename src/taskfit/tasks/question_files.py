@@ -18,6 +18,7 @@ from taskfit.tasks.questions import (
     default_words,
     level_number,
 )
+from taskfit.yaml_text import parse_yaml
 
 
 def _listed(value: Any) -> Any:  # noqa: ANN401 - from a file
@@ -76,7 +77,7 @@ def is_questionnaire(name_or_path: str | None) -> bool:
         return False
     try:
         text = Path(name_or_path).expanduser().read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
+        data = parse_yaml(text)
     except (UnicodeDecodeError, yaml.YAMLError):
         # Whoever reads it as a task says what is wrong with it.
         return False
@@ -93,7 +94,7 @@ def load_questionnaire(path: str) -> Questionnaire:
     if not file.is_file():
         raise PromptError(f"There is no file of questions {path}.")
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = parse_yaml(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise PromptError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     except yaml.YAMLError as error:
@@ -215,7 +216,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{where} is missing"
     if isinstance(given, bool) and problem["type"].startswith("string"):
-        return f"{where}: YAML reads a word of yours as {given}; put it into quotes ('yes', 'no')"
+        return f"{where}: YAML reads a word of yours as {given}; put it into quotes, as in 'true'"
     message = problem["msg"]
     return f"{where} is {given!r}: {message[:1].lower()}{message[1:]}"
 

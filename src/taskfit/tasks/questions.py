@@ -117,7 +117,7 @@ class Question:
                     problems.append(f"value {value!r} stands for {other!r} and for {option.name!r}")
         if self.kind == "yes_no" and sorted(self.option_names) != sorted(YES_NO):
             problems.append(
-                f"the options of yes_no are 'yes' and 'no' (in quotes), not "
+                f"the options of yes_no are 'yes' and 'no', not "
                 f"{', '.join(map(repr, self.option_names))}; use kind: choice for others"
             )
         return problems + (self._level_problems() if self.kind == "score" else [])

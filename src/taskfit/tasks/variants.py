@@ -19,6 +19,7 @@ from taskfit.tasks.encode import PromptEncoder
 from taskfit.tasks.task import Task, override_task, readable
 from taskfit.tasks.template import LABEL, Template
 from taskfit.tasks.text_encoder import Tokenizer
+from taskfit.yaml_text import parse_yaml
 
 AS_GIVEN = "as given"
 KEYS = ("name", "instruction", "line", "separator", "label_words")
@@ -164,7 +165,7 @@ def load_candidates(path: Path, *, base: Task) -> list[NamedTask]:
         PromptError: Listing everything that is wrong with the file.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PromptError(
             f"The candidates file {path} cannot be read: {error.strerror}. Give a YAML list."
@@ -208,7 +209,7 @@ def _candidate(entry: object, base: Task, number: int, problems: list[str]) -> N
     except ValidationError as error:
         problems += [
             f"{where}: {'.'.join(map(str, one['loc']))} is {one['input']!r}; it needs text "
-            "(yes, no and numbers need quotes)"
+            "(true, false and numbers need quotes)"
             for one in error.errors()
         ]
     except TaskfitError as error:

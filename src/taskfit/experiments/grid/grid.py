@@ -14,7 +14,8 @@ from taskfit.experiments.grid.fingerprint import Fingerprints
 from taskfit.experiments.sources import share_sources
 from taskfit.methods.table import METHODS
 from taskfit.settings import RunSettings
-from taskfit.settings_file import merge_settings, parse_yaml, settings_from_dict
+from taskfit.settings_file import merge_settings, settings_from_dict
+from taskfit.yaml_text import parse_yaml
 
 KEYS = ("base", "methods", "sizes", "seeds", "models")
 # One draw of everything comes first, and cheap runs first in it, so that the results are useful

@@ -163,7 +163,9 @@ def make_plan(
     plan = Plan(settings, source, card, dtype, workload, memory, time, None)
     if plan.fits:
         return plan
-    remedy = find_remedy(settings, config, workload, card=card, dtype=dtype)
+    remedy = find_remedy(
+        settings, config, workload, card=card, dtype=dtype, longest=memory.epoch.longest
+    )
     return Plan(settings, source, card, dtype, workload, memory, time, remedy)
 
 
@@ -221,6 +223,7 @@ def find_remedy(
     *,
     card: Card,
     dtype: torch.dtype,
+    longest: int,
 ) -> tuple[str, int] | None:
     """Return the first change that fits, as flags, and the memory then needed; None if none does.
 
@@ -229,7 +232,7 @@ def find_remedy(
     """
     room = card.memory_bytes - card.reserved_bytes
     largest, with_flags, changed = 0, "", settings
-    for flags, changed in _remedies(settings, workload):
+    for flags, changed in _remedies(settings, longest):
         memory = plan_memory(changed, config, workload, dtype=dtype, on_cpu=card.is_cpu)
         if memory.peak_bytes <= room:
             return flags, memory.peak_bytes + card.reserved_bytes
@@ -251,9 +254,8 @@ def _size(config: PretrainedConfig, settings: RunSettings, dtype: torch.dtype) -
     return prepare_weights(model, settings.adapter, dtype=dtype, trains=False)
 
 
-def _remedies(settings: RunSettings, workload: Workload) -> Iterator[tuple[str, RunSettings]]:
+def _remedies(settings: RunSettings, longest: int) -> Iterator[tuple[str, RunSettings]]:
     """Yield flags and settings, cheapest change first."""
-    longest = workload.longest
     budget = settings.training.token_budget or max(TOKEN_BUDGET, longest)
     bases = [("", settings)]
     if settings.adapter.weights != "qlora":

@@ -3,9 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -14,8 +14,9 @@ from taskfit.errors import SettingsError
 from taskfit.experiments.planner.shapes import tokenizer_folder
 from taskfit.experiments.prepare import prepare_data
 from taskfit.methods import LabelWordLoss
-from taskfit.methods.objective import Objective
-from taskfit.methods.scoring import token_log_probs
+from taskfit.methods.branches import BranchWords
+from taskfit.methods.objective import TreeObjective
+from taskfit.methods.scoring import JointWords, WordReader
 from taskfit.models import KeyValueCache, TreeModel
 from taskfit.settings import ModelSettings, RunSettings
 from taskfit.tasks import EncodedExample, PromptEncoder
@@ -25,6 +26,8 @@ from taskfit.tree.build import IntArray
 
 SAMPLE = 2000  # examples
 SCORE_TOKEN_BUDGET = 1024
+# Methods that read label words off the LM head.
+WORD_METHODS = ("label_words", "label_text", "in_context", "distill")
 # Enough made examples for a forward pass of scoring, however short they are.
 MAX_MADE = 512
 
@@ -53,15 +56,11 @@ class Workload(ABC):
         return np.empty(0, np.int64)
 
     @abstractmethod
-    def objective(self, tree: TreeModel, settings: RunSettings) -> Objective[Any]:
+    def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[Any]:
         """Return the method's loss, bound to a model."""
 
     @abstractmethod
-    def sequences(self, item: Any) -> Sequence[IntArray]:  # noqa: ANN401 - an item of `items`
-        """Return the tokens that training runs for an example."""
-
-    @abstractmethod
-    def num_read(self, piece: Sequence[Any], settings: RunSettings) -> int:
+    def num_read(self, piece: Sequence[Any], objective: Any) -> int:  # noqa: ANN401 - as `objective`
         """Return the nodes of a forward pass at which the whole LM head is read."""
 
     @abstractmethod
@@ -74,11 +73,6 @@ class Workload(ABC):
             budget: Most unique tokens in it; None: the default of a run.
         """
 
-    @property
-    def longest(self) -> int:
-        """Return the unique tokens of the longest example."""
-        return max(unique_tokens(self.sequences(item)) for item in self.items)
-
 
 @dataclass(frozen=True, slots=True)
 class LabelWorkload(Workload):
@@ -87,11 +81,15 @@ class LabelWorkload(Workload):
     Attributes:
         label_of_candidate: For every candidate word the index of its label.
         prefix_length: Tokens that all prompts start with.
+        words: How scoring reads the words.
+        end_id: The tokenizer's end token.
     """
 
     items: Sequence[EncodedExample]
     label_of_candidate: Sequence[int]
     prefix_length: int
+    words: WordReader = field(default_factory=JointWords)
+    end_id: int | None = None
     unit: ClassVar[str] = "prompts"
 
     @property
@@ -99,37 +97,28 @@ class LabelWorkload(Workload):
         """Return the static start of all prompts, (P,)."""
         return self.items[0].prompt_ids[: self.prefix_length]
 
-    def objective(self, tree: TreeModel, settings: RunSettings) -> Objective[EncodedExample]:
+    def objective(self, tree: TreeModel, settings: RunSettings) -> LabelWordLoss:
         """Return the loss of label words, which serves for every method that reads them."""
         return LabelWordLoss(
-            tree,
-            self.label_of_candidate,
-            over="vocabulary" if _over_vocabulary(settings) else "labels",
+            tree, self.label_of_candidate, over=_loss(settings), end_id=self.end_id
         )
 
-    def sequences(self, item: EncodedExample) -> Sequence[IntArray]:
-        """Return the prompt; a label word is mostly one token, which nothing follows."""
-        return [item.prompt_ids]
-
-    def num_read(self, piece: Sequence[EncodedExample], settings: RunSettings) -> int:
-        """Return the prompts, unless the words' own rows of the head suffice."""
-        # Over label words of one token the normaliser cancels.
-        single = all(len(ids) == 1 for ids in self.items[0].completions)
-        return 0 if single and not _over_vocabulary(settings) else len(piece)
+    def num_read(self, piece: Sequence[EncodedExample], objective: LabelWordLoss) -> int:
+        """Return the places of the words, unless the words' own rows of the head suffice."""
+        return objective.num_normalized(piece)
 
     def score(self, tree: TreeModel, prefix: KeyValueCache | None, budget: int | None) -> None:
         """Score every label word of as many prompts as fit, the longest first."""
         chosen: list[EncodedExample] = []
         used = 0
         for item in sorted(self.items, key=lambda item: -item.num_tokens):
-            size = len(item.prompt_ids) - self.prefix_length
-            size += sum(len(completion) - 1 for completion in item.completions)
+            every = range(len(item.completions))
+            size = unique_tokens(self.words.sequences(item, every, skip=self.prefix_length))
             if chosen and used + size > (budget or SCORE_TOKEN_BUDGET):
                 break
             chosen.append(item)
             used += size
-        every = [list(range(len(item.completions))) for item in chosen]
-        token_log_probs(tree, chosen, every, prefix=prefix)
+        self.words.log_probs(tree, chosen, [every] * len(chosen), prefix=prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +131,7 @@ class Epoch:
         num_passes: Forward passes.
         num_read: Nodes at which the whole LM head is read.
         heaviest: The largest forward passes of one step; a second stands for all further ones.
+        longest: Unique tokens of the largest example.
     """
 
     num_unique: int
@@ -149,6 +139,7 @@ class Epoch:
     num_passes: int
     num_read: int
     heaviest: Sequence[Sequence[Any]]
+    longest: int
 
 
 def made_workload(
@@ -226,8 +217,19 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
         raise SettingsError("There are no examples to plan for.")
     limit = int(config.get_text_config().max_position_embeddings)
     limit = min(limit, settings.model.max_length or limit)
-    encoder = PromptEncoder(tokenizer, data.task, data.demonstrations, max_length=limit)
+    end_id, method = tokenizer.eos_token_id, settings.method
+    encoder = PromptEncoder(
+        tokenizer,
+        data.task,
+        data.demonstrations,
+        max_length=limit,
+        end_id=end_id if method.name == "label_text" else None,
+    )
     items = encoder.encode([examples[i] for i in sample_of(len(examples), settings.seed)])
+    if method.name not in WORD_METHODS:  # a word of one token stands for a row of the head
+        ids = tuple(np.array([place]) for place in range(len(encoder.candidates)))
+        items = [replace(item, completions=ids) for item in items]
+    by_branch = method.name == "label_words" and method.loss == "branches"
     mean = float(np.mean([len(item.prompt_ids) for item in items]))
     looked = f"{len(items):,} of {len(examples):,}" if len(items) < len(examples) else "all"
     return LabelWorkload(
@@ -236,6 +238,8 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
         f"{mean:.0f} tokens a prompt on average ({looked} examples, {settings.model.name})",
         [candidate.label_index for candidate in encoder.candidates],
         _shared_start(items),
+        BranchWords(end_id) if by_branch else JointWords(),
+        end_id,
     )
 
 
@@ -260,7 +264,7 @@ def local_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase | None:
 
 
 def plan_epoch(
-    workload: Workload, objective: Objective[Any], settings: RunSettings, *, token_budget: int
+    workload: Workload, objective: TreeObjective[Any], settings: RunSettings, *, token_budget: int
 ) -> Epoch:
     """Cut an epoch into steps and forward passes as the loop does; a sample is scaled up."""
     items, batch_size = workload.items, settings.training.batch_size
@@ -278,8 +282,8 @@ def plan_epoch(
         # Tokens first: what is read of the vocabulary is read in slices.
         sizes = [
             (
-                unique_tokens([ids for item in piece for ids in workload.sequences(item)]),
-                workload.num_read(piece, settings),
+                unique_tokens([ids for item in piece for ids in objective.sequences(item)]),
+                workload.num_read(piece, objective),
             )
             for piece in pieces
         ]
@@ -298,12 +302,13 @@ def plan_epoch(
         num_passes=round(passes * scale),
         num_read=round(read * scale),
         heaviest=heaviest[1],
+        longest=objective.largest(items),
     )
 
 
-def _over_vocabulary(settings: RunSettings) -> bool:
-    """Return whether the loss is over the whole vocabulary, or over the label words only."""
-    return settings.method.name == "label_text" or settings.method.loss == "vocabulary"
+def _loss(settings: RunSettings) -> Literal["labels", "vocabulary", "branches"]:
+    """Return what the loss of label words is normalised over."""
+    return "vocabulary" if settings.method.name == "label_text" else settings.method.loss
 
 
 def _shared_start(items: Sequence[EncodedExample]) -> int:

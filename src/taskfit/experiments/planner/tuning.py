@@ -20,14 +20,13 @@ from taskfit.experiments.planner.tokens import (
 )
 from taskfit.experiments.tuning.data import prepare_tuning
 from taskfit.experiments.tuning.model import TunedModel
-from taskfit.methods.dpo import DpoLoss, pair_tokens
-from taskfit.methods.objective import Objective
+from taskfit.methods.dpo import DpoLoss
+from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import SftLoss, learned_log_probs, tokens_to_run
 from taskfit.models import KeyValueCache, LoadedModel, TreeModel
 from taskfit.settings import RunSettings
 from taskfit.tasks.chat import EncodedPreference, EncodedText
 from taskfit.tree import TokenTree, plan_trees
-from taskfit.tree.build import IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +36,11 @@ class TextWorkload(Workload):
     items: Sequence[EncodedText]
     unit: ClassVar[str] = "rows"
 
-    def objective(self, tree: TreeModel, settings: RunSettings) -> Objective[EncodedText]:
+    def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[EncodedText]:
         """Return the loss of learned tokens."""
         return SftLoss(tree)
 
-    def sequences(self, item: EncodedText) -> Sequence[IntArray]:
-        """Return the row up to the last token that predicts something."""
-        return [tokens_to_run(item)]
-
-    def num_read(self, piece: Sequence[EncodedText], settings: RunSettings) -> int:
+    def num_read(self, piece: Sequence[EncodedText], objective: object) -> int:
         """Return the nodes that predict a learned token."""
         return _num_read(piece)
 
@@ -62,16 +57,12 @@ class PairWorkload(Workload):
     unit: ClassVar[str] = "pairs"
     scores_before: ClassVar[bool] = True
 
-    def objective(self, tree: TreeModel, settings: RunSettings) -> Objective[EncodedPreference]:
+    def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[EncodedPreference]:
         """Return the loss of pairs; what the reference says of them changes no size."""
         reference = dict.fromkeys((item.id for item in self.items), (0.0, 0.0))
         return DpoLoss(tree, beta=settings.tuning.beta, reference=reference)
 
-    def sequences(self, item: EncodedPreference) -> Sequence[IntArray]:
-        """Return both answers behind their prompt, which a tree runs once."""
-        return pair_tokens(item)
-
-    def num_read(self, piece: Sequence[EncodedPreference], settings: RunSettings) -> int:
+    def num_read(self, piece: Sequence[EncodedPreference], objective: object) -> int:
         """Return the nodes that predict a token of an answer."""
         return _num_read(_answers(piece))
 
