@@ -11,7 +11,7 @@ from peer_data import Clock, Outcome, PeerData, PeerOptions
 OURS: dict[str, dict[str, Any]] = {
     "taskfit label words": {"name": "label_words"},
     "taskfit label words, half the epochs": {"name": "label_words"},
-    "taskfit label words, by branch": {"name": "label_words", "loss": "branches"},
+    "taskfit label words, joint": {"name": "label_words", "loss": "labels"},
     "taskfit head": {"name": "head"},
     "taskfit label text": {"name": "label_text"},
     "taskfit probe": {"name": "probe"},

@@ -46,7 +46,7 @@ LEFT_OUT = {
     ("DecisionFormer, gentler", "banking77:8"),
     *(("DecisionFormer, gentler, one epoch", name) for name in SETS[:-1]),
     # Of one token, label words are the same either way.
-    *(("taskfit label words, by branch", name) for name in SETS[:-1]),
+    *(("taskfit label words, joint", name) for name in SETS[:-1]),
 }
 SAMPLE_SECONDS = 0.05
 

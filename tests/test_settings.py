@@ -121,4 +121,5 @@ def test_full_weights_take_small_steps_unless_told_otherwise() -> None:
     assert full.training.learning_rate == 2e-5
     told = load_settings(overrides=["adapter.weights=full", "training.learning_rate=1e-4"])
     assert told.resolved().training.learning_rate == 1e-4
-    assert load_settings().resolved() == load_settings()
+    plain = load_settings()
+    assert plain.resolved().training == plain.training

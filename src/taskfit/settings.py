@@ -166,11 +166,12 @@ class MethodSettings(Section):
     `data.max_validation`, labels unseen)."""
     length_normalization: bool = False
     """in_context only. Divide the log-probability of a label word by its number of tokens."""
-    loss: Literal["labels", "vocabulary", "branches"] = "labels"
+    loss: Literal["labels", "vocabulary", "branches"] | None = None
     """label_words and distill only. labels: over the probabilities of the task's label words;
     vocabulary: over the whole vocabulary (as in the published recipe); branches (label_words only):
     at each branch of the tree of label words over the tokens that may follow, in training and in
-    prediction; as labels where words have one token, and far cheaper for many labels of several."""
+    prediction. For words of one token that is the same as labels; for many labels of several tokens
+    it is far cheaper. None: branches for label_words, labels for distill."""
     class_weights: Literal["none", "balanced"] = "none"
     """Trained classifiers. balanced: an example counts in inverse proportion to how frequent its
     class is in training; the mean weight is 1."""
@@ -199,6 +200,11 @@ class MethodSettings(Section):
     """knn only. Neighbours that vote, weighted by similarity."""
     encoder: str = "minilm"
     """encoder only. Which model: `minilm` (packaged), a hub id, or a folder."""
+
+    @property
+    def word_loss(self) -> Literal["labels", "vocabulary", "branches"]:
+        """Return what the loss of label words is over, with the method's default filled in."""
+        return self.loss or ("branches" if self.name == "label_words" else "labels")
 
 
 class TuningSettings(Section):
@@ -367,6 +373,9 @@ class RunSettings(Section):
     def resolved(self) -> "RunSettings":
         """Return the settings with defaults that depend on others filled in."""
         settings = self
+        if self.method.loss is None:
+            method = self.method.model_copy(update={"loss": self.method.word_loss})
+            settings = settings.model_copy(update={"method": method})
         if self.method.name == "encoder":
             adapter = self.adapter.model_copy(update={"weights": "full"})
             settings = settings.model_copy(update={"adapter": adapter})

@@ -21,6 +21,11 @@ OTHERS = tiny.toy_examples(6, offset=200)
 TRAINED = {
     "label_words": ["training.learning_rate=0.02"],
     "vocabulary": ["method.name=label_words", "method.loss=vocabulary", "training.epochs=60"],
+    "branches": [
+        "method.loss=branches",
+        "task.label_words={bad: ' The dog was sad', good: ' The dog was happy'}",
+        "training.epochs=60",
+    ],
     "full": [
         "method.name=label_words",
         "adapter.weights=full",
@@ -257,6 +262,7 @@ def test_a_method_of_one_label_refuses_several(settings_of: Any, tmp_path: Path,
     ("name", "extra", "message"),
     [
         ("distill", ["method.num_demonstrations=0"], "needs a context that the teacher sees"),
+        ("distill", ["method.loss=branches"], "is for label_words"),
         ("head", ["method.calibration=batch"], "is for in_context"),
         ("distill", ["method.calibration=pmi"], "distill with method.calibration=pmi"),
         (

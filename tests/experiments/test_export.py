@@ -252,7 +252,7 @@ def test_a_head_with_a_bias_on_a_model_that_ends_in_rms_norm_is_refused(
         ("granite", WORDS, "no sequence classification class"),
         ("cohere", WORDS, "no sequence classification class"),
         ("llama", {"good": (" yes", " good"), "bad": (" no",)}, "several words"),
-        ("llama", {"good": (" everybody yes",), "bad": (" no",)}, "tokens for this model"),
+        ("llama", {"good": (" yes and no",), "bad": (" yes",)}, "start with the same token"),
     ],
 )
 def test_what_cannot_be_exact_is_refused_in_one_message(
@@ -269,6 +269,21 @@ def test_what_cannot_be_exact_is_refused_in_one_message(
     merged = Merged(model, np.zeros((1, 2)), None, "float32", True, [])
     with pytest.raises(TaskfitError, match=message):
         save_classification(merged, classifier, read_linear(classifier), tmp_path)
+
+
+def test_words_of_several_tokens_are_exact_where_their_first_tokens_decide(
+    byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    words = {"good": (" yes and yes",), "bad": (" no",), "none": (" maybe",)}
+
+    def classifier(loss: str) -> Classifier:
+        settings = RunSettings.model_validate({"method": {"loss": loss}})
+        model = loaded("llama", byte_level_tokenizer)
+        return Classifier(LabelWords(MethodContext(settings, toy_task(words), [], model)))
+
+    assert_equal_when_exported(classifier("branches"), tmp_path)
+    with pytest.raises(SettingsError, match="tokens for this model"):
+        read_linear(classifier("labels"))
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PretrainedConfig
 import tiny
 from taskfit.data import Example
 from taskfit.errors import ModelError, SettingsError
+from taskfit.experiments import fit
 from taskfit.experiments.planner.cards import Card, find_card
 from taskfit.experiments.planner.model import meta_model, prepare_weights
 from taskfit.experiments.planner.plan import Plan, make_plan
@@ -253,3 +254,36 @@ def test_real_texts_are_measured_by_the_model_s_tokenizer(
     lengths = {len(item.prompt_ids) for item in workload.items}
     assert len(lengths) > 1
     assert 0 < workload.prefix_length < min(lengths)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "label_words", "loss": "labels"},
+        {"name": "label_words", "loss": "vocabulary"},
+        {"name": "label_words", "loss": "branches"},
+        {"name": "label_text"},
+        {"name": "head"},
+    ],
+    ids=lambda method: method.get("loss", method["name"]),
+)
+def test_an_epoch_is_planned_with_the_tokens_that_a_run_trains_on(
+    model_folder: Path, tmp_path: Path, method: dict[str, object]
+) -> None:
+    table = tiny.write_csv(tmp_path / "d.csv", tiny.toy_examples(20))
+    words = {"bad": " The dog was sad", "good": " The dog was happy in the park"}
+    settings = settings_from_dict(
+        {
+            "data": {"train": str(table), "validation_fraction": 0},
+            "task": {"label_words": words},
+            "model": {"name": str(model_folder), "dtype": "float32"},
+            "method": {**method, "num_demonstrations": 1},
+            "training": {"epochs": 1, "batch_size": 8, "tensorboard": False},
+        }
+    ).resolved()
+    config = AutoConfig.from_pretrained(model_folder)
+    workload = real_workload(settings, config)
+    assert workload is not None
+    found = make_plan(settings, find_card("cpu"), workload, config=config, source="test")
+    run = fit(settings, tmp_path / "run", report=False)
+    assert found.memory.epoch.num_unique == run.result.tokens["unique"]

@@ -429,5 +429,5 @@ def test_the_table_of_trials_has_the_best_on_top(
 def test_the_settings_as_given_are_kept_beside_the_winners(
     settings_of: MakeSettings, searched: Path, tmp_path: Path
 ) -> None:
-    assert load_settings(given_settings_file(searched)) == settings_of()
+    assert load_settings(given_settings_file(searched)) == settings_of().resolved()
     assert given_settings_file(tmp_path) == tmp_path / "settings.yaml"

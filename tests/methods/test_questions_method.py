@@ -66,7 +66,11 @@ def method_of(
 
 
 def alone(loaded: LoadedModel, method: QuestionMethod) -> dict[str, LabelScorer]:
-    return {name: LabelScorer(loaded.tree, e) for name, e in method.encoders.by_name.items()}
+    words = method.encoders.words
+    return {
+        name: LabelScorer(loaded.tree, encoder, words=words)
+        for name, encoder in method.encoders.by_name.items()
+    }
 
 
 def loss_of(method: QuestionMethod, examples: list[AnsweredExample]) -> QuestionLoss:
@@ -74,10 +78,11 @@ def loss_of(method: QuestionMethod, examples: list[AnsweredExample]) -> Question
 
 
 @BOTH
+@pytest.mark.parametrize("over", ["labels", "branches"])
 def test_every_question_scores_as_if_it_were_asked_alone(
-    loaded: LoadedModel, data: dict[str, Any]
+    loaded: LoadedModel, data: dict[str, Any], over: str
 ) -> None:
-    method = method_of(loaded, data)
+    method = method_of(loaded, data, f"method.loss={over}")
     together = method.scorer.log_probs(TOY)
     assert list(together) == [question["name"] for question in data["questions"]]
     for name, scorer in alone(loaded, method).items():
@@ -133,10 +138,11 @@ def test_one_tree_runs_fewer_tokens_than_the_questions_alone(loaded: LoadedModel
 
 
 @BOTH
+@pytest.mark.parametrize("over", ["labels", "branches"])
 def test_loss_and_gradient_are_the_weighted_sum_of_the_questions_alone(
-    loaded: LoadedModel, data: dict[str, Any]
+    loaded: LoadedModel, data: dict[str, Any], over: str
 ) -> None:
-    method, examples = method_of(loaded, data), answered()
+    method, examples = method_of(loaded, data, f"method.loss={over}"), answered()
     add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
     items = method.encoders.encode_answered(examples)
     loss, gradient = gradient_of(method, lambda: loss_of(method, examples).loss_sum(items))
@@ -147,7 +153,9 @@ def test_loss_and_gradient_are_the_weighted_sum_of_the_questions_alone(
             encoder = method.encoders.by_name[question.name]
             owners = method.encoders.label_of_candidate[question.name]
             known = [e.example(question.name) for e in examples if question.name in e.answers]
-            one = LabelWordLoss(loaded.tree, owners, over="labels")
+            one = LabelWordLoss(
+                loaded.tree, owners, over=over, end_id=loaded.tokenizer.eos_token_id
+            )
             total = total + question.weight * one.loss_sum(encoder.encode(known))
         return total
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from taskfit.errors import PromptError
-from taskfit.methods.scoring import WordReader
+from taskfit.methods.scoring import JointWords, WordReader
 from taskfit.models import KeyValueCache, TreeModel
+from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
 from taskfit.tree import TokenTree
 from taskfit.tree.build import IntArray
@@ -87,6 +88,17 @@ def _cached_tree(completions: tuple[tuple[int, ...], ...], end_id: int | None) -
     return LabelTree.build(completions, end_id)
 
 
+def word_reader(settings: MethodSettings, *, end_id: int | None) -> WordReader:
+    """Return how a method reads label words.
+
+    Args:
+        settings: Of the method.
+        end_id: The tokenizer's end token.
+    """
+    by_branch = settings.name == "label_words" and settings.word_loss == "branches"
+    return BranchWords(end_id) if by_branch else JointWords()
+
+
 class BranchWords(WordReader):
     """Reads label words branch by branch."""
 
@@ -115,6 +127,7 @@ class BranchWords(WordReader):
         candidates: Sequence[Sequence[int]],
         *,
         prefix: KeyValueCache | None = None,
+        normalize: bool = True,
     ) -> Tensor:
         """Return log p(w | prompt) as the sum of its choices, see `WordReader.log_probs`."""
         skip = prefix.length if prefix else 0
@@ -132,7 +145,8 @@ class BranchWords(WordReader):
                 np.stack((place[choices[:, 0]], num_branches + own, choices[:, 2]), axis=1)
             )
             options += [tree.options[b] for b in branches]
-            sequences += self.sequences(item, wanted, skip=skip)
+            if len(branches):
+                sequences += self.sequences(item, wanted, skip=skip)
             num_branches += len(branches)
             num_words += len(wanted)
         if not num_branches:
@@ -155,6 +169,19 @@ class BranchWords(WordReader):
         owner, branch, option = on_device(np.concatenate(chosen)).unbind(dim=1)
         taken = torch.log_softmax(table, dim=-1)[branch, option]  # (E,)
         return taken.new_zeros(num_words).index_add(0, owner, taken)
+
+    def decisive(self, item: EncodedExample, candidate: int) -> set[int]:
+        """Return the places in a word at which it is told from others, 0 for its first token."""
+        tree = self._tree(item)
+        branches = tree.choices[tree.choices[:, 0] == candidate][:, 1]
+        return {len(tree.starts[branch]) for branch in branches}
+
+    def first_tokens(self, item: EncodedExample) -> list[int] | None:
+        """Return the first token of each word where it alone decides; None where it does not."""
+        tree = self._tree(item)
+        if len(tree.starts) != 1 or len(tree.starts[0]):
+            return None
+        return [int(tree.options[0][option]) for option in tree.choices[:, 2]]
 
     def _tree(self, item: EncodedExample) -> LabelTree:
         return _cached_tree(tuple(tuple(ids.tolist()) for ids in item.completions), self.end_id)

@@ -310,7 +310,7 @@ def _check_calibration(settings: MethodSettings) -> None:
         return
     given = {
         "method.calibration": (settings.calibration, "batch"),
-        "method.loss": (settings.loss, "labels"),
+        "method.loss": (settings.word_loss, "labels"),
         "method.teacher": (settings.teacher, "frozen"),
         "method.contexts": (settings.contexts, "fixed"),
     }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from taskfit.data import Example
-from taskfit.methods.branches import BranchWords
+from taskfit.methods.branches import BranchWords, word_reader
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.losses import classification_loss_sum, label_targets
 from taskfit.methods.method import Advance, FloatArray, MethodContext
@@ -15,7 +15,6 @@ from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.scoring import (
     JointWords,
     LabelScorer,
-    candidate_log_probs,
     read_plan,
     sum_over_words,
 )
@@ -33,13 +32,8 @@ class LabelWords(TreeMethod):
         encoder = prompt_encoder(context, context.task, context.demonstrations)
         super().__init__(context, encoder)
         budget = context.settings.training.score_token_budget
-        by_branch = self.settings.loss == "branches"
-        self.scorer = LabelScorer(
-            self.model.tree,
-            encoder,
-            token_budget=budget,
-            words=BranchWords(self.model.tokenizer.eos_token_id) if by_branch else None,
-        )
+        words = word_reader(self.settings, end_id=self.model.tokenizer.eos_token_id)
+        self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget, words=words)
 
     def probabilities(
         self, examples: Sequence[Example], *, advance: Advance | None = None
@@ -55,7 +49,7 @@ class LabelWords(TreeMethod):
         return LabelWordLoss(
             self.model.tree,
             self.scorer.label_of_candidate,
-            over=self.settings.loss,
+            over=self.settings.word_loss,
             end_id=self.model.tokenizer.eos_token_id,
             class_weights=self.class_weight_tensor(),
             focal_gamma=self.settings.focal_gamma,
@@ -66,8 +60,13 @@ class LabelWords(TreeMethod):
         self.scorer.forget_prefix()
 
     def supervised(self, item: EncodedExample) -> str:
-        """Return the label's word."""
-        return self.supervised_word(item)
+        """Return the label's word; what decides between words stands between guillemets."""
+        if not isinstance(self.scorer.words, BranchWords):
+            return self.supervised_word(item)
+        gold, decode = self.gold_word(item), self.model.tokenizer.decode
+        decisive = self.scorer.words.decisive(item, gold)
+        tokens = [decode([int(i)]) for i in item.completions[gold]]
+        return "".join(f"«{t}»" if depth in decisive else t for depth, t in enumerate(tokens))
 
 
 class LabelWordLoss(TreeObjective[EncodedExample]):
@@ -128,7 +127,7 @@ class LabelWordLoss(TreeObjective[EncodedExample]):
         if self.over != "labels":
             found = self.words.log_probs(self.model, items, wanted)
             return self._likelihood_loss(found, wanted, targets)
-        joint = candidate_log_probs(self.model, items, wanted, normalize=not self._cancels(items))
+        joint = self.words.log_probs(self.model, items, wanted, normalize=not self._cancels(items))
         scores = sum_over_words(
             joint.view(len(items), -1), self.label_of_candidate, self.num_labels
         )  # (N, L)

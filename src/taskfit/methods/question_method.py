@@ -13,6 +13,7 @@ from torch import Tensor
 from taskfit.data import Example
 from taskfit.errors import PromptError
 from taskfit.methods.adapted import AdaptedModel
+from taskfit.methods.branches import word_reader
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.losses import balanced_weights
 from taskfit.methods.method import Advance, MethodContext
@@ -54,7 +55,8 @@ class QuestionMethod(AdaptedModel):
                 encoders[name] = prompt_encoder(context, task, ())
             except PromptError as error:
                 raise PromptError(f"Question {name}: {error}") from error
-        self.encoders = QuestionEncoders(encoders)
+        words = word_reader(settings.method, end_id=model.tokenizer.eos_token_id)
+        self.encoders = QuestionEncoders(encoders, words=words)
         self.scorer = QuestionScorer(
             model.tree, self.encoders, token_budget=settings.training.score_token_budget
         )

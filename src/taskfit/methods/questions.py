@@ -19,7 +19,7 @@ from taskfit.methods.losses import classification_loss_sum, label_targets
 from taskfit.methods.method import Advance
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import PrefixCache, run_in_trees
-from taskfit.methods.scoring import candidate_log_probs, sequences_of, sum_over_words
+from taskfit.methods.scoring import JointWords, WordReader, sum_over_words
 from taskfit.models import KeyValueCache, TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tasks.questions import AnsweredExample
@@ -58,10 +58,19 @@ class QuestionEncoders:
         by_name: Question -> its encoder, in order.
         label_of_candidate: Question -> for every candidate word the index of its label.
         num_labels: Question -> L_q.
+        words: How label words are read.
     """
 
-    def __init__(self, by_name: Mapping[str, PromptEncoder]) -> None:
-        """Take over encoders of the same tokenizer and limit."""
+    def __init__(
+        self, by_name: Mapping[str, PromptEncoder], *, words: WordReader | None = None
+    ) -> None:
+        """Take over encoders of the same tokenizer and limit.
+
+        Args:
+            by_name: Question -> its encoder.
+            words: How label words are read. None: their joint probability.
+        """
+        self.words = words or JointWords()
         self.by_name = dict(by_name)
         self.label_of_candidate = {
             name: [candidate.label_index for candidate in encoder.candidates]
@@ -99,7 +108,7 @@ class QuestionEncoders:
         return [
             sequence
             for branch in item.branches.values()
-            for sequence in sequences_of(branch, range(len(branch.completions)), skip=skip)
+            for sequence in self.words.sequences(branch, range(len(branch.completions)), skip=skip)
         ]
 
 
@@ -135,18 +144,14 @@ class Branches:
         Args:
             model: The model.
             prefix: Keys and values of what all prompts start with.
-            normalize: See `candidate_log_probs`.
+            normalize: See `WordReader.log_probs`.
 
         Returns:
             Question -> (rows of the question, L_q), with gradient where enabled.
         """
         wanted = [list(range(len(branch.completions))) for branch in self._encoded]
-        joint = candidate_log_probs(
-            model,
-            self._encoded,
-            wanted,
-            prefix=prefix,
-            normalize=normalize,
+        joint = self._encoders.words.log_probs(
+            model, self._encoded, wanted, prefix=prefix, normalize=normalize
         )
         words: dict[str, list[Tensor]] = {name: [] for name in self.rows}
         for name, found in zip(

@@ -152,6 +152,7 @@ class WordReader(ABC):
         candidates: Sequence[Sequence[int]],
         *,
         prefix: KeyValueCache | None = None,
+        normalize: bool = True,
     ) -> Tensor:
         """Return the log-probabilities of words, with gradient where enabled.
 
@@ -160,6 +161,8 @@ class WordReader(ABC):
             items: Encoded examples; they run as one tree.
             candidates: For every example the indices of the candidates to score.
             prefix: Keys and values of the tokens that all prompts start with.
+            normalize: False allows to leave out what candidates have in common, see
+                `token_log_probs`.
 
         Returns:
             log p(w | prompt), example by example, (sum of candidates,).
@@ -182,9 +185,10 @@ class JointWords(WordReader):
         candidates: Sequence[Sequence[int]],
         *,
         prefix: KeyValueCache | None = None,
+        normalize: bool = True,
     ) -> Tensor:
         """Return log p(w | prompt), summed over w's tokens."""
-        return candidate_log_probs(model, items, candidates, prefix=prefix)
+        return candidate_log_probs(model, items, candidates, prefix=prefix, normalize=normalize)
 
 
 def sum_over_words(scores: Tensor, label_of_candidate: Sequence[int], num_labels: int) -> Tensor:

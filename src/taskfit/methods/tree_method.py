@@ -64,12 +64,15 @@ class TreeMethod(AdaptedModel, TrainedMethod):
     def supervised(self, item: EncodedExample) -> str:
         """Return what is learned of an item, between guillemets."""
 
+    def gold_word(self, item: EncodedExample) -> int:
+        """Return the candidate that is the gold label's first word; the first where none is."""
+        owners = [candidate.label_index for candidate in self.encoder.candidates]
+        return next((c for c, label in enumerate(owners) if label == item.label_index), 0)
+
     def supervised_word(self, item: EncodedExample) -> str:
         """Return the gold label's first word, each token between guillemets."""
-        owners = [candidate.label_index for candidate in self.encoder.candidates]
-        gold = next((c for c, label in enumerate(owners) if label == item.label_index), 0)
         decode = self.model.tokenizer.decode
-        return "".join(f"«{decode([int(i)])}»" for i in item.completions[gold])
+        return "".join(f"«{decode([int(i)])}»" for i in item.completions[self.gold_word(item)])
 
 
 def prompt_encoder(

@@ -36,7 +36,9 @@ from taskfit.experiments.export.merge import (
 )
 from taskfit.experiments.export.prompt import Prompt, find_prompt
 from taskfit.experiments.export.source import Source, forget
+from taskfit.methods.branches import BranchWords
 from taskfit.methods.head import Head
+from taskfit.methods.label_words import LabelWords
 from taskfit.methods.tree_method import TreeMethod
 from taskfit.models import LoadedModel
 from taskfit.models.load import DTYPES
@@ -141,7 +143,7 @@ def read_linear(classifier: Classifier) -> LinearReading:
 
 
 def _label_tokens(method: TreeMethod) -> list[int]:
-    """Return the one token of each label's one word."""
+    """Return the token of each label's one word that decides."""
     encoder = method.encoder
     assert isinstance(encoder, PromptEncoder)
     words = [label.words for label in method.task.labels]
@@ -152,15 +154,26 @@ def _label_tokens(method: TreeMethod) -> list[int]:
             "classification model has one score a label. Use --merge, or fit with one word a label "
             "(task.label_words)."
         )
-    completions = encoder.content_free(["a"])[0].completions
-    for candidate, ids in zip(encoder.candidates, completions, strict=True):
+    item = encoder.content_free(["a"])[0]
+    reader = method.scorer.words if isinstance(method, LabelWords) else None
+    if isinstance(reader, BranchWords):
+        first = reader.first_tokens(item)
+        if first is None:
+            raise SettingsError(
+                "Label words start with the same token for this model, so that a later one decides "
+                "between them; a sequence classification model decides at once. Use --merge, or "
+                "fit with words that differ in their first tokens (task.label_words; `taskfit "
+                "inspect` shows their tokens)."
+            )
+        return first
+    for candidate, ids in zip(encoder.candidates, item.completions, strict=True):
         if len(ids) > 1:
             raise SettingsError(
                 f"The label word {candidate.word!r} has {len(ids)} tokens for this model; a "
                 "sequence classification model reads one. Use --merge, or fit with words of one "
                 "token each (task.label_words; `taskfit inspect` shows their tokens)."
             )
-    return [int(ids[0]) for ids in completions]
+    return [int(ids[0]) for ids in item.completions]
 
 
 def _rows(model: LoadedModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:

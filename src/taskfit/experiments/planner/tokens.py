@@ -14,7 +14,7 @@ from taskfit.errors import SettingsError
 from taskfit.experiments.planner.shapes import tokenizer_folder
 from taskfit.experiments.prepare import prepare_data
 from taskfit.methods import LabelWordLoss
-from taskfit.methods.branches import BranchWords
+from taskfit.methods.branches import word_reader
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.scoring import JointWords, WordReader
 from taskfit.models import KeyValueCache, TreeModel
@@ -229,7 +229,6 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
     if method.name not in WORD_METHODS:  # a word of one token stands for a row of the head
         ids = tuple(np.array([place]) for place in range(len(encoder.candidates)))
         items = [replace(item, completions=ids) for item in items]
-    by_branch = method.name == "label_words" and method.loss == "branches"
     mean = float(np.mean([len(item.prompt_ids) for item in items]))
     looked = f"{len(items):,} of {len(examples):,}" if len(items) < len(examples) else "all"
     return LabelWorkload(
@@ -238,7 +237,7 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
         f"{mean:.0f} tokens a prompt on average ({looked} examples, {settings.model.name})",
         [candidate.label_index for candidate in encoder.candidates],
         _shared_start(items),
-        BranchWords(end_id) if by_branch else JointWords(),
+        word_reader(method, end_id=end_id),
         end_id,
     )
 
@@ -308,7 +307,7 @@ def plan_epoch(
 
 def _loss(settings: RunSettings) -> Literal["labels", "vocabulary", "branches"]:
     """Return what the loss of label words is normalised over."""
-    return "vocabulary" if settings.method.name == "label_text" else settings.method.loss
+    return "vocabulary" if settings.method.name == "label_text" else settings.method.word_loss
 
 
 def _shared_start(items: Sequence[EncodedExample]) -> int:

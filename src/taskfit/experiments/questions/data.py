@@ -39,7 +39,7 @@ UNSERVED: dict[str, tuple[object, ...]] = {
     "method.num_orders": (1,),
     "method.calibration": ("none",),
     "method.length_normalization": (False,),
-    "method.loss": ("labels",),
+    "method.loss": (None, "labels", "branches"),
     "method.sampling": ("all",),
 }
 
