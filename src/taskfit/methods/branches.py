@@ -109,6 +109,7 @@ class BranchWords(WordReader):
             end_id: The tokenizer's end token; needed only where a word starts another.
         """
         self.end_id = end_id
+        self._last: tuple[tuple[IntArray, ...], LabelTree] | None = None
 
     def sequences(
         self, item: EncodedExample, candidates: Sequence[int], *, skip: int = 0
@@ -184,4 +185,9 @@ class BranchWords(WordReader):
         return [int(tree.options[0][option]) for option in tree.choices[:, 2]]
 
     def _tree(self, item: EncodedExample) -> LabelTree:
-        return _cached_tree(tuple(tuple(ids.tolist()) for ids in item.completions), self.end_id)
+        # Mostly all examples have the very same completions.
+        last = self._last
+        if last is None or last[0] is not item.completions:
+            ids = tuple(tuple(ids.tolist()) for ids in item.completions)
+            self._last = last = (item.completions, _cached_tree(ids, self.end_id))
+        return last[1]

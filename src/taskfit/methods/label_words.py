@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from taskfit.methods.tree_method import TreeMethod, prompt_encoder
 from taskfit.models import TreeModel
 from taskfit.tasks import EncodedExample
 from taskfit.tree.build import IntArray
+
+# A log-probability that no word has, finite so that 0 times it is 0.
+FLOOR = -1e30
 
 
 class LabelWords(TreeMethod):
@@ -139,20 +143,21 @@ class LabelWordLoss(TreeObjective[EncodedExample]):
         self, log_probs: Tensor, wanted: Sequence[Sequence[int]], targets: Tensor
     ) -> Tensor:
         """Return the sum of -w_y t_y (1 - p(w(y)))^gamma log p(w(y))."""
-        total = log_probs.new_zeros(())
-        words = torch.split(log_probs, [len(chosen) for chosen in wanted])
-        for scores, chosen, target in zip(words, wanted, targets, strict=True):
-            owners = [self.label_of_candidate[c] for c in chosen]
-            for label in dict.fromkeys(owners):
-                own = [place for place, owner in enumerate(owners) if owner == label]
-                log_prob = torch.logsumexp(scores[own], dim=0)
-                weight = target[label].to(log_prob.dtype)
-                if self.class_weights is not None:
-                    weight = weight * self.class_weights[label]
-                if self.focal_gamma:
-                    weight = weight * (1 - log_prob.exp()).clamp_min(0).pow(self.focal_gamma)
-                total = total - weight * log_prob
-        return total
+        counts = [len(chosen) for chosen in wanted]
+        rows = np.repeat(np.arange(len(wanted)), counts)
+        columns = np.concatenate([np.asarray(chosen, np.int64) for chosen in wanted])
+        place = tuple(torch.from_numpy(index).to(log_probs.device) for index in (rows, columns))
+        # Words without a share are not scored; their weight of 0 leaves nothing of the floor.
+        table = log_probs.new_full((len(wanted), len(self.label_of_candidate)), FLOOR)
+        scores = sum_over_words(
+            table.index_put(place, log_probs), self.label_of_candidate, self.num_labels
+        )  # (N, L)
+        weights = targets.to(scores.dtype)
+        if self.class_weights is not None:
+            weights = weights * self.class_weights
+        if self.focal_gamma:
+            weights = weights * (1 - scores.exp()).clamp_min(0).pow(self.focal_gamma)
+        return -(weights * scores).sum()
 
     def _cancels(self, items: Sequence[EncodedExample]) -> bool:
         """Whether the normaliser of the vocabulary cancels: over labels of a single token."""
