@@ -30,7 +30,7 @@ PEERS: dict[str, Runner] = {
     "DecisionFormer, gentler": functools.partial(
         run_decisionformer, learning_rate=2e-4, shuffle_options=False
     ),
-    "DecisionFormer, gentler, one epoch": functools.partial(
+    "DecisionFormer, gentler, 20 steps": functools.partial(
         run_decisionformer, learning_rate=2e-4, shuffle_options=False
     ),
     "SetFit MiniLM": run_setfit,
@@ -40,7 +40,7 @@ CONTENDERS: dict[str, Runner] = {
     **PEERS,
     **{name: functools.partial(run_ours, method=method) for name, method in OURS.items()},
 }
-HALVED, ONE = ", half the epochs", ", one epoch"
+HALVED, SHORT = ", half the epochs", ", 20 steps"
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn"),
     *("trl", "setfit", "sentence-transformers", "decisionformer", "taskfit"),
@@ -70,8 +70,8 @@ def main() -> None:
     options = PeerOptions(**json.loads(arguments.options))
     if arguments.contender.endswith(HALVED):
         options = replace(options, epochs=max(1, options.epochs // 2))
-    elif arguments.contender.endswith(ONE):
-        options = replace(options, epochs=1)
+    elif arguments.contender.endswith(SHORT):
+        options = replace(options, max_steps=20)
     clock = Clock()
     outcome = CONTENDERS[arguments.contender](data, options, clock)
     found = {name: np.asarray(p, np.float64) for name, p in outcome.probabilities.items()}

@@ -227,8 +227,9 @@ def page(compared: Mapping[str, Any]) -> str:
         "the same epochs for all and nothing tuned for any (DecisionFormer also with its own rate "
         "and options in one order). Transformers and TRL have bfloat16 weights, autocast and "
         "float32 adapters, DecisionFormer bfloat16; SetFit and our encoder float32, SetFit 20 "
-        "pairs a text. Our training seconds are all of `fit`, with reading, encoding and the run "
-        "folder.",
+        "pairs a text. TRL's labels of several tokens are generated, and looked up by their "
+        "likelihoods where the text is no label. Our training seconds are all of `fit`, with "
+        "reading, encoding and the run folder.",
         "",
     ]
     for set_name, table in compared["tables"].items():

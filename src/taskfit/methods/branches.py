@@ -1,11 +1,11 @@
 """Label words decided branch by branch, as along the tree of a hierarchical softmax.
 
 The label words of a prompt form a tree of tokens. Where it branches, the model chooses among the
-tokens that stand there; a word's probability is the product of its choices (Morin and Bengio 2005,
-equation 4, with the words' own tokens as the tree). It sums to one over the words by itself. Tokens
-after the last branch decide nothing and never run, nor is the vocabulary ever normalised over: an
-example of training costs its own word's branches, however many labels there are. For words of one
-token it is the softmax over the words.
+tokens that stand there; a word's probability is the product of its choices (as in Morin and Bengio
+2005, with the words' own tokens in place of a tree of clusters). It sums to one over the words by
+itself. Tokens after the last branch decide nothing and never run, nor is the vocabulary ever
+normalised over: an example of training costs its own word's branches, however many labels there
+are. For words of one token it is the softmax over the words.
 
 Legend: N examples, C candidates (label words), R nodes read, Y options at all branches read, E
 choices of all candidates wanted.
