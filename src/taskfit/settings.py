@@ -373,7 +373,7 @@ class RunSettings(Section):
     def resolved(self) -> "RunSettings":
         """Return the settings with defaults that depend on others filled in."""
         settings = self
-        if self.method.loss is None:
+        if self.method.loss is None and self.method.name in ("label_words", "distill"):
             method = self.method.model_copy(update={"loss": self.method.word_loss})
             settings = settings.model_copy(update={"method": method})
         if self.method.name == "encoder":
