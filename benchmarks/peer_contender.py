@@ -20,19 +20,16 @@ from peer_ours import OURS, run_ours
 from peer_transformers import run_classifier, run_sft
 
 Runner = Callable[[PeerData, PeerOptions, Clock], Outcome]
+# The package's own rate for LoRA, and options in one order: the codes are then words.
+GENTLER = functools.partial(run_decisionformer, learning_rate=2e-4, shuffle_options=False)
 PEERS: dict[str, Runner] = {
     "Trainer classifier": run_classifier,
     "Trainer classifier, half the epochs": run_classifier,
     "Trainer classifier, prompt": functools.partial(run_classifier, prompt=True),
     "TRL SFTTrainer": run_sft,
     "DecisionFormer": run_decisionformer,
-    # The package's own rate for LoRA, and options in one order: the codes are then words.
-    "DecisionFormer, gentler": functools.partial(
-        run_decisionformer, learning_rate=2e-4, shuffle_options=False
-    ),
-    "DecisionFormer, gentler, 20 steps": functools.partial(
-        run_decisionformer, learning_rate=2e-4, shuffle_options=False
-    ),
+    "DecisionFormer, gentler": GENTLER,
+    "DecisionFormer, gentler, 20 steps": GENTLER,
     "SetFit MiniLM": run_setfit,
     "TF-IDF + LR": run_tfidf,
 }

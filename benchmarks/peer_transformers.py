@@ -185,12 +185,13 @@ def label_probabilities(
     Words of one token are read off one forward pass. Longer ones would be a row each; generating
     the label is what people do then. A text that is no label is settled by the likelihoods.
     """
-    if all(len(ids) == 1 for ids in tokenizer(words, add_special_tokens=False)["input_ids"]):
+    longest = max(map(len, tokenizer(words, add_special_tokens=False)["input_ids"]))
+    if longest == 1:
         return np.exp(log_softmax(label_log_likelihoods(model, tokenizer, prompts, words)))
     place = {word.strip(): index for index, word in enumerate(words)}
     found = np.zeros((len(prompts), len(words)))
     other = []
-    for index, text in enumerate(generated(model, tokenizer, prompts, words)):
+    for index, text in enumerate(generated(model, tokenizer, prompts, longest + 1)):
         if text in place:
             found[index, place[text]] = 1.0
         else:
@@ -205,12 +206,11 @@ def generated(
     model: Any,  # noqa: ANN401
     tokenizer: Any,  # noqa: ANN401
     prompts: list[str],
-    words: list[str],
+    max_new_tokens: int,
 ) -> list[str]:
     """Return the greedy continuation of every prompt, stripped; prompts are padded on the left."""
     import torch
 
-    longest = max(len(ids) for ids in tokenizer(words, add_special_tokens=False)["input_ids"])
     order, texts = by_length(prompts), [""] * len(prompts)
     model.eval()
     for begin in range(0, len(order), EVALUATION_BATCH):
@@ -223,7 +223,7 @@ def generated(
             return_tensors="pt",
         )
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            ids = model.generate(**inputs, max_new_tokens=longest + 1, do_sample=False)
+            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         answers = ids[:, inputs["input_ids"].shape[1] :]
         decoded = tokenizer.batch_decode(answers, skip_special_tokens=True)
         for i, text in zip(chunk, decoded, strict=True):

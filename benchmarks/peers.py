@@ -37,6 +37,7 @@ from taskfit.models import packaged_folder
 from taskfit.models.encoder_weights import packaged_encoder_folder
 
 SETS = ["sentiment:64", "sentiment:256", "sentiment:1024", "cola:1024", "banking77:8"]
+OTHER_SETS = [name for name in SETS if name != "banking77:8"]
 # Variants are run where their price is small. DecisionFormer reads all labels with every text: on
 # Banking77 a step of it takes half a minute on two cores, and the others' epochs two hours: it is
 # stopped after 20 steps, which tell its price, not what it can learn.
@@ -45,9 +46,9 @@ LEFT_OUT = {
     ("Trainer classifier, prompt", "banking77:8"),
     ("DecisionFormer", "banking77:8"),
     ("DecisionFormer, gentler", "banking77:8"),
-    *(("DecisionFormer, gentler, 20 steps", name) for name in SETS[:-1]),
+    *(("DecisionFormer, gentler, 20 steps", name) for name in OTHER_SETS),
     # Of one token, label words are the same either way.
-    *(("taskfit label words, joint", name) for name in SETS[:-1]),
+    *(("taskfit label words, joint", name) for name in OTHER_SETS),
 }
 SAMPLE_SECONDS = 0.05
 

@@ -62,13 +62,13 @@ class LabelTree:
             by_token: dict[int, list[int]] = {}
             for candidate in alive:
                 ids = completions[candidate]
-                if depth == len(ids) and len(alive) > 1 and end_id is None:
+                token = ids[depth] if depth < len(ids) else end_id
+                if token is None:
                     raise PromptError(
                         "A label's word starts another label's word, and the tokenizer has no end "
                         "token to tell them apart. Set method.loss=labels, or change a word."
                     )
-                token = ids[depth] if depth < len(ids) else end_id
-                by_token.setdefault(-1 if token is None else token, []).append(candidate)
+                by_token.setdefault(token, []).append(candidate)
             if len(by_token) > 1:
                 start = completions[alive[0]][:depth]
                 for option, candidates in enumerate(by_token.values()):
@@ -109,7 +109,6 @@ class BranchWords(WordReader):
             end_id: The tokenizer's end token; needed only where a word starts another.
         """
         self.end_id = end_id
-        self._last: tuple[tuple[IntArray, ...], LabelTree] | None = None
 
     def sequences(
         self, item: EncodedExample, candidates: Sequence[int], *, skip: int = 0
@@ -145,9 +144,9 @@ class BranchWords(WordReader):
             chosen.append(
                 np.stack((place[choices[:, 0]], num_branches + own, choices[:, 2]), axis=1)
             )
+            prompt = item.prompt_ids[skip:]
+            sequences += [np.concatenate((prompt, tree.starts[b])) for b in branches]
             options += [tree.options[b] for b in branches]
-            if len(branches):
-                sequences += self.sequences(item, wanted, skip=skip)
             num_branches += len(branches)
             num_words += len(wanted)
         if not num_branches:
@@ -185,9 +184,4 @@ class BranchWords(WordReader):
         return [int(tree.options[0][option]) for option in tree.choices[:, 2]]
 
     def _tree(self, item: EncodedExample) -> LabelTree:
-        # Mostly all examples have the very same completions.
-        last = self._last
-        if last is None or last[0] is not item.completions:
-            ids = tuple(tuple(ids.tolist()) for ids in item.completions)
-            self._last = last = (item.completions, _cached_tree(ids, self.end_id))
-        return last[1]
+        return _cached_tree(tuple(tuple(ids.tolist()) for ids in item.completions), self.end_id)

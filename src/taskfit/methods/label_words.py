@@ -10,15 +10,10 @@ from torch import Tensor
 from taskfit.data import Example
 from taskfit.methods.branches import BranchWords, word_reader
 from taskfit.methods.calibration import apply_prior
-from taskfit.methods.losses import classification_loss_sum, label_targets
+from taskfit.methods.losses import classification_loss_sum, label_targets, likelihood_loss_sum
 from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.objective import Objective, TreeObjective
-from taskfit.methods.scoring import (
-    JointWords,
-    LabelScorer,
-    read_plan,
-    sum_over_words,
-)
+from taskfit.methods.scoring import JointWords, LabelScorer, read_plan, sum_over_words
 from taskfit.methods.tree_method import TreeMethod, prompt_encoder
 from taskfit.models import TreeModel
 from taskfit.tasks import EncodedExample
@@ -130,7 +125,12 @@ class LabelWordLoss(TreeObjective[EncodedExample]):
         targets = label_targets([item.target for item in items], self.model.device)
         if self.over != "labels":
             found = self.words.log_probs(self.model, items, wanted)
-            return self._likelihood_loss(found, wanted, targets)
+            return likelihood_loss_sum(
+                self._of_labels(found, wanted),
+                targets,
+                class_weights=self.class_weights,
+                focal_gamma=self.focal_gamma,
+            )
         joint = self.words.log_probs(self.model, items, wanted, normalize=not self._cancels(items))
         scores = sum_over_words(
             joint.view(len(items), -1), self.label_of_candidate, self.num_labels
@@ -139,25 +139,17 @@ class LabelWordLoss(TreeObjective[EncodedExample]):
             scores, targets, class_weights=self.class_weights, focal_gamma=self.focal_gamma
         )
 
-    def _likelihood_loss(
-        self, log_probs: Tensor, wanted: Sequence[Sequence[int]], targets: Tensor
-    ) -> Tensor:
-        """Return the sum of -w_y t_y (1 - p(w(y)))^gamma log p(w(y))."""
+    def _of_labels(self, log_probs: Tensor, wanted: Sequence[Sequence[int]]) -> Tensor:
+        """Add up the words that were scored to log p(w(y)) of each label, (N, L)."""
         counts = [len(chosen) for chosen in wanted]
         rows = np.repeat(np.arange(len(wanted)), counts)
         columns = np.concatenate([np.asarray(chosen, np.int64) for chosen in wanted])
         place = tuple(torch.from_numpy(index).to(log_probs.device) for index in (rows, columns))
         # Words without a share are not scored; their weight of 0 leaves nothing of the floor.
         table = log_probs.new_full((len(wanted), len(self.label_of_candidate)), FLOOR)
-        scores = sum_over_words(
+        return sum_over_words(
             table.index_put(place, log_probs), self.label_of_candidate, self.num_labels
-        )  # (N, L)
-        weights = targets.to(scores.dtype)
-        if self.class_weights is not None:
-            weights = weights * self.class_weights
-        if self.focal_gamma:
-            weights = weights * (1 - scores.exp()).clamp_min(0).pow(self.focal_gamma)
-        return -(weights * scores).sum()
+        )
 
     def _cancels(self, items: Sequence[EncodedExample]) -> bool:
         """Whether the normaliser of the vocabulary cancels: over labels of a single token."""

@@ -27,6 +27,22 @@ def classification_loss_sum(
         focal_gamma: Exponent of the focal factor.
     """
     log_probs = functional.log_softmax(scores.float(), dim=-1)
+    return likelihood_loss_sum(
+        log_probs, targets, class_weights=class_weights, focal_gamma=focal_gamma
+    )
+
+
+def likelihood_loss_sum(
+    log_probs: Tensor, targets: Tensor, *, class_weights: Tensor | None, focal_gamma: float
+) -> Tensor:
+    """Return what `classification_loss_sum` does, of log-probabilities.
+
+    Args:
+        log_probs: log p_y, finite also where the target is 0, (N, L).
+        targets: As there, (N, L).
+        class_weights: As there, (L,).
+        focal_gamma: As there.
+    """
     weights = targets.to(log_probs.dtype)
     if class_weights is not None:
         weights = weights * class_weights
