@@ -4,7 +4,7 @@ Precedence: defaults < settings file < command line. The parsing is in `settings
 knows no field by name. Units stand in the names or in the first words below.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -258,12 +258,33 @@ class AdapterSettings(Section):
     a base in 4 bits (NF4)."""
     double_quantization: bool = True
     """qlora only. Quantize the scales of the 4-bit blocks too; saves 0.4 bits a weight."""
+    layers: Literal["auto", "all", "half"] | Annotated[int, Field(ge=1)] = "auto"
+    """Which decoder layers are trained: all, the upper half, or a number of them from the top. What
+    lies below runs once a text, without gradients, and is reused in every epoch and validation.
+    auto: half for classifiers with adapters; all for `weights=full`, sft and dpo."""
+    cache_gigabytes: float | None = Field(default=2.0, ge=0)
+    """Most main memory for what the layers below give out (10^9 bytes); the rest lies in a
+    memory-mapped file of the run folder. None: nothing is kept, they run again in each step."""
+    targets: Literal["all", "attention", "mlp"] | list[str] = "all"
+    """Which linear layers get adapters: all, those of attention, all others, or names such as
+    [q_proj, v_proj]."""
     lora_rank: int = Field(default=8, ge=1)
     """Rank of the adapters."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Scale of the adapters; they are multiplied by lora_alpha / lora_rank."""
-    lora_dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
+    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout before the adapters, in training."""
+    rank_stabilized: bool = False
+    """Multiply adapters by lora_alpha / sqrt(lora_rank) instead (rsLoRA, arXiv:2312.03732)."""
+    dora: bool = False
+    """Train the lengths of the weights' columns apart from their directions (arXiv:2402.09353)."""
+
+    @property
+    def trained_layers(self) -> str | int:
+        """Return which layers are trained, with `auto` as a classifier takes it."""
+        if self.layers == "auto":
+            return "all" if self.weights == "full" else "half"
+        return self.layers
 
 
 class TrainingSettings(Section):
@@ -378,6 +399,12 @@ class RunSettings(Section):
             settings = settings.model_copy(update={"method": method})
         if self.method.name == "encoder":
             adapter = self.adapter.model_copy(update={"weights": "full"})
+            settings = settings.model_copy(update={"adapter": adapter})
+        if settings.adapter.layers == "auto":
+            layers = (
+                "all" if self.method.name in ("sft", "dpo") else settings.adapter.trained_layers
+            )
+            adapter = settings.adapter.model_copy(update={"layers": layers})
             settings = settings.model_copy(update={"adapter": adapter})
         rate = FULL_LEARNING_RATE if settings.adapter.weights == "full" else None
         rate = ENCODER_LEARNING_RATE if self.method.name == "encoder" else rate

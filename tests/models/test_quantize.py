@@ -23,6 +23,7 @@ from taskfit.models import (
     weight_bytes,
 )
 from taskfit.models.adapters import CpuDropout, enable_gradient_checkpointing
+from taskfit.models.frozen_depth import decoder_layers
 from taskfit.models.load import dtype_reason, resolve_dtype
 from taskfit.models.quantize import count_parameters, four_bit_layers, require_bitsandbytes
 from taskfit.settings import AdapterSettings, ModelSettings
@@ -188,7 +189,7 @@ def test_adapters_on_4_bits_compute_in_the_models_dtype_and_start_as_on_16_bits(
     models = []
     for weights, quantization in (("qlora", QLORA), ("lora", None)):
         model = load("llama", quantization, "bfloat16").tree.model
-        settings = AdapterSettings(weights=weights, lora_rank=4)
+        settings = AdapterSettings(weights=weights, lora_rank=4, lora_dropout=0.05, layers="all")
         add_adapter(model, settings, seed=0)
         assert sum(isinstance(module, CpuDropout) for module in model.modules()) == 14
         models.append(trainable_parameters(model))
@@ -262,11 +263,11 @@ def checkpointing_gradients(
     model: PreTrainedModel, dropout: float, weights: str, *, after: bool
 ) -> dict[str, torch.Tensor]:
     trees = TreeModel(model.requires_grad_(False))
-    settings = AdapterSettings(weights=weights, lora_rank=4, lora_dropout=dropout)
+    settings = AdapterSettings(weights=weights, lora_rank=4, lora_dropout=dropout, layers="all")
     add_adapter(model, settings, seed=0)
     disturb(model)
     model.train()
-    layer = trees._layers()[0]
+    layer = decoder_layers(model)[0]
     calls: list[int] = []
     layer.register_forward_hook(lambda *_: calls.append(1))
     attention = next(m for n, m in layer.named_modules() if n.endswith(("attn", "attention")))

@@ -49,7 +49,7 @@ class Rig:
         self.scorer = LabelScorer(loaded.tree, encoder)
         self.items = encoder.encode(EXAMPLES)
         self.folder = folder
-        add_adapter(loaded.tree.model, AdapterSettings(weights=weights), seed=0)
+        add_adapter(loaded.tree.model, AdapterSettings(weights=weights, layers="all"), seed=0)
         self.parameters = trainable_parameters(loaded.tree.model)
         self.objective = LabelWordLoss(loaded.tree, self.scorer.label_of_candidate, over="labels")
         self.settings = TrainingSettings(

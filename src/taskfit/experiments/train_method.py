@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from taskfit.files import folder_atomic
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.objective import Item, Objective
-from taskfit.models import resolve_device
+from taskfit.models import TreeModel, is_out_of_memory, resolve_device
 from taskfit.settings import RunSettings
 from taskfit.training import (
     Checkpoints,
@@ -27,12 +29,14 @@ from taskfit.training import (
     TrainingState,
     Validation,
     compile_pays,
+    count_steps,
     divided,
     is_main,
     num_processes,
     on_main,
     train,
 )
+from taskfit.training.loop import TOKEN_BUDGET
 from taskfit.training.trackers import Trackers, open_trackers
 
 
@@ -42,6 +46,11 @@ class Trainable(Protocol):
     @property
     def module(self) -> nn.Module:
         """Return the model in training."""
+        ...
+
+    @property
+    def tree(self) -> TreeModel | None:
+        """Return what runs its token trees; None: it has none."""
         ...
 
     def make_trainable(self) -> dict[str, nn.Parameter]:
@@ -173,6 +182,12 @@ def train_items(
     loss = objective()
     # After the objective, which may have copied the model for a frozen teacher.
     sharded = ShardedModel(method.module) if shards else None
+    tree = method.tree
+    if sharded is not None and tree is not None:
+        # Its layers are gathered one by one as the whole model runs, so it is not cut.
+        tree.freeze_below(0)
+    if tree is not None and (tree.first_trained == 0 or settings.adapter.cache_gigabytes is None):
+        tree = None
     if sharded is not None:
         parameters = sharded.parameters_like(parameters)
     checkpoints = (Checkpoints if save else NoCheckpoints)(run.folder / "checkpoints")
@@ -187,7 +202,7 @@ def train_items(
                 parameters=parameters,
                 objective=loss,
                 items=items,
-                validate=validate,
+                validate=validate if tree is None else _keeping_states(tree, validate),
                 settings=settings.training,
                 seed=settings.seed,
                 checkpoints=checkpoints,
@@ -196,8 +211,11 @@ def train_items(
                 count_tokens=method.tokens_run,
                 sampling=sampling,
                 sharded=sharded,
+                warm_up=None if tree is None else partial(_run_frozen, run, tree, loss, items),
             )
         )
+    if tree is not None:
+        tree.forget_states()
     if sharded is not None:
         sharded.restore()
     method.weights_changed()
@@ -208,6 +226,53 @@ def train_items(
         with folder_atomic(target) as scratch:
             method.save_weights(scratch)
     return state, sum(p.numel() for p in parameters.values())
+
+
+def _run_frozen(
+    run: RunParts, tree: TreeModel, objective: Objective[Item], items: Sequence[Item]
+) -> None:
+    """Run the layers that training leaves alone over all items, once for all epochs."""
+    settings, gigabytes = run.settings.training, run.settings.adapter.cache_gigabytes
+    assert gigabytes is not None, "nothing is kept"
+    store = tree.keep_states(memory_bytes=round(gigabytes * 1e9), folder=run.folder / "states")
+    if count_steps(len(items), settings) * settings.batch_size <= len(items):
+        return  # in a single epoch only validations meet a text again
+    budget = settings.token_budget or max(TOKEN_BUDGET, objective.largest(items))
+    was_training = tree.model.training
+    tree.model.eval()
+    try:
+        with run.screen.progress("running the frozen layers", len(items)) as advance:
+            for fixed in objective.fixed_trees(items, budget):
+                tree.keep_tree(fixed.tree, prefix=fixed.prefix)
+                advance(fixed.num_items)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        tree.forget_states()
+        run.screen.note("memory does not suffice to keep what the frozen layers say")
+        return
+    finally:
+        tree.model.train(was_training)
+    place = f", {store.num_file_bytes / 1e9:.1f} GB on disk" if store.num_file_bytes else ""
+    more = "; the rest runs in each step, as the disk is nearly full" if store.is_full else ""
+    run.screen.note(
+        f"the lower {tree.first_trained} of {tree.num_layers} layers have run, once for all "
+        f"epochs ({store.num_bytes / 1e6:,.0f} MB kept in memory{place}{more})"
+    )
+
+
+def _keeping_states(
+    tree: TreeModel, validate: Callable[[], Validation] | None
+) -> Callable[[], Validation] | None:
+    """Let validations keep what the frozen layers say, and find it the next time."""
+    if validate is None:
+        return None
+
+    def kept() -> Validation:
+        with tree.keeping():
+            return validate()
+
+    return kept
 
 
 def _validate(run: Run, method: TrainedMethod) -> Validation:

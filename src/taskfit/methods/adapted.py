@@ -7,9 +7,11 @@ from torch import nn
 
 from taskfit.models import (
     LoadedModel,
+    TreeModel,
     add_adapter,
     count_parameters,
     enable_gradient_checkpointing,
+    first_trained_layer,
     save_weights,
     trainable_parameters,
 )
@@ -37,14 +39,22 @@ class AdaptedModel:
         return module
 
     @property
+    def tree(self) -> TreeModel:
+        """Return the model that runs the trees."""
+        return self.model.tree
+
+    @property
     def num_parameters(self) -> int:
         """Return the number of the model's weights, adapters with them."""
         return count_parameters(self.model.tree.model)
 
     def make_trainable(self) -> dict[str, nn.Parameter]:
-        """Put adapters on the model, or make all its weights trainable; return them by name."""
-        model = self.model.tree.model
+        """Put adapters on the model, or make its weights trainable; return them by name."""
+        tree, model = self.model.tree, self.model.tree.model
         self.adapter = add_adapter(model, self._settings.adapter, seed=self._settings.seed)
+        tree.freeze_below(
+            first_trained_layer(tree.num_layers, self._settings.adapter.trained_layers)
+        )
         if self._settings.training.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         return trainable_parameters(model)
@@ -69,6 +79,7 @@ class AdaptedModel:
         if self.adapter is None:
             return False
         self.adapter.unload()
+        self.model.tree.freeze_below(0)
         self.model.tree.model.requires_grad_(False)
         self.adapter = None
         return True

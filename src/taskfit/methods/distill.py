@@ -3,7 +3,7 @@
 Legend: N examples, L labels, R nodes at which the two are compared, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ from taskfit.data import Example
 from taskfit.errors import DataError, PromptError, SettingsError
 from taskfit.methods.calibration import apply_prior, text_prior
 from taskfit.methods.method import Advance, FloatArray, MethodContext
-from taskfit.methods.objective import Objective, TreeObjective
+from taskfit.methods.objective import FixedTree, Objective, TreeObjective
 from taskfit.methods.scoring import (
     LabelScorer,
     ReadPlan,
@@ -216,6 +216,19 @@ class DistillLoss(TreeObjective[DistillItem]):
     def sequences(self, item: DistillItem) -> list[IntArray]:
         """Return the student's prompt with all label words."""
         return sequences_of(item.student, range(len(self.student.label_of_candidate)))
+
+    def fixed_trees(self, items: Sequence[DistillItem], token_budget: int) -> Iterator[FixedTree]:
+        """Return the student's trees, and the teacher's unless its context is drawn anew."""
+        yield from super().fixed_trees(items, token_budget)
+        if self.redraw is not None or self.teacher.model is not self.student.model:
+            return
+        every = list(range(len(self.student.label_of_candidate)))
+        for piece in self.plan(items, token_budget):
+            with self.teacher.reading():
+                taught, prefix = self.teacher.encode([items[i].example for i in piece])
+            skip = prefix.length if prefix else 0
+            tree = read_plan(taught, [every] * len(taught), skip=skip).tree
+            yield FixedTree(tree, prefix, 0)
 
     def loss_sum(self, items: Sequence[DistillItem]) -> Tensor:
         """Return the summed divergence of examples, run as one tree for each of the two (nats)."""

@@ -20,7 +20,7 @@ from torch import nn
 from taskfit.data import Example
 from taskfit.errors import SettingsError
 from taskfit.methods.objective import Item, Objective
-from taskfit.models import LoadedModel
+from taskfit.models import LoadedModel, TreeModel
 from taskfit.settings import MethodSettings, RunSettings
 from taskfit.tasks import Task
 
@@ -161,6 +161,11 @@ class TrainedMethod(Method):
     @abstractmethod
     def module(self) -> nn.Module:
         """Return the model in training."""
+
+    @property
+    def tree(self) -> TreeModel | None:
+        """Return what runs its token trees; None: it has none."""
+        return None
 
     @abstractmethod
     def make_trainable(self) -> dict[str, nn.Parameter]:

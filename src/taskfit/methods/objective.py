@@ -1,12 +1,14 @@
 """What the training loop asks of a method, and of the items that the method trains on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from taskfit.tree import plan_trees, unique_tokens
+from taskfit.models import KeyValueCache
+from taskfit.tree import TokenTree, plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
 
 
@@ -32,6 +34,21 @@ class Item(Protocol):
 ItemT = TypeVar("ItemT", bound=Item, contravariant=True)
 
 
+@dataclass(frozen=True, slots=True)
+class FixedTree:
+    """A tree that is the same in every epoch.
+
+    Attributes:
+        tree: Its tokens.
+        prefix: Keys and values of what stands before its root, or None.
+        num_items: Training items that it is the first tree of, for progress.
+    """
+
+    tree: TokenTree
+    prefix: KeyValueCache | None
+    num_items: int
+
+
 class Objective(ABC, Generic[ItemT]):
     """What a trained method supplies to the loop."""
 
@@ -54,6 +71,14 @@ class Objective(ABC, Generic[ItemT]):
         """Return what a step's summed loss is divided by: examples, or what the loss counts."""
         return len(items)
 
+    def fixed_trees(self, items: Sequence[ItemT], token_budget: int) -> Iterator[FixedTree]:
+        """Return what all steps over these items run, in trees.
+
+        Layers that training does not change run over it once (`TreeModel.keep_states`). Nothing,
+        where there are no trees.
+        """
+        return iter(())
+
     def step_metrics(self) -> Mapping[str, float]:
         """Return what else the passes since `start_step` have measured, for the log."""
         return {}
@@ -70,6 +95,12 @@ class TreeObjective(Objective[ItemT]):
         """Cut examples into trees of at most `token_budget` unique tokens."""
         groups = [self.sequences(item) for item in items]
         return plan_trees(groups, token_budget, names=[item.id for item in items])
+
+    def fixed_trees(self, items: Sequence[ItemT], token_budget: int) -> Iterator[FixedTree]:
+        """Return the sequences of all items, in trees of at most `token_budget` unique tokens."""
+        for piece in self.plan(items, token_budget):
+            tree = TokenTree.build([ids for i in piece for ids in self.sequences(items[i])])
+            yield FixedTree(tree, None, len(piece))
 
     def largest(self, items: Sequence[ItemT]) -> int:
         """Return the unique tokens that the largest example needs in one tree."""

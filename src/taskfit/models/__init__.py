@@ -9,6 +9,7 @@ from taskfit.models.adapters import (
     weight_bytes,
 )
 from taskfit.models.attention import KeyValueCache
+from taskfit.models.frozen_depth import first_trained_layer
 from taskfit.models.load import (
     LoadedModel,
     dtype_reason,
@@ -30,6 +31,7 @@ __all__ = [
     "count_parameters",
     "dtype_reason",
     "enable_gradient_checkpointing",
+    "first_trained_layer",
     "is_out_of_memory",
     "load_adapter",
     "load_model",

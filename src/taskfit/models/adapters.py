@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from taskfit.errors import CheckpointError, SettingsError
+from taskfit.models.frozen_depth import decoder_layers, first_trained_layer
 from taskfit.models.quantize import four_bit_layers, quantization_bytes
 from taskfit.settings import AdapterSettings
 
@@ -76,14 +77,22 @@ def add_adapter(
         SettingsError: If the weights cannot be trained so in the form that they were loaded in.
     """
     _check_weights(model, settings)
+    layers = decoder_layers(model)
+    first = first_trained_layer(len(layers), settings.trained_layers)
     if settings.weights == "full":
         model.requires_grad_(True)
+        if first:
+            _freeze_all_below(model, layers, first)
         return None
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules="all-linear",
+        use_rslora=settings.rank_stabilized,
+        use_dora=settings.dora,
+        target_modules=target_modules(model, settings.targets),
+        layers_to_transform=list(range(first, len(layers))) if first else None,
+        layers_pattern=_own_name(model, layers) if first else None,
         task_type="CAUSAL_LM",
         # GPT-2 keeps its weights transposed in Conv1D layers.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -94,7 +103,7 @@ def add_adapter(
         with _peft_warnings_off():
             wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     _adapters_in_model_dtype(model)
-    if model.device.type == "cpu":
+    if model.device.type == "cpu" and settings.lora_dropout:
         # Numbered by the layer's last name (q_proj, k_proj, ...), so that all decoder layers look
         # the same to the compiler.
         kinds: dict[str, int] = {}
@@ -104,6 +113,59 @@ def add_adapter(
                 for name in module.lora_dropout:
                     module.lora_dropout[name] = CpuDropout(settings.lora_dropout, draw)
     return wrapped
+
+
+def _own_name(model: PreTrainedModel, part: nn.Module) -> str:
+    """Return what a part of a model is called by the module that holds it."""
+    return next(str(name).rsplit(".", 1)[-1] for name, m in model.named_modules() if m is part)
+
+
+def _freeze_all_below(model: PreTrainedModel, layers: nn.ModuleList, first: int) -> None:
+    """Leave the layers from `first` on and the final norm trainable, and nothing else.
+
+    Embeddings enter below the first trained layer, and the LM head is often the same weights.
+    """
+    model.requires_grad_(False)
+    for layer in layers[first:]:
+        layer.requires_grad_(True)
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    for module in model.get_decoder().modules():
+        if "Norm" in type(module).__name__ and id(module) not in inside:
+            module.requires_grad_(True)
+
+
+def target_modules(model: PreTrainedModel, targets: str | list[str]) -> list[str]:
+    """Return the names of the linear layers that get adapters, as PEFT takes them.
+
+    Args:
+        model: The model, in 4 bits or not.
+        targets: `all` linear layers of the decoder layers, those of `attention`, those of the `mlp`
+            (all others), or names such as `q_proj`.
+
+    Raises:
+        SettingsError: If a name fits no linear layer.
+    """
+    kinds = (nn.Linear, Conv1D)
+    found: dict[str, bool] = {}  # name -> whether it belongs to attention
+    for path, module in decoder_layers(model).named_modules():
+        if isinstance(module, kinds):
+            parts = path.split(".")[1:]  # without the number of the layer
+            attends = any("attn" in part or "attention" in part for part in parts)
+            found[".".join(parts[-2:])] = attends
+    if isinstance(targets, str):
+        wanted = {"all": (True, False), "attention": (True,), "mlp": (False,)}[targets]
+        return [name for name, attends in found.items() if attends in wanted]
+    unknown = [name for name in targets if not any(_names(name, path) for path in found)]
+    if unknown:
+        raise SettingsError(
+            f"adapter.targets names {', '.join(unknown)}; the linear layers of this "
+            f"{type(model).__name__} are {', '.join(found)}, or say all, attention or mlp."
+        )
+    return list(targets)
+
+
+def _names(name: str, path: str) -> bool:
+    return path == name or path.endswith(f".{name}")
 
 
 def _check_weights(model: PreTrainedModel, settings: AdapterSettings) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from taskfit.tree import AttentionBlock
+from taskfit.tree.build import IntArray
 
 IMPLEMENTATION = "taskfit_tree"
 
@@ -28,11 +29,13 @@ class KeyValueCache:
 
     Attributes:
         length: Number of prefix tokens P.
+        ids: The prefix, (P,).
         keys: One tensor a layer.
         values: One tensor a layer.
     """
 
     length: int
+    ids: IntArray
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
 
@@ -40,6 +43,7 @@ class KeyValueCache:
         """Return the first `length` tokens of the prefix (views, nothing is copied)."""
         return KeyValueCache(
             length,
+            self.ids[:length],
             {layer: key[:, :length] for layer, key in self.keys.items()},
             {layer: value[:, :length] for layer, value in self.values.items()},
         )

@@ -5,6 +5,7 @@ Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from taskfit.models.attention import (
     TreeLayout,
     block_tensors,
 )
+from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
 from taskfit.tree import TokenTree, attention_blocks
 from taskfit.tree.build import IntArray
 
@@ -70,6 +72,7 @@ class TreeModel:
         self._logit_scale = (self._config_number("logit_scale") or 1.0) / (
             self._config_number("logits_scaling") or 1.0
         )
+        self._depth: FrozenDepth | None = None
         model.set_attn_implementation(IMPLEMENTATION)
         if verify:
             self._verify()
@@ -103,7 +106,7 @@ class TreeModel:
         Args:
             ids: Token ids, (P,), P >= 1.
         """
-        record = KeyValueCache(len(ids))
+        record = KeyValueCache(len(ids), ids)
         self._decode(TokenTree.build([ids]), prefix=None, record=record)
         return record
 
@@ -175,13 +178,94 @@ class TreeModel:
             self.model.set_attn_implementation(IMPLEMENTATION)
 
     def compile_layers(self) -> None:
-        """Compile the decoder's layers in place; the first passes then take tens of seconds."""
-        for layer in self._layers():
+        """Compile the layers in training in place; the first passes then take tens of seconds."""
+        for layer in decoder_layers(self._decoder)[self.first_trained :]:
             layer.compile(dynamic=True)
 
-    def _layers(self) -> torch.nn.ModuleList:
-        lists = [m for m in self._decoder.modules() if isinstance(m, torch.nn.ModuleList)]
-        return max(lists, key=len)
+    @property
+    def num_layers(self) -> int:
+        """Return the number of decoder layers."""
+        return len(decoder_layers(self._decoder))
+
+    def freeze_below(self, first: int) -> None:
+        """Run the layers below `first` apart from the others, without gradients; 0: none.
+
+        Args:
+            first: Index of the first layer in training.
+
+        Raises:
+            ModelError: If the architecture cannot be cut there.
+        """
+        self._depth = None
+        if first == 0:
+            return
+        depth = FrozenDepth(self._decoder, decoder_layers(self._decoder), first)
+        whole = self._small_hidden()
+        self._depth = depth
+        error = float((self._small_hidden() - whole).abs().max() / (whole.abs().max() + 1e-6))
+        if not error < 1e-3:
+            self._depth = None
+            raise ModelError(
+                f"{type(self.model).__name__} cannot be cut below layer {first}: upper layers read "
+                f"more than what the one below gives out (difference {error:.2g}). Set "
+                "adapter.layers=all."
+            )
+
+    @property
+    def first_trained(self) -> int:
+        """Return the index of the first layer in training; 0: all are, or none is."""
+        return 0 if self._depth is None else self._depth.first
+
+    @torch.no_grad()
+    def keep_tree(self, tree: TokenTree, *, prefix: KeyValueCache | None = None) -> None:
+        """Put the states of a tree that enter the first trained layer into the store."""
+        if self._depth is not None:
+            with self.keeping():
+                self._decode(tree, prefix=prefix, record=None)
+
+    def forget_states(self) -> None:
+        """Drop the store."""
+        if self._depth is not None:
+            self._depth.store = None
+
+    def keep_states(self, *, memory_bytes: int, folder: Path) -> StateStore:
+        """Make an empty store of the states that enter the first trained layer; return it.
+
+        Args:
+            memory_bytes: Most bytes of it in main memory.
+            folder: Where the rest lies, in memory-mapped files.
+        """
+        assert self._depth is not None, "all layers are in training"
+        self._depth.store = StateStore(memory_bytes=memory_bytes, folder=folder)
+        return self._depth.store
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Put what the lower layers compute meanwhile into the store, if there is one.
+
+        What is kept must not hang on chance, or a resumed run would not be bitwise the same: keep
+        what is cut into trees the same way every time, not the steps of training.
+        """
+        if self._depth is None:
+            yield
+            return
+        before, self._depth.keeps = self._depth.keeps, True
+        try:
+            yield
+        finally:
+            self._depth.keeps = before
+
+    @torch.no_grad()
+    def _small_hidden(self) -> Tensor:
+        """Return the last hidden states of a small branching tree, (T, D)."""
+        was_training = self.model.training
+        self.model.eval()
+        ids = np.arange(1, 9) % self._head.weight.shape[0]
+        tree = TokenTree.build([ids[:6], np.concatenate((ids[:3], ids[5:]))])
+        states = self._decode(tree, prefix=None, record=None)
+        self.num_tokens_run -= len(tree)
+        self.model.train(was_training)
+        return states.float()
 
     def _decode(
         self, tree: TokenTree, *, prefix: KeyValueCache | None, record: KeyValueCache | None
@@ -192,11 +276,11 @@ class TreeModel:
         on_cpu = self.device.type == "cpu"
         rounds = on_cpu and self.model.dtype != torch.float32
         multiple = CPU_MULTIPLE if rounds else 1
-        tree = tree.padded(multiple)
+        padded = tree.padded(multiple)
         block_size = BLOCK_SIZE["cpu" if on_cpu else "cuda"]
         # Just over one block, gathering the keys of a second costs more than it saves.
-        whole = len(tree) <= 1.5 * block_size
-        blocks = attention_blocks(tree, len(tree) if whole else block_size)
+        whole = len(padded) <= 1.5 * block_size
+        blocks = attention_blocks(padded, len(padded) if whole else block_size)
         like = torch.empty((), dtype=self.model.dtype, device=self.device)
         layout = TreeLayout(
             blocks=[
@@ -213,13 +297,22 @@ class TreeModel:
             record=record,
         )
         self.num_tokens_run += num_tokens
-        output = self._decoder(
-            input_ids=torch.from_numpy(tree.ids).to(self.device)[None],
-            position_ids=torch.from_numpy(tree.positions + offset).to(self.device)[None],
-            use_cache=False,
-            tree_layout=layout,
-        )
-        return output.last_hidden_state[0, :num_tokens]  # type: ignore[no-any-return]
+        ids = torch.from_numpy(padded.ids).to(self.device)[None]
+        positions = torch.from_numpy(padded.positions + offset).to(self.device)[None]
+
+        def run() -> Tensor:
+            output = self._decoder(
+                input_ids=ids, position_ids=positions, use_cache=False, tree_layout=layout
+            )
+            states: Tensor = output.last_hidden_state
+            return states
+
+        if self._depth is None:
+            states = run()
+        else:
+            before = np.empty(0, np.int64) if prefix is None else prefix.ids
+            states = self._depth.hidden(run, tree, before, recorded=record is not None)
+        return states[0, :num_tokens]
 
     def _config_number(self, name: str) -> float | None:
         value = self.model.config.get_text_config().to_dict().get(name)

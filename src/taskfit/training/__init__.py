@@ -14,7 +14,7 @@ from taskfit.training.distributed import (
     sum_over_processes,
 )
 from taskfit.training.log import TrainingLog
-from taskfit.training.loop import TrainingJob, Validation, train
+from taskfit.training.loop import TrainingJob, Validation, count_steps, train
 from taskfit.training.memory import MemoryAccount
 from taskfit.training.sharding import ShardedModel
 
@@ -28,6 +28,7 @@ __all__ = [
     "Validation",
     "check_same",
     "compile_pays",
+    "count_steps",
     "divided",
     "first_on_each_machine",
     "gather",

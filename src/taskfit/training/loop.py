@@ -78,6 +78,7 @@ class TrainingJob:
         sampling: Probability of each item at each draw, (N,), with replacement; None: every item
             once an epoch.
         sharded: The model divided over processes; None: whole in each of them.
+        warm_up: Computes what all steps reuse; called once before the first, after a resume too.
     """
 
     model: nn.Module
@@ -93,6 +94,7 @@ class TrainingJob:
     count_tokens: Callable[[], int]
     sampling: NDArray[np.float64] | None = None
     sharded: ShardedModel | None = None
+    warm_up: Callable[[], None] | None = None
 
 
 def train(job: TrainingJob) -> TrainingState:
@@ -117,6 +119,10 @@ def train(job: TrainingJob) -> TrainingState:
     else:
         log.rewind(-1)  # what a run wrote that was killed before its first checkpoint
         _rehearse(job, optimizer, state)
+    if job.warm_up is not None:
+        started = time.perf_counter()
+        job.warm_up()
+        state.seconds += time.perf_counter() - started
     job.model.train()
 
     while state.step < total_steps and not state.stopped:

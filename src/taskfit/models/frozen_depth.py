@@ -1,0 +1,225 @@
+"""Layers that no training changes run once a text; what they give out is kept for all epochs.
+
+With adapters on the top layers alone, everything below has no gradient and says the same in every
+epoch and at every validation. So a step needs only the states that enter the first trained layer.
+
+The stock decoders stay as they are. To run their lower or upper part, the layers of the other part
+let their input through, and a hook on the first trained layer reads or replaces what enters it.
+
+Legend: T unique tokens of a tree, D hidden width.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from taskfit.tree import TokenTree
+from taskfit.tree.build import IntArray
+
+# Disk space that is left for checkpoints and results (bytes).
+DISK_RESERVE = 2 * 10**9
+# Runs the decoder over a tree; returns its last hidden states, (1, T, D).
+Run = Callable[[], Tensor]
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Return the decoder's layers: the longest list of modules, whatever a family calls it."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
+
+
+def first_trained_layer(num_layers: int, layers: int | str) -> int:
+    """Return the index of the first layer in training.
+
+    Args:
+        num_layers: Layers of the decoder.
+        layers: `all`, `half`, or a number of top layers; more than there are means all.
+    """
+    if layers == "all":
+        return 0
+    if layers == "half":
+        return num_layers // 2
+    return max(0, num_layers - int(layers))
+
+
+class StateStore:
+    """States that enter the first trained layer, by the tokens up to each, kept and never changed.
+
+    Tokens that sequences of one tree share are kept once. In main memory up to a budget; what is
+    beyond lies in memory-mapped files.
+
+    Attributes:
+        num_bytes: Bytes kept in main memory.
+        num_file_bytes: Bytes kept in files.
+        is_full: Whether states were turned away, since the disk was nearly full.
+    """
+
+    def __init__(self, *, memory_bytes: int, folder: Path) -> None:
+        """Make an empty store.
+
+        Args:
+            memory_bytes: Most bytes in main memory.
+            folder: Where files go; made when the first is needed.
+        """
+        self._memory_bytes = memory_bytes
+        self._folder = folder
+        self._chunks: list[Tensor] = []
+        # Tokens of a sequence -> its chunk and the chunk's rows.
+        self._rows: dict[bytes, tuple[int, IntArray]] = {}
+        self.num_bytes = 0
+        self.num_file_bytes = 0
+        self.is_full = False
+
+    def keep(self, tree: TokenTree, keys: Sequence[bytes], states: Tensor) -> None:
+        """Keep the states of a tree, (T, D), under the keys of its sequences."""
+        size = states.numel() * states.element_size()
+        if self.num_bytes + size <= self._memory_bytes:
+            chunk = states.detach().to("cpu", copy=True)
+            self.num_bytes += size
+        else:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self._folder).free < size + DISK_RESERVE:
+                self.is_full = True
+                return
+            path = self._folder / f"{len(self._chunks):06d}.bin"
+            chunk = torch.from_file(
+                str(path), shared=True, size=states.numel(), dtype=states.dtype
+            ).view(states.shape)
+            chunk.copy_(states)
+            # The mapping keeps the space; nothing is left behind, however the run ends.
+            path.unlink()
+            self.num_file_bytes += size
+        self._chunks.append(chunk)
+        for key, path_nodes in zip(keys, tree.paths, strict=True):
+            self._rows[key] = (len(self._chunks) - 1, path_nodes.astype(np.int32))
+
+    def find(self, tree: TokenTree, keys: Sequence[bytes]) -> Tensor | None:
+        """Return the states of a tree, (T, D), or None if one of its sequences is not kept."""
+        if not all(key in self._rows for key in keys):
+            return None
+        width, dtype = self._chunks[0].shape[1], self._chunks[0].dtype
+        states = torch.empty(len(tree), width, dtype=dtype)
+        for key, nodes in zip(keys, tree.paths, strict=True):
+            place, rows = self._rows[key]
+            states[torch.from_numpy(nodes)] = self._chunks[place][torch.from_numpy(rows)]
+        return states
+
+
+class FrozenDepth:
+    """Runs a decoder in two parts: the layers below the first trained one, and the others.
+
+    Attributes:
+        first: Index of the first trained layer, at least 1.
+        store: What is kept; None: nothing.
+        keeps: Whether states that are not in the store are put there.
+    """
+
+    def __init__(self, decoder: nn.Module, layers: nn.ModuleList, first: int) -> None:
+        """Bind to a decoder; nothing in it changes."""
+        self._decoder = decoder
+        self._lower, self._upper = list(layers[:first]), list(layers[first:])
+        self.first = first
+        self.store: StateStore | None = None
+        self.keeps = False
+
+    def hidden(self, run: Run, tree: TokenTree, prefix_ids: IntArray, *, recorded: bool) -> Tensor:
+        """Return the decoder's last hidden states of a tree, (1, T, D).
+
+        Args:
+            run: Runs the decoder over the padded tree.
+            tree: The tree, without what it is padded by.
+            prefix_ids: Tokens before its root.
+            recorded: Whether the run records keys and values, of all layers.
+        """
+        keys: list[bytes] = []
+        found = None
+        if self.store is not None and not recorded:
+            keys = sequence_keys(tree, prefix_ids)
+            found = self.store.find(tree, keys)
+        if found is None:
+            states = self.lower(run)
+            if self.keeps and self.store is not None and keys:
+                self.store.keep(tree, keys, states[0, : len(tree)])
+            return self.upper(run, states)
+        return self.upper(run, found)
+
+    @torch.no_grad()
+    def lower(self, run: Run) -> Tensor:
+        """Return the states that enter the first trained layer, without dropout, (1, T, D)."""
+        found: list[Tensor] = []
+
+        def read(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(args[0] if args else kwargs["hidden_states"])
+
+        was_training = self._decoder.training
+        if was_training:
+            self._decoder.eval()
+        handle = self._upper[0].register_forward_pre_hook(read, with_kwargs=True)
+        try:
+            with _passed(self._upper):
+                run()
+        finally:
+            handle.remove()
+            if was_training:
+                self._decoder.train()
+        return found[0].detach()
+
+    def upper(self, run: Run, states: Tensor) -> Tensor:
+        """Run the trained layers on what enters them.
+
+        Args:
+            run: Runs the decoder over the padded tree.
+            states: What enters, (1, T, D), or (T, D) without what the tree is padded by.
+        """
+
+        def replace(
+            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            old = args[0] if args else kwargs["hidden_states"]
+            new = states
+            if states.dim() == 2:
+                new = torch.zeros_like(old)
+                new[0, : len(states)] = states.to(old.device)
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+        handle = self._upper[0].register_forward_pre_hook(replace, with_kwargs=True)
+        try:
+            with _passed(self._lower):
+                return run()
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def _passed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Let layers return what enters them; all else about them stays, such as their attributes."""
+
+    def through(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return hidden_states
+
+    for layer in layers:
+        # An attribute of the object hides the method of the class.
+        layer.forward = through
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def sequence_keys(tree: TokenTree, prefix_ids: IntArray) -> list[bytes]:
+    """Return what identifies each sequence of a tree: a hash of all its tokens, prefix included."""
+    start = hashlib.blake2b(np.asarray(prefix_ids, np.int64).tobytes(), digest_size=16)
+    keys = []
+    for path in tree.paths:
+        whole = start.copy()
+        whole.update(tree.ids[path].tobytes())
+        keys.append(whole.digest())
+    return keys
