@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,33 @@ def load_table(name: str, folder: Path) -> Table:
     pool = [row for row in pool if tuple(row[c] for c in columns) not in seen]
     chosen = _stratified(test, seed=20140602)[:MAX_TEST]
     return Table(columns, pool, [test[i] for i in sorted(chosen)])
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> Path:
+    """Write rows as a user's CSV file; return its path."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_peer_data(folder: Path, table: Table, rows: Sequence[Row]) -> None:
+    """Write training rows and test set as `peer_data.read_data` reads them.
+
+    The texts of a pair stand one after the other: peers read one text.
+    """
+    folder.mkdir()
+    for name, some in (("train", rows), ("test_test", table.test)):
+        texts = [" ".join(row[column] for column in table.columns) for row in some]
+        lines = [
+            json.dumps({"id": str(i), "text": text, "label": row["label"], "prompt": text}) + "\n"
+            for i, (text, row) in enumerate(zip(texts, some, strict=True))
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    described = {"task": None, "text_column": "text", "label_column": "label", "question": None}
+    described |= {"labels": table.labels, "words": table.labels, "tests": ["test"]}
+    (folder / "task.json").write_text(json.dumps(described), encoding="utf-8")
 
 
 def _stratified(rows: list[Row], *, seed: int) -> list[int]:

@@ -52,6 +52,7 @@ def run_ours(
                 "lora_rank": options.lora_rank,
                 "lora_alpha": options.lora_alpha,
                 "lora_dropout": options.lora_dropout,
+                "layers": "all",
             },
             "training": {
                 "epochs": options.epochs,

@@ -40,6 +40,7 @@ from taskfit.models import (
     TreeModel,
     add_adapter,
     enable_gradient_checkpointing,
+    first_trained_layer,
     load_model,
     trainable_parameters,
 )
@@ -63,8 +64,10 @@ def settings_of(case: dict[str, Any]) -> RunSettings:
     flags: dict[str, Any] = {
         "model": {"device": "cpu", "dtype": DTYPES[case["dtype"]]},
         "method": {"name": method},
-        "adapter": {"weights": case["weights"]},
+        # Measurements from before there was a choice of layers trained all.
+        "adapter": {"weights": case["weights"], "layers": case.get("layers", "all")},
         "training": {
+            "epochs": STEPS,
             "gradient_checkpointing": case["checkpointing"],
             "batch_size": BATCH if method == "label_words" else ROWS,
         },
@@ -74,7 +77,7 @@ def settings_of(case: dict[str, Any]) -> RunSettings:
     else:
         # As many rows as a step takes, so that every step is the heaviest.
         flags["data"] = {"train": case["data"], "num_train": ROWS}
-    return load_settings(flags=flags)
+    return load_settings(flags=flags).resolved()
 
 
 def made_of(settings: RunSettings) -> Workload:
@@ -112,11 +115,16 @@ def steps(
     score(tree, workload)
     account.stage("forward")
     add_adapter(tree.model, settings.adapter, seed=0)
+    tree.freeze_below(first_trained_layer(tree.num_layers, settings.adapter.trained_layers))
     if settings.training.gradient_checkpointing:
         enable_gradient_checkpointing(tree.model)
     account.stage("adapter")
     optimizer = MasterOptimizer(trainable_parameters(tree.model), settings.training)
     objective = workload.objective(tree, settings)
+    if tree.first_trained:
+        tree.keep_states(memory_bytes=10**9, folder=Path("states"))
+        for fixed in objective.fixed_trees(workload.items, 2048):
+            tree.keep_tree(fixed.tree, prefix=fixed.prefix)
     tree.model.train()
     for _ in range(STEPS):
         for piece in objective.plan(workload.items, 2048):
@@ -229,6 +237,11 @@ def cases(methods: Sequence[str], data: Mapping[str, str | None]) -> list[dict[s
         for weights, dtype, checkpointing in itertools.product(WEIGHTS, DTYPES, (False, True))
         if "label_words" in methods
     ]
+    found += [
+        {"weights": "lora", "dtype": dtype, "checkpointing": False, "layers": "half"}
+        for dtype in DTYPES
+        if "label_words" in methods
+    ]
     return found + [
         {"method": method, "data": path, "weights": "lora", "dtype": dtype, "checkpointing": False}
         for method, path in data.items()
@@ -258,7 +271,7 @@ def main() -> None:
     for case in before["configurations"] if before else chosen:
         if before:
             found = {key: case[key] for key in ("measured", "mapped") if key in case}
-            keys = ("method", "weights", "dtype", "checkpointing")
+            keys = ("method", "weights", "dtype", "checkpointing", "layers")
             case = {key: case[key] for key in keys if key in case}
             if "method" in case:
                 case["data"] = data[case["method"]]

@@ -45,7 +45,7 @@ class OurRecipe:
     def __init__(self, dtype: str, *, compiled: bool, total_steps: int, seed: int) -> None:
         loaded = load_model(ModelSettings(dtype={"fp32": "float32", "bf16": "bfloat16"}[dtype]))
         self.loaded = loaded
-        add_adapter(loaded.tree.model, AdapterSettings(), seed=seed)
+        add_adapter(loaded.tree.model, AdapterSettings(layers="all", lora_dropout=0.05), seed=seed)
         if compiled:
             loaded.tree.compile_layers()
         self.settings = TrainingSettings(learning_rate=5e-4)

@@ -8,6 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "taskfit"
 FLOORS = {
     "errors": -1,
+    "settings_base": -1,
+    "method_settings": -0.5,
     "settings": 0,
     "files": 0,
     "yaml_text": 0,

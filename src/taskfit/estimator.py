@@ -30,13 +30,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         model: Hub id, local folder or packaged model.
-        method: `label_words`, `in_context`, `head`, `probe`, `tfidf`, ...; see `method.name` in
-            docs/settings.md.
+        method: `auto`, `label_words`, `in_context`, `head`, `probe`, `tfidf`, ...; see
+            `method.name` in docs/settings.md.
         weights: `lora`, `qlora` or `full`.
         num_demonstrations: Labelled examples in the prompt; None: up to four, one a class.
-        epochs: Passes over the training set.
+        epochs: Passes over the training set; None: by the number of labels.
         learning_rate: Peak learning rate; None: 5e-4 for adapters, 2e-5 for full weights.
-        batch_size: Examples per optimizer step.
+        batch_size: Examples per optimizer step; None: by the length of texts.
         seed: Seed of every draw.
         settings: Further settings as `{"section.key": value}`, see docs/settings.md.
 
@@ -48,12 +48,12 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         model: str = "smollm2-135m",
         *,
-        method: str = "label_words",
+        method: str = "auto",
         weights: str = "lora",
         num_demonstrations: int | None = None,
-        epochs: float = 1.0,
+        epochs: float | None = None,
         learning_rate: float | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
@@ -155,16 +155,17 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return estimator
 
     def _flags(self, train: Path, columns: list[str]) -> dict[str, Any]:
-        training: dict[str, Any] = {
+        given = {
             "epochs": self.epochs,
+            "learning_rate": self.learning_rate,
             "batch_size": self.batch_size,
-            "tensorboard": False,
         }
-        if self.learning_rate is not None:
-            training["learning_rate"] = self.learning_rate
+        training: dict[str, Any] = {"tensorboard": False}
+        training |= {name: value for name, value in given.items() if value is not None}
         return {
             "seed": self.seed,
-            "data": {"train": str(train), "text": columns, "label": LABEL},
+            # Whoever uses an estimator keeps the test texts to themselves.
+            "data": {"train": str(train), "text": columns, "label": LABEL, "test_fraction": 0.0},
             "model": {"name": self.model},
             "method": {"name": self.method, "num_demonstrations": self.num_demonstrations},
             "adapter": {"weights": self.weights},

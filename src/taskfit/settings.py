@@ -1,4 +1,4 @@
-"""Every setting of a run, with its documentation under it, all on one page.
+"""Every setting of a run with its documentation under it; `method` is in `method_settings.py`.
 
 Precedence: defaults < settings file < command line. The parsing is in `settings_file.py`, which
 knows no field by name. Units stand in the names or in the first words below.
@@ -6,32 +6,37 @@ knows no field by name. Units stand in the names or in the first words below.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from taskfit.errors import SettingsError
+from taskfit.method_settings import MethodSettings
+from taskfit.settings_base import Auto, Section, check_set_name, known
+
+__all__ = [
+    "AdapterSettings",
+    "CalibrationSettings",
+    "DataSettings",
+    "MethodSettings",
+    "ModelSettings",
+    "RemoteSettings",
+    "RunSettings",
+    "SearchSettings",
+    "Section",
+    "TaskSettings",
+    "TrainingSettings",
+    "TuningSettings",
+    "check_set_name",
+    "known",
+]
+
+# What `method.name=auto` is for one question; see docs/methods.md and results/defaults.md.
+AUTO_METHOD: Literal["head"] = "head"
+AUTO_BLEND = ("model", "minilm")
+LORA_LEARNING_RATE = 5e-4
 # Whole models are trained with much smaller steps than adapters that start from nothing.
 FULL_LEARNING_RATE = 2e-5
 # Encoders are small, and their heads start from nothing.
 ENCODER_LEARNING_RATE = 1e-4
-
-
-def check_set_name(name: str) -> str:
-    """Return the name of an evaluation set, which is also the name of its files.
-
-    Raises:
-        ValueError: If no file can be called so.
-    """
-    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise ValueError(
-            f"an evaluation set cannot be called {name!r}, as its files take its name. Give a "
-            "name without / and \\ that does not start with a dot"
-        )
-    return name
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys refused, texts below fields are their help."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class DataSettings(Section):
@@ -67,12 +72,14 @@ class DataSettings(Section):
     """Number of training examples to draw (stratified, nested over sizes). None: all."""
     shots_per_class: int | None = Field(default=None, ge=1)
     """Training examples to draw of each class. Not together with `num_train`."""
-    test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    test_fraction: Auto | Annotated[float, Field(ge=0.0, lt=1.0)] = "auto"
     """Share of the training table held out (stratified) as evaluation set `test`, before anything
-    else. The same for every `seed`, size and method; `taskfit compare` takes 0.3 where no
-    evaluation set is given."""
-    validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the training table held out (stratified) for validation; never trained on."""
+    else. The same for every `seed`, size and method. auto: 0.2 of a table of 200 rows or more where
+    no evaluation set is given, else 0; `taskfit compare` takes 0.3 there."""
+    validation_fraction: Auto | Annotated[float, Field(ge=0.0, lt=1.0)] = "auto"
+    """Share of the training table held out (stratified) for validation; never trained on. auto: 0.1
+    where that makes 50 examples or more, or where something asked for needs them; else 0, since
+    fewer choose by chance and are worth more in training."""
     max_validation: int = Field(default=500, ge=1)
     """Most validation examples to use (examples)."""
     max_test: int | None = Field(default=None, ge=1)
@@ -122,89 +129,6 @@ class ModelSettings(Section):
     """Longest prompt with its completion (tokens). None: the model's own limit."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decoder layers. auto: only for jobs so long that it pays for itself."""
-
-
-class MethodSettings(Section):
-    """How the model is adapted and read."""
-
-    name: Literal[
-        "in_context",
-        "label_words",
-        "head",
-        "label_text",
-        "distill",
-        "probe",
-        "knn",
-        "majority",
-        "tfidf",
-        "encoder",
-        "remote",
-        "sft",
-        "dpo",
-    ] = "label_words"
-    """in_context: no training; label_words: the same prompt, trained; head: a linear head on the
-    last token; label_text: the label as generated text; distill: a student without context learns
-    from a teacher with it; probe: logistic regression on frozen features; knn: nearest neighbours
-    in them; majority, tfidf: without a language model; encoder: a fine-tuned encoder; remote: an
-    OpenAI-compatible endpoint; sft: texts and answers learned as they are; dpo: better and worse
-    answers (section `tuning`)."""
-    num_demonstrations: int | None = Field(default=None, ge=0)
-    """Labelled examples shown in the prompt. None: the task's own number."""
-    demonstrations: Literal["fixed", "random", "balanced", "nearest"] = "balanced"
-    """fixed: the first of the training set; random: a seeded draw; balanced: the same number of
-    every class, as far as it goes; nearest (in_context only): for each text the most similar
-    training texts, the most similar last. The order is seeded."""
-    retriever: str = "minilm"
-    """demonstrations=nearest and knn only. What measures similarity: `model` (the model's own
-    hidden states), or an encoder: `minilm`, a hub id, a folder."""
-    num_orders: int = Field(default=1, ge=1)
-    """in_context only. Seeded orders of the demonstrations whose probabilities are averaged."""
-    calibration: Literal["none", "contextual", "pmi", "batch"] = "none"
-    """in_context, and batch also for the teacher of distill. contextual: divide by the mean over
-    content-free inputs; pmi: divide by the probability after the line without text, instruction
-    and demonstrations; batch: subtract the mean log-probability over training texts (up to
-    `data.max_validation`, labels unseen)."""
-    length_normalization: bool = False
-    """in_context only. Divide the log-probability of a label word by its number of tokens."""
-    loss: Literal["labels", "vocabulary", "branches"] | None = None
-    """label_words and distill only. labels: over the probabilities of the task's label words;
-    vocabulary: over the whole vocabulary (as in the published recipe); branches (label_words only):
-    at each branch of the tree of label words over the tokens that may follow, in training and in
-    prediction. For words of one token that is the same as labels; for many labels of several tokens
-    it is far cheaper. None: branches for label_words, labels for distill."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """Trained classifiers. balanced: an example counts in inverse proportion to how frequent its
-    class is in training; the mean weight is 1."""
-    focal_gamma: float = Field(default=0.0, ge=0)
-    """Trained classifiers. Exponent of the focal loss, which gives examples that are right already
-    less weight; 0: plain cross-entropy."""
-    sampling: Literal["all", "balanced"] = "all"
-    """Trained classifiers. all: every example once an epoch; balanced: as many draws an epoch, each
-    class equally often, with replacement."""
-    prompt: bool = True
-    """head, probe and knn only. Put the text into the task's prompt; false: the text alone."""
-    decoding: Literal["exact", "greedy", "free"] = "exact"
-    """label_text only. exact: the label whose text is most probable; greedy: token by token along
-    the tree of labels; free: generate anything and parse it, which may give no answer."""
-    max_new_tokens: int = Field(default=16, ge=1)
-    """label_text with decoding=free, and remote: most tokens of an answer (tokens)."""
-    teacher: Literal["frozen", "self"] = "frozen"
-    """distill only. frozen: the model before training; self: the student itself, with context."""
-    contexts: Literal["fixed", "redrawn"] = "fixed"
-    """distill only. Demonstrations of the teacher: the same all along, or drawn anew each step."""
-    student_instruction: bool = False
-    """distill only. Let the student keep the task's instruction; it never has demonstrations."""
-    temperature: float = Field(default=1.0, gt=0)
-    """distill only. Divides the scores of teacher and student before the softmax."""
-    num_neighbors: int = Field(default=8, ge=1)
-    """knn only. Neighbours that vote, weighted by similarity."""
-    encoder: str = "minilm"
-    """encoder only. Which model: `minilm` (packaged), a hub id, or a folder."""
-
-    @property
-    def word_loss(self) -> Literal["labels", "vocabulary", "branches"]:
-        """Return what the loss of label words is over, with the method's default filled in."""
-        return self.loss or ("branches" if self.name == "label_words" else "labels")
 
 
 class TuningSettings(Section):
@@ -290,12 +214,14 @@ class AdapterSettings(Section):
 class TrainingSettings(Section):
     """The loop."""
 
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the training set."""
+    epochs: Auto | Annotated[float, Field(gt=0)] = "auto"
+    """Passes over the training set. auto: as many as make enough steps for the number of labels
+    (`training/length.py`); 1 for sft and dpo."""
     max_steps: int | None = Field(default=None, ge=1)
     """Most optimizer steps; ends training early (steps)."""
-    batch_size: int = Field(default=16, ge=1)
-    """Examples per optimizer step, however the step is cut into forward passes."""
+    batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Examples per optimizer step, however the step is cut into forward passes. auto: 16, and 8
+    where texts are long or few."""
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
     """adamw: moments in float32; adamw8bit: in 8 bits (bitsandbytes); paged_adamw8bit: the same,
     moved to main memory when the GPU's is full (on a CPU: as adamw8bit)."""
@@ -306,9 +232,9 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = False
     """Keep only the layers' inputs and compute the rest again in the backward pass: less memory,
     about a third more time."""
-    learning_rate: float = Field(default=5e-4, gt=0)
-    """Peak learning rate of AdamW. Where it is not given, `adapter.weights=full` takes 2e-5, and
-    `method.name=encoder` (always full) 1e-4."""
+    learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
+    """Peak learning rate of AdamW. auto: 5e-4 for adapters, 2e-5 for `adapter.weights=full`, 1e-4
+    for `method.name=encoder` (always full)."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -330,7 +256,9 @@ class TrainingSettings(Section):
     early_stopping: int | None = Field(default=None, ge=1)
     """Stop after this many validations without improvement. None: never."""
     keep: Literal["best", "last"] = "best"
-    """Which weights the run ends with: the best by the validation metric, or the last."""
+    """Which weights the run ends with. best: the latest that are not significantly worse than the
+    best validation (Brier score of classifiers, else the loss; paired, one-sided 5 %); last: those
+    of the last step, as also where there is no validation set."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder where the package is installed."""
     trackers: list[Literal["tensorboard", "mlflow", "trackio"]] = Field(default_factory=list)
@@ -391,9 +319,27 @@ class RunSettings(Section):
     calibration: CalibrationSettings = CalibrationSettings()
     search: SearchSettings = SearchSettings()
 
-    def resolved(self) -> "RunSettings":
-        """Return the settings with defaults that depend on others filled in."""
+    def resolved(self, *, questions: bool = False) -> "RunSettings":
+        """Return the settings with defaults that depend on others filled in.
+
+        Args:
+            questions: Whether the task has several questions, which label words answer.
+        """
         settings = self
+        if self.method.name == "auto":
+            found: dict[str, Any] = {"name": "label_words"}
+            if not questions:
+                # Trained in full, the model has no features from before training any more.
+                blend = AUTO_BLEND[1:] if self.adapter.weights == "full" else AUTO_BLEND
+                given = self.method.blend
+                found = {"name": AUTO_METHOD, "blend": list(blend) if given is None else given}
+            method = self.method.model_copy(update=found)
+            return self.model_copy(update={"method": method}).resolved()
+        if self.adapter.weights == "full" and "model" in (settings.method.blend or ()):
+            raise SettingsError(
+                "method.blend=model needs the model as it was before training, and "
+                "adapter.weights=full changes it. Use lora or qlora, or blend with an encoder."
+            )
         if self.method.loss is None and self.method.name in ("label_words", "distill"):
             method = self.method.model_copy(update={"loss": self.method.word_loss})
             settings = settings.model_copy(update={"method": method})
@@ -406,9 +352,10 @@ class RunSettings(Section):
             )
             adapter = settings.adapter.model_copy(update={"layers": layers})
             settings = settings.model_copy(update={"adapter": adapter})
-        rate = FULL_LEARNING_RATE if settings.adapter.weights == "full" else None
-        rate = ENCODER_LEARNING_RATE if self.method.name == "encoder" else rate
-        if rate is not None and "learning_rate" not in self.training.model_fields_set:
-            training = self.training.model_copy(update={"learning_rate": rate})
+        if settings.training.learning_rate == "auto":
+            full = settings.adapter.weights == "full"
+            rate = FULL_LEARNING_RATE if full else LORA_LEARNING_RATE
+            rate = ENCODER_LEARNING_RATE if settings.method.name == "encoder" else rate
+            training = settings.training.model_copy(update={"learning_rate": rate})
             settings = settings.model_copy(update={"training": training})
         return settings

@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -112,14 +113,40 @@ def settings_from_dict(data: Mapping[str, Any], problems: Sequence[str] = ()) ->
     try:
         settings = RunSettings.model_validate(known)
     except ValidationError as error:
-        lines += [
-            f"{'.'.join(str(part) for part in problem['loc'])} is {problem['input']!r}: "
-            f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
-            for problem in error.errors()
-        ]
+        lines += _misfits(error)
     if lines:
         raise SettingsError("\n".join(lines))
     return settings
+
+
+def _misfits(error: ValidationError) -> list[str]:
+    """Return a sentence for each value that does not fit, whichever of its types it was held to."""
+    found: dict[str, tuple[Any, dict[str, None]]] = {}
+    for problem in error.errors():
+        # Behind the setting's own path pydantic names the type of a union that was tried.
+        path = _setting_path(problem["loc"])
+        message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+        found.setdefault(path, (problem["input"], {}))[1].setdefault(message)
+    return [f"{path} is {value!r}: {', or '.join(told)}." for path, (value, told) in found.items()]
+
+
+def _setting_path(loc: Sequence[str | int]) -> str:
+    """Return the part of an error's location that is in the settings as a user writes them."""
+    model: type[BaseModel] | None = RunSettings
+    parts: list[str] = []
+    is_union = False
+    for part in loc:
+        if model is None:
+            if is_union:
+                break
+            parts.append(str(part))
+            continue
+        info = model.model_fields.get(str(part))
+        parts.append(str(part))
+        kind = None if info is None else info.annotation
+        is_union = get_origin(kind) in (Union, UnionType)
+        model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return ".".join(parts)
 
 
 def dump_settings(settings: RunSettings, path: Path) -> None:

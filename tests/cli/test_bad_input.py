@@ -49,7 +49,7 @@ def test_an_unknown_label_in_a_test_set_names_rows(refused: Refused, shell) -> N
         ("task.label_words.good=' bad'", "' bad' stands for 'bad' and for 'good'"),
         ("task.line='{text} {label}'\n", "should end without a space"),
         ("training.learning_rte=1", "Did you mean training.learning_rate"),
-        ("method.name=magic", "input should be 'in_context', 'label_words'"),
+        ("method.name=magic", "input should be 'auto', 'in_context', 'label_words'"),
         ("method.calibration=batch", "is for in_context"),
         ("model.max_length=12", "even without its text"),
         ("data.num_train=5000", "5000 examples are wanted"),
@@ -85,7 +85,7 @@ def test_text_longer_than_the_model_is_shortened_and_counted(shell) -> None:
 def test_resuming_with_other_settings_or_data_names_them(refused: Refused, shell) -> None:
     module = importlib.import_module("taskfit.experiments.fit")
     shell.patch.setattr(module, "report_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    code, _, _ = shell.fit("--set", "training.max_steps=3")
+    code, _, _ = shell.fit("--set", "training.max_steps=3", "--set", "training.epochs=1")
     assert code == 130
     shell.patch.undo()
     shell.patch.chdir(shell.folder)

@@ -85,9 +85,55 @@ def test_a_table_is_measured_by_the_tokenizer_at_hand(run: Run, model_folder: Pa
 
 
 def test_what_does_not_fit_comes_with_a_remedy(run: Run) -> None:
-    answer = run("--model", "llama-3-8b", "--weights", "qlora", "--gpu", "t4", "--tokens", "250")
+    given = ("--model", "llama-3-8b", "--weights", "qlora", "--gpu", "t4", "--tokens", "250")
+    given += ("--method", "label_words", "--batch-size", "16")
+    answer = run(*given, "--set", "adapter.layers=all")
     assert "It does not fit." in answer.text
     assert "training.gradient_checkpointing=true" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("adapter.layers=all",), "layers all 2 are trained"),
+        (
+            (),
+            "layers the upper 1 of 2 are trained; the others run once, what they give out is kept: "
+            "0.16 GB in main memory",
+        ),
+        (("adapter.cache_gigabytes=0.06",), "kept: 0.06 GB in main memory and 0.10 GB in the run"),
+        (
+            ("adapter.cache_gigabytes=null",),
+            "the others run in each step, without gradients; nothing is kept",
+        ),
+        (("training.epochs=1",), "the others run in each step, without gradients; nothing is kept"),
+    ],
+)
+def test_one_line_says_which_layers_are_trained_and_what_is_kept(
+    run: Run, options: tuple[str, ...], expected: str
+) -> None:
+    given = ("--config-file", "config.json", "--gpu", "t4", "--method", "label_words")
+    given += ("--tokens", "200", "--examples", "12500")
+    epochs = () if "training.epochs=1" in options else ("training.epochs=3",)
+    answer = run(*given, *(word for option in (*options, *epochs) for word in ("--set", option)))
+    assert answer.code == 0, answer.text
+    assert expected in answer.text
+    assert ("once, before: frozen layers" in answer.text) == ("kept: " in answer.text)
+
+
+def test_a_method_that_only_reads_says_nothing_of_trained_layers(run: Run) -> None:
+    answer = run("--config-file", "config.json", "--gpu", "t4", "--method", "in_context")
+    assert answer.code == 0
+    assert "are trained" not in answer.text
+
+
+def test_on_a_cpu_kept_states_are_a_part_of_the_peak(run: Run) -> None:
+    answer = run(
+        *("--config-file", "config.json", "--gpu", "cpu", "--method", "label_words"),
+        *("--tokens", "200", "--examples", "12500", "--set", "training.epochs=2"),
+    )
+    assert "kept states " in answer.text
+    assert "of 2,500,000 tokens" in answer.text
 
 
 def test_instructions_and_preferences_are_planned_from_lengths(run: Run) -> None:

@@ -1,6 +1,7 @@
 """What is exported says the same as the run, in plain transformers and peft."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 import typer
 from huggingface_hub import HfApi
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -25,7 +26,7 @@ import tiny
 from taskfit.cli.export import export
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, ModelError, SettingsError, TaskfitError
-from taskfit.experiments.classifier import Calibration, Classifier
+from taskfit.experiments.classifier import ARRAYS, Calibration, Classifier
 from taskfit.experiments.export import check, gguf_file
 from taskfit.experiments.export.classification import (
     LinearReading,
@@ -49,6 +50,7 @@ from taskfit.settings import RunSettings
 from taskfit.tasks import Label, Task, Template
 
 WORDS = {"good": (" yes",), "bad": (" no",)}
+LABEL_WORDS = RunSettings.model_validate({"method": {"name": "label_words"}})
 
 
 def toy_task(words: dict[str, tuple[str, ...]] = WORDS, **changes: object) -> Task:
@@ -78,7 +80,13 @@ def settings_of(folder: Path, model: Path, **sections: dict[str, object]) -> Run
         {
             "data": {"train": str(tiny.write_csv(folder / "train.csv", tiny.toy_examples(40)))},
             "model": {"name": str(model), "dtype": "float32", "device": "cpu"},
-            "training": {"max_steps": 3, "learning_rate": 0.02, "tensorboard": False},
+            "method": {"name": "label_words"},
+            "training": {
+                "max_steps": 3,
+                "learning_rate": 0.02,
+                "keep": "last",
+                "tensorboard": False,
+            },
             **sections,
         }
     )
@@ -265,7 +273,7 @@ def test_what_cannot_be_exact_is_refused_in_one_message(
     model = loaded(architecture, byte_level_tokenizer)
     if architecture == "gemma2":
         model.tree.model.config.final_logit_softcapping = 30.0
-    classifier = Classifier(LabelWords(MethodContext(RunSettings(), toy_task(words), [], model)))
+    classifier = Classifier(LabelWords(MethodContext(LABEL_WORDS, toy_task(words), [], model)))
     merged = Merged(model, np.zeros((1, 2)), None, "float32", True, [])
     with pytest.raises(TaskfitError, match=message):
         save_classification(merged, classifier, read_linear(classifier), tmp_path)
@@ -277,7 +285,7 @@ def test_words_of_several_tokens_are_exact_where_their_first_tokens_decide(
     words = {"good": (" yes and yes",), "bad": (" no",), "none": (" maybe",)}
 
     def classifier(loss: str) -> Classifier:
-        settings = RunSettings.model_validate({"method": {"loss": loss}})
+        settings = RunSettings.model_validate({"method": {"name": "label_words", "loss": loss}})
         model = loaded("llama", byte_level_tokenizer)
         return Classifier(LabelWords(MethodContext(settings, toy_task(words), [], model)))
 
@@ -391,7 +399,8 @@ def test_a_run_on_a_base_in_four_bits_merges_into_the_unquantized_one(
     tmp_path: Path, model_folder: Path
 ) -> None:
     pytest.importorskip("bitsandbytes")
-    settings = settings_of(tmp_path, model_folder, adapter={"weights": "qlora"})
+    adapter = {"weights": "qlora", "layers": "all"}
+    settings = settings_of(tmp_path, model_folder, adapter=adapter)
     fit(settings, tmp_path / "run")
     checks = export_run(tmp_path / "run", tmp_path / "out", form="merged", device="cpu").checks
     weights, base = (
@@ -407,6 +416,90 @@ def test_a_run_on_a_base_in_four_bits_merges_into_the_unquantized_one(
     four_bits = next(check for check in checks if "4 bits" in check.what)
     assert four_bits.difference > 1e-4
     assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"layers": 1},
+        {"layers": 1, "dora": True},
+        {"layers": 1, "rank_stabilized": True},
+        {"layers": "all", "dora": True, "rank_stabilized": True},
+        {"layers": 1, "targets": ["q_proj", "down_proj"]},
+        {"layers": 1, "weights": "full"},
+    ],
+    ids=lambda adapter: "-".join(map(str, adapter)),
+)
+def test_adapters_of_every_shape_merge_to_the_same_predictions(
+    adapter: dict[str, object], tmp_path: Path, model_folder: Path
+) -> None:
+    settings = settings_of(
+        tmp_path,
+        model_folder,
+        adapter=adapter,
+        task={"label_words": {"good": " yes", "bad": " no"}},
+    )
+    fit(settings, tmp_path / "run", report=False)
+    out = tmp_path / "out"
+    checks = export_run(tmp_path / "run", out, form="merged", device="cpu").checks
+    assert all(found.difference <= found.tolerance for found in checks)
+    classifier = Classifier.load(tmp_path / "run", device="cpu")
+    expected = classifier.probabilities(texts())
+    model = AutoModelForCausalLM.from_pretrained(out)
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+
+    def probabilities(of: torch.nn.Module) -> np.ndarray:
+        rows = []
+        for item in classifier.method.encoder.encode(texts()):
+            scores = of(torch.tensor([item.prompt_ids.tolist()])).logits[0, -1].detach()
+            own = scores[[int(ids[0]) for ids in item.completions]].double().numpy()
+            rows.append(softmax(own / classifier.calibration.temperature))
+        return np.stack(rows)
+
+    np.testing.assert_allclose(probabilities(model), expected, atol=1e-4)
+    assert np.abs(probabilities(base) - expected).max() > 1e-3, "training changed nothing"
+    changed = {
+        name.split(".")[2]
+        for (name, one), two in zip(model.named_parameters(), base.parameters(), strict=True)
+        if not torch.equal(one, two) and ".layers." in name
+    }
+    assert changed == ({"0", "1"} if adapter["layers"] == "all" else {"1"})
+    shown = (out / "README.md").read_text()
+    assert all(f"{key}:" in shown for key in adapter if key != "layers")
+
+
+def test_the_card_says_what_was_trained_and_what_is_no_part_of_the_export(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    saved = json.loads((copy / "classifier.json").read_text())
+    saved["blend"] = {"features": "minilm", "weight": 0.4, "num_held_out": 60, "state": {}}
+    (copy / "classifier.json").write_text(json.dumps(saved))
+    for folder, blended in ((run, False), (copy, True)):
+        out = tmp_path / f"out-{blended}"
+        export_run(folder, out, form="merged", device="cpu")
+        card = (out / "README.md").read_text()
+        assert "LoRA of the upper half of the layers trained" in card
+        assert ("a probe on minilm (40%), which is no part of this model" in card) == blended
+
+
+@pytest.mark.parametrize("form", ["classification", "gguf"])
+def test_other_forms_of_a_run_with_adapters_on_the_top_layer_say_the_same(
+    form: str, tmp_path: Path, model_folder: Path
+) -> None:
+    settings = settings_of(
+        tmp_path,
+        model_folder,
+        adapter={"layers": 1, "dora": True},
+        task={"label_words": {"good": " yes", "bad": " no"}},
+    )
+    fit(settings, tmp_path / "run", report=False)
+    exported = export_run(
+        tmp_path / "run", tmp_path / "out", form=form, outtype="f32", device="cpu"
+    )
+    assert len(exported.checks) >= 2
+    assert all(found.difference <= 1e-4 for found in exported.checks)
 
 
 def command(*arguments: object) -> Result:
@@ -512,6 +605,9 @@ def test_a_run_of_full_fine_tuning_is_copied(tmp_path: Path, model_folder: Path)
         tmp_path, model_folder, method={"name": "head"}, adapter={"weights": "full"}
     )
     fit(settings, tmp_path / "run")
+    arrays = load_file(tmp_path / "run" / ARRAYS)
+    # As in a run that is blended or calibrated.
+    save_file({**arrays, "blend.coefficients": torch.ones(2)}, tmp_path / "run" / ARRAYS)
     export_run(tmp_path / "run", tmp_path / "out", form="merged", device="cpu")
     file = "model.safetensors"
     assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "run/model" / file).read_bytes()

@@ -37,9 +37,14 @@ def grid(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
     test = tiny.write_csv(tmp_path / "test.csv", tiny.toy_examples(10, offset=100))
     return {
         "base": {
-            "data": {"train": str(train), "tests": {"new": str(test)}, "max_validation": 6},
+            "data": {
+                "train": str(train),
+                "tests": {"new": str(test)},
+                "validation_fraction": 0.1,
+                "max_validation": 6,
+            },
             "model": {"name": str(model_folder), "dtype": "float32"},
-            "training": {"tensorboard": False, "learning_rate": 0.01, "batch_size": 4},
+            "training": {"tensorboard": False, "learning_rate": 0.01, "batch_size": 4, "epochs": 1},
         },
         "sizes": {8: {"training": {"epochs": 2}}, 16: {}},
         "seeds": 2,

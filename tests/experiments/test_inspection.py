@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def settings_for(folder: Path, /, **sections: Any) -> RunSettings:
     """Settings for `train.csv` and a local model, with other sections on top."""
-    data = {"train": "train.csv", **sections.pop("data", {})}
+    data = {"train": "train.csv", "validation_fraction": 0.1, **sections.pop("data", {})}
     chosen = {"name": str(folder), **sections.pop("model", {})}
     return settings_from_dict({"data": data, "model": chosen, **sections})
 
@@ -55,7 +55,7 @@ def test_sizes_are_those_of_the_prepared_sets_and_add_up(folder: Path, model_fol
     in_training = found.num_examples["train"] + found.num_examples["validation"]
     assert in_training + len(data.demonstrations) + 10 == 60
     assert sum(found.checkup.class_counts.values()) == found.checkup.num_encoded == len(data.train)
-    assert (found.task, found.model, found.batch_size) == (data.task, str(model_folder), 16)
+    assert (found.task, found.model, found.batch_size) == (data.task, str(model_folder), 8)
 
 
 def test_a_set_called_like_a_part_is_counted_for_itself(folder: Path, model_folder: Path) -> None:

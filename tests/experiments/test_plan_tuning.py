@@ -48,7 +48,7 @@ def settings_of(method: str, weights: str = "lora", **sections: Any) -> RunSetti
     return settings_from_dict(
         {
             "method": {"name": method},
-            "adapter": {"weights": weights},
+            "adapter": {"weights": weights, **sections.pop("adapter", {})},
             "training": training,
             "model": {"dtype": "float32", **sections.pop("model", {})},
             **sections,
@@ -163,6 +163,20 @@ def test_only_preferences_are_scored_before_training_forward_alone() -> None:
     # Forward is half of forward and backward with a frozen base; there is no adapter yet.
     adapter = 6 * pair.memory.count.num_adapter * pair.memory.epoch.num_unique
     assert 2 * pair.time.before_flops + adapter == pair.time.flops
+
+
+def test_the_reference_and_frozen_layers_both_run_once_before_training() -> None:
+    row, pair = (
+        plan(method, adapter={"layers": 1}, training={"epochs": 2}) for method in ("sft", "dpo")
+    )
+    usual = plan("dpo", training={"epochs": 2})
+    for found in (row, pair):
+        frozen, count = found.memory.frozen, found.memory.count
+        assert frozen.num_before > 0
+        own = 2 * count.num_frozen * frozen.num_before
+        reference = usual.time.before_flops if found is pair else 0
+        assert found.time.before_flops == own + reference
+    assert pair.time.flops < usual.time.flops
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])

@@ -37,10 +37,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prepare(seed: int = 0, method: dict[str, Any] | None = None, **data: object) -> PreparedData:
     """Prepare `train.csv` and `test.csv`, or what is given instead."""
-    given_data = {"train": "train.csv", "tests": {"new": "test.csv"}, **data}
+    given_data = {
+        **{"train": "train.csv", "tests": {"new": "test.csv"}, "validation_fraction": 0.1},
+        **data,
+    }
     task = {"name": given_data.pop("task", None)}
     return prepare_data(
-        settings_from_dict({"seed": seed, "data": given_data, "task": task, "method": method or {}})
+        settings_from_dict(
+            {
+                "seed": seed,
+                "data": given_data,
+                "task": task,
+                "method": {"name": "label_words", **(method or {})},
+            }
+        )
     )
 
 

@@ -161,8 +161,8 @@ def test_the_run_folder_holds_every_set_and_question(make: Make, tmp_path: Path)
     for record in validations:
         own = [record[f"{name}/accuracy"] for name in ("mood", "park", "stars")]
         assert record["accuracy"] == pytest.approx(np.mean(own))
-    assert max(record["accuracy"] for record in validations) == next(
-        record["accuracy"] for record in validations if record["step"] == run.result.best_step
+    assert min(record["loss"] for record in validations) == next(
+        record["loss"] for record in validations if record["step"] == run.result.best_step
     )
 
 

@@ -30,7 +30,8 @@ def test_a_held_out_test_set_is_stratified_and_the_same_for_every_seed_and_size(
     assert good == 15
     for changes in ({"seed": 7}, {"data": {"num_train": 8}}, {"data": {"validation_fraction": 0}}):
         assert held_out(path, **changes)["test"] == first["test"]
-    assert held_out(path, seed=7)["validation"] != first["validation"]
+    halves = [held_out(path, seed=s, data={"validation_fraction": 0.5}) for s in (0, 7)]
+    assert halves[0]["validation"] != halves[1]["validation"]
     assert not first["test"] & (first["train"] | first["validation"])
     assert len(set.union(*first.values())) == 100
 

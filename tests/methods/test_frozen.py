@@ -1,26 +1,28 @@
-"""Frozen features, their cache, retrieval and linear models: each computed once and right."""
+"""Frozen features, their cache, retrieval and the probe: each computed once and right."""
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_matrix
-from sklearn.linear_model import LogisticRegression
+from safetensors.torch import load_file, save_file
 
 import tiny
 from taskfit.data import Example
 from taskfit.errors import DataError
-from taskfit.methods.features import FeatureReader
-from taskfit.methods.linear import STRENGTHS, fit_linear
-from taskfit.methods.method import MethodContext
+from taskfit.methods.features import EncoderFeatures, FeatureReader
+from taskfit.methods.linear import LinearModel
+from taskfit.methods.method import MethodContext, MethodState
+from taskfit.methods.probe import Probe
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, add_adapter
-from taskfit.settings import AdapterSettings
+from taskfit.models import LoadedModel, add_adapter, count_parameters
+from taskfit.settings import AdapterSettings, MethodSettings
 from taskfit.settings_file import load_settings
-from taskfit.tasks import task_from_columns
+from taskfit.tasks import Task, task_from_columns
 
 EXAMPLES = tiny.toy_examples(9)
 TASK = task_from_columns(name="toy", text=["text"], label_column="label", labels=["bad", "good"])
@@ -129,48 +131,150 @@ def test_retrieval_comes_back_from_its_state(loaded: LoadedModel) -> None:
     assert ids == [[e.id for e in shown] for shown in first.nearest(queries, 2)]
 
 
-def blobs(num_classes: int) -> tuple[Any, Any]:
-    generator = np.random.default_rng(0)
-    gold = np.repeat(np.arange(num_classes), 20)
-    centres = generator.normal(size=(num_classes, 5)) * 2
-    return centres[gold] + generator.normal(size=(len(gold), 5)), gold
+def encoder_reader(context: MethodContext, folder: Path, cache: Path) -> EncoderFeatures:
+    return EncoderFeatures(context, str(folder), cache=cache)
 
 
-@pytest.mark.parametrize("num_classes", [2, 4])
-@pytest.mark.parametrize("sparse", [False, True])
-def test_one_hot_targets_give_scikit_learns_regression(num_classes: int, sparse: bool) -> None:
-    features, gold = blobs(num_classes)
-    given = csr_matrix(features) if sparse else features
-    found = fit_linear(given, np.eye(num_classes)[gold], multi_label=False, balanced=False, seed=0)
-    assert found.strength in STRENGTHS
-    reference = LogisticRegression(C=found.strength, max_iter=5000, tol=1e-8).fit(features, gold)
+def test_an_encoder_embeds_a_text_once_whatever_the_run_and_pays_for_it_once(
+    loaded: LoadedModel, encoder_folder: Path, tmp_path: Path
+) -> None:
+    context = context_of(loaded)
+    first = encoder_reader(context, encoder_folder, tmp_path)
+    found = first.features(EXAMPLES[:4])
+    assert first.spared_seconds == 0
+    second = encoder_reader(context, encoder_folder, tmp_path)
+    seen: list[int] = []
+    np.testing.assert_array_equal(second.features(EXAMPLES[3::-1]), found[::-1])
+    assert second._encoder.num_tokens_run == 0
+    assert second.spared_seconds > 0
+    second.features(EXAMPLES[:6], advance=seen.append)
+    assert (seen[0], sum(seen)) == (4, 6)
+    [file] = tmp_path.iterdir()
+    before = file.read_bytes()
+    second.keep_no_more()
+    assert second.features(EXAMPLES).shape == (len(EXAMPLES), found.shape[1])
+    assert file.read_bytes() == before
+    assert second.features([]).shape == (0, found.shape[1])
+
+
+def test_an_encoder_with_other_weights_or_another_tokenizer_is_another_encoder(
+    loaded: LoadedModel, encoder_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(encoder_folder, other)
+    text = (other / "tokenizer.json").read_text(encoding="utf-8")
+    changed = text.replace('"lowercase": true', '"lowercase": false')
+    assert changed != text
+    (other / "tokenizer.json").write_text(changed, encoding="utf-8")
+    shifted = tmp_path / "shifted"
+    shutil.copytree(encoder_folder, shifted)
+    weights = load_file(shifted / "model.safetensors")
+    save_file({name: w + 0.01 for name, w in weights.items()}, shifted / "model.safetensors")
+    for folder in (encoder_folder, other, shifted):
+        encoder_reader(context_of(loaded), folder, tmp_path / "cache").features(EXAMPLES[:1])
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+ALL = tiny.toy_examples(500)
+# Every third, so that both have every word; the two share no text.
+TRAIN, NEW = ALL[1::3], ALL[2::9]
+
+
+@pytest.fixture(params=["encoder", "both"])
+def features(
+    request: pytest.FixtureRequest, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """What a probe reads, with the tiny encoder in place of MiniLM."""
+    monkeypatch.setattr("taskfit.methods.probe.BESIDE", str(encoder_folder))
+    return str(encoder_folder) if request.param == "encoder" else "both"
+
+
+def probe_of(loaded: LoadedModel, features: str, task: Task = TASK) -> Probe:
+    settings = ["method.name=probe", f"method.features={features}", "method.prompt=false"]
+    model = loaded if features in ("model", "both") else None
+    return Probe(MethodContext(load_settings(overrides=settings), task, (), model))
+
+
+def right(probe: Probe) -> float:
+    answers = probe.probabilities(NEW).argmax(axis=1)
+    gold = [probe.task.label_names.index(str(example.label)) for example in NEW]
+    return float((answers == gold).mean())
+
+
+def test_a_probe_reads_an_encoder_and_comes_back_the_same(
+    loaded: LoadedModel, features: str
+) -> None:
+    probe = probe_of(loaded, features)
+    probe.prepare(TRAIN, [])
+    assert right(probe) > 0.9
+    state = probe.state()
+    again = probe_of(loaded, features)
+    again.restore(MethodState(json.loads(json.dumps(state.values)), state.arrays))
+    np.testing.assert_array_equal(again.probabilities(NEW), probe.probabilities(NEW))
+    # What it has learned holds for the features as they are.
+    weight, bias = probe.weights_of_features()
+    raw = LinearModel(weight, bias, multi_label=False, strength=1.0)
     np.testing.assert_allclose(
-        found.probabilities(given), reference.predict_proba(features), atol=5e-3
+        raw.probabilities(probe._features(NEW)), probe.probabilities(NEW), atol=1e-6
     )
 
 
-def test_labels_that_never_occur_get_no_probability() -> None:
-    features, gold = blobs(2)
-    targets = np.eye(4)[gold * 2]
-    found = fit_linear(features, targets, multi_label=False, balanced=False, seed=0)
-    probabilities = found.probabilities(features)
-    assert probabilities[:, [1, 3]].max() < 1e-6
-    assert (probabilities.argmax(axis=1) == gold * 2).mean() > 0.9
-    only = fit_linear(
-        features, np.eye(2)[np.zeros_like(gold)], multi_label=False, balanced=False, seed=0
-    )
-    assert only.probabilities(features)[:, 0].min() > 0.999
+def test_a_second_probe_reads_what_the_first_has_left(loaded: LoadedModel, features: str) -> None:
+    first, second = probe_of(loaded, features), probe_of(loaded, features)
+    first.prepare(TRAIN, [])
+    assert first.spared_seconds == 0
+    before = loaded.tree.num_tokens_run
+    second.prepare(TRAIN, [])
+    assert loaded.tree.num_tokens_run == before
+    assert all(reader.spared_seconds > 0 for reader in second._readers)
+    np.testing.assert_array_equal(second.probabilities(NEW), first.probabilities(NEW))
 
 
-def test_balanced_weights_move_the_boundary_towards_the_frequent_class() -> None:
-    generator = np.random.default_rng(1)
-    gold = np.array([0] * 90 + [1] * 10)
-    features = generator.normal(size=(100, 2)) + gold[:, None]
-    targets = np.eye(2)[gold]
-    plain, balanced = (
-        fit_linear(features, targets, multi_label=False, balanced=b, seed=0) for b in (False, True)
+def test_a_probe_counts_the_weights_of_all_that_it_reads(
+    loaded: LoadedModel, encoder_folder: Path, features: str
+) -> None:
+    probe = probe_of(loaded, features)
+    width = probe._features(NEW[:1]).shape[1]
+    probe.prepare(TRAIN, [])
+    encoder = EncoderFeatures(context_of(loaded), str(encoder_folder))._encoder.model
+    model = count_parameters(loaded.tree.model) if features == "both" else 0
+    assert probe.num_parameters == model + count_parameters(encoder) + 2 * (width + 1)
+
+
+def test_labels_in_another_order_give_their_probabilities_in_that_order(
+    loaded: LoadedModel, features: str
+) -> None:
+    names = ["good", "bad"]
+    task = task_from_columns(name="toy", text=["text"], label_column="label", labels=names)
+    found = []
+    for one in (TASK, task):
+        probe = probe_of(loaded, features, one)
+        probe.prepare(TRAIN, [])
+        found.append(probe.probabilities(NEW))
+    np.testing.assert_allclose(found[1][:, ::-1], found[0], atol=1e-4)
+
+
+def test_a_probe_of_several_labels_reads_an_encoder(loaded: LoadedModel, features: str) -> None:
+    task = task_from_columns(
+        name="toy", text=["text"], label_column="label", labels=["good", "park"]
     )
-    assert (
-        (balanced.probabilities(features)[:, 1]).mean()
-        > plain.probabilities(features)[:, 1].mean() + 0.1
-    )
+    task = dataclasses.replace(task, multi_label=True)
+
+    def labelled(example: Example) -> Example:
+        there = "park" in example.texts["text"] or "lake" in example.texts["text"]
+        target = {"good": float(example.label == "good"), "park": float(there)}
+        return dataclasses.replace(example, label="", target=target)
+
+    probe = probe_of(loaded, features, task)
+    probe.prepare([labelled(e) for e in TRAIN], [])
+    wanted = np.array([labelled(e).target_vector(task.label_names) for e in NEW])
+    assert ((probe.probabilities(NEW) > 0.5) == wanted).mean() > 0.9
+
+
+def test_a_probe_needs_a_language_model_exactly_if_it_reads_one() -> None:
+    for name, reads in (("model", True), ("both", True), ("minilm", False), ("a/b", False)):
+        settings = MethodSettings(name="probe", features=name)
+        assert Probe.reads_model(settings) is reads
+        assert Probe.shows_demonstrations(settings) is reads
+        assert not Probe.shows_demonstrations(settings.model_copy(update={"prompt": False}))
+    assert MethodSettings(name="probe").features == "model"

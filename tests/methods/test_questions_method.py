@@ -62,7 +62,8 @@ def method_of(
     loaded: LoadedModel, data: dict[str, Any] | Questionnaire = QUESTIONS, *overrides: str
 ) -> QuestionMethod:
     questionnaire = data if isinstance(data, Questionnaire) else questionnaire_from_dict(data)
-    return QuestionMethod(load_settings(overrides=overrides), questionnaire, loaded)
+    settings = load_settings(overrides=overrides).resolved(questions=True)
+    return QuestionMethod(settings, questionnaire, loaded)
 
 
 def alone(loaded: LoadedModel, method: QuestionMethod) -> dict[str, LabelScorer]:

@@ -171,6 +171,7 @@ def make(base: Path) -> Make:
                 "model.dtype=float32",
                 "model.device=cpu",
                 f"method.encoder={base / 'encoder'}",
+                "method.name=label_words",
                 "method.num_demonstrations=0",
                 "adapter.lora_dropout=0",
                 "training.epochs=2",

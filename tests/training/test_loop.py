@@ -4,8 +4,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ from taskfit.training import (
     Validation,
     train,
 )
-from taskfit.training.loop import count_steps
+from taskfit.training.loop import count_steps, is_worse
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
 
 EXAMPLES = tiny.toy_examples(8)
@@ -41,7 +43,7 @@ class Rig:
         folder: Path,
         *,
         weights: str = "lora",
-        scores: Sequence[float] | None = None,
+        losses: Sequence[float | Sequence[float]] | None = None,
         **settings: Any,
     ) -> None:
         encoder = PromptEncoder(loaded.tokenizer, TASK, [], max_length=128)
@@ -55,7 +57,8 @@ class Rig:
         self.settings = TrainingSettings(
             **{"batch_size": 3, "learning_rate": 1e-2, "tensorboard": False, **settings}
         )
-        self.scores = list(scores or [])
+        # Of the validations, the one before the first step included.
+        self.losses = list(losses or [])
         self.log_hook: Callable[[Any], None] | None = None
 
     def job(self) -> TrainingJob:
@@ -66,7 +69,7 @@ class Rig:
             parameters=self.parameters,
             objective=self.objective,
             items=self.items,
-            validate=self.validate if self.scores else None,
+            validate=self.validate if self.losses else None,
             settings=self.settings,
             seed=5,
             checkpoints=Checkpoints(folder / "checkpoints"),
@@ -76,8 +79,9 @@ class Rig:
         )
 
     def validate(self) -> Validation:
-        score = self.scores[len([r for r in self.records() if r["kind"] == "validation"])]
-        return Validation(0.5, score, {"accuracy": score})
+        found = self.losses[len([r for r in self.records() if r["kind"] == "validation"])]
+        each = [found] if isinstance(found, float) else list(found)
+        return Validation(fmean(each), {"accuracy": 0.5}, np.array(each))
 
     def records(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "metrics.jsonl")
@@ -145,8 +149,8 @@ def test_a_killed_run_resumes_bitwise(
     tmp_path: Path,
     killed_at: int,
 ) -> None:
-    scores = [0.5, 0.9, 0.7, 0.8, 0.6, 0.1]
-    options: dict[str, Any] = {"epochs": 3, "eval_every_steps": 2, "scores": scores}
+    scores = [0.9, 0.5, 0.1, 0.3, 0.2, 0.4, 0.9]
+    options: dict[str, Any] = {"epochs": 3, "eval_every_steps": 2, "losses": scores}
     whole = Rig(fresh(byte_level_tokenizer), tmp_path / "whole", **options)
     state = train(whole.job())
     assert state.best_step == 4
@@ -175,7 +179,7 @@ def test_the_best_weights_are_kept_or_the_last_if_asked(
     byte_level_tokenizer: Any,
     tmp_path: Path,
 ) -> None:
-    options: dict[str, Any] = {"epochs": 2, "eval_every_steps": 2, "scores": [0.9, 0.2, 0.3]}
+    options: dict[str, Any] = {"epochs": 2, "eval_every_steps": 2, "losses": [0.7, 0.1, 0.8, 0.7]}
     best = Rig(fresh(byte_level_tokenizer), tmp_path / "best", **options)
     train(best.job())
     stopped = Rig(fresh(byte_level_tokenizer), tmp_path / "x", **options, max_steps=2, keep="last")
@@ -201,10 +205,50 @@ def test_early_stopping_counts_validations_without_improvement(
         epochs=10,
         eval_every_steps=1,
         early_stopping=2,
-        scores=[0.5, 0.6, 0.6, 0.1, 0.9],
+        losses=[0.8, 0.5, 0.4, 0.5, 0.9, 0.1],
     )
     state = train(rig.job())
     assert (state.step, state.best_step, state.stopped) == (4, 2, True)
+
+
+def test_the_weights_that_training_starts_from_may_be_the_best(
+    byte_level_tokenizer: Any, tmp_path: Path
+) -> None:
+    rig = Rig(
+        fresh(byte_level_tokenizer),
+        tmp_path,
+        epochs=2,
+        eval_every_steps=2,
+        losses=[0.1, 0.7, 0.8, 0.7],
+    )
+    before = rig.weights()
+    assert train(rig.job()).best_step == 0
+    assert torch.equal(rig.weights(), before)
+
+
+def test_of_validations_that_cannot_be_told_apart_the_latest_is_kept(
+    byte_level_tokenizer: Any, tmp_path: Path
+) -> None:
+    best = [0.1, 0.5, 0.2, 0.4]
+    level = [0.4, 0.2, 0.5, 0.2]  # a higher mean, by chance
+    worse = [0.9, 0.9, 0.8, 0.9]
+    rig = Rig(
+        fresh(byte_level_tokenizer),
+        tmp_path,
+        epochs=4,
+        eval_every_steps=3,
+        losses=[worse, best, level, worse, worse],
+    )
+    assert train(rig.job()).best_step == 6
+
+
+def test_small_steps_upward_do_not_add_up() -> None:
+    generator = np.random.default_rng(0)
+    best = generator.random(50)
+    creeping = [best + 0.02 * step for step in range(1, 30)]
+    assert all(is_worse(found.tolist(), best.tolist()) for found in creeping)
+    assert not is_worse((best + generator.normal(0, 0.3, 50)).tolist(), best.tolist())
+    assert not is_worse([0.3], [0.3])
 
 
 def test_running_out_of_memory_halves_the_budget_and_changes_nothing_else(
@@ -237,7 +281,7 @@ def test_memory_that_never_suffices_ends_in_a_message(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rig = Rig(fresh(byte_level_tokenizer), tmp_path)
+    rig = Rig(fresh(byte_level_tokenizer), tmp_path, epochs=1)
 
     def never(_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError
@@ -308,7 +352,7 @@ def test_a_new_checkpoint_replaces_the_old_one_and_comes_back_equal(tmp_path: Pa
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         checkpoints.save_best(step, {"w": torch.full((2,), float(step))})
-        state = TrainingState(step=step, best_step=step, best_score=0.5)
+        state = TrainingState(step=step, best_step=step, best_losses=[0.5])
         checkpoints.save(state, {"master/x": torch.arange(3.0) + step})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best-00000002", "step-00000002"]
     loaded = checkpoints.load()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from taskfit.cli.compare import compare
@@ -97,7 +98,7 @@ def fit(
     search_budget: SearchBudgetOption = None,
 ) -> None:
     """Adapt a model to a task and measure it; leaves a run folder."""
-    from taskfit.cli.screen import RichScreen, results_table
+    from taskfit.cli.screen import RichScreen, baselines_table, results_table
     from taskfit.experiments import fit as run_fit
     from taskfit.experiments.questions.fit import fit_questions
     from taskfit.experiments.tuning.fit import is_tuning, tune
@@ -139,6 +140,11 @@ def fit(
             screen.close()
     show_search(folder, console)
     console.print(tuning_table(result) if is_tuning(settings) else results_table([result]))
+    if (beside := baselines_table(result)) is not None:
+        console.print()
+        console.print(beside)
+    for warning in result.details.get("warnings", ()):
+        console.print(f"[yellow]note:[/] {escape(warning)}", highlight=False)
     console.print(f"\nRun: {folder}   report: {folder / 'report.html'}", highlight=False)
 
 

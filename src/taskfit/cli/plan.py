@@ -22,11 +22,13 @@ from taskfit.cli.flags import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from taskfit.experiments.planner.frozen import FrozenPlan
     from taskfit.experiments.planner.plan import Plan
     from taskfit.experiments.planner.tokens import Workload
     from taskfit.settings import RunSettings
 
 TOKENS, ANSWER_TOKENS, EXAMPLES = 128, 128, 1000
+MADE_LABELS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +142,11 @@ def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Leng
         TaskfitError: If flags contradict each other, or the data cannot be read.
     """
     from taskfit.errors import SettingsError
-    from taskfit.experiments.planner.tokens import made_workload, real_workload
+    from taskfit.experiments.planner.plan import settled
+    from taskfit.experiments.planner.tokens import WORDS_PER_TOKEN, made_workload, real_workload
     from taskfit.experiments.planner.tuning import made_rows, real_rows
     from taskfit.experiments.tuning.fit import is_tuning
+    from taskfit.settings import known
 
     tunes = is_tuning(settings)
     if lengths.answer_tokens is not None and not tunes:
@@ -163,6 +167,12 @@ def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Leng
     tokens = _given_tokens(settings, lengths.tokens)
     shared = lengths.shared or 0
     examples = EXAMPLES if lengths.examples is None else lengths.examples
+    settings = settled(
+        settings,
+        num_train=examples,
+        num_labels=0 if tunes else MADE_LABELS,
+        mean_words=0.0 if tunes else WORDS_PER_TOKEN * tokens,
+    )
     if tunes:
         answer = ANSWER_TOKENS if lengths.answer_tokens is None else lengths.answer_tokens
         return made_rows(
@@ -172,7 +182,8 @@ def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Leng
         tokens=tokens,
         shared=shared,
         examples=examples,
-        batch_size=settings.training.batch_size,
+        batch_size=known(settings.training.batch_size),
+        num_labels=MADE_LABELS,
     )
 
 
@@ -187,6 +198,7 @@ def show_plan(plan: "Plan", console: Console) -> None:
         f"{settings.training.batch_size}, "
         f"checkpointing {'on' if settings.training.gradient_checkpointing else 'off'}",
         f"{plan.workload.unit:<8} {plan.workload.num_examples:,}, {plan.workload.source}",
+        *([f"layers   {trained_layers(memory.frozen)}"] if memory.step is not None else []),
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print()
@@ -202,6 +214,19 @@ def show_plan(plan: "Plan", console: Console) -> None:
         highlight=False,
         markup=False,
     )
+
+
+def trained_layers(frozen: "FrozenPlan") -> str:
+    """Say which layers are trained, and what is kept of what the others give out."""
+    if not frozen.num_frozen:
+        return f"all {frozen.num_layers} are trained"
+    start = f"the upper {frozen.num_layers - frozen.num_frozen} of {frozen.num_layers} are trained"
+    sizes = [(frozen.memory_bytes, "in main memory"), (frozen.file_bytes, "in the run folder")]
+    kept = " and ".join(f"{size / 1e9:.2f} GB {place}" for size, place in sizes if size)
+    if frozen.num_before:
+        return f"{start}; the others run once, what they give out is kept: {kept}"
+    rest = f"what validations meet again is kept: {kept}" if kept else "nothing is kept"
+    return f"{start}; the others run in each step, without gradients; {rest}"
 
 
 def _memory_table(plan: "Plan") -> Table:
@@ -237,8 +262,9 @@ def memory_rows(plan: "Plan") -> list[tuple[str, int, str]]:
         ("tokenizer, generated code", memory.host.resident_bytes - memory.host.mapped_bytes, ""),
         ("file of the weights", memory.host.mapped_bytes, "mapped beside them"),
         ("unused in the heap", memory.host.heap_bytes, "between tensors"),
+        ("kept states", memory.host.states_bytes, f"of {memory.frozen.num_kept:,} tokens"),
     ]
-    running = memory.tensor_bytes + memory.host.resident_bytes + memory.host.heap_bytes
+    running = sum(size for _, size, _ in rows)
     rows.append(("more, while loading", memory.peak_bytes - running, "weights in two formats"))
     if plan.card.reserved_bytes:
         rows.append(("CUDA context", plan.card.reserved_bytes, "assumed"))
@@ -246,7 +272,9 @@ def memory_rows(plan: "Plan") -> list[tuple[str, int, str]]:
 
 
 def _dynamic_rows(plan: "Plan", dynamic: int) -> list[tuple[str, int, str]]:
-    step, scoring = plan.memory.step, plan.memory.scoring
+    step, scoring, before = plan.memory.step, plan.memory.scoring, plan.memory.before
+    if before is not None and before.peak_bytes > scoring.peak_bytes:
+        scoring = before
     if step is None or scoring.peak_bytes > step.peak_bytes:
         tokens = f"{scoring.num_tokens:,} tokens at once"
         return [
@@ -290,8 +318,10 @@ def _time_table(plan: "Plan") -> Table:
         (padded, epoch.num_padded, time.padded_flops, time.padded_seconds),
     ]
     if time.before_flops:
-        before = "once, before: the reference"
-        rows.append((before, epoch.num_unique, time.before_flops, time.before_seconds))
+        names = [("the reference", plan.workload.scores_before)]
+        names.append(("frozen layers", plan.memory.frozen.num_before > 0))
+        before = "once, before: " + ", ".join(name for name, runs in names if runs)
+        rows.append((before, time.before_tokens, time.before_flops, time.before_seconds))
     for name, tokens, flops, seconds in rows:
         table.add_row(name, f"{tokens:,}", f"{flops / 1e15:,.3g}", duration(seconds))
     return table

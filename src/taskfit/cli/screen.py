@@ -58,7 +58,7 @@ class RichScreen:
         elif record["kind"] == "step":
             self._step(record)
         elif record["kind"] == "validation":
-            best = " (best)" if record["is_best"] else ""
+            best = " (kept)" if record["is_kept"] else ""
             shown = [f"{label} {record[key]:.3f}" for key, label in SHOWN.items() if key in record]
             metrics = ", ".join([f"validation loss {record['loss']:.3f}", *shown])
             self._print(f"step {record['step']}: {metrics}{best}")
@@ -128,6 +128,25 @@ def results_table(results: Sequence[RunResult]) -> Table:
     for result in results:
         for name, evaluation in result.evaluations.items():
             table.add_row(result.name, name, *evaluation_cells(evaluation))
+    return table
+
+
+def baselines_table(result: RunResult) -> Table | None:
+    """Return a run beside its baselines on the same texts, or None where there are none."""
+    tables = result.details.get("baselines")
+    if not tables:
+        return None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("set", "what"):
+        table.add_column(name)
+    for name in ("accuracy", "MCC", "F1", "log loss"):
+        table.add_column(name, justify="right")
+    for test_set, rows in tables.items():
+        best = max(row["mcc"] for row in rows)
+        for row in rows:
+            values = [f"{row[key]:.3f}" for key in ("accuracy", "mcc", "macro_f1", "log_loss")]
+            style = "bold" if row["mcc"] == best else ""
+            table.add_row(test_set, row["name"], *values, style=style)
     return table
 
 

@@ -16,8 +16,10 @@ from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.evaluation import Evaluation, evaluate_multi_label, evaluate_probabilities
 from taskfit.evaluation.conformal import class_thresholds, prediction_sets, threshold
 from taskfit.evaluation.temperature import apply_temperature
+from taskfit.experiments.blending import PREFIX, Blend, restore_blend
 from taskfit.experiments.records import library_versions
 from taskfit.files import file_atomic, write_json_atomic
+from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import METHODS
 from taskfit.models import LoadedModel, is_out_of_memory, load_adapter, load_model
@@ -60,13 +62,21 @@ class Classifier:
         method: The fitted method.
         task: The task.
         calibration: What corrects its probabilities.
+        blend: A probe that they are averaged with, or None.
     """
 
-    def __init__(self, method: Method, *, calibration: Calibration | None = None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        *,
+        calibration: Calibration | None = None,
+        blend: Blend | None = None,
+    ) -> None:
         """Wrap a method."""
         self.method = method
         self.task: Task = method.task
         self.calibration = calibration or Calibration()
+        self.blend = blend
 
     @property
     def model_name(self) -> str:
@@ -77,11 +87,31 @@ class Classifier:
     def probabilities(
         self, examples: Sequence[Example], *, advance: Callable[[int], None] | None = None
     ) -> FloatArray:
-        """Return the probability of every label, calibrated, (examples, labels); see `Method`."""
+        """Return the probability of every label, blended and calibrated, (N, L); see `Method`."""
+        return self.combined(self.parts(examples, advance=advance))
+
+    def parts(
+        self, examples: Sequence[Example], *, advance: Callable[[int], None] | None = None
+    ) -> list[FloatArray | None]:
+        """Return the probabilities of the method and of each probe, (N, L); None: weight 0."""
+        if self.blend is None:
+            return [self.method.probabilities(examples, advance=advance)]
+        sources = (self.method, *self.blend.probes)
+        told = [advance, *(None for _ in self.blend.probes)]
+        return [
+            source.probabilities(examples, advance=tell) if weight else None
+            for source, tell, weight in zip(sources, told, self.blend.weights, strict=True)
+        ]
+
+    def combined(self, parts: Sequence[FloatArray | None]) -> FloatArray:
+        """Return what `parts` gives, blended and calibrated, (N, L)."""
+        if self.blend is None:
+            (found,) = parts
+            assert found is not None, "the only part has all of the weight"
+        else:
+            found = self.blend.mean(parts)
         return apply_temperature(
-            self.method.probabilities(examples, advance=advance),
-            self.calibration.temperature,
-            multi_label=self.task.multi_label,
+            found, self.calibration.temperature, multi_label=self.task.multi_label
         )
 
     def prediction_sets(
@@ -131,6 +161,17 @@ class Classifier:
         targets = [example.target_vector(self.task.label_names) for example in examples]
         return np.stack([target for target in targets if target is not None]) > 0
 
+    def losses(self, examples: Sequence[Example], probabilities: FloatArray) -> FloatArray:
+        """Return the Brier score of each labelled example, lower is better, (N,).
+
+        A proper score (Gneiting & Raftery 2007, section 3.1) that, unlike the log loss, a single
+        confident mistake cannot decide. No answer counts as undecided.
+        """
+        targets = target_matrix(examples, self.task.label_names)
+        even = 0.5 if self.task.multi_label else 1 / len(self.task.label_names)
+        found = np.nan_to_num(probabilities, nan=even)
+        return np.asarray(((found - targets) ** 2).sum(axis=1))
+
     def evaluate(self, examples: Sequence[Example], probabilities: FloatArray) -> Evaluation:
         """Measure probabilities of labelled examples."""
         names = self.task.label_names
@@ -149,6 +190,9 @@ class Classifier:
         context, state = self.method.context, self.method.state()
         model = context.model
         arrays = dict(state.arrays)
+        blend = None if self.blend is None else self.blend.state()
+        if blend is not None:
+            arrays |= blend.arrays
         if self.calibration.scores is not None and self.calibration.score_labels is not None:
             arrays[SCORES] = self.calibration.scores
             arrays[SCORE_LABELS] = self.calibration.score_labels
@@ -171,6 +215,7 @@ class Classifier:
                     for d in context.demonstrations
                 ],
                 "state": dict(state.values),
+                "blend": None if blend is None else dict(blend.values),
                 "calibration": {
                     "temperature": self.calibration.temperature,
                     "prediction_sets": SCORES in arrays,
@@ -208,6 +253,7 @@ class Classifier:
             # Runs from before there was calibration have no such entry.
             kept = saved.get("calibration", {"temperature": 1.0, "prediction_sets": False})
             calibration = _calibration_of(kept, arrays)
+            blended = _blend_of(saved.get("blend"), arrays)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
         method = METHODS[settings.method.name]
@@ -215,9 +261,19 @@ class Classifier:
         if method.reads_model(settings.method):
             model = load_fitted_model(settings, folder, weights)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
-        fitted = method(MethodContext(settings, task, demonstrations, model, saved=saved_weights))
+        context = MethodContext(settings, task, demonstrations, model, saved=saved_weights)
+        fitted = method(context)
         fitted.restore(MethodState(values, arrays))
-        return cls(fitted, calibration=calibration)
+        blend = None if blended is None else restore_blend(context, blended)
+        return cls(fitted, calibration=calibration, blend=blend)
+
+
+def _blend_of(values: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> MethodState | None:
+    """Return the state of a run's blend, and take its arrays from those of the method."""
+    if values is None:
+        return None
+    names = [name for name in arrays if name.startswith(PREFIX)]
+    return MethodState(values, {name: arrays.pop(name) for name in names})
 
 
 def _calibration_of(kept: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Calibration:

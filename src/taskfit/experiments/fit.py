@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from taskfit.errors import DataError, SettingsError
+from taskfit.experiments.blending import fit_blend, make_probes
 from taskfit.experiments.calibration import HeldOut, calibrate, hold_out
 from taskfit.experiments.classifier import Classifier, Weights
 from taskfit.experiments.clock import Clock, TickingScreen
-from taskfit.experiments.measure_run import evaluate_sets, latency
+from taskfit.experiments.cross_validation import cross_validate, wants_cross_validation
+from taskfit.experiments.measure_run import (
+    baselines_of,
+    evaluate_sets,
+    held_against,
+    latency,
+    measure_cross_validation,
+)
 from taskfit.experiments.predictions import renaming_note
 from taskfit.experiments.prepare import PreparedData, prepare_data
 from taskfit.experiments.records import RunResult
@@ -28,9 +36,8 @@ from taskfit.experiments.search.search import (
     settings_of_search,
 )
 from taskfit.experiments.search.setup import refuse_unserved
-from taskfit.experiments.slices import (
-    check_slices,
-)
+from taskfit.experiments.settle import mean_words, settle
+from taskfit.experiments.slices import check_slices
 from taskfit.experiments.train_method import train_method
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS
@@ -115,15 +122,28 @@ def _fit(
     trackers = stack.enter_context(open_trackers(settings, folder, name=label, note=screen.note))
     run = Run(settings, folder, data, classifier, memory, screen, label)
     _rehearse(run)
+    crossed = None
+    if wants_cross_validation(method, settings, data):
+        crossed = cross_validate(settings, data, folder, model=method.context.model, screen=screen)
+    probes = make_probes(method.context) if method.learns else ()
     method.prepare(data.train, data.validation)
     state, num_trainable = TrainingState(), 0
     weights: Weights = "none"
     if isinstance(method, TrainedMethod):
         state, num_trainable = train_method(run, method, trackers=trackers)
         weights = settings.adapter.weights
-    details = calibrate(classifier, start.held_out, settings, screen)
+    details: dict[str, Any] = {}
+    classifier.blend = fit_blend(method, probes, data.train, data.validation)
+    if classifier.blend is not None:
+        details["blend"] = classifier.blend.record
+        screen.note(classifier.blend.sentence)
+    details |= calibrate(classifier, start.held_out, settings, screen)
     classifier.save(folder, weights=weights, extra={"method": settings.method.name, "name": label})
-    measured = evaluate_sets(run)
+    if crossed is not None:
+        measured = measure_cross_validation(run, crossed)
+    else:
+        measured = evaluate_sets(run, baselines_of(run) if report else {})
+    details |= held_against(run, measured)
     searched = start.searched
     result = RunResult(
         name=label,
@@ -196,6 +216,16 @@ def _start(
     held_out = hold_out(data.validation, settings)
     data = replace(data, validation=held_out.validation)
     _tell_about_data(data, screen)
+    if issubclass(METHODS[settings.method.name], TrainedMethod):
+        learned = data.unlabeled or data.train
+        settings = settle(
+            settings,
+            folder,
+            num_train=len(learned),
+            num_labels=len(data.task.labels),
+            mean_words=mean_words(learned),
+            screen=screen,
+        )
     if not settings.search.wanted:
         return _Start(settings, data, held_out, SearchRecord.load(folder), model)
     found, model = _search(settings, folder, data, model, screen)

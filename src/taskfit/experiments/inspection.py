@@ -8,9 +8,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from taskfit.data import Overlap
 from taskfit.errors import ModelError, SettingsError
 from taskfit.experiments.prepare import PreparedData, prepare_data
+from taskfit.experiments.settle import mean_words
 from taskfit.models.load import locate_model
 from taskfit.settings import ModelSettings, RunSettings
 from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
+from taskfit.training.length import training_length
 from taskfit.tree import unique_tokens
 
 SAMPLE = 2000  # examples
@@ -47,6 +49,10 @@ def inspect_task(settings: RunSettings) -> Inspection:
     Raises:
         TaskfitError: As a run with these settings would.
     """
+    if settings.method.name == "auto":
+        # What the default method makes of a text needs no look; prompts and label words do.
+        method = settings.method.model_copy(update={"name": "label_words"})
+        settings = settings.model_copy(update={"method": method})
     data = prepare_data(settings)
     examples = data.train or next(iter(data.evaluations.values()), [])
     if not examples:
@@ -56,14 +62,20 @@ def inspect_task(settings: RunSettings) -> Inspection:
     # Tables are often sorted by label, so their beginning tells little.
     drawn = np.random.default_rng([settings.seed, 3]).permutation(len(examples))[:SAMPLE]
     encoded = encoder.encode([examples[i] for i in sorted(drawn)])
-    padded, unique = _tokens_of_pass(encoder, encoded, settings)
+    batch_size = training_length(
+        settings.resolved(),
+        num_train=len(data.train),
+        num_labels=len(data.task.labels),
+        mean_words=mean_words(examples),
+    ).batch_size
+    padded, unique = _tokens_of_pass(encoder, encoded, seed=settings.seed, size=batch_size)
     return Inspection(
         task=data.task,
         model=settings.model.name,
         checkup=check_up(encoder, tokenizer, examples, encoded),
         overlap=data.overlap,
         num_examples=_sizes(data),
-        batch_size=settings.training.batch_size,
+        batch_size=batch_size,
         padded_tokens=padded,
         unique_tokens=unique,
     )
@@ -98,17 +110,16 @@ def _sizes(data: PreparedData) -> dict[str, int]:
 
 
 def _tokens_of_pass(
-    encoder: PromptEncoder, encoded: list[EncodedExample], settings: RunSettings
+    encoder: PromptEncoder, encoded: list[EncodedExample], *, seed: int, size: int
 ) -> tuple[int, int]:
     """Return padded and unique tokens of the gold answers, in seeded batches."""
-    order = np.random.default_rng([settings.seed, 0]).permutation(len(encoded))
+    order = np.random.default_rng([seed, 0]).permutation(len(encoded))
     owners = [candidate.label_index for candidate in encoder.candidates]
     sequences = []
     for item in encoded:
         # A label may have several words; its first one is the answer.
         gold = item.completions[owners.index(item.label_index or 0)]
         sequences.append(np.concatenate((item.prompt_ids, gold)))
-    size = settings.training.batch_size
     padded = len(sequences) * max(map(len, sequences))
     unique = sum(
         # The last token of an answer is predicted, but need not run.

@@ -4,17 +4,31 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from taskfit.data import Example
 from taskfit.evaluation import Evaluation
+from taskfit.experiments.baselines import (
+    BASELINES,
+    Row,
+    fit_baselines,
+    row_of,
+    to_plain,
+    warnings_of,
+)
 from taskfit.experiments.calibration import coverage_record
+from taskfit.experiments.classifier import Classifier
+from taskfit.experiments.cross_validation import RUN, TUNED, CrossValidation
+from taskfit.experiments.cross_validation import SET as CROSS
 from taskfit.experiments.predictions import write_predictions
 from taskfit.experiments.report import HardExample, hardest
 from taskfit.experiments.run import Run
 from taskfit.experiments.slices import measure_slices, slice_columns, slices_text, write_slices
+from taskfit.files import read_jsonl
+from taskfit.methods.method import Advance, FloatArray, Method
 from taskfit.training.distributed import divided
 
 LATENCY_TEXTS = 5
@@ -57,16 +71,89 @@ class Measured:
         evaluations, seconds: Metrics and time by set.
         hard: The worst errors.
         coverage: Of prediction sets, for the record.
+        tables: Baselines, parts of the run, and the run itself, by set.
     """
 
     evaluations: dict[str, Evaluation]
     seconds: dict[str, float]
     hard: list[HardExample]
     coverage: dict[str, Any]
+    tables: dict[str, list[Row]] = field(default_factory=dict)
 
 
-def evaluate_sets(run: Run) -> Measured:
-    """Evaluate every set; write its predictions and slices."""
+def measure_cross_validation(run: Run, found: CrossValidation) -> Measured:
+    """Evaluate what cross-validation predicted of the training texts; write the predictions."""
+    examples, parts = run.data.train, found.parts
+    evaluation = run.classifier.evaluate(examples, parts[RUN])
+    write_predictions(run.folder, CROSS, examples, parts[RUN], run.data.task)
+    others = {name: p for name, p in parts.items() if name != RUN}
+    hard: list[HardExample] = []
+    if not run.data.task.multi_label:
+        hard = hardest(CROSS, examples, parts[RUN], run.data.task.label_names)
+    table = _table(run, examples, others, evaluation)
+    return Measured({CROSS: evaluation}, {}, hard, {}, {CROSS: table})
+
+
+def _table(
+    run: Run,
+    examples: Sequence[Example],
+    others: Mapping[str, FloatArray],
+    evaluation: Evaluation,
+) -> list[Row]:
+    """Return the rows of baselines and parts, and the run's last."""
+    blend = run.classifier.blend
+    names = {TUNED: f"{run.settings.method.name} alone"}
+    order = [*BASELINES, *(() if blend is None else (*blend.names, TUNED))]
+    rows = [
+        row_of(names.get(name, name), run.classifier.evaluate(examples, others[name]))
+        for name in order
+        if name in others
+    ]
+    return [*rows, row_of("this run", evaluation)]
+
+
+def _divided_parts(
+    classifier: Classifier, examples: Sequence[Example], advance: Advance
+) -> dict[str, FloatArray | None]:
+    """Return the parts of a classifier by name, each process predicting its share of the texts."""
+    predict = partial(classifier.method.probabilities, advance=advance)
+    parts: dict[str, FloatArray | None] = {TUNED: divided(predict, examples)}
+    blend = classifier.blend
+    if blend is not None:
+        for name, probe, weight in zip(blend.names, blend.probes, blend.weights[1:], strict=True):
+            parts[name] = divided(probe.probabilities, examples) if weight else None
+    return parts
+
+
+def baselines_of(run: Run) -> dict[str, Method]:
+    """Return fitted baselines for a run that learns from labels; they get all of its labels."""
+    labelled = [e for e in (*run.data.train, *run.data.validation) if e.label is not None]
+    if not run.classifier.method.learns or not labelled:
+        return {}
+    return fit_baselines(run.settings, run.data.task, labelled)
+
+
+def held_against(run: Run, measured: Measured) -> dict[str, Any]:
+    """Return what `result.json` records of baselines and warnings, which are told, too."""
+    if not measured.tables:
+        return {}
+    records = read_jsonl(run.folder / "metrics.jsonl")
+    losses = [float(record["loss"]) for record in records if record["kind"] == "step"]
+    found: dict[str, None] = {}
+    for name, rows in measured.tables.items():
+        evaluation = measured.evaluations[name]
+        for text in warnings_of(rows, evaluation, test_set=name, losses=losses):
+            found.setdefault(text)
+    return {"baselines": to_plain(measured.tables), "warnings": list(found)}
+
+
+def evaluate_sets(run: Run, baselines: Mapping[str, Method] = MappingProxyType({})) -> Measured:
+    """Evaluate every set; write its predictions and slices.
+
+    Args:
+        run: The run, trained and calibrated.
+        baselines: What its results are shown beside.
+    """
     sets = evaluation_sets(run)
     if not sets:
         run.screen.note(
@@ -76,14 +163,18 @@ def evaluate_sets(run: Run) -> Measured:
     seconds: dict[str, float] = {}
     hard: list[HardExample] = []
     coverage: dict[str, Any] = {}
+    tables: dict[str, list[Row]] = {}
     for name, examples in sets.items():
         started = time.perf_counter()
         with run.screen.progress(f"evaluating {name}", len(examples)) as advance:
-            probabilities = divided(
-                partial(run.classifier.probabilities, advance=advance), examples
-            )
+            parts = _divided_parts(run.classifier, examples, advance)
+        probabilities = run.classifier.combined(list(parts.values()))
         seconds[name] = time.perf_counter() - started
         evaluations[name] = run.classifier.evaluate(examples, probabilities)
+        if baselines:
+            others = {key: part for key, part in parts.items() if part is not None}
+            others |= {key: method.probabilities(examples) for key, method in baselines.items()}
+            tables[name] = _table(run, examples, others, evaluations[name])
         write_predictions(run.folder, name, examples, probabilities, run.data.task)
         if slices := measure_slices(
             run.classifier, name, examples, probabilities, slice_columns(run.settings)
@@ -96,4 +187,5 @@ def evaluate_sets(run: Run) -> Measured:
             coverage[name] = record
         if not run.data.task.multi_label:
             hard += hardest(name, examples, probabilities, run.data.task.label_names)
-    return Measured(evaluations, seconds, hard, {"coverage": coverage} if coverage else {})
+    told = {"coverage": coverage} if coverage else {}
+    return Measured(evaluations, seconds, hard, told, tables)

@@ -1,5 +1,6 @@
 """Train a run's method in steps: from the method's parts to a job for the loop."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -19,7 +20,7 @@ from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.objective import Item, Objective
 from taskfit.models import TreeModel, is_out_of_memory, resolve_device
-from taskfit.settings import RunSettings
+from taskfit.settings import RunSettings, known
 from taskfit.training import (
     Checkpoints,
     MemoryAccount,
@@ -148,6 +149,7 @@ def train_items(
     sampling: NDArray[np.float64] | None = None,
     trackers: Trackers | None = None,
     save: bool = True,
+    validates_start: bool = True,
 ) -> tuple[TrainingState, int]:
     """Train on encoded items and save the weights; see `TrainingJob`.
 
@@ -162,6 +164,7 @@ def train_items(
         trackers: Get every record; None: those of the settings, opened for this training alone.
         save: Whether checkpoints and weights are written; without them the settings must have
             `training.keep=last`.
+        validates_start: Whether the weights before the first step are validated, too.
 
     Returns:
         Where training ended, and the number of weights trained.
@@ -211,6 +214,7 @@ def train_items(
                 count_tokens=method.tokens_run,
                 sampling=sampling,
                 sharded=sharded,
+                validates_start=validates_start,
                 warm_up=None if tree is None else partial(_run_frozen, run, tree, loss, items),
             )
         )
@@ -235,7 +239,7 @@ def _run_frozen(
     settings, gigabytes = run.settings.training, run.settings.adapter.cache_gigabytes
     assert gigabytes is not None, "nothing is kept"
     store = tree.keep_states(memory_bytes=round(gigabytes * 1e9), folder=run.folder / "states")
-    if count_steps(len(items), settings) * settings.batch_size <= len(items):
+    if count_steps(len(items), settings) <= math.ceil(len(items) / known(settings.batch_size)):
         return  # in a single epoch only validations meet a text again
     budget = settings.token_budget or max(TOKEN_BUDGET, objective.largest(items))
     was_training = tree.model.training
@@ -280,7 +284,8 @@ def _validate(run: Run, method: TrainedMethod) -> Validation:
     probabilities = divided(method.probabilities, run.data.validation)
     evaluation = run.classifier.evaluate(run.data.validation, probabilities)
     metrics = {name: getattr(evaluation, name) for name in ("accuracy", "mcc", "macro_f1")}
-    return Validation(evaluation.log_loss, metrics[run.data.task.metric], metrics)
+    losses = run.classifier.losses(run.data.validation, probabilities)
+    return Validation(evaluation.log_loss, metrics, losses)
 
 
 def _sampling(run: Run) -> NDArray[np.float64]:

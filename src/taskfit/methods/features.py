@@ -1,4 +1,4 @@
-"""Frozen features: the last hidden state at a text's last token, kept on disk.
+"""Frozen features, kept on disk: a model's last hidden state, or a sentence encoder's embedding.
 
 Legend: N examples, D hidden width.
 """
@@ -6,7 +6,7 @@ Legend: N examples, D hidden width.
 import hashlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from taskfit.data import Example
 from taskfit.data.fetch import cache_folder
 from taskfit.methods.method import Advance, MethodContext
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.tree_method import prompt_encoder
-from taskfit.models import KeyValueCache, LoadedModel, TreeModel
+from taskfit.models import KeyValueCache, TreeModel, adapters_off, count_parameters, resolve_device
+from taskfit.models.encoder import LoadedEncoder, embed_texts, load_encoder
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.tree import TokenTree
 from taskfit.tree.build import IntArray
@@ -60,8 +62,62 @@ def last_hidden(
     return hidden[torch.from_numpy(rows).to(hidden.device)]
 
 
-class FeatureReader:
-    """Reads features of texts, each text of a model only once."""
+class CachedFeatures:
+    """What readers of features share: each text of a model is read once, whatever the run."""
+
+    def __init__(self, cache: "FeatureCache", model: PreTrainedModel, width: int) -> None:
+        """Keep features of `width` numbers, which `model` computes, in `cache`."""
+        self._cache = cache
+        self._width = width
+        self._spared: dict[bytes, float] = {}
+        self._keeps = True
+        self.num_parameters = count_parameters(model)
+
+    def keep_no_more(self) -> None:
+        """Leave the cache as it is: texts that a fitted run predicts are nobody's to keep."""
+        self._keeps = False
+
+    @property
+    def spared_seconds(self) -> float:
+        """Return the seconds that reading took once for what came from the cache since."""
+        return sum(self._spared.values())
+
+    def _read(
+        self,
+        keys: Sequence[bytes],
+        compute: Callable[[list[int]], Features],
+        advance: Advance | None,
+    ) -> Features:
+        """Return the features of texts, (N, D).
+
+        Args:
+            keys: What decides each text's features, (N,).
+            compute: Returns those of the texts at some places, and advances for each.
+            advance: Called with the number of texts that came from the cache.
+        """
+        result = np.empty((len(keys), self._width), np.float32)
+        missing = []
+        for place, stored in enumerate(self._cache.load(keys)):
+            if stored is None:
+                missing.append(place)
+            else:
+                result[place] = stored[0]
+                self._spared.setdefault(keys[place], stored[1])
+        if advance is not None:
+            advance(len(keys) - len(missing))
+        if missing:
+            started = time.perf_counter()
+            result[missing] = compute(missing)
+            seconds = (time.perf_counter() - started) / len(missing)
+            if self._keeps:
+                self._cache.save([keys[i] for i in missing], result[missing], seconds=seconds)
+                # This run has paid for them.
+                self._spared |= {keys[i]: 0.0 for i in missing}
+        return result
+
+
+class FeatureReader(CachedFeatures):
+    """Reads a causal model's features of texts."""
 
     def __init__(self, context: MethodContext, *, cache: Path | None = None) -> None:
         """Bind to the context's model and encoder.
@@ -74,47 +130,27 @@ class FeatureReader:
         self._encoder = feature_encoder(context)
         self._budget = context.settings.training.score_token_budget
         self._prefixes = PrefixCache(self._model.tree, self._encoder)
-        self._cache = FeatureCache((cache or cache_folder() / "features"), self._model)
-        self._spared: dict[bytes, float] = {}
-        self._keeps = True
-
-    def keep_no_more(self) -> None:
-        """Leave the cache as it is: texts that a fitted run predicts are nobody's to keep."""
-        self._keeps = False
-
-    @property
-    def spared_seconds(self) -> float:
-        """Return the seconds that reading took once for what came from the cache since."""
-        return sum(self._spared.values())
+        model = self._model.tree.model
+        width = int(model.get_output_embeddings().weight.shape[1])
+        super().__init__(FeatureCache(cache, fingerprint(model)), model, width)
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
         """Return the features of texts in float32, (N, D)."""
         items = self._encoder.encode(examples)
-        keys = [_key(item) for item in items]
-        found: list[Features | None] = []
-        for key, stored in zip(keys, self._cache.load(keys), strict=True):
-            found.append(None if stored is None else stored[0])
-            if stored is not None:
-                self._spared.setdefault(key, stored[1])
-        missing = [i for i, row in enumerate(found) if row is None]
-        if advance is not None:
-            advance(len(items) - len(missing))
-        if missing:
-            started = time.perf_counter()
-            computed = self._compute([items[i] for i in missing], advance)
-            seconds = (time.perf_counter() - started) / len(missing)
-            for place, row in zip(missing, computed, strict=True):
-                found[place] = row
-            if self._keeps:
-                self._cache.save([keys[i] for i in missing], computed, seconds=seconds)
-                # This run has paid for them.
-                self._spared |= {keys[i]: 0.0 for i in missing}
-        return np.stack([row for row in found if row is not None])
+        return self._read(
+            [_key(item.prompt_ids.tobytes()) for item in items],
+            lambda missing: self._compute([items[i] for i in missing], advance),
+            advance,
+        )
 
     def _compute(self, items: Sequence[EncodedExample], advance: Advance | None) -> Features:
+        """Run the model as it was before training, whatever has been trained in it since."""
+        with adapters_off(self._model.tree.model):
+            return self._run(items, advance)
+
+    def _run(self, items: Sequence[EncodedExample], advance: Advance | None) -> Features:
         prefix = self._prefixes.shared_by(items)
-        width = self._model.tree.model.get_output_embeddings().weight.shape[1]
-        result = np.empty((len(items), width), np.float32)
+        result = np.empty((len(items), self._width), np.float32)
 
         def read(chosen: list[int]) -> None:
             hidden = last_hidden(self._model.tree, [items[i] for i in chosen], prefix=prefix)
@@ -132,16 +168,54 @@ class FeatureReader:
         return result
 
 
+class EncoderFeatures(CachedFeatures):
+    """Embeds texts with a sentence encoder; columns of text are joined by line breaks."""
+
+    def __init__(self, context: MethodContext, name: str, *, cache: Path | None = None) -> None:
+        """Load an encoder.
+
+        Args:
+            context: Task and device.
+            name: Packaged encoder, hub id or folder.
+            cache: Folder of the cache; None: the user's cache folder.
+
+        Raises:
+            ModelError: If it cannot be had.
+        """
+        device = resolve_device(context.settings.model.device)
+        self._encoder = load_encoder(name, device=device, dtype=torch.float32, num_labels=None)
+        self._columns = context.task.text
+        model = self._encoder.model
+        found = FeatureCache(cache, fingerprint(model, beside=_reading_of(self._encoder)))
+        super().__init__(found, model, int(model.config.hidden_size))
+
+    def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
+        """Return embeddings of length 1 in float32, (N, D)."""
+        texts = ["\n".join(e.texts[name] for name in self._columns) for e in examples]
+        return self._read(
+            [_key(text.encode()) for text in texts],
+            lambda missing: embed_texts(
+                self._encoder, [texts[i] for i in missing], advance=advance
+            ),
+            advance,
+        )
+
+
 class FeatureCache:
-    """Features on disk, one SQLite file a model, one row a prompt.
+    """Features on disk, one SQLite file a model, one row a prompt or text.
 
     With each are the seconds that it took: what a run reads here is a cost of its method all the
     same, though another run has paid it.
     """
 
-    def __init__(self, folder: Path, model: LoadedModel) -> None:
-        """Open the file of a model: its weights decide, not its name."""
-        self.path = folder / f"{_fingerprint(model.tree)}.sqlite"
+    def __init__(self, folder: Path | None, model: str) -> None:
+        """Open the file of a model.
+
+        Args:
+            folder: Where it lies; None: in the user's cache folder.
+            model: The model's fingerprint.
+        """
+        self.path = (folder or cache_folder() / "features") / f"{model}.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._open()) as database, database:
             database.execute(
@@ -171,14 +245,25 @@ class FeatureCache:
         return sqlite3.connect(self.path, timeout=60)
 
 
-def _key(item: EncodedExample) -> bytes:
-    return hashlib.sha256(item.prompt_ids.tobytes()).digest()
+def fingerprint(model: PreTrainedModel, *, beside: str = "") -> str:
+    """Return a digest of a model: its weights decide, not its name.
 
-
-def _fingerprint(model: TreeModel) -> str:
-    digest = hashlib.sha256(str(model.model.dtype).encode())
-    for name, parameter in model.model.named_parameters():
+    Args:
+        model: The model.
+        beside: What else decides about the features of a text.
+    """
+    digest = hashlib.sha256((str(model.dtype) + beside).encode())
+    for name, parameter in model.named_parameters():
         step = max(1, parameter.numel() // SAMPLED)
         sample = parameter.detach().reshape(-1)[::step][:SAMPLED].float().cpu().numpy()
         digest.update(name.encode() + str(tuple(parameter.shape)).encode() + sample.tobytes())
     return digest.hexdigest()[:24]
+
+
+def _reading_of(encoder: LoadedEncoder) -> str:
+    """Return how an encoder reads a text: rows of its cache have the text as key, not token ids."""
+    return f" {encoder.max_length} {encoder.tokenizer.backend_tokenizer.to_str()}"
+
+
+def _key(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

@@ -4,6 +4,7 @@ Legend: N examples, D hidden width, L labels.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,21 +20,26 @@ from taskfit.methods.losses import (
 )
 from taskfit.methods.method import Advance, FloatArray, MethodContext, MethodState
 from taskfit.methods.objective import Objective, TreeObjective
+from taskfit.methods.probe import Probe
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.tree_method import TreeMethod
 from taskfit.models import TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
+from taskfit.tasks.text_encoder import TextEncoder
 from taskfit.tree.build import IntArray
 
 WEIGHT, BIAS = "head.weight", "head.bias"
+# Of a probe's scores when the head starts from it.
+PROBE_SHARE = 0.3
 
 
 class Head(TreeMethod):
     """Trains a linear head together with the model's weights or adapter.
 
     The head is always trained, and saved with the run, whatever `adapter.weights` says. It starts
-    from zero, so that the first prediction is undecided and not random.
+    from zero, so that the first prediction is undecided and not random, or from what `method.start`
+    says.
     """
 
     serves_multi_label = True
@@ -52,6 +58,43 @@ class Head(TreeMethod):
         nn.init.zeros_(self.head.bias)
         self.head.to(self.model.tree.device)
         self._prefixes = PrefixCache(self.model.tree, self.encoder)
+
+    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Measure class weights, and start the head where the settings say."""
+        super().prepare(train, validation)
+        if self.settings.start == "probe":
+            self._start_from_probe(train)
+        elif self.settings.start == "words":
+            self._start_from_words()
+
+    @torch.no_grad()
+    def _start_from_probe(self, train: Sequence[Example]) -> None:
+        """Take the logistic regression on the untuned features, less sure than it is.
+
+        A regression that fits its training texts to the last leaves no gradient to learn from.
+        """
+        own = self.context.settings.method.model_copy(update={"features": "model"})
+        settings = self.context.settings.model_copy(update={"method": own})
+        probe = Probe(replace(self.context, settings=settings))
+        probe.prepare(train, ())
+        weight, bias = probe.weights_of_features()
+        self.head.weight.copy_(torch.from_numpy(PROBE_SHARE * weight))
+        self.head.bias.copy_(torch.from_numpy(PROBE_SHARE * bias))
+
+    @torch.no_grad()
+    def _start_from_words(self) -> None:
+        """Take the LM head's rows of each label's first word, their mean taken off.
+
+        Where the text stands in the prompt, the first answers are then those of the model itself.
+        """
+        rows = self.model.tree.model.get_output_embeddings().weight
+        encoder = TextEncoder(self.model.tokenizer)
+        starts = [
+            rows[torch.tensor(encoder.ids(label.words[0]), device=rows.device)].float().mean(dim=0)
+            for label in self.task.labels
+        ]
+        weight = torch.stack(starts)  # (L, D)
+        self.head.weight.copy_(weight - weight.mean(dim=0))
 
     def make_trainable(self) -> dict[str, nn.Parameter]:
         """Return the model's trainable weights and the head's."""

@@ -1,11 +1,11 @@
 """Logistic regression with cross-validated strength, for the probe and TF-IDF.
 
-scikit-learn fits it; only numbers are kept, so that nothing is ever unpickled.
+It is that of scikit-learn, multinomial with L2 regularisation. Only numbers are kept, so that
+nothing is ever unpickled.
 
-Legend: N examples, D features, L labels.
+Legend: N examples, D features, R principal directions of them, L labels.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.special import expit, softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from taskfit.methods.losses import balanced_weights
+from taskfit.methods.softmax_fit import SoftmaxFit
 
 FloatArray = NDArray[np.float64]
 Matrix = NDArray[Any] | csr_matrix
 # From strong to weak regularisation.
 STRENGTHS = tuple(float(c) for c in 10.0 ** np.arange(-4, 4))
 FOLDS = 5
-MAX_ITERATIONS = 1000
+# Share of the loss that a fit may leave to gain: the final one, and those that are only compared.
+TOLERANCE, ROUGH_TOLERANCE = 1e-11, 1e-5
+# The path ends at so many strengths after the best.
+PATIENCE = 2
+# The score of labels that never occur.
+NEVER = -30.0
+# Directions with a smaller share of the largest variance are rounding.
+LEAST_VARIANCE = 1e-13
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,106 +73,112 @@ def fit_linear(
     """
     # Products this small lose more to waking threads than they gain, by far on a busy machine.
     with threadpool_limits(1):
-        return _fit_linear(features, targets, multi_label, balanced, seed)
+        if isinstance(features, csr_matrix):
+            return _fit(features, targets, multi_label, balanced, seed)
+        mean, directions = _principal_directions(features)
+        rotated = (features - mean) @ directions
+        found = _fit(rotated, targets, multi_label, balanced, seed)
+        weight = found.weight @ directions.T
+        return LinearModel(weight, found.bias - weight @ mean, multi_label, found.strength)
 
 
-def _fit_linear(
+def _principal_directions(features: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+    """Return the mean of features, (D,), and their principal directions, (D, R), R less than N.
+
+    To fit along them is exact: a rotation changes no length, so no penalty, and outside of what
+    examples span a regularised weight is 0. They are fewer than the features where these are more
+    than the examples, and along each the loss curves by what its variance says.
+    """
+    mean = np.asarray(features.mean(axis=0), np.float64)
+    centred = features - mean
+    is_wide = centred.shape[1] > centred.shape[0]
+    variances, vectors = np.linalg.eigh(centred @ centred.T if is_wide else centred.T @ centred)
+    kept = variances > LEAST_VARIANCE * variances[-1]
+    vectors = vectors[:, kept]
+    return mean, centred.T @ vectors / np.sqrt(variances[kept]) if is_wide else vectors
+
+
+def _fit(
     features: Matrix, targets: FloatArray, multi_label: bool, balanced: bool, seed: int
 ) -> LinearModel:
     if multi_label:
-        fits = [
-            _fit_binary(features, targets[:, label], balanced=balanced, seed=seed)
-            for label in range(targets.shape[1])
-        ]
-        strengths = [strength for _, _, strength in fits]
+        pairs = [np.stack((1 - present, present), axis=1) for present in targets.T]
+        fits = [_fit(features, pair, False, balanced, seed) for pair in pairs]
         return LinearModel(
-            weight=np.stack([weight for weight, _, _ in fits]),
-            bias=np.array([bias for _, bias, _ in fits]),
+            # Of two softmax scores only the difference counts.
+            weight=np.stack([one.weight[1] - one.weight[0] for one in fits]),
+            bias=np.array([one.bias[1] - one.bias[0] for one in fits]),
             multi_label=True,
-            strength=float(np.exp(np.mean(np.log(strengths)))),
+            strength=float(np.exp(np.mean(np.log([one.strength for one in fits])))),
         )
-    class_weights = balanced_weights(targets, multi_label=False) if balanced else None
-    strength = _choose_strength(features, targets, class_weights, seed)
-    *_, (weight, bias) = _fit_path(features, targets, class_weights, _up_to(strength))
-    return LinearModel(weight, bias, multi_label=False, strength=strength)
-
-
-def _up_to(strength: float) -> list[float]:
-    """Return the path of strengths that ends with one: each fit starts from the one before."""
-    return [c for c in STRENGTHS if c <= strength] or [strength]
-
-
-def _fit_binary(
-    features: Matrix, present: FloatArray, *, balanced: bool, seed: int
-) -> tuple[FloatArray, float, float]:
-    """Fit one label against the rest; return weight, bias and strength."""
-    targets = np.stack((1 - present, present), axis=1)
-    found = fit_linear(features, targets, multi_label=False, balanced=balanced, seed=seed)
-    # Of two softmax scores only the difference counts.
-    weight = found.weight[1] - found.weight[0]
-    return weight, float(found.bias[1] - found.bias[0]), found.strength
-
-
-def _choose_strength(
-    features: Matrix, targets: FloatArray, class_weights: FloatArray | None, seed: int
-) -> float:
+    weights = targets
+    if balanced:
+        weights = targets * balanced_weights(targets, multi_label=False)
     classes = targets.argmax(axis=1)
+    folds = _folds(classes, seed)
+    strength = _choose_strength(features, weights, classes, folds) if folds else 1.0
+    final = _Fit(features, weights)
+    # The rough fits tell the last one where to begin, and where the loss curves.
+    for weaker in (c for c in STRENGTHS if c <= strength):
+        final.fit(weaker, tolerance=ROUGH_TOLERANCE)
+    return final.fit(strength, tolerance=TOLERANCE)
+
+
+def _folds(classes: NDArray[np.intp], seed: int) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Return the examples of training and test of each fold; none where nothing can be compared."""
     counts = np.bincount(classes)
-    folds = min(FOLDS, len(targets))
+    folds = min(FOLDS, len(classes))
     if folds < 2 or len(np.unique(classes)) < 2:
-        return 1.0
+        return []
     rarest = int(counts[counts > 0].min())
     splitter = (
         StratifiedKFold(folds, shuffle=True, random_state=seed)
         if rarest >= folds
         else KFold(folds, shuffle=True, random_state=seed)
     )
-    losses = np.zeros(len(STRENGTHS))
-    for train, test in splitter.split(np.zeros(len(classes)), classes):
-        path = _fit_path(features[train], targets[train], class_weights, STRENGTHS)
-        for place, (strength, (weight, bias)) in enumerate(zip(STRENGTHS, path, strict=True)):
-            model = LinearModel(weight, bias, multi_label=False, strength=strength)
-            probabilities = np.clip(model.probabilities(features[test]), 1e-15, 1)
-            probabilities /= probabilities.sum(axis=1, keepdims=True)
-            losses[place] += float(
-                log_loss(classes[test], probabilities, labels=np.arange(targets.shape[1]))
-            ) * len(test)
-    return STRENGTHS[int(losses.argmin())]
+    return list(splitter.split(np.zeros(len(classes)), classes))
 
 
-def _fit_path(
+def _choose_strength(
     features: Matrix,
-    targets: FloatArray,
-    class_weights: FloatArray | None,
-    strengths: Sequence[float],
-) -> list[tuple[FloatArray, FloatArray]]:
-    """Return weight (L, D) and bias (L,) for each strength, from strong regularisation to weak.
+    weights: FloatArray,
+    classes: NDArray[np.intp],
+    folds: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+) -> float:
+    """Return the strength of least log loss of the most likely labels over the folds, summed."""
+    # Half the digits, half the time; other folds would change the third digit of a loss.
+    rough = features.astype(np.float32)
+    fits = [_Fit(rough[train], weights[train]) for train, _ in folds]
+    losses: list[float] = []
+    for strength in STRENGTHS:
+        loss = 0.0
+        for fit, (_, test) in zip(fits, folds, strict=True):
+            model = fit.fit(strength, tolerance=ROUGH_TOLERANCE)
+            gold = model.probabilities(features[test])[np.arange(len(test)), classes[test]]
+            loss -= float(np.log(np.maximum(gold, 1e-15)).sum())
+        losses.append(loss)
+        if len(losses) > int(np.argmin(losses)) + PATIENCE:
+            break
+    return STRENGTHS[int(np.argmin(losses))]
 
-    Labels that never occur get a score far below all others.
-    """
-    rows, labels = np.nonzero(targets)
-    weights = targets[rows, labels]
-    if class_weights is not None:
-        weights = weights * class_weights[labels]
-    num_labels, width = targets.shape[1], features.shape[1]
-    present = np.unique(labels)
-    if len(present) == 1:
-        bias = np.full(num_labels, -30.0)
-        bias[present[0]] = 0.0
-        return [(np.zeros((num_labels, width)), bias)] * len(strengths)
-    picked = features[rows]
-    model = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
-    path = []
-    for strength in strengths:
-        model.set_params(C=strength)
-        with warnings.catch_warnings():
-            # The weakest strengths may not converge; cross-validation judges what came out.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(picked, labels, sample_weight=weights)
-        weight, bias = np.zeros((num_labels, width)), np.full(num_labels, -30.0)
-        if len(present) == 2:
-            weight[present[1]], bias[present] = model.coef_[0], (0.0, float(model.intercept_[0]))
-        else:
-            weight[present], bias[present] = model.coef_, model.intercept_
-        path.append((weight, bias))
-    return path
+
+class _Fit:
+    """Some examples, fitted with one strength after the other: each begins where the last ended."""
+
+    def __init__(self, features: Matrix, weights: FloatArray) -> None:
+        self._shape = weights.shape[1], features.shape[1]
+        self._labels = np.flatnonzero(weights.any(axis=0))
+        self._problem: SoftmaxFit | None = None
+        if len(self._labels) > 1:
+            self._problem = SoftmaxFit(features, weights[:, self._labels])
+            self._found = self._problem.start
+
+    def fit(self, strength: float, *, tolerance: float) -> LinearModel:
+        """Return the fitted model; labels that never occur get a score far below all others."""
+        weight, bias = np.zeros(self._shape), np.full(self._shape[0], NEVER)
+        bias[self._labels[0]] = 0.0
+        if self._problem is not None:
+            self._found = self._problem.solve(strength, self._found, tolerance=tolerance)
+            rows = self._labels[-len(self._found) :]
+            weight[rows], bias[rows] = self._found[:, :-1], self._found[:, -1]
+        return LinearModel(weight, bias, multi_label=False, strength=strength)

@@ -1,4 +1,7 @@
-"""Probe: logistic regression on the frozen model's last hidden state."""
+"""Probe: logistic regression on frozen features, of the model, of a sentence encoder, or both.
+
+Legend: N examples, D features, L labels.
+"""
 
 from collections.abc import Sequence
 
@@ -6,12 +9,15 @@ import numpy as np
 
 from taskfit.data import Example
 from taskfit.errors import DataError
-from taskfit.methods.features import FeatureReader, Features
+from taskfit.methods.features import EncoderFeatures, FeatureReader, Features
 from taskfit.methods.linear import FloatArray, LinearModel, fit_linear
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, Method, MethodContext, MethodState
-from taskfit.models import count_parameters
 from taskfit.settings import MethodSettings
+
+MODEL, BOTH = "model", "both"
+# The encoder whose embeddings stand beside the model's features.
+BESIDE = "minilm"
 
 
 class Probe(Method):
@@ -20,14 +26,28 @@ class Probe(Method):
     serves_multi_label = True
 
     @classmethod
+    def reads_model(cls, settings: MethodSettings) -> bool:
+        """Return whether features of the causal language model are read."""
+        return settings.features in (MODEL, BOTH)
+
+    @classmethod
     def shows_demonstrations(cls, settings: MethodSettings) -> bool:
         """Return whether there is a prompt."""
-        return settings.prompt
+        return settings.prompt and cls.reads_model(settings)
 
     def __init__(self, context: MethodContext) -> None:
-        """Make the reader of features."""
+        """Make the readers of the features that `method.features` names.
+
+        Raises:
+            ModelError: If there is no such encoder.
+        """
         super().__init__(context)
-        self._reader = FeatureReader(context)
+        name = self.settings.features
+        self._readers: list[FeatureReader | EncoderFeatures] = []
+        if self.reads_model(self.settings):
+            self._readers.append(FeatureReader(context))
+        if name != MODEL:
+            self._readers.append(EncoderFeatures(context, BESIDE if name == BOTH else name))
         self._mean = self._scale = np.empty(0)
         self._linear: LinearModel | None = None
 
@@ -39,7 +59,7 @@ class Probe(Method):
         """
         if not train:
             raise DataError("probe needs training examples: give --data, or a built-in task.")
-        features = self._reader.features(train).astype(np.float64)
+        features = self._features(train).astype(np.float64)
         self._mean = features.mean(axis=0)
         deviation = features.std(axis=0)
         self._scale = np.where(deviation > 0, deviation, 1.0)
@@ -58,18 +78,22 @@ class Probe(Method):
         assert self._linear is not None
         if not examples:
             return np.empty((0, len(self.task.labels)))
-        return self._linear.probabilities(
-            self._standardised(self._reader.features(examples, advance=advance))
-        )
+        return self._linear.probabilities(self._standardised(self._features(examples, advance)))
+
+    def weights_of_features(self) -> tuple[FloatArray, FloatArray]:
+        """Return weights (L, D) and biases (L,) of the features as they are, not standardised."""
+        assert self._linear is not None
+        weight = self._linear.weight / self._scale
+        return weight, self._linear.bias - weight @ self._mean
 
     @property
     def spared_seconds(self) -> float:
         """Return the seconds of features that were in the cache."""
-        return self._reader.spared_seconds
+        return sum(reader.spared_seconds for reader in self._readers)
 
     def rehearse(self, examples: Sequence[Example]) -> None:
         """Read the features of a few examples."""
-        self._reader.features(examples)
+        self._features(examples)
 
     def state(self) -> MethodState:
         """Return the scaling and the linear layer."""
@@ -86,7 +110,8 @@ class Probe(Method):
 
     def restore(self, state: MethodState) -> None:
         """Continue with a fitted probe."""
-        self._reader.keep_no_more()
+        for reader in self._readers:
+            reader.keep_no_more()
         arrays = {name: np.asarray(array, np.float64) for name, array in state.arrays.items()}
         self._mean, self._scale = arrays["mean"], arrays["scale"]
         self._linear = LinearModel(
@@ -95,10 +120,16 @@ class Probe(Method):
 
     @property
     def num_parameters(self) -> int:
-        """Return the weights of the model and of the regression."""
-        model = self.context.need_model().tree.model
+        """Return the weights of what is read and of the regression."""
         own = 0 if self._linear is None else self._linear.weight.size + self._linear.bias.size
-        return count_parameters(model) + own
+        return own + sum(reader.num_parameters for reader in self._readers)
+
+    def _features(self, examples: Sequence[Example], advance: Advance | None = None) -> Features:
+        """Return the features of all readers side by side, (N, D)."""
+        first, *others = self._readers
+        # A text is finished once, by the larger model.
+        found = [first.features(examples, advance=advance)]
+        return np.hstack([*found, *(reader.features(examples) for reader in others)])
 
     def _standardised(self, features: Features | FloatArray) -> FloatArray:
         return np.asarray((features - self._mean) / self._scale, np.float64)

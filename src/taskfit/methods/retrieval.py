@@ -6,15 +6,12 @@ Legend: N texts, M training examples, D width of the embedding, k neighbours.
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import DataError
-from taskfit.methods.features import FeatureReader
+from taskfit.methods.features import EncoderFeatures, FeatureReader
 from taskfit.methods.method import Advance, MethodContext, MethodState
-from taskfit.models.encoder import embed_texts, load_encoder
-from taskfit.models.load import resolve_device
 
 Embeddings = NDArray[np.float32]
 MODEL = "model"
@@ -25,18 +22,13 @@ class Retriever:
 
     def __init__(self, context: MethodContext) -> None:
         """Load what measures similarity: `method.retriever`."""
-        self._context = context
         self._train: list[Example] = []
         self._embeddings: Embeddings = np.empty((0, 0), np.float32)
         # One direction that all hidden states share would make all cosines alike.
         self._mean: Embeddings | None = None
         name = context.settings.method.retriever
-        self._reader = FeatureReader(context) if name == MODEL else None
-        device = resolve_device(context.settings.model.device)
-        self._encoder = (
-            None
-            if name == MODEL
-            else load_encoder(name, device=device, dtype=torch.float32, num_labels=None)
+        self._reader: FeatureReader | EncoderFeatures = (
+            FeatureReader(context) if name == MODEL else EncoderFeatures(context, name)
         )
 
     @property
@@ -46,8 +38,8 @@ class Retriever:
 
     @property
     def spared_seconds(self) -> float:
-        """Return the seconds of the model's own features that were in the cache."""
-        return 0.0 if self._reader is None else self._reader.spared_seconds
+        """Return the seconds of features that were in the cache."""
+        return self._reader.spared_seconds
 
     def fit(self, train: Sequence[Example]) -> None:
         """Embed the training texts.
@@ -66,23 +58,18 @@ class Retriever:
 
     def embed(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Embeddings:
         """Return embeddings of length 1, (N, D)."""
-        if self._reader is not None:
-            features = self._reader.features(examples, advance=advance)
-            if self._mean is None:
-                self._mean = features.mean(axis=0)
-            centred = features - self._mean
-            norms = np.linalg.norm(centred, axis=1, keepdims=True)
-            return np.asarray(centred / np.maximum(norms, 1e-12), np.float32)
-        assert self._encoder is not None
-        texts = ["\n".join(e.texts[name] for name in self._context.task.text) for e in examples]
-        return embed_texts(self._encoder, texts, advance=advance)
+        features = self._reader.features(examples, advance=advance)
+        if isinstance(self._reader, EncoderFeatures):
+            return features
+        if self._mean is None:
+            self._mean = features.mean(axis=0)
+        centred = features - self._mean
+        norms = np.linalg.norm(centred, axis=1, keepdims=True)
+        return np.asarray(centred / np.maximum(norms, 1e-12), np.float32)
 
     def rehearse(self, examples: Sequence[Example]) -> None:
         """Embed a few examples, so that what will fail fails now."""
-        if self._reader is not None:
-            self._reader.features(examples)
-        else:
-            self.embed(examples)
+        self._reader.features(examples)
 
     def similarities(
         self, examples: Sequence[Example], *, advance: Advance | None = None
@@ -118,8 +105,7 @@ class Retriever:
 
     def restore(self, state: MethodState) -> None:
         """Continue with indexed examples."""
-        if self._reader is not None:
-            self._reader.keep_no_more()
+        self._reader.keep_no_more()
         self._train = [Example(id_, texts, label) for id_, texts, label in state.values["train"]]
         self._embeddings = np.asarray(state.arrays["embeddings"], np.float32)
         if "mean" in state.arrays:

@@ -1,6 +1,7 @@
 """Load causal language models, put adapters on them, and run them over token trees."""
 
 from taskfit.models.adapters import (
+    adapters_off,
     add_adapter,
     enable_gradient_checkpointing,
     load_adapter,
@@ -27,6 +28,7 @@ __all__ = [
     "KeyValueCache",
     "LoadedModel",
     "TreeModel",
+    "adapters_off",
     "add_adapter",
     "count_parameters",
     "dtype_reason",

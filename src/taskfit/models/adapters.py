@@ -239,6 +239,20 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return parameters + quantization_bytes(model)
 
 
+@contextlib.contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Let a model compute as before training, where adapters alone were trained."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        # PEFT's own switch; its method of this name would also change what is trainable.
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
 def save_weights(
     model: PreTrainedModel,
     adapter: PeftModel | None,

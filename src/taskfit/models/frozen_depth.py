@@ -12,7 +12,7 @@ Legend: T unique tokens of a tree, D hidden width.
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,7 @@ class FrozenDepth:
         first: Index of the first trained layer, at least 1.
         store: What is kept; None: nothing.
         keeps: Whether states that are not in the store are put there.
+        only_lower: Whether nothing is asked of the layers above, so that they need not run.
     """
 
     def __init__(self, decoder: nn.Module, layers: nn.ModuleList, first: int) -> None:
@@ -128,6 +129,7 @@ class FrozenDepth:
         self.first = first
         self.store: StateStore | None = None
         self.keeps = False
+        self.only_lower = False
 
     def hidden(self, run: Run, tree: TokenTree, prefix_ids: IntArray, *, recorded: bool) -> Tensor:
         """Return the decoder's last hidden states of a tree, (1, T, D).
@@ -147,8 +149,8 @@ class FrozenDepth:
             states = self.lower(run)
             if self.keeps and self.store is not None and keys:
                 self.store.keep(tree, keys, states[0, : len(tree)])
-            return self.upper(run, states)
-        return self.upper(run, found)
+            return states if self.only_lower else self.upper(run, states)
+        return found[None] if self.only_lower else self.upper(run, found)
 
     @torch.no_grad()
     def lower(self, run: Run) -> Tensor:
@@ -174,39 +176,40 @@ class FrozenDepth:
     def upper(self, run: Run, states: Tensor) -> Tensor:
         """Run the trained layers on what enters them.
 
+        The last layer below hands the states on as if it had computed them, so what checkpointing
+        runs again in the backward pass gets them as well.
+
         Args:
             run: Runs the decoder over the padded tree.
             states: What enters, (1, T, D), or (T, D) without what the tree is padded by.
         """
 
-        def replace(
-            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            old = args[0] if args else kwargs["hidden_states"]
-            new = states
-            if states.dim() == 2:
-                new = torch.zeros_like(old)
-                new[0, : len(states)] = states.to(old.device)
-            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+        def hand_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+            if states.dim() == 3:
+                return states
+            filled = torch.zeros_like(hidden_states)
+            filled[0, : len(states)] = states.to(hidden_states.device)
+            return filled
 
-        handle = self._upper[0].register_forward_pre_hook(replace, with_kwargs=True)
-        try:
-            with _passed(self._lower):
-                return run()
-        finally:
-            handle.remove()
+        with _passed(self._lower[:-1]), _replaced(self._lower[-1:], hand_on):
+            return run()
 
 
-@contextmanager
-def _passed(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Let layers return what enters them; all else about them stays, such as their attributes."""
+def _passed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
+    """Let layers return what enters them."""
 
     def through(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         return hidden_states
 
+    return _replaced(layers, through)
+
+
+@contextmanager
+def _replaced(layers: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Let layers do something else; all else about them stays, such as their attributes."""
     for layer in layers:
         # An attribute of the object hides the method of the class.
-        layer.forward = through
+        layer.forward = forward
     try:
         yield
     finally:

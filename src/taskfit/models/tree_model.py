@@ -219,9 +219,14 @@ class TreeModel:
     @torch.no_grad()
     def keep_tree(self, tree: TokenTree, *, prefix: KeyValueCache | None = None) -> None:
         """Put the states of a tree that enter the first trained layer into the store."""
-        if self._depth is not None:
+        if self._depth is None:
+            return
+        self._depth.only_lower = True
+        try:
             with self.keeping():
                 self._decode(tree, prefix=prefix, record=None)
+        finally:
+            self._depth.only_lower = False
 
     def forget_states(self) -> None:
         """Drop the store."""

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,9 +22,9 @@ class TrainingState:
 
     Attributes:
         step: Optimizer steps done.
-        best_step: Step of the best validation, 0 before any.
-        best_score: Its score, higher is better.
-        bad_validations: Validations since then.
+        best_step: Step whose weights would be kept, 0 before any validation.
+        best_losses: Losses of the validation examples at the best validation; empty before any.
+        bad_validations: Validations since the step that would be kept.
         num_tokens: Unique tokens run.
         num_padded_tokens: Tokens that padding each step to its longest example would have run.
         seconds: Time spent in training, over all interruptions.
@@ -34,7 +34,7 @@ class TrainingState:
 
     step: int = 0
     best_step: int = 0
-    best_score: float = float("-inf")
+    best_losses: list[float] = field(default_factory=list)
     bad_validations: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from taskfit.errors import TrainingError
 from taskfit.methods.objective import Item, Objective
 from taskfit.models import count_parameters, is_out_of_memory
-from taskfit.settings import TrainingSettings
+from taskfit.settings import TrainingSettings, known
 from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.distributed import (
     any_process,
@@ -37,6 +38,8 @@ from taskfit.training.optim import MasterOptimizer, learning_rate_at
 from taskfit.training.sharding import ShardedModel
 
 VALIDATIONS_PER_RUN = 5
+# Of the standard normal distribution, one-sided 5 %.
+ONE_SIDED = 1.645
 TOKEN_BUDGET = 2048
 SHARDED_MEMORY = (
     "Memory ran out in a sharded model, where one process cannot start a step over by itself. Set "
@@ -50,13 +53,14 @@ class Validation:
 
     Attributes:
         loss: Mean loss per example (nats).
-        score: The task's metric; higher is better.
+        losses: What the choice of weights looks at: a proper score of each example, lower is
+            better, (N,); None: `loss` alone.
         metrics: Everything worth recording.
     """
 
     loss: float
-    score: float
     metrics: Mapping[str, float]
+    losses: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class TrainingJob:
             once an epoch.
         sharded: The model divided over processes; None: whole in each of them.
         warm_up: Computes what all steps reuse; called once before the first, after a resume too.
+        validates_start: Whether the weights before the first step are validated like any others.
     """
 
     model: nn.Module
@@ -95,6 +100,7 @@ class TrainingJob:
     sampling: NDArray[np.float64] | None = None
     sharded: ShardedModel | None = None
     warm_up: Callable[[], None] | None = None
+    validates_start: bool = True
 
 
 def train(job: TrainingJob) -> TrainingState:
@@ -104,7 +110,7 @@ def train(job: TrainingJob) -> TrainingState:
         TrainingError: On a loss that is not finite (before the update), or if a single example
             does not fit into memory.
     """
-    settings, log = job.settings, job.log
+    settings, log, batch_size = job.settings, job.log, known(job.settings.batch_size)
     optimizer = MasterOptimizer(job.parameters, settings)
     total_steps = count_steps(len(job.items), settings)
     eval_every = settings.eval_every_steps or max(1, math.ceil(total_steps / VALIDATIONS_PER_RUN))
@@ -123,6 +129,9 @@ def train(job: TrainingJob) -> TrainingState:
         started = time.perf_counter()
         job.warm_up()
         state.seconds += time.perf_counter() - started
+    if state.step == 0 and job.validate is not None and job.validates_start:
+        # The weights that training starts from may be the best.
+        _validate(job, job.validate, optimizer, state)
     job.model.train()
 
     while state.step < total_steps and not state.stopped:
@@ -148,7 +157,7 @@ def train(job: TrainingJob) -> TrainingState:
                 "kind": "step",
                 "step": state.step,
                 "total_steps": total_steps,
-                "epoch": state.step * settings.batch_size / len(job.items),
+                "epoch": state.step * batch_size / len(job.items),
                 "loss": loss,
                 **job.objective.step_metrics(),
                 "learning_rate": learning_rate,
@@ -169,7 +178,7 @@ def train(job: TrainingJob) -> TrainingState:
         if last or state.stopped or state.step % save_every == 0:
             job.checkpoints.save(state, optimizer.state_tensors())
 
-    if settings.keep == "best" and 0 < state.best_step < state.step:
+    if settings.keep == "best" and state.best_losses and state.best_step < state.step:
         optimizer.load_weights(job.checkpoints.load_best(state.best_step))
     job.model.eval()
     return state
@@ -263,21 +272,21 @@ def halve_budget(job: TrainingJob, batch: Sequence[Item], state: TrainingState) 
 
 def batch_indices(num_items: int, step: int, job: TrainingJob) -> list[int]:
     """Return the examples of a step: a function of seed and step, nothing else."""
-    per_epoch = math.ceil(num_items / job.settings.batch_size)
+    size = known(job.settings.batch_size)
+    per_epoch = math.ceil(num_items / size)
     epoch, index = divmod(step, per_epoch)
     generator = np.random.default_rng([job.seed, epoch])
     if job.sampling is None:
         order = generator.permutation(num_items)
     else:
         order = generator.choice(num_items, num_items, p=job.sampling)
-    start = index * job.settings.batch_size
-    return [int(i) for i in order[start : start + job.settings.batch_size]]
+    return [int(i) for i in order[index * size : (index + 1) * size]]
 
 
 def count_steps(num_items: int, settings: TrainingSettings) -> int:
     """Return the number of optimizer steps of a run."""
-    per_epoch = math.ceil(num_items / settings.batch_size)
-    steps = max(1, math.ceil(settings.epochs * per_epoch))
+    per_epoch = math.ceil(num_items / known(settings.batch_size))
+    steps = max(1, math.ceil(known(settings.epochs) * per_epoch))
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
@@ -295,12 +304,12 @@ def padded_tokens(batch: Sequence[Item]) -> int:
 def _rehearse(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
     """Run the longest step without an update, so that what will fail fails now."""
     started = time.perf_counter()
-    by_length = sorted(job.items, key=lambda item: -item.num_tokens)
+    longest = sorted(job.items, key=lambda item: -item.num_tokens)[: known(job.settings.batch_size)]
     job.model.train()
-    loss = accumulate_gradient(job, by_length[: job.settings.batch_size], optimizer, state)
+    loss = accumulate_gradient(job, longest, optimizer, state)
     optimizer.clear()
     if not math.isfinite(loss):
-        raise TrainingError(_not_finite(loss, 0.0, 0, by_length[: job.settings.batch_size]))
+        raise TrainingError(_not_finite(loss, 0.0, 0, longest))
     if optimizer.note is not None:
         job.log.write({"kind": "note", "step": 0, "text": optimizer.note})
     job.log.write(
@@ -330,9 +339,13 @@ def _validate(
     # One process's numbers for all, so that all go on or stop together.
     validation = on_main(lambda: here)
     job.model.train()
-    improved = validation.score > state.best_score
+    losses = [validation.loss] if validation.losses is None else validation.losses.tolist()
+    improved = not state.best_losses or fmean(losses) < fmean(state.best_losses)
+    kept = improved or not is_worse(losses, state.best_losses)
     if improved:
-        state.best_score, state.best_step = validation.score, state.step
+        state.best_losses = losses
+    if kept:
+        state.best_step = state.step
         state.bad_validations = 0
         if job.settings.keep == "best":
             job.checkpoints.save_best(state.step, optimizer.weight_tensors())
@@ -346,9 +359,23 @@ def _validate(
             "step": state.step,
             "loss": validation.loss,
             **validation.metrics,
-            "is_best": improved,
+            "is_kept": kept,
         }
     )
+
+
+def is_worse(losses: Sequence[float], best: Sequence[float]) -> bool:
+    """Return whether losses of examples are significantly above the best ones of the same examples.
+
+    A paired one-sided test at 5 % (normal approximation). What a few dozen examples cannot tell
+    apart is not worse: then the later weights, which have learned from more steps, are kept. The
+    comparison is with the lowest mean so far, so that small steps upward do not add up.
+    """
+    differences = np.asarray(losses) - np.asarray(best)
+    if len(differences) < 2:
+        return bool(differences.mean() > 0)
+    error = differences.std(ddof=1) / math.sqrt(len(differences))
+    return bool(differences.mean() > ONE_SIDED * error)
 
 
 def _not_finite(loss: float, grad_norm: float, step: int, batch: Sequence[Item]) -> str:

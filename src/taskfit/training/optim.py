@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from taskfit.errors import TrainingError
 from taskfit.models.quantize import require_bitsandbytes
-from taskfit.settings import TrainingSettings
+from taskfit.settings import TrainingSettings, known
 from taskfit.training.distributed import num_processes, sum_over_processes, sum_tensors
 from taskfit.training.sharding import is_sharded, local_part, part_of_whole, whole_on_main
 
@@ -122,7 +122,7 @@ class MasterOptimizer:
         if not self._in_8_bits:
             return torch.optim.AdamW(
                 masters,
-                lr=settings.learning_rate,
+                lr=0.0,  # set at each step
                 weight_decay=settings.weight_decay,
                 fused=True,
             )
@@ -133,7 +133,7 @@ class MasterOptimizer:
             self.note = "paged_adamw8bit on a CPU: nothing to page, the same as adamw8bit"
         return package.optim.AdamW8bit(
             masters,
-            lr=settings.learning_rate,
+            lr=0.0,  # set at each step
             weight_decay=settings.weight_decay,
             is_paged=paged,
         )
@@ -358,4 +358,4 @@ def learning_rate_at(step: int, *, total_steps: int, settings: TrainingSettings)
         share = (step + 1) / warmup
     else:
         share = (total_steps - step) / max(1, total_steps - warmup)
-    return settings.learning_rate * share
+    return known(settings.learning_rate) * share

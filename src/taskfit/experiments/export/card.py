@@ -120,8 +120,14 @@ def _front_matter(source: Source, form: str) -> str:
 
 
 def _trained(source: Source) -> str:
-    words = {"full": "all weights trained", "lora": "LoRA", "qlora": "LoRA on a base in 4 bits"}
-    return words[source.weights]
+    adapter = source.settings.adapter
+    low_rank = "DoRA" if adapter.dora else "LoRA"
+    words = {"full": "weights", "lora": low_rank, "qlora": f"{low_rank} on a base in 4 bits"}
+    # Runs from before there was a choice of layers have `auto`, and all were trained.
+    if adapter.layers in ("all", "auto"):
+        return "all weights trained" if source.weights == "full" else words[source.weights]
+    part = "half of the layers" if adapter.layers == "half" else f"{adapter.layers} layers"
+    return f"{words[source.weights]} of the upper {part} trained"
 
 
 def _use(source: Source, form: str, file: str) -> str:

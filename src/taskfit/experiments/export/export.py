@@ -96,6 +96,13 @@ def _fill(
 ) -> list[Comparison]:
     notes = []
     file = ""
+    blend = source.saved.get("blend")
+    if blend is not None and blend["weight"] > 0:
+        notes.append(
+            f"The run averages these probabilities with those of a probe on {blend['features']} "
+            f"({blend['weight']:.0%}), which is no part of this model: results below are those of "
+            "both together."
+        )
     if form == "merged":
         checks = export_merged(source, folder, target=out, form=dtype)
         if source.method == "head":

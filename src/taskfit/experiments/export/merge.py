@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.numpy import load_file, save_file
 
 from taskfit.errors import CheckpointError
 from taskfit.experiments.classifier import ARRAYS
 from taskfit.experiments.export.check import Comparison, FloatArray, compare
 from taskfit.experiments.export.source import Source, forget, model_folder, widen
+from taskfit.methods.head import BIAS, WEIGHT
 from taskfit.models import LoadedModel, count_parameters
 from taskfit.models.load import DTYPES
 
@@ -156,7 +158,9 @@ def write_merged(source: Source, merged: Merged, folder: Path) -> None:
         merged.model.tree.model.save_pretrained(folder)
     merged.model.tokenizer.save_pretrained(folder)
     if source.method == "head":
-        shutil.copyfile(source.folder / ARRAYS, folder / HEAD_FILE)
+        # What is blended or calibrated with stands in the same file of the run.
+        arrays = load_file(source.folder / ARRAYS)
+        save_file({name: arrays[name] for name in (WEIGHT, BIAS)}, folder / HEAD_FILE)
 
 
 def export_merged(

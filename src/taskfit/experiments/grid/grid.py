@@ -31,6 +31,7 @@ DEFAULT_METHODS: dict[str, dict[str, Any]] = {
     "zero-shot": {"method": {"name": "in_context", "num_demonstrations": 0}},
     "few-shot": {"method": {"name": "in_context", "num_demonstrations": 8, "calibration": "batch"}},
     "probe": {"method": {"name": "probe"}},
+    "probe-minilm": {"method": {"name": "probe", "features": "minilm"}},
     "encoder": {"method": {"name": "encoder"}},
     "head": {"method": {"name": "head"}},
     "label_words": {"method": {"name": "label_words"}},
@@ -228,7 +229,11 @@ def _slug(text: str) -> str:
 
 
 def _cost(run: GridRun) -> int:
-    return COST.get(run.settings.method.name, TRAINED_COST)
+    method = run.settings.method
+    if method.name == "probe" and not METHODS["probe"].reads_model(method):
+        # As dear as the neighbours in an encoder's features.
+        return COST["knn"]
+    return COST.get(method.name, TRAINED_COST)
 
 
 def describe_runs(runs: Sequence[GridRun]) -> str:

@@ -36,6 +36,8 @@ class HostMemory:
             are loaded.
         temporary_bytes: Of short-lived weights on their way to another format; they leave holes.
         holes_bytes: Of holes between tensors in training or scoring.
+        states_bytes: Of kept states that enter the first trained layer. (Those in files count
+            for nothing: their pages can be given up at any time.)
     """
 
     tokenizer_bytes: int = 0
@@ -44,6 +46,7 @@ class HostMemory:
     converted_bytes: int = 0
     temporary_bytes: int = 0
     holes_bytes: int = 0
+    states_bytes: int = 0
 
     @property
     def loaded_bytes(self) -> int:
@@ -67,7 +70,12 @@ class HostMemory:
 
 
 def host_memory(
-    count: ModelCount, config: PretrainedConfig, *, dtype: torch.dtype, dynamic_bytes: int
+    count: ModelCount,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    dynamic_bytes: int,
+    states_bytes: int,
 ) -> HostMemory:
     """Predict what is resident beside tensors.
 
@@ -76,6 +84,7 @@ def host_memory(
         config: The model's configuration, which names the format of the stored weights.
         dtype: Of weights and arithmetic in the run.
         dynamic_bytes: Most that forward and backward pass have in tensors beyond what stays.
+        states_bytes: Of kept states in main memory.
     """
     text = config.get_text_config()
     stored = text.dtype or torch.float32
@@ -91,4 +100,5 @@ def host_memory(
         converted_bytes=0 if keeps_format else converted,
         temporary_bytes=temporary,
         holes_bytes=round(HEAP_SHARE[dtype.itemsize] * dynamic_bytes),
+        states_bytes=states_bytes,
     )

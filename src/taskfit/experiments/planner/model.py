@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from taskfit.errors import ModelError
-from taskfit.models import add_adapter, trainable_parameters
+from taskfit.models import add_adapter, first_trained_layer, trainable_parameters
+from taskfit.models.frozen_depth import decoder_layers
 from taskfit.settings import AdapterSettings
 
 # NF4 as bitsandbytes stores it: blocks of 64 weights share a float32 scale; with double
@@ -29,6 +30,7 @@ class ModelCount:
     Attributes:
         num_parameters: All of the base, tied ones once.
         num_body: Those of linear layers but the LM head: two operations a token each.
+        num_frozen: Of these, those of layers below the trained ones.
         num_head: Those of the LM head (also if tied to the embeddings).
         num_adapter: Those of adapters.
         num_trainable: Those that are trained.
@@ -43,6 +45,7 @@ class ModelCount:
 
     num_parameters: int
     num_body: int
+    num_frozen: int
     num_head: int
     num_adapter: int
     num_trainable: int
@@ -97,6 +100,9 @@ def prepare_weights(
     packed = four_bit_sizes(model) if adapter.weights == "qlora" else []
     head = model.get_output_embeddings().weight.numel()
     body = _body_parameters(model)
+    layers = decoder_layers(model)
+    first = first_trained_layer(len(layers), adapter.trained_layers) if trains else 0
+    frozen = sum(p.numel() for p in layers[:first].parameters() if p.dim() > 1)
     if trains:
         # The layers are looked at as if they were in 16 bits: NF4 needs real numbers.
         held = "full" if adapter.weights == "full" else "lora"
@@ -107,6 +113,7 @@ def prepare_weights(
     return ModelCount(
         num_parameters=sum(p.numel() for p in base.values()),
         num_body=body,
+        num_frozen=frozen,
         num_head=head,
         num_adapter=sum(p.numel() for p in adapters),
         num_trainable=sum(p.numel() for p in trainable),

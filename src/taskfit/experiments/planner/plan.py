@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from taskfit.errors import SettingsError
 from taskfit.experiments.planner.cards import Card
+from taskfit.experiments.planner.frozen import FrozenPlan, plan_frozen
 from taskfit.experiments.planner.host import HostMemory, host_memory
 from taskfit.experiments.planner.model import ModelCount, meta_model, prepare_weights
 from taskfit.experiments.planner.shapes import KNOWN_SHAPES, find_config, known_config
@@ -26,6 +27,7 @@ from taskfit.experiments.planner.tokens import Epoch, Workload, plan_epoch
 from taskfit.experiments.tuning.fit import METHODS as TUNING
 from taskfit.methods.table import METHODS
 from taskfit.settings import RunSettings
+from taskfit.training.length import training_length, with_length
 from taskfit.training.loop import TOKEN_BUDGET
 
 # Trained methods: the step of the first four is the label-word step, or as good as, since `head`
@@ -47,6 +49,8 @@ class MemoryPlan:
         moment_bytes: Adam's moments.
         step: A training step, or None for a method that only reads the model.
         scoring: A forward pass of scoring.
+        before: The largest pass over what the frozen layers run once; None if there is none.
+        frozen: Layers that are not trained, and what is kept of what they give out.
         epoch: Tokens of an epoch, and the step that was simulated.
         host: What a CPU needs beside tensors; nothing on a GPU.
     """
@@ -55,6 +59,8 @@ class MemoryPlan:
     moment_bytes: int
     step: SimulatedStep | None
     scoring: SimulatedScoring
+    before: SimulatedScoring | None
+    frozen: FrozenPlan
     epoch: Epoch
     host: HostMemory
 
@@ -66,15 +72,15 @@ class MemoryPlan:
 
     @property
     def tensor_bytes(self) -> int:
-        """Return the most in tensors at once, in training or the validations between its steps."""
-        step = self.step.peak_bytes if self.step is not None else 0
-        return self.static_bytes + max(step, self.scoring.peak_bytes)
+        """Return the most in tensors at once: in training, and what is read before and between."""
+        found = (self.step, self.scoring, self.before)
+        return self.static_bytes + max(part.peak_bytes for part in found if part is not None)
 
     @property
     def peak_bytes(self) -> int:
         """Return the most needed at once, with what is not in tensors."""
-        running = self.tensor_bytes + self.host.resident_bytes + self.host.heap_bytes
-        return max(running, self.loading_bytes)
+        beside = self.host.resident_bytes + self.host.heap_bytes + self.host.states_bytes
+        return max(self.tensor_bytes + beside, self.loading_bytes)
 
     @property
     def loading_bytes(self) -> int:
@@ -148,7 +154,12 @@ def make_plan(
         ModelError: If the token tree cannot serve the model.
     """
     refuse_without_model(settings)
-    settings = settings.resolved()
+    settings = settled(
+        settings,
+        num_train=workload.num_examples,
+        num_labels=workload.num_labels,
+        mean_words=workload.mean_words,
+    )
     dtype = card.dtype(settings.model.dtype)
     memory = plan_memory(settings, config, workload, dtype=dtype, on_cpu=card.is_cpu)
     time = plan_time(
@@ -156,9 +167,9 @@ def make_plan(
         memory.count,
         memory.epoch,
         workload,
+        frozen=memory.frozen,
         card=card,
         dtype=dtype,
-        trains=memory.step is not None,
     )
     plan = Plan(settings, source, card, dtype, workload, memory, time, None)
     if plan.fits:
@@ -175,15 +186,35 @@ def refuse_without_model(settings: RunSettings) -> None:
     Raises:
         SettingsError: If these settings name one.
     """
-    method = settings.method
+    method = settings.resolved().method
     if method.name in TUNING or METHODS[method.name].reads_model(method):
         return
-    how = f" with method.retriever={method.retriever}" if method.name == "knn" else ""
+    read = {"knn": ("retriever", method.retriever), "probe": ("features", method.features)}
+    setting = read.get(method.name)
+    how = f" with method.{setting[0]}={setting[1]}" if setting is not None else ""
     raise SettingsError(
         f"method {method.name} needs no causal language model{how}, so there is nothing to plan. "
         f"Plans are made for: {', '.join((*TRAINED, *READING))}"
-        f"{' (knn with method.retriever=model)' if how else ''}."
+        f"{f' ({method.name} with method.{setting[0]}=model)' if setting is not None else ''}."
     )
+
+
+def settled(
+    settings: RunSettings, *, num_train: int, num_labels: int, mean_words: float
+) -> RunSettings:
+    """Return resolved settings with the length of training in numbers, as a run takes them.
+
+    Args:
+        settings: Of the run.
+        num_train: Training examples.
+        num_labels: Classes; 0 where there are none.
+        mean_words: Words of a training text, on average.
+    """
+    settings = settings.resolved()
+    length = training_length(
+        settings, num_train=num_train, num_labels=num_labels, mean_words=mean_words
+    )
+    return with_length(settings, length)
 
 
 def plan_memory(
@@ -194,7 +225,7 @@ def plan_memory(
     dtype: torch.dtype,
     on_cpu: bool,
 ) -> MemoryPlan:
-    """Simulate the heaviest training step and a forward pass of scoring."""
+    """Simulate the heaviest training step, and what runs without gradients before and between."""
     trains = settings.method.name in TRAINED
     model = SimulatedModel(config, settings.adapter, dtype=dtype, on_cpu=on_cpu, trains=trains)
     objective = workload.objective(model.tree, settings)
@@ -206,14 +237,36 @@ def plan_memory(
         workload.prefix_ids,
         lambda prefix: workload.score(model.tree, prefix, training.score_token_budget),
     )
-    step = model.train_step(epoch.heaviest, objective, training) if trains else None
+    frozen = plan_frozen(
+        workload,
+        objective,
+        settings,
+        num_frozen=model.tree.first_trained,
+        num_layers=model.tree.num_layers,
+        token_bytes=model.token_bytes,
+        token_budget=budget,
+    )
+    before = None if frozen.heaviest is None else model.keep(frozen.heaviest.tree)
+    step = None
+    if trains:
+        found = frozen.num_before > 0
+        step = model.train_step(epoch.heaviest, objective, training, finds_states=found)
     moments = MOMENT_BYTES[training.optimizer] * model.count.num_trainable if trains else 0
     host = None
     if on_cpu:
         # Collected gradients are one large tensor, which is mapped and leaves no hole.
-        dynamic = max(step.backward_bytes if step is not None else 0, scoring.peak_bytes)
-        host = host_memory(model.count, config, dtype=dtype, dynamic_bytes=dynamic)
-    return MemoryPlan(model.count, round(moments), step, scoring, epoch, host or HostMemory())
+        reading = max(part.peak_bytes for part in (scoring, before) if part is not None)
+        dynamic = max(step.backward_bytes if step is not None else 0, reading)
+        host = host_memory(
+            model.count,
+            config,
+            dtype=dtype,
+            dynamic_bytes=dynamic,
+            states_bytes=frozen.memory_bytes,
+        )
+    return MemoryPlan(
+        model.count, round(moments), step, scoring, before, frozen, epoch, host or HostMemory()
+    )
 
 
 def find_remedy(

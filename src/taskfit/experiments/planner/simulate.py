@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,14 @@ from taskfit.models import (
     KeyValueCache,
     TreeModel,
     enable_gradient_checkpointing,
+    first_trained_layer,
     trainable_parameters,
 )
 from taskfit.models.adapters import CpuDropout
 from taskfit.models.tree_model import refuse_unserved
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.training.optim import MasterOptimizer
+from taskfit.tree import TokenTree
 from taskfit.tree.build import IntArray
 
 
@@ -94,7 +97,7 @@ class _NoNumbers(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the function returns
         # A fake tensor's own `tolist` asks for every `item`.
-        if func in (Tensor.tolist, Tensor.item) and (
+        if func in (Tensor.tolist, Tensor.item, Tensor.__float__) and (
             args[0].is_meta or isinstance(args[0], FakeTensor)
         ):
             return np.zeros(args[0].shape).tolist()
@@ -173,12 +176,23 @@ class SimulatedModel:
             with self._mode:
                 _move_to_fake_cpu(self._model)
         self.tree = TreeModel(self._model, verify=False)
+        first = first_trained_layer(self.tree.num_layers, adapter.trained_layers) if trains else 0
+        with self._mode, _NoNumbers():
+            self.tree.freeze_below(first)
+
+    @property
+    def token_bytes(self) -> int:
+        """Return what the states of a token between two layers take."""
+        width = int(self._model.config.get_text_config().hidden_size)
+        return width * int(self._model.dtype.itemsize)
 
     def train_step(
         self,
         pieces: Sequence[Sequence[Any]],
         objective: Objective[Any],
         settings: TrainingSettings,
+        *,
+        finds_states: bool = False,
     ) -> SimulatedStep:
         """Simulate forward and backward passes of a step, up to collected gradients.
 
@@ -186,7 +200,11 @@ class SimulatedModel:
             pieces: Examples of each forward pass; a second one meets the gradients of the first.
             objective: The method's loss, bound to `tree`.
             settings: Of the loop.
+            finds_states: Whether what enters the first trained layer was kept; otherwise the
+                frozen layers run in each pass.
         """
+        if finds_states:
+            self._find_states()
         if settings.gradient_checkpointing:
             enable_gradient_checkpointing(self._model)
         kept = backward = 0
@@ -210,6 +228,7 @@ class SimulatedModel:
                     optimizer.collect_gradients()
                 peak = allocations.peak
             optimizer.clear()
+        self.tree.forget_states()
         expanded = self._expanded_bytes()
         return SimulatedStep(
             num_tokens=(self.tree.num_tokens_run - before_step) // len(pieces),
@@ -240,6 +259,23 @@ class SimulatedModel:
             prefix_bytes=prefix_bytes,
             peak_bytes=peak + self._expanded_bytes(),
         )
+
+    def keep(self, tree: TokenTree) -> SimulatedScoring:
+        """Simulate a pass over a tree of which the frozen layers' states are kept."""
+        return self.score(np.empty(0, np.int64), lambda _: self.tree.keep_tree(tree))
+
+    def _find_states(self) -> None:
+        """Let passes find kept states of any tree."""
+        width, dtype = self.token_bytes // self._model.dtype.itemsize, self._model.dtype
+
+        def find(tree: TokenTree, keys: Sequence[bytes]) -> Tensor:
+            if self.tree.device.type == "cpu":
+                return torch.empty(len(tree), width, dtype=dtype)
+            # Beside a GPU they lie in main memory: on the card is only what they are copied into.
+            return torch.empty(1, 1, dtype=dtype, device="meta").expand(len(tree), width)
+
+        store = self.tree.keep_states(memory_bytes=0, folder=Path())
+        store.find = find  # type: ignore[method-assign]
 
     def _expanded_bytes(self) -> int:
         """Return the room for the largest 4-bit layer, expanded for its product."""

@@ -12,16 +12,17 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from taskfit.errors import SettingsError
 from taskfit.experiments.planner.shapes import tokenizer_folder
-from taskfit.experiments.prepare import prepare_data
+from taskfit.experiments.prepare import PreparedData, prepare_data
+from taskfit.experiments.settle import mean_words
 from taskfit.methods import LabelWordLoss
 from taskfit.methods.branches import word_reader
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.scoring import JointWords, WordReader
 from taskfit.models import KeyValueCache, TreeModel
-from taskfit.settings import ModelSettings, RunSettings
-from taskfit.tasks import EncodedExample, PromptEncoder
+from taskfit.settings import ModelSettings, RunSettings, known
+from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.training.loop import padded_tokens
-from taskfit.tree import unique_tokens
+from taskfit.tree import common_prefix_length, unique_tokens
 from taskfit.tree.build import IntArray
 
 SAMPLE = 2000  # examples
@@ -30,6 +31,8 @@ SCORE_TOKEN_BUDGET = 1024
 WORD_METHODS = ("label_words", "label_text", "in_context", "distill")
 # Enough made examples for a forward pass of scoring, however short they are.
 MAX_MADE = 512
+# Of English in the vocabularies of today, about.
+WORDS_PER_TOKEN = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Workload(ABC):
         items: A sample of the training examples.
         num_examples: Examples of an epoch.
         source: Where lengths are from, for people.
+        validation: Held-out examples; none where examples are made.
         unit: What the examples are called.
         scores_before: Whether all of them are scored once before the first step.
     """
@@ -47,6 +51,7 @@ class Workload(ABC):
     items: Sequence[Any]
     num_examples: int
     source: str
+    validation: Sequence[Any] = field(default=(), kw_only=True)
     unit: ClassVar[str]
     scores_before: ClassVar[bool] = False
 
@@ -58,6 +63,20 @@ class Workload(ABC):
     @abstractmethod
     def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[Any]:
         """Return the method's loss, bound to a model."""
+
+    @property
+    def num_labels(self) -> int:
+        """Return the number of labels; 0 where there are none."""
+        return 0
+
+    @property
+    def mean_words(self) -> float:
+        """Return the words of a text on average; 0 where that decides nothing."""
+        return 0.0
+
+    @abstractmethod
+    def scored_groups(self, items: Sequence[Any]) -> list[Sequence[IntArray]]:
+        """Return what scoring runs of examples, the static prefix left out: in one tree each."""
 
     @abstractmethod
     def num_read(self, piece: Sequence[Any], objective: Any) -> int:  # noqa: ANN401 - as `objective`
@@ -83,6 +102,7 @@ class LabelWorkload(Workload):
         prefix_length: Tokens that all prompts start with.
         words: How scoring reads the words.
         end_id: The tokenizer's end token.
+        words_of_text: Words of a text on average.
     """
 
     items: Sequence[EncodedExample]
@@ -90,12 +110,31 @@ class LabelWorkload(Workload):
     prefix_length: int
     words: WordReader = field(default_factory=JointWords)
     end_id: int | None = None
+    words_of_text: float = 0.0
+    validation: Sequence[EncodedExample] = field(default=(), kw_only=True)
     unit: ClassVar[str] = "prompts"
 
     @property
     def prefix_ids(self) -> IntArray:
         """Return the static start of all prompts, (P,)."""
         return self.items[0].prompt_ids[: self.prefix_length]
+
+    @property
+    def num_labels(self) -> int:
+        """Return the number of labels."""
+        return max(self.label_of_candidate) + 1
+
+    @property
+    def mean_words(self) -> float:
+        """Return the words of a text on average."""
+        return self.words_of_text
+
+    def scored_groups(self, items: Sequence[EncodedExample]) -> list[Sequence[IntArray]]:
+        """Return each prompt with all label words, without the start that all prompts share."""
+        return [
+            self.words.sequences(item, range(len(item.completions)), skip=self.prefix_length)
+            for item in items
+        ]
 
     def objective(self, tree: TreeModel, settings: RunSettings) -> LabelWordLoss:
         """Return the loss of label words, which serves for every method that reads them."""
@@ -110,10 +149,10 @@ class LabelWorkload(Workload):
     def score(self, tree: TreeModel, prefix: KeyValueCache | None, budget: int | None) -> None:
         """Score every label word of as many prompts as fit, the longest first."""
         chosen: list[EncodedExample] = []
-        used = 0
-        for item in sorted(self.items, key=lambda item: -item.num_tokens):
-            every = range(len(item.completions))
-            size = unique_tokens(self.words.sequences(item, every, skip=self.prefix_length))
+        used, every = 0, range(len(self.items[0].completions))
+        longest_first = sorted(self.items, key=lambda item: -item.num_tokens)
+        for item, group in zip(longest_first, self.scored_groups(longest_first), strict=True):
+            size = unique_tokens(group)
             if chosen and used + size > (budget or SCORE_TOKEN_BUDGET):
                 break
             chosen.append(item)
@@ -174,7 +213,14 @@ def made_workload(
         for i in range(count)
     ]
     source = f"{tokens} tokens a prompt, {shared} shared by all (assumed)"
-    return LabelWorkload(items, examples, source, list(range(num_labels)), shared)
+    return LabelWorkload(
+        items,
+        examples,
+        source,
+        list(range(num_labels)),
+        shared,
+        words_of_text=WORDS_PER_TOKEN * tokens,
+    )
 
 
 def check_lengths(tokens: int, shared: int, examples: int) -> None:
@@ -211,6 +257,7 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
     tokenizer = local_tokenizer(settings.model)
     if tokenizer is None:
         return None
+    settings = settings.resolved()
     data = prepare_data(settings)
     examples = data.train or next(iter(data.evaluations.values()), [])
     if not examples:
@@ -218,27 +265,43 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
     limit = int(config.get_text_config().max_position_embeddings)
     limit = min(limit, settings.model.max_length or limit)
     end_id, method = tokenizer.eos_token_id, settings.method
-    encoder = PromptEncoder(
-        tokenizer,
-        data.task,
-        data.demonstrations,
-        max_length=limit,
-        end_id=end_id if method.name == "label_text" else None,
-    )
-    items = encoder.encode([examples[i] for i in sample_of(len(examples), settings.seed)])
+    encoder = _encoder(settings, tokenizer, data, limit)
+    sample = [examples[i] for i in sample_of(len(examples), settings.seed)]
+    items, held_out = encoder.encode(sample), encoder.encode(data.validation)
+    label_of_candidate = [candidate.label_index for candidate in encoder.candidates]
     if method.name not in WORD_METHODS:  # a word of one token stands for a row of the head
-        ids = tuple(np.array([place]) for place in range(len(encoder.candidates)))
+        label_of_candidate = list(range(len(data.task.labels)))
+        ids = tuple(np.array([place]) for place in label_of_candidate)
         items = [replace(item, completions=ids) for item in items]
+        held_out = [replace(item, completions=ids) for item in held_out]
     mean = float(np.mean([len(item.prompt_ids) for item in items]))
     looked = f"{len(items):,} of {len(examples):,}" if len(items) < len(examples) else "all"
     return LabelWorkload(
         items,
         len(examples),
         f"{mean:.0f} tokens a prompt on average ({looked} examples, {settings.model.name})",
-        [candidate.label_index for candidate in encoder.candidates],
-        _shared_start(items),
+        label_of_candidate,
+        _static_start(encoder, [*items, *held_out]),
         word_reader(method, end_id=end_id),
         end_id,
+        mean_words(examples),
+        validation=held_out,
+    )
+
+
+def _encoder(
+    settings: RunSettings, tokenizer: PreTrainedTokenizerBase, data: PreparedData, limit: int
+) -> PromptEncoder | BareEncoder:
+    """Return the encoder of the method; `limit` is the longest prompt (tokens)."""
+    method = settings.method
+    if method.name not in WORD_METHODS and not method.prompt:
+        return BareEncoder(tokenizer, data.task, max_length=limit)
+    return PromptEncoder(
+        tokenizer,
+        data.task,
+        data.demonstrations,
+        max_length=limit,
+        end_id=tokenizer.eos_token_id if method.name == "label_text" else None,
     )
 
 
@@ -266,7 +329,7 @@ def plan_epoch(
     workload: Workload, objective: TreeObjective[Any], settings: RunSettings, *, token_budget: int
 ) -> Epoch:
     """Cut an epoch into steps and forward passes as the loop does; a sample is scaled up."""
-    items, batch_size = workload.items, settings.training.batch_size
+    items, batch_size = workload.items, known(settings.training.batch_size)
     order = np.random.default_rng([settings.seed, 0]).permutation(len(items))
     batches = [
         [items[i] for i in order[start : start + batch_size]]
@@ -310,11 +373,9 @@ def _loss(settings: RunSettings) -> Literal["labels", "vocabulary", "branches"]:
     return "vocabulary" if settings.method.name == "label_text" else settings.method.word_loss
 
 
-def _shared_start(items: Sequence[EncodedExample]) -> int:
-    """Return the tokens that all prompts start with, at least one left to each."""
-    first = min((item.prompt_ids for item in items), key=len)
-    length = len(first) - 1
-    for item in items:
-        differs = np.flatnonzero(item.prompt_ids[:length] != first[:length])
-        length = int(differs[0]) if len(differs) else length
-    return length
+def _static_start(encoder: PromptEncoder | BareEncoder, items: Sequence[EncodedExample]) -> int:
+    """Return the tokens that `PrefixCache` runs once, at least one left to each prompt."""
+    static = [item.prompt_ids for item in encoder.content_free(["a", "0", "("])]
+    start = static[0][: min(common_prefix_length(static[0], other) for other in static[1:])]
+    shared = min(common_prefix_length(start, item.prompt_ids) for item in items)
+    return min(shared, *(len(item.prompt_ids) - 1 for item in items))

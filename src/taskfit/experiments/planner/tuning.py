@@ -1,7 +1,7 @@
 """The rows of a plan for `sft` and `dpo`: real ones under a chat template, or made ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -24,9 +24,10 @@ from taskfit.methods.dpo import DpoLoss
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import SftLoss, learned_log_probs, tokens_to_run
 from taskfit.models import KeyValueCache, LoadedModel, TreeModel
-from taskfit.settings import RunSettings
+from taskfit.settings import RunSettings, known
 from taskfit.tasks.chat import EncodedPreference, EncodedText
 from taskfit.tree import TokenTree, plan_trees
+from taskfit.tree.build import IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,16 @@ class TextWorkload(Workload):
     """Rows of `sft`."""
 
     items: Sequence[EncodedText]
+    validation: Sequence[EncodedText] = field(default=(), kw_only=True)
     unit: ClassVar[str] = "rows"
 
     def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[EncodedText]:
         """Return the loss of learned tokens."""
         return SftLoss(tree)
+
+    def scored_groups(self, items: Sequence[EncodedText]) -> list[Sequence[IntArray]]:
+        """Return the tokens of each row that run."""
+        return [[tokens_to_run(text)] for text in items]
 
     def num_read(self, piece: Sequence[EncodedText], objective: object) -> int:
         """Return the nodes that predict a learned token."""
@@ -54,6 +60,7 @@ class PairWorkload(Workload):
     """Pairs of `dpo`; all are scored before the first step, for the reference."""
 
     items: Sequence[EncodedPreference]
+    validation: Sequence[EncodedPreference] = field(default=(), kw_only=True)
     unit: ClassVar[str] = "pairs"
     scores_before: ClassVar[bool] = True
 
@@ -61,6 +68,10 @@ class PairWorkload(Workload):
         """Return the loss of pairs; what the reference says of them changes no size."""
         reference = dict.fromkeys((item.id for item in self.items), (0.0, 0.0))
         return DpoLoss(tree, beta=settings.tuning.beta, reference=reference)
+
+    def scored_groups(self, items: Sequence[EncodedPreference]) -> list[Sequence[IntArray]]:
+        """Return the tokens of each answer that run."""
+        return [[tokens_to_run(text)] for text in _answers(items)]
 
     def num_read(self, piece: Sequence[EncodedPreference], objective: object) -> int:
         """Return the nodes that predict a token of an answer."""
@@ -92,7 +103,7 @@ def made_rows(
     num_answers = 2 if settings.method.name == "dpo" else 1
     own = tokens - shared + num_answers * answer_tokens
     start = np.arange(shared)
-    count = num_made(own, examples, settings.training.batch_size)
+    count = num_made(own, examples, known(settings.training.batch_size))
 
     def text(row: int, answer: int) -> EncodedText:
         first = shared + own * row
@@ -127,6 +138,7 @@ def real_rows(
     tuned = TunedModel(settings, LoadedModel(tree, tokenizer, own.name, own.revision))
     rows = [data.train[i] for i in sample_of(len(data.train), settings.seed)]
     items, _ = tuned.encode(rows)
+    held_out = tuned.encode(data.validation, check=False)[0] if data.validation else []
     num_rows = round(len(data.train) * len(items) / len(rows))
     looked = "all" if len(rows) == len(data.train) else f"{len(rows):,} of {len(data.train):,}"
     pairs = [item for item in items if isinstance(item, EncodedPreference)]
@@ -134,8 +146,11 @@ def real_rows(
     read = f"of {looked}; read as {data.format}, tokenizer of {own.name}"
     if pairs:
         source = f"{_means(_answers(pairs), 'a prompt with one answer')} {read}"
-        return PairWorkload(pairs, num_rows, source)
-    return TextWorkload(texts, num_rows, f"{_means(texts, 'each')} {read}")
+        kept_pairs = [item for item in held_out if isinstance(item, EncodedPreference)]
+        return PairWorkload(pairs, num_rows, source, validation=kept_pairs)
+    kept_texts = [item for item in held_out if isinstance(item, EncodedText)]
+    source = f"{_means(texts, 'each')} {read}"
+    return TextWorkload(texts, num_rows, source, validation=kept_texts)
 
 
 def _means(texts: Sequence[EncodedText], each: str) -> str:

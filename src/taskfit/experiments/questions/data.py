@@ -20,7 +20,7 @@ from taskfit.data import (
 from taskfit.data.overlap import text_key
 from taskfit.data.tables import suggestion
 from taskfit.errors import DataError, SettingsError
-from taskfit.experiments.prepare import fingerprint
+from taskfit.experiments.prepare import fingerprint, validation_share
 from taskfit.settings import RunSettings
 from taskfit.tasks.question_files import load_questionnaire, questionnaire_to_dict
 from taskfit.tasks.questions import AnsweredExample, Question, Questionnaire
@@ -72,6 +72,7 @@ def prepare_questions(settings: RunSettings) -> QuestionData:
     Raises:
         TaskfitError: If settings, the file of questions or a table do not allow it.
     """
+    settings = settings.resolved(questions=True)
     questionnaire = _questionnaire(settings)
     data, notes = settings.data, list[str]()
     train: list[AnsweredExample] = []
@@ -247,7 +248,7 @@ def _split(
     if data.validation is None:
         _, held = split_validation(
             [_by_first(example, questionnaire) for example in train],
-            fraction=data.validation_fraction,
+            fraction=validation_share(settings, len(train), len(train)),
             max_validation=data.max_validation,
             seed=settings.seed,
         )

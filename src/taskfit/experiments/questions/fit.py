@@ -32,6 +32,7 @@ from taskfit.experiments.records import RunResult
 from taskfit.experiments.run import model_of
 from taskfit.experiments.run_folder import check_fingerprint, open_folder
 from taskfit.experiments.screen import Screen, SilentScreen
+from taskfit.experiments.settle import mean_words, settle
 from taskfit.experiments.train_method import train_items
 from taskfit.files import file_atomic
 from taskfit.methods.question_method import QuestionMethod
@@ -104,7 +105,7 @@ def fit_questions(
     """
     screen = screen or SilentScreen()
     started = time.perf_counter()
-    settings = settings.resolved()
+    settings = settings.resolved(questions=True)
     if settings.calibration.temperature or settings.calibration.prediction_sets:
         raise SettingsError("calibration is for tasks of one question; leave it out.")
     if settings.data.slices:
@@ -115,6 +116,14 @@ def fit_questions(
     notes = [*data.notes, *(check_trainable(data) if learns else ())]
     check_fingerprint(folder, data.fingerprint, resume=resume)
     _tell_about_data(data, notes, screen)
+    settings = settle(
+        settings,
+        folder,
+        num_train=len(data.train),
+        num_labels=max(len(task.labels) for task in data.questionnaire.tasks.values()),
+        mean_words=mean_words([example.bare() for example in data.train]),
+        screen=screen,
+    )
     memory = MemoryAccount(resolve_device(settings.model.device))
     loaded = model_of(settings, model, memory, screen)
     assert loaded is not None, "both methods of questions read a model"
@@ -309,7 +318,7 @@ def _validate(run: _Run) -> Validation:
         weights[name] * f.evaluation.log_loss * f.evaluation.num_examples
         for name, f in found.items()
     ]
-    return Validation(sum(losses) / len(examples), means[questionnaire.metric], {**means, **own})
+    return Validation(sum(losses) / len(examples), {**means, **own})
 
 
 def _evaluate_all(run: _Run) -> dict[str, QuestionEvaluation]:

@@ -10,7 +10,7 @@ from taskfit.errors import SettingsError
 from taskfit.experiments.prepare import PreparedData
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import METHODS
-from taskfit.settings import RunSettings, SearchSettings
+from taskfit.settings import RunSettings, SearchSettings, known
 from taskfit.settings_file import merge_settings, settings_from_dict
 from taskfit.tasks import Task
 from taskfit.tasks.variants import AS_GIVEN, NamedTask
@@ -23,6 +23,8 @@ TRAINING = ("training", "adapter")
 FIXED = (
     "method.name",
     "method.retriever",
+    "method.features",
+    "method.blend",
     "adapter.weights",
     "adapter.double_quantization",
     "task.name",
@@ -184,10 +186,10 @@ def default_space(
     name, method, training = settings.method.name, settings.method, settings.training
     space: dict[str, Any] = {}
     if issubclass(METHODS[name], TrainedMethod):
-        rate = training.learning_rate
+        rate, epochs = known(training.learning_rate), known(training.epochs)
         space["training.learning_rate"] = {"low": rate / 5, "high": rate * 5, "log": True}
         if training.max_steps is None:
-            space["training.epochs"] = {"choices": [training.epochs * n for n in (1, 2, 4)]}
+            space["training.epochs"] = {"choices": [epochs * n for n in (1, 2, 4)]}
         if settings.adapter.weights != "full":
             ranks = {4, 8, 16, 32, settings.adapter.lora_rank}
             space["adapter.lora_rank"] = {"choices": sorted(ranks)}

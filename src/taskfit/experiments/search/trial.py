@@ -199,8 +199,8 @@ class _Watch(SilentScreen):
         """
         if record["kind"] in ("start", "step"):
             self._total_steps = record["total_steps"]
-        if record["kind"] != "validation":
-            return
+        if record["kind"] != "validation" or record["step"] == 0:
+            return  # what a trial starts from is none of its doing
         self._num_validations += 1
         score = float(record[self._metric])
         if not self._keeps_best or score > self.outcome.score:

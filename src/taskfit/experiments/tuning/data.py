@@ -16,6 +16,7 @@ from taskfit.data.instructions import (
     read_instructions,
 )
 from taskfit.errors import DataError, SettingsError
+from taskfit.experiments.prepare import validation_share
 from taskfit.experiments.tuning.rows import hash_rows
 from taskfit.settings import RunSettings
 
@@ -85,7 +86,8 @@ def prepare_tuning(settings: RunSettings) -> TuningData:
         )
         train = [rows[i] for i in order]
     else:
-        wanted = min(data.max_validation, round(data.validation_fraction * len(rows)))
+        share = validation_share(settings, len(rows), 1)
+        wanted = min(data.max_validation, round(share * len(rows)))
         validation = [rows[i] for i in order[len(order) - wanted :]]
         train = [rows[i] for i in order[: len(order) - wanted]]
     evaluations = {}

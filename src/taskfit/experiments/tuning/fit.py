@@ -13,6 +13,7 @@ from taskfit.experiments.records import RunResult
 from taskfit.experiments.run import base_model
 from taskfit.experiments.run_folder import check_fingerprint, open_folder
 from taskfit.experiments.screen import Screen, SilentScreen
+from taskfit.experiments.settle import settle
 from taskfit.experiments.train_method import train_items
 from taskfit.experiments.tuning.data import TuningData, prepare_tuning
 from taskfit.experiments.tuning.measure import (
@@ -131,6 +132,9 @@ def _tune(
     open_folder(settings, folder, resume=resume)
     data = first_on_each_machine(lambda: prepare_tuning(settings))
     check_fingerprint(folder, data.fingerprint, resume=resume)
+    settings = settle(
+        settings, folder, num_train=len(data.train), num_labels=0, mean_words=0.0, screen=screen
+    )
     memory = MemoryAccount(resolve_device(settings.model.device))
     tuned = first_on_each_machine(
         lambda: TunedModel(settings, base_model(settings, model, memory, screen))
@@ -230,6 +234,7 @@ def _train(run: _Run, method: AdaptedModel) -> tuple[TrainingState, int]:
         objective=lambda: loss,
         rendered=lambda: _rendered(run),
         validate=(lambda: _validate(run, loss.step)) if "validation" in run.items else None,
+        validates_start=False,  # the model before training has been measured already
     )
 
 
@@ -280,7 +285,7 @@ def _validate(run: _Run, step: int) -> Validation:
         shown = {"perplexity": metrics.perplexity}
     # Its bar would stand in the training's.
     _sample(run, f"step {step}", SilentScreen())
-    return Validation(metrics.loss, -metrics.loss, shown)
+    return Validation(metrics.loss, shown)
 
 
 def _sample(run: _Run, when: str, screen: Screen) -> None:

@@ -1,0 +1,47 @@
+"""Put numbers in place of the settings that were left open, once the data are known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from taskfit.data import Example
+from taskfit.experiments.classifier import SETTINGS_FILE
+from taskfit.experiments.screen import Screen
+from taskfit.settings import RunSettings
+from taskfit.settings_file import dump_settings
+from taskfit.training import on_main
+from taskfit.training.length import training_length, with_length
+
+
+def settle(
+    settings: RunSettings,
+    folder: Path,
+    *,
+    num_train: int,
+    num_labels: int,
+    mean_words: float,
+    screen: Screen,
+) -> RunSettings:
+    """Return settings with the length of training in numbers; the run's folder holds them.
+
+    Args:
+        settings: Resolved settings of the run.
+        folder: Its folder.
+        num_train: Training examples.
+        num_labels: Classes; 0 where there are none.
+        mean_words: Words of a training text, on average.
+        screen: Where it is said what was taken, and why.
+    """
+    length = training_length(
+        settings, num_train=num_train, num_labels=num_labels, mean_words=mean_words
+    )
+    if length.reason:
+        screen.note(length.reason)
+    settled = with_length(settings, length)
+    on_main(lambda: dump_settings(settled, folder / SETTINGS_FILE))
+    return settled
+
+
+def mean_words(examples: Sequence[Example]) -> float:
+    """Return the words of a text on average, all columns together; 0 without texts."""
+    return fmean([sum(len(text.split()) for text in e.texts.values()) for e in examples] or [0.0])
