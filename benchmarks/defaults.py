@@ -76,9 +76,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "default, all layers": {"adapter": {"layers": "all"}},
     "default, top third": {"adapter": {"layers": 10}},
     "default, dropout .05": {"adapter": {"lora_dropout": 0.05}},
-    "default, started from the probe": {
-        "method": {"name": "head", "blend": "minilm", "start": "probe"}
-    },
+    "default, head from zero": {"method": {"start": "zero"}},
     SETFIT: {},
     DEFAULT: {},
 }

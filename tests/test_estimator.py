@@ -15,9 +15,15 @@ LABELS = [example.label for example in EXAMPLES]
 
 
 def classifier(model_folder: Path, **settings: object) -> TextClassifier:
-    defaults = {"model.dtype": "float32", "model.device": "cpu", "data.max_validation": 6}
+    defaults = {
+        "model.dtype": "float32",
+        "model.device": "cpu",
+        "data.validation_fraction": 0.1,
+        "data.max_validation": 6,
+    }
     return TextClassifier(
         str(model_folder),
+        method="label_words",
         num_demonstrations=0,
         epochs=6,
         learning_rate=2e-2,

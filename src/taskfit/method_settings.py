@@ -59,10 +59,11 @@ class MethodSettings(Section):
     at each branch of the tree of label words over the tokens that may follow, in training and in
     prediction. For words of one token that is the same as labels; for many labels of several tokens
     it is far cheaper. None: branches for label_words, labels for distill."""
-    start: Literal["zero", "probe", "words"] = "zero"
+    start: Literal["auto", "zero", "probe", "words"] = "auto"
     """head only. Where the linear head starts: zero: undecided; probe: a logistic regression on the
     model's features before training (Kumar et al. 2022, arXiv:2202.10054), made less sure; words:
-    the LM head's rows of the label words."""
+    the LM head's rows of the label words; auto: probe for fewer than 200 training texts, which it
+    helps, else zero."""
     blend: list[str] | None = Field(default=None, max_length=2)
     """Classifiers. Average the probabilities with those of probes on these features: `model` (its
     last hidden state before training, behind the same prompt), or encoders (`minilm`, a hub id, a

@@ -43,9 +43,13 @@ class Shell:
             "model.device=cpu",
             "training.learning_rate=0.02",
             "training.tensorboard=false",
+            # The defaults take longer and read a packaged encoder; tests marked model try them.
+            "training.epochs=1",
+            "data.validation_fraction=0.1",
         )
         sets = [part for setting in settings for part in ("--set", setting)]
-        return ["--data", "train.csv", "--test", "new=test.csv", "--model", str(self.model), *sets]
+        given = ["--data", "train.csv", "--test", "new=test.csv", "--model", str(self.model)]
+        return [*given, "--method", "label_words", *sets]
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ def test_two_columns_a_task_file_and_a_settings_file(shell) -> None:
     table.to_csv("pairs.csv", index=False)
     Path("run.yaml").write_text("training: {max_steps: 1}\nmodel: {dtype: float32}\nseed: 4\n")
     common = ["--data", "pairs.csv", "--model", str(shell.model), "--config", "run.yaml"]
+    common += ["--method", "label_words"]
     code, _, err = shell("fit", *common, "--text", "premise", "--text", "hypothesis", "--out", "a")
     assert code == 0, err
     assert json.loads(Path("a/result.json").read_text())["seed"] == 4

@@ -67,6 +67,7 @@ def settings_of(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) ->
                 f"data.tests.new={folder / 'test.csv'}",
                 f"model.name={model_folder}",
                 "model.dtype=float32",
+                "method.name=label_words",
                 "method.num_demonstrations=0",
                 "training.batch_size=8",
                 "training.epochs=1",

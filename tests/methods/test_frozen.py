@@ -59,9 +59,14 @@ def test_a_second_reading_runs_no_token_and_other_weights_are_another_model(
         for name, parameter in loaded.tree.model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.1)
+    # Features are the model's from before training, whatever an adapter says by now.
+    with_adapter = FeatureReader(context, cache=tmp_path).features(EXAMPLES)
+    np.testing.assert_allclose(with_adapter, first, atol=1e-6)
+    with torch.no_grad():
+        loaded.tree.model.get_input_embeddings().weight.mul_(1.5)
     moved = FeatureReader(context, cache=tmp_path).features(EXAMPLES)
     assert np.abs(moved - first).max() > 1e-3
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_what_a_cache_spares_is_counted_once_and_only_if_another_run_paid_it(

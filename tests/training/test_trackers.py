@@ -133,8 +133,11 @@ def settings(tmp_path: Path, model_folder: Path) -> RunSettings:
             f"data.tests.new={test}",
             f"model.name={model_folder}",
             "model.dtype=float32",
+            "method.name=label_words",
             "method.num_demonstrations=0",
+            "data.validation_fraction=0.1",
             "training.batch_size=4",
+            "training.epochs=1",
             "training.tensorboard=false",
             "training.trackers=[mlflow, trackio]",
         ]

@@ -302,6 +302,9 @@ def methods() -> None:
     from taskfit.settings_file import preset_names
 
     table = Table("method", "what it does", box=None, pad_edge=False)
+    table.add_row(
+        "auto", "The default: head, blended with probes; trained as long as labels ask for."
+    )
     for name, method in METHODS.items():
         table.add_row(name, (method.__doc__ or "").splitlines()[0])
     console = Console()

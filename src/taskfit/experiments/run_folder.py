@@ -36,7 +36,12 @@ def _open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:
             raise CheckpointError(
                 f"The run in {folder} is finished; its result is in {RESULT_FILE}."
             )
-        changed = settings_differences(load_settings(path), settings)
+        # The folder has numbers where the settings were left open (`settle.py`).
+        changed = [
+            told
+            for told in settings_differences(load_settings(path), settings)
+            if not told.endswith("-> auto")
+        ]
         if changed:
             raise CheckpointError(
                 f"The run in {folder} was started with other settings: {'; '.join(changed)}. "

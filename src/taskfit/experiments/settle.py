@@ -13,6 +13,10 @@ from taskfit.training import on_main
 from taskfit.training.length import training_length, with_length
 
 
+# Below this a head learns faster from a probe's weights; above it they leave too little gradient.
+FEW_TEXTS = 200
+
+
 def settle(
     settings: RunSettings,
     folder: Path,
@@ -38,6 +42,10 @@ def settle(
     if length.reason:
         screen.note(length.reason)
     settled = with_length(settings, length)
+    if settled.method.name == "head" and settled.method.start == "auto":
+        start = "probe" if num_train < FEW_TEXTS else "zero"
+        method = settled.method.model_copy(update={"start": start})
+        settled = settled.model_copy(update={"method": method})
     on_main(lambda: dump_settings(settled, folder / SETTINGS_FILE))
     return settled
 

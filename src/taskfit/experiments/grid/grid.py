@@ -35,6 +35,8 @@ DEFAULT_METHODS: dict[str, dict[str, Any]] = {
     "encoder": {"method": {"name": "encoder"}},
     "head": {"method": {"name": "head"}},
     "label_words": {"method": {"name": "label_words"}},
+    # What `taskfit fit` does where nothing is chosen.
+    "auto": {"method": {"name": "auto"}},
 }
 
 
