@@ -201,3 +201,14 @@ def test_a_model_that_does_something_unknown_to_its_scores_is_noticed() -> None:
 def test_the_tree_attention_without_a_tree_is_our_own_mistake() -> None:
     with pytest.raises(RuntimeError, match="without a tree"):
         tree_attention(torch.nn.Module(), *[torch.zeros(1, 1, 1, 1)] * 3, None)
+
+
+def test_a_prefix_is_read_without_dropout_in_the_middle_of_training() -> None:
+    model = TreeModel(tiny.tiny_model("gpt2", 61))
+    ids = np.array([5, 6, 7])
+    expected = model.encode_prefix(ids)
+    model.model.train()
+    found = model.encode_prefix(ids)
+    assert model.model.training
+    for layer, keys in expected.keys.items():
+        torch.testing.assert_close(found.keys[layer], keys)

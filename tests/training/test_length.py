@@ -52,7 +52,7 @@ def test_what_is_given_stays_and_is_not_explained() -> None:
 
 def test_the_reason_names_steps_and_the_setting() -> None:
     found = training_length(RunSettings().resolved(), num_train=64, num_labels=2, mean_words=9)
-    assert "80 steps of 16 texts (20 epochs)" in found.reason
+    assert "80 steps of 16 texts, each seen 20 times" in found.reason
     assert "training.epochs" in found.reason
     settled = with_length(RunSettings(), found)
     assert (settled.training.epochs, settled.training.batch_size) == (found.epochs, 16)

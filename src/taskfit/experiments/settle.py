@@ -12,7 +12,6 @@ from taskfit.settings_file import dump_settings
 from taskfit.training import on_main
 from taskfit.training.length import training_length, with_length
 
-
 # Below this a head learns faster from a probe's weights; above it they leave too little gradient.
 FEW_TEXTS = 200
 

@@ -107,7 +107,13 @@ class TreeModel:
             ids: Token ids, (P,), P >= 1.
         """
         record = KeyValueCache(len(ids), ids)
-        self._decode(TokenTree.build([ids]), prefix=None, record=record)
+        was_training = self.model.training
+        # Validations come in the middle of training; a prefix must not be read with dropout.
+        self.model.eval()
+        try:
+            self._decode(TokenTree.build([ids]), prefix=None, record=record)
+        finally:
+            self.model.train(was_training)
         return record
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -62,12 +62,14 @@ def training_length(
             epochs = 1.0
         else:
             epochs = _epochs(num_train, num_labels, batch_size)
-    steps = max(1, math.ceil(epochs * math.ceil(max(1, num_train) / batch_size)))
+    per_epoch = math.ceil(max(1, num_train) / batch_size)
+    steps = max(1, math.ceil(epochs * per_epoch))
     if training.max_steps is not None:
         steps = min(steps, training.max_steps)
+    passes = steps / per_epoch
     reason = (
-        f"training: {steps:,} steps of {batch_size} texts ({epochs:g} epochs), by the rule for "
-        f"{num_train:,} texts in {num_labels} classes; training.epochs sets it"
+        f"training: {steps:,} steps of {batch_size} texts, each seen {passes:.3g} times, by the "
+        f"rule for {num_train:,} texts in {num_labels} classes; training.epochs sets it"
         if training.epochs == "auto"
         else ""
     )
