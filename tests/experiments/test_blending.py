@@ -187,6 +187,29 @@ def test_a_small_table_without_a_test_set_is_cross_validated_and_resumes_fold_by
     assert [row["name"] for row in rows][:2] == ["majority", "tfidf"]
 
 
+def test_several_labels_a_text_are_blended_and_cross_validated_too(
+    model_folder: Path, encoder_folder: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(
+        tmp_path,
+        model_folder,
+        f"method.blend=[model, {encoder_folder}]",
+        "task.multi_label=true",
+        tested=False,
+    )
+    rows = [
+        tiny.Example(e.id, e.texts, f"{e.label}|seen" if i % 3 else str(e.label))
+        for i, e in enumerate(tiny.toy_examples(40))
+    ]
+    tiny.write_csv(tmp_path / "train.csv", rows)
+    result = fit(settings, tmp_path / "run").result
+    assert result.evaluations["cross-validation"].multi_label
+    again = Classifier.load(tmp_path / "run", device="cpu")
+    found = again.probabilities(tiny.toy_examples(5, offset=200))
+    assert found.shape == (5, 3)
+    assert ((found > 0) & (found < 1)).all()
+
+
 def test_a_table_of_200_rows_gives_a_fifth_for_the_test(model_folder: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path, model_folder, "method.name=tfidf", tested=False)
     tiny.write_csv(tmp_path / "train.csv", tiny.toy_examples(200))

@@ -30,6 +30,8 @@ METRICS = ("accuracy", "mcc", "macro_f1", "log_loss")
 # Shares of the steps whose losses are compared to tell whether a training still learned.
 EARLIER, LATER = (0.5, 0.75), (0.75, 1.0)
 STILL_FALLING = 0.8
+# From this share of one class on, accuracy says little.
+MISLEADING = 0.8
 # Below this share of the loss of guessing there is little left to learn.
 LEARNED = 0.3
 
@@ -112,7 +114,7 @@ def warnings_of(
                 "Label more texts of the other classes, or set method.class_weights=balanced."
             )
         share, most = there.max() / max(1, there.sum()), evaluation.labels[int(there.argmax())]
-        if share >= 0.8:
+        if share >= MISLEADING:
             found.append(
                 f"{share:.0%} of {test_set} are {most!r}, so accuracy says little; read MCC or F1."
             )

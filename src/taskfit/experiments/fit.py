@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from taskfit.data.examples import class_counts
 from taskfit.errors import DataError, SettingsError
+from taskfit.experiments.baselines import MISLEADING
 from taskfit.experiments.blending import fit_blend, make_probes
 from taskfit.experiments.calibration import HeldOut, calibrate, hold_out
 from taskfit.experiments.classifier import Classifier, Weights
@@ -309,6 +311,14 @@ def _tell_about_data(data: PreparedData, screen: Screen) -> None:
         f"examples, {len(data.demonstrations)} demonstrations; test sets: {sets or 'none'}"
     )
     labels = data.task.label_names
+    counts = class_counts(data.train)
+    if counts:
+        label, most = counts.most_common(1)[0]
+        if most >= MISLEADING * counts.total():
+            screen.note(
+                f"{most / counts.total():.0%} of the training texts are {label!r}: read MCC or F1, "
+                "not accuracy"
+            )
     for note in {renaming_note(found, labels): None for found in data.evaluations.values()}:
         if note is not None:
             screen.note(note)
