@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from taskfit.errors import ModelError
 from taskfit.models.attention import (
@@ -22,6 +21,7 @@ from taskfit.models.attention import (
     block_tensors,
 )
 from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
+from taskfit.models.served import refuse_unserved
 from taskfit.tree import TokenTree, attention_blocks
 from taskfit.tree.build import IntArray
 
@@ -34,8 +34,6 @@ BLOCK_SIZE = {"cpu": 128, "cuda": 1024}
 CPU_MULTIPLE = 16
 # Rows of logits in memory at once: 128 x 50,000 words x 4 bytes = 26 MB.
 LOGIT_ROWS = 128
-# Layer types whose attention the tree can mask.
-SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class TreeModel:
@@ -360,38 +358,6 @@ class TreeModel:
                 f"(allowed: {tolerance}). The model does something to its positions, attention or "
                 f"scores that taskfit does not know; use another model and report this one."
             )
-
-
-def refuse_unserved(model: PreTrainedModel) -> None:
-    """Raise if a model's layers are not pure causal attention that can be masked from outside.
-
-    Raises:
-        ModelError: Naming the architecture and the reason.
-    """
-    name = type(model).__name__
-    config = model.config
-    reason = ""
-    settings = config.get_text_config().to_dict()
-    other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
-    if config.is_encoder_decoder:
-        reason = "it is an encoder-decoder; the tree serves decoders only"
-    elif model.get_output_embeddings() is None:
-        reason = "it has no LM head"
-    elif other_layers:
-        reason = f"it has layers that are not pure causal attention ({', '.join(other_layers)})"
-    elif not model._supports_attention_backend:
-        reason = (
-            "its attention cannot be replaced in transformers (recurrent or convolutional state, "
-            "attention biases such as ALiBi, or an encoder)"
-        )
-    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        reason = "it is an encoder, which sees what comes after a token"
-    if reason:
-        raise ModelError(
-            f"{name} (model type {config.model_type}) cannot be served by the token tree: "
-            f"{reason}. Use a decoder-only model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, "
-            f"GPT-NeoX or OPT."
-        )
 
 
 def _sliding_window(model: PreTrainedModel) -> int | None:

@@ -35,7 +35,7 @@ from taskfit.models import (
     trainable_parameters,
 )
 from taskfit.models.adapters import CpuDropout
-from taskfit.models.tree_model import refuse_unserved
+from taskfit.models.served import refuse_unserved
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.training.optim import MasterOptimizer
 from taskfit.tree import TokenTree
