@@ -75,7 +75,6 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "label_words before": {**BEFORE, "method": {"name": "label_words"}},
     "default, all layers": {"adapter": {"layers": "all"}},
     "default, top third": {"adapter": {"layers": 10}},
-    "default, dropout .05": {"adapter": {"lora_dropout": 0.05}},
     "default, head from zero": {"method": {"start": "zero"}},
     SETFIT: {},
     DEFAULT: {},
