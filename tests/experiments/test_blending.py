@@ -170,19 +170,39 @@ def test_a_run_ends_with_its_parts_and_baselines_on_the_same_texts(
     json.dumps(result.details)
 
 
+class Stopped(SilentScreen):
+    """Keeps what was said; ends the run at the first step of its own training if wanted."""
+
+    def __init__(self, *, stops: bool = False) -> None:
+        self.notes: list[str] = []
+        self.stops = stops
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def record(self, record: Any) -> None:
+        if record["kind"] == "step" and self.stops:
+            raise KeyboardInterrupt
+
+
 def test_a_small_table_without_a_test_set_is_cross_validated_and_resumes_fold_by_fold(
     model_folder: Path, encoder_folder: Path, tmp_path: Path
 ) -> None:
     settings = settings_of(tmp_path, model_folder, f"method.blend=[{encoder_folder}]", tested=False)
-    fit(settings, tmp_path / "run")
+    fit(settings, tmp_path / "whole", screen=(said := Stopped()))
+    assert sum("cross-validation: fold" in note for note in said.notes) == 3
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings, tmp_path / "run", screen=Stopped(stops=True))
+    fit(settings, tmp_path / "run", resume=True, screen=(again := Stopped()))
+    assert not any("cross-validation: fold" in note for note in again.notes)
     result = RunResult.load(tmp_path / "run")
     assert list(result.evaluations) == ["cross-validation"]
     assert result.num_train == 38  # two are shown in the prompt
     assert result.evaluations["cross-validation"].num_examples == 38
+    assert result.evaluations == RunResult.load(tmp_path / "whole").evaluations
     table = pd.read_parquet(tmp_path / "run" / "predictions" / "cross-validation.parquet")
     assert table["id"].is_unique
-    folds = sorted((tmp_path / "run" / "folds").glob("fold-*"))
-    assert len(folds) == 3
+    assert not (tmp_path / "run" / "folds").exists()
     rows = result.details["baselines"]["cross-validation"]
     assert [row["name"] for row in rows][:2] == ["majority", "tfidf"]
 

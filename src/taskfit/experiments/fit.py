@@ -4,6 +4,7 @@ The run folder is filled in an order in which an interruption loses nothing: res
 first, then metrics and checkpoints, then the weights, then the evaluations.
 """
 
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from taskfit.experiments.blending import fit_blend, make_probes
 from taskfit.experiments.calibration import HeldOut, calibrate, hold_out
 from taskfit.experiments.classifier import Classifier, Weights
 from taskfit.experiments.clock import Clock, TickingScreen
-from taskfit.experiments.cross_validation import cross_validate, wants_cross_validation
+from taskfit.experiments.cross_validation import FOLDER, cross_validate, wants_cross_validation
 from taskfit.experiments.measure_run import (
     baselines_of,
     evaluate_sets,
@@ -52,6 +53,7 @@ from taskfit.training import (
     first_on_each_machine,
     gather,
     is_main,
+    on_main,
     process_group,
     sum_over_processes,
 )
@@ -247,6 +249,7 @@ def _finish(run: Run, result: RunResult, hard: list[HardExample] | None) -> None
     if hard is not None and is_main():
         report_run(run.folder, result, hard)
     Checkpoints(run.folder / "checkpoints").remove()
+    on_main(lambda: shutil.rmtree(run.folder / FOLDER, ignore_errors=True))
 
 
 def _search(
