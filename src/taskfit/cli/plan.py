@@ -322,6 +322,13 @@ def _time_table(plan: "Plan") -> Table:
         names.append(("frozen layers", plan.memory.frozen.num_before > 0))
         before = "once, before: " + ", ".join(name for name, runs in names if runs)
         rows.append((before, time.before_tokens, time.before_flops, time.before_seconds))
+    epochs = plan.settings.training.epochs
+    if plan.memory.step is not None and epochs != "auto":
+        # What a run takes as a whole, validations and evaluation left out.
+        tokens = round(epochs * epoch.num_unique) + time.before_tokens
+        operations = epochs * time.flops + time.before_flops
+        seconds = epochs * time.seconds + time.before_seconds
+        rows.append((f"training of {epochs:g} epochs", tokens, operations, seconds))
     for name, tokens, flops, seconds in rows:
         table.add_row(name, f"{tokens:,}", f"{flops / 1e15:,.3g}", duration(seconds))
     return table
