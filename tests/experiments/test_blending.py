@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import tiny
-from taskfit.errors import SettingsError
+from taskfit.errors import ModelError, SettingsError
 from taskfit.experiments import Classifier, fit, predict_file
 from taskfit.experiments.blending import choose_weights
 from taskfit.experiments.records import RunResult
@@ -144,6 +144,24 @@ def test_adapters_off_is_the_model_before_and_adapters_come_back(model_folder: P
         )
     np.testing.assert_array_equal(loaded.tree.hidden(tree, nodes).detach(), tuned.detach().numpy())
     assert all(parameter.requires_grad for parameter in trained)
+
+
+def test_an_encoder_that_cannot_be_had_is_told_before_training_with_the_way_round(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(tmp_path, model_folder, "method.blend=[/no/encoder]")
+    with pytest.raises(ModelError, match=r"no folder /no/encoder(.|\n)*method\.blend=\[model\]"):
+        fit(settings, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_features_that_were_in_the_cache_are_counted(
+    model_folder: Path, encoder_folder: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(tmp_path, model_folder, f"method.blend=[model, {encoder_folder}]")
+    first = fit(settings, tmp_path / "one", report=False).result
+    again = fit(settings, tmp_path / "two", report=False).result
+    assert again.spared_seconds > first.spared_seconds
 
 
 def test_full_fine_tuning_cannot_blend_with_a_model_that_is_gone() -> None:

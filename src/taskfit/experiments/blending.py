@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskfit.data import Example
+from taskfit.errors import DataError, ModelError
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.probe import Probe
@@ -45,6 +46,11 @@ class Blend:
     probes: tuple[Probe, ...]
     weights: tuple[float, ...]
     num_held_out: int
+
+    @property
+    def spared_seconds(self) -> float:
+        """Return the seconds of features that were in the cache."""
+        return sum(probe.spared_seconds for probe in self.probes)
 
     @property
     def names(self) -> list[str]:
@@ -103,35 +109,40 @@ def _name(features: str) -> str:
     return "probe on the model" if features == "model" else f"probe on {features}"
 
 
-def make_probes(context: MethodContext) -> tuple[Probe, ...]:
-    """Return the probes that a run's settings blend with, not fitted.
+def fit_probes(context: MethodContext, train: Sequence[Example]) -> tuple[Probe, ...]:
+    """Fit the probes that a run's settings blend with; none without training texts.
 
-    Make them before an adapter is on the model: their features are cached under its own weights.
+    Call it before an adapter is on the model: features are cached under the model's own weights.
+
+    Raises:
+        TaskfitError: If an encoder cannot be had.
     """
-    return tuple(_make_probe(context, name) for name in context.settings.method.blend or ())
+    probes = []
+    for name in (context.settings.method.blend or ()) if train else ():
+        try:
+            probe = _make_probe(context, name)
+        except (DataError, ModelError) as error:
+            raise type(error)(
+                f"{error}\nIt is to be blended with the tuned model; --set 'method.blend=[model]' "
+                "does without an encoder, 'method.blend=[]' without any probe."
+            ) from error
+        probe.prepare(train, ())
+        probes.append(probe)
+    return tuple(probes)
 
 
-def fit_blend(
-    method: Method,
-    probes: Sequence[Probe],
-    train: Sequence[Example],
-    validation: Sequence[Example],
+def make_blend(
+    method: Method, probes: Sequence[Probe], validation: Sequence[Example]
 ) -> Blend | None:
-    """Fit the probes of a blend, and choose the weights.
+    """Choose the weights of a tuned method and fitted probes; None where nothing is blended.
 
     Args:
         method: The tuned method.
-        probes: As `make_probes` returns them.
-        train: What the probes learn from.
+        probes: As `fit_probes` returns them.
         validation: Held-out texts.
-
-    Returns:
-        None where nothing is blended.
     """
-    if not (probes and method.learns and train):
+    if not probes:
         return None
-    for probe in probes:
-        probe.prepare(train, ())
     count = 1 + len(probes)
     if len(validation) < FEWEST:
         return Blend(tuple(probes), (1 / count,) * count, 0)

@@ -18,7 +18,7 @@ from taskfit.data import Example
 from taskfit.data.overlap import text_key
 from taskfit.data.splits import stratified_order
 from taskfit.experiments.baselines import fit_baselines
-from taskfit.experiments.blending import fit_blend, make_probes
+from taskfit.experiments.blending import fit_probes, make_blend
 from taskfit.experiments.classifier import Classifier
 from taskfit.experiments.prepare import PreparedData
 from taskfit.experiments.run import Run
@@ -127,7 +127,7 @@ def _fit_fold(
         context = MethodContext(settings, data.task, data.demonstrations, shared.model)
         method = METHODS[settings.method.name](context)
         classifier = Classifier(method)
-        probes = make_probes(context)
+        probes = fit_probes(context, learned)
         method.prepare(learned, ())
         if isinstance(method, TrainedMethod):
             run = Run(
@@ -141,7 +141,7 @@ def _fit_fold(
             )
             run.folder.mkdir(parents=True, exist_ok=True)
             train_method(run, method, trackers=Trackers({}), save=False)
-        classifier.blend = fit_blend(method, probes, learned, ())
+        classifier.blend = make_blend(method, probes, ())
         parts = classifier.parts(texts)
         names = (TUNED, *(classifier.blend.names if classifier.blend is not None else ()))
         found |= {name: part for name, part in zip(names, parts, strict=True) if part is not None}

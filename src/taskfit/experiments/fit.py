@@ -13,7 +13,7 @@ from typing import Any
 from taskfit.data.examples import class_counts
 from taskfit.errors import DataError, SettingsError
 from taskfit.experiments.baselines import MISLEADING
-from taskfit.experiments.blending import fit_blend, make_probes
+from taskfit.experiments.blending import fit_probes, make_blend
 from taskfit.experiments.calibration import HeldOut, calibrate, hold_out
 from taskfit.experiments.classifier import Classifier, Weights
 from taskfit.experiments.clock import Clock, TickingScreen
@@ -129,7 +129,7 @@ def _fit(
     crossed = None
     if wants_cross_validation(method, settings, data):
         crossed = cross_validate(settings, data, folder, model=method.context.model, screen=screen)
-    probes = make_probes(method.context) if method.learns else ()
+    probes = fit_probes(method.context, data.train) if method.learns else ()
     method.prepare(data.train, data.validation)
     state, num_trainable = TrainingState(), 0
     weights: Weights = "none"
@@ -137,8 +137,10 @@ def _fit(
         state, num_trainable = train_method(run, method, trackers=trackers)
         weights = settings.adapter.weights
     details: dict[str, Any] = {}
-    classifier.blend = fit_blend(method, probes, data.train, data.validation)
+    classifier.blend = make_blend(method, probes, data.validation)
+    spared = method.spared_seconds
     if classifier.blend is not None:
+        spared += classifier.blend.spared_seconds
         details["blend"] = classifier.blend.record
         screen.note(classifier.blend.sentence)
     details |= calibrate(classifier, start.held_out, settings, screen)
@@ -168,7 +170,7 @@ def _fit(
         num_trainable=num_trainable,
         best_step=state.best_step,
         cpu_seconds=sum_over_processes(clock.cpu_seconds),
-        spared_seconds=method.spared_seconds,
+        spared_seconds=spared,
         evaluation_seconds=measured.seconds,
         latency_seconds=latency(run) if is_main() else None,
         details={**_method_report(method), **details, **measured.coverage},
