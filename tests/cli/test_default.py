@@ -31,6 +31,7 @@ def test_the_first_command_explains_itself_and_beats_a_bag_of_words(
     with pytest.raises(SystemExit, match="0"):
         main()
     out = " ".join(capsys.readouterr().out.split())
+    assert "method auto: a classification head" in out
     assert "steps of 8 texts" in out
     assert "blend: 33% the tuned model, 33% the probe on the model, 33% the probe on minilm" in out
     rows = json.loads(Path("run/result.json").read_text())["details"]["baselines"]["new"]
