@@ -45,6 +45,7 @@ def run_ours(
                 "label": data.label_column,
                 # Every label is trained on, as by the peers; nothing is chosen by validation.
                 "validation_fraction": 0.0,
+                "test_fraction": 0.0,
             },
             "model": {"name": options.model},
             "method": method,
