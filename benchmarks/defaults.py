@@ -344,14 +344,12 @@ def write_report(work: Path, out: Path) -> None:
     paths = sorted((work / "records").glob("*.json"))
     stored = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     records = [record for record in stored if is_current(record)]
-    print(f"{len(records)} records; {len(stored) - len(records)} of other settings left out")
+    print(f"{len(records)} records; {len(stored) - len(records)} of other settings left out: {out}")
     if not records:
         raise SystemExit("There is nothing to report yet.")
     judged = judge(records)
-    written = page(judged)
-    write_text_atomic(out, written)
+    write_text_atomic(out, page(judged))
     write_json_atomic(out.with_suffix(".json"), judged)
-    print(written)
 
 
 def parse_part(text: str) -> tuple[int, int]:

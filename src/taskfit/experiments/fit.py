@@ -214,8 +214,8 @@ def _start(
     """Open the folder, read the data, and search settings where that is wanted."""
     if settings.method.name == "auto":
         screen.note(
-            "method auto: a classification head behind the prompt, blended with probes, which did "
-            "best on ten data sets (docs/methods.md); --method chooses another"
+            "method auto: a classification head behind the prompt, blended with probes, which was "
+            "the best on average over the sets of results/defaults.md; --method chooses another"
         )
     settings = settings_of_search(settings.resolved(), folder, resume=resume)
     check_trackers(settings)
