@@ -7,6 +7,7 @@ from pathlib import Path
 from taskfit.errors import CheckpointError
 from taskfit.experiments.classifier import SETTINGS_FILE
 from taskfit.experiments.records import RESULT_FILE
+from taskfit.experiments.settle import as_settled
 from taskfit.files import write_json_atomic
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_settings, settings_differences
@@ -36,12 +37,8 @@ def _open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:
             raise CheckpointError(
                 f"The run in {folder} is finished; its result is in {RESULT_FILE}."
             )
-        # The folder has numbers where the settings were left open (`settle.py`).
-        changed = [
-            told
-            for told in settings_differences(load_settings(path), settings)
-            if not told.endswith("-> auto")
-        ]
+        found = load_settings(path)
+        changed = settings_differences(found, as_settled(settings, found))
         if changed:
             raise CheckpointError(
                 f"The run in {folder} was started with other settings: {'; '.join(changed)}. "

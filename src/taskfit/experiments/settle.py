@@ -49,6 +49,28 @@ def settle(
     return settled
 
 
+def as_settled(wanted: RunSettings, found: RunSettings) -> RunSettings:
+    """Return wanted settings with a run's own numbers where `settle` put them for those left open.
+
+    Args:
+        wanted: Resolved settings, as given again.
+        found: Those in the folder of the run.
+    """
+    length, start = {}, {}
+    if wanted.training.epochs == "auto":
+        length["epochs"] = found.training.epochs
+    if wanted.training.batch_size == "auto":
+        length["batch_size"] = found.training.batch_size
+    if wanted.method.start == "auto":
+        start["start"] = found.method.start
+    return wanted.model_copy(
+        update={
+            "training": wanted.training.model_copy(update=length),
+            "method": wanted.method.model_copy(update=start),
+        }
+    )
+
+
 def mean_words(examples: Sequence[Example]) -> float:
     """Return the words of a text on average, all columns together; 0 without texts."""
     return fmean([sum(len(text.split()) for text in e.texts.values()) for e in examples] or [0.0])

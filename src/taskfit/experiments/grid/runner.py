@@ -1,10 +1,8 @@
 """One run of a grid after the other in one process, which keeps the base model between them."""
 
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.experiments.classifier import SETTINGS_FILE
@@ -14,6 +12,7 @@ from taskfit.experiments.prepare import prepare_data
 from taskfit.experiments.records import RESULT_FILE
 from taskfit.experiments.screen import Screen
 from taskfit.experiments.search.records import given_settings_file
+from taskfit.experiments.settle import as_settled
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import METHODS
 from taskfit.models import LoadedModel, load_model
@@ -46,27 +45,15 @@ def is_finished(target: Path, settings: RunSettings) -> bool:
             default values between versions.
     """
     own = given_settings_file(target)
-    if own.is_file() and not _fits(
-        identity(load_settings(own), defaults=True), identity(settings, defaults=True)
+    found = load_settings(own) if own.is_file() else None
+    if found is not None and identity(found, defaults=True) != identity(
+        as_settled(settings, found), defaults=True
     ):
         raise CheckpointError(
             f"{target} was made with other settings by another version of taskfit, whose defaults "
             f"were different (see {SETTINGS_FILE} in it). Give another --out, or delete it."
         )
     return (target / RESULT_FILE).is_file()
-
-
-def _fits(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Return whether settings are those wanted, where a run has put numbers in place of auto."""
-    if found.keys() != wanted.keys():
-        return False
-    for key, value in wanted.items():
-        if isinstance(value, Mapping) and isinstance(found[key], Mapping):
-            if not _fits(found[key], value):
-                return False
-        elif value != "auto" and value != found[key]:
-            return False
-    return True
 
 
 def check_run(settings: RunSettings) -> None:
