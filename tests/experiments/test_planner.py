@@ -13,7 +13,6 @@ from taskfit.data import Example
 from taskfit.errors import ModelError, SettingsError
 from taskfit.experiments import fit
 from taskfit.experiments.planner.cards import Card, find_card
-from taskfit.experiments.planner.frozen import sees_texts_again
 from taskfit.experiments.planner.model import meta_model, prepare_weights
 from taskfit.experiments.planner.plan import Plan, make_plan
 from taskfit.experiments.planner.shapes import KNOWN_SHAPES, find_config, known_config
@@ -32,6 +31,7 @@ from taskfit.models import (
 from taskfit.models.frozen_depth import StateStore
 from taskfit.settings import AdapterSettings, ModelSettings, RunSettings, TrainingSettings
 from taskfit.settings_file import settings_from_dict
+from taskfit.training.length import sees_texts_again
 from taskfit.training.optim import MasterOptimizer
 
 T4 = find_card("t4")

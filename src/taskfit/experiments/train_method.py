@@ -1,6 +1,5 @@
 """Train a run's method in steps: from the method's parts to a job for the loop."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -20,7 +19,8 @@ from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.objective import Item, Objective
 from taskfit.models import TreeModel, is_out_of_memory, resolve_device
-from taskfit.settings import RunSettings, known
+from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.settings import RunSettings
 from taskfit.training import (
     Checkpoints,
     MemoryAccount,
@@ -30,13 +30,13 @@ from taskfit.training import (
     TrainingState,
     Validation,
     compile_pays,
-    count_steps,
     divided,
     is_main,
     num_processes,
     on_main,
     train,
 )
+from taskfit.training.length import sees_texts_again
 from taskfit.training.loop import TOKEN_BUDGET
 from taskfit.training.trackers import Trackers, open_trackers
 
@@ -239,13 +239,14 @@ def _run_frozen(
     settings, gigabytes = run.settings.training, run.settings.adapter.cache_gigabytes
     assert gigabytes is not None, "nothing is kept"
     store = tree.keep_states(memory_bytes=round(gigabytes * 1e9), folder=run.folder / "states")
-    if count_steps(len(items), settings) <= math.ceil(len(items) / known(settings.batch_size)):
+    if not sees_texts_again(settings, len(items)):
         return  # in a single epoch only validations meet a text again
     budget = settings.token_budget or max(TOKEN_BUDGET, objective.largest(items))
-    was_training = tree.model.training
-    tree.model.eval()
     try:
-        with run.screen.progress("running the frozen layers", len(items)) as advance:
+        with (
+            evaluation_mode(tree.model),
+            run.screen.progress("running the frozen layers", len(items)) as advance,
+        ):
             for fixed in objective.fixed_trees(items, budget):
                 tree.keep_tree(fixed.tree, prefix=fixed.prefix)
                 advance(fixed.num_items)
@@ -255,8 +256,6 @@ def _run_frozen(
         tree.forget_states()
         run.screen.note("memory does not suffice to keep what the frozen layers say")
         return
-    finally:
-        tree.model.train(was_training)
     place = f", {store.num_file_bytes / 1e9:.1f} GB on disk" if store.num_file_bytes else ""
     more = "; the rest runs in each step, as the disk is nearly full" if store.is_full else ""
     run.screen.note(

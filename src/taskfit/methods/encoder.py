@@ -30,10 +30,10 @@ from taskfit.models.encoder import (
     EncodedText,
     LoadedEncoder,
     encode_texts,
-    evaluation_mode,
     load_encoder,
     plan_padded,
 )
+from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.load import DTYPES
 from taskfit.settings import MethodSettings
 

@@ -8,8 +8,7 @@ Legend: N texts, B texts of a batch, T tokens of its longest, D hidden width, L 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +30,7 @@ from taskfit.models.encoder_weights import (
     locate_encoder,
     refuse_other_kinds,
 )
+from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.tasks.text_encoder import Tokenizer
 
 # The published limit of all-MiniLM-L6-v2; sentence encoders are trained on less than they can take.
@@ -266,17 +266,6 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
     # Not a product: what is not finite in the padding would survive a factor of 0.
     sums = torch.where(mask.unsqueeze(-1), states.float(), 0.0).sum(dim=1)
     return torch.nn.functional.normalize(sums / weights.sum(dim=1), dim=-1)
-
-
-@contextmanager
-def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Switch dropout off for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def load_encoder(

@@ -20,6 +20,7 @@ from taskfit.models.attention import (
     TreeLayout,
     block_tensors,
 )
+from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
 from taskfit.models.served import refuse_unserved
 from taskfit.tree import TokenTree, attention_blocks
@@ -105,13 +106,9 @@ class TreeModel:
             ids: Token ids, (P,), P >= 1.
         """
         record = KeyValueCache(len(ids), ids)
-        was_training = self.model.training
         # Validations come in the middle of training; a prefix must not be read with dropout.
-        self.model.eval()
-        try:
+        with evaluation_mode(self.model):
             self._decode(TokenTree.build([ids]), prefix=None, record=record)
-        finally:
-            self.model.train(was_training)
         return record
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -267,13 +264,11 @@ class TreeModel:
     @torch.no_grad()
     def _small_hidden(self) -> Tensor:
         """Return the last hidden states of a small branching tree, (T, D)."""
-        was_training = self.model.training
-        self.model.eval()
         ids = np.arange(1, 9) % self._head.weight.shape[0]
         tree = TokenTree.build([ids[:6], np.concatenate((ids[:3], ids[5:]))])
-        states = self._decode(tree, prefix=None, record=None)
+        with evaluation_mode(self.model):
+            states = self._decode(tree, prefix=None, record=None)
         self.num_tokens_run -= len(tree)
-        self.model.train(was_training)
         return states.float()
 
     def _decode(

@@ -7,7 +7,7 @@ steps, and nothing has been learned by then. The numbers are those of results/de
 import math
 from dataclasses import dataclass
 
-from taskfit.settings import RunSettings
+from taskfit.settings import RunSettings, TrainingSettings, known
 
 # Enough for the adapters of two to a dozen classes at batch 16; more are of use to many classes.
 MIN_STEPS = 120
@@ -90,3 +90,13 @@ def with_length(settings: RunSettings, length: Length) -> RunSettings:
     update = {"epochs": length.epochs, "batch_size": length.batch_size}
     training = settings.training.model_copy(update=update)
     return settings.model_copy(update={"training": training})
+
+
+def sees_texts_again(training: TrainingSettings, num_train: int) -> bool:
+    """Return whether training goes on after its first pass over the examples."""
+    per_epoch = math.ceil(num_train / known(training.batch_size))
+    steps = math.inf
+    # What a rule is left to choose is more than one pass.
+    if not isinstance(training.epochs, str):
+        steps = max(1, math.ceil(training.epochs * per_epoch))
+    return min(steps, training.max_steps or steps) > per_epoch

@@ -1,13 +1,13 @@
 """Which layers a plan trains, and what is kept of what the layers below give out."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from taskfit.experiments.planner.tokens import SCORE_TOKEN_BUDGET, Workload
 from taskfit.methods.objective import FixedTree, TreeObjective
-from taskfit.settings import RunSettings, TrainingSettings, known
+from taskfit.settings import RunSettings
+from taskfit.training.length import sees_texts_again
 from taskfit.tree import TokenTree, plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
 
@@ -80,16 +80,6 @@ def plan_frozen(
         file_bytes=num_bytes - in_memory,
         heaviest=heaviest,
     )
-
-
-def sees_texts_again(training: TrainingSettings, num_examples: int) -> bool:
-    """Return whether training goes on after its first pass over the examples."""
-    per_epoch = math.ceil(num_examples / known(training.batch_size))
-    steps = math.inf
-    # What a rule is left to choose is more than one pass.
-    if not isinstance(training.epochs, str):
-        steps = max(1, math.ceil(training.epochs * per_epoch))
-    return min(steps, training.max_steps or steps) > per_epoch
 
 
 def _scored_tokens(groups: Sequence[Sequence[IntArray]], budget: int | None) -> int:
