@@ -7,7 +7,7 @@ Legend: N examples, L labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,17 +40,6 @@ FOLDER = "folds"
 TUNED, RUN = "tuned", "run"
 
 
-@dataclass(frozen=True, slots=True)
-class CrossValidation:
-    """Probabilities of all training texts by fits that had not seen them.
-
-    Attributes:
-        parts: `run`, `tuned`, `majority`, `tfidf`, and the probes of a blend: each (N, L).
-    """
-
-    parts: dict[str, FloatArray]
-
-
 def wants_cross_validation(method: Method, settings: RunSettings, data: PreparedData) -> bool:
     """Return whether a run is measured on its own small table, since it has no other set.
 
@@ -81,7 +70,7 @@ def cross_validate(
     *,
     model: LoadedModel | None,
     screen: Screen,
-) -> CrossValidation:
+) -> dict[str, FloatArray]:
     """Fit on all folds but one, predict that one, for each fold; the model is left as it was.
 
     Finished folds are kept in the folder, so that an interrupted run does not fit them again.
@@ -92,6 +81,10 @@ def cross_validate(
         folder: The run's folder.
         model: The base model, or None for a method without one.
         screen: Where progress is shown.
+
+    Returns:
+        Probabilities of all training texts by fits that had not seen them: of the `run`, of its
+        method alone (`tuned`), of the baselines, and of the probes of a blend, (N, L) each.
     """
     folds = folds_of(data.train, seed=settings.seed)
     shared = SharedModel(model, settings)
@@ -107,7 +100,7 @@ def cross_validate(
         for name, saved in load_file(path).items():
             shape = (len(data.train), len(data.task.labels))
             parts.setdefault(name, np.full(shape, np.nan))[folds == fold] = saved
-    return CrossValidation(parts)
+    return parts
 
 
 def _fit_fold(

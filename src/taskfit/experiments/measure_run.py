@@ -21,7 +21,7 @@ from taskfit.experiments.baselines import (
 )
 from taskfit.experiments.calibration import coverage_record
 from taskfit.experiments.classifier import Classifier
-from taskfit.experiments.cross_validation import RUN, TUNED, CrossValidation
+from taskfit.experiments.cross_validation import RUN, TUNED
 from taskfit.experiments.cross_validation import SET as CROSS
 from taskfit.experiments.predictions import write_predictions
 from taskfit.experiments.report import HardExample, hardest
@@ -81,9 +81,9 @@ class Measured:
     tables: dict[str, list[Row]] = field(default_factory=dict)
 
 
-def measure_cross_validation(run: Run, found: CrossValidation) -> Measured:
+def measure_cross_validation(run: Run, parts: Mapping[str, FloatArray]) -> Measured:
     """Evaluate what cross-validation predicted of the training texts; write the predictions."""
-    examples, parts = run.data.train, found.parts
+    examples = run.data.train
     evaluation = run.classifier.evaluate(examples, parts[RUN])
     write_predictions(run.folder, CROSS, examples, parts[RUN], run.data.task)
     others = {name: p for name, p in parts.items() if name != RUN}
