@@ -74,6 +74,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "head before": {**BEFORE, "method": {"name": "head", **START}},
     "label_words before": {**BEFORE, "method": {"name": "label_words"}},
     "default, all layers": {"adapter": {"layers": "all"}},
+    "default, two thirds": {"adapter": {"layers": 20}},
     "default, top third": {"adapter": {"layers": 10}},
     "default, head from zero": {"method": {"start": "zero"}},
     SETFIT: {},
