@@ -47,9 +47,9 @@ from peer_data import PeerOptions
 from peer_table import work_seconds
 from peers import Job as PeerJob
 from peers import child_environment, run_job
-from taskfit.experiments import RunResult, fit
 from taskfit.files import write_json_atomic, write_text_atomic
 from taskfit.models.encoder_weights import packaged_encoder_folder
+from taskfit.runs import RunResult, fit
 from taskfit.settings import MethodSettings
 from taskfit.settings_file import load_settings, merge_settings
 
@@ -74,7 +74,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "head before": {**BEFORE, "method": {"name": "head", **START}},
     "label_words before": {**BEFORE, "method": {"name": "label_words"}},
     "default, all layers": {"adapter": {"layers": "all"}},
-    "default, two thirds": {"adapter": {"layers": 20}},
+    "default, half": {"adapter": {"layers": "half"}},
     "default, top third": {"adapter": {"layers": 10}},
     "default, head from zero": {"method": {"start": "zero"}},
     SETFIT: {},
@@ -166,7 +166,7 @@ def run_ours(job: Job, table: Table, rows: Sequence[Row], scratch: Path) -> dict
     }
     merge_settings(flags, CONTENDERS[job.contender])
     folder = scratch / "run"
-    result = fit(load_settings(flags=flags), folder, report=False).result
+    result = fit(load_settings(flags=flags), folder, baselines=False).result
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
     predictions = pd.read_parquet(folder / "predictions" / "test.parquet")
     if predictions["gold"].tolist() != [row["label"] for row in table.test]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from taskfit.experiments.records import describe_machine, library_versions
+from taskfit.runs.records import describe_machine, library_versions
 
 
 def matmul_rate(

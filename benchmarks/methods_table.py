@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from taskfit.experiments.grid.grid import load_grid
-from taskfit.experiments.records import RunResult, result_rows
+from taskfit.compare.grid import load_grid
+from taskfit.runs.records import RunResult, result_rows
 from taskfit.settings_file import load_settings
 
 GRID = Path(__file__).parents[1] / "results" / "methods.yaml"

@@ -31,9 +31,9 @@ def run_ours(
     """
     with clock.measure("load"):
         from taskfit.data import Example
-        from taskfit.experiments import fit
         from taskfit.methods.table import METHODS
         from taskfit.models import load_model
+        from taskfit.runs import fit
         from taskfit.settings_file import load_settings
 
         needs_model = METHODS[method["name"]].needs_model
@@ -71,7 +71,7 @@ def run_ours(
         settings = load_settings(flags=flags)
         model = load_model(settings.model) if needs_model else None
     with clock.measure("training"):
-        fitted = fit(settings, Path(options.scratch) / "run", model=model, report=False)
+        fitted = fit(settings, Path(options.scratch) / "run", model=model, baselines=False)
     classifier = fitted.classifier
     columns = [classifier.task.label_names.index(label) for label in data.labels]
     probabilities = {}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskfit.data import Example, draw
-from taskfit.experiments.prepare import PreparedData, prepare_data
 from taskfit.files import folder_atomic
+from taskfit.runs.prepare import PreparedData, prepare_data
 from taskfit.settings_file import load_settings
-from taskfit.tasks.template import render_prompt
+from taskfit.tasks.prompt import render_prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from peer_data import FloatArray, PeerData, read_data
 from peer_prepare import DATA_SETS
-from taskfit.evaluation import evaluate_probabilities
-from taskfit.evaluation.paired import paired_bootstrap
+from taskfit.stats import evaluate_probabilities
+from taskfit.stats.paired import paired_bootstrap
 
 REFERENCE = "taskfit label words"
 OTHERS = "out of domain"

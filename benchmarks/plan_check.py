@@ -27,12 +27,6 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from machine import describe
-from taskfit.experiments.planner.cards import find_card
-from taskfit.experiments.planner.plan import config_of, make_plan
-from taskfit.experiments.planner.tokens import LabelWorkload, Workload, made_workload
-from taskfit.experiments.planner.tuning import PairWorkload, TextWorkload, made_rows, real_rows
-from taskfit.experiments.tuning.data import prepare_tuning
-from taskfit.experiments.tuning.model import TunedModel
 from taskfit.methods.scoring import token_log_probs
 from taskfit.methods.sft import sequence_log_probs
 from taskfit.models import (
@@ -44,6 +38,12 @@ from taskfit.models import (
     load_model,
     trainable_parameters,
 )
+from taskfit.plan.cards import find_card
+from taskfit.plan.plan import config_of, make_plan
+from taskfit.plan.tokens import LabelWorkload, Workload, made_workload
+from taskfit.plan.tuning import PairWorkload, TextWorkload, made_rows, real_rows
+from taskfit.runs.tuning.data import prepare_tuning
+from taskfit.runs.tuning.model import TunedModel
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.training.memory import MemoryAccount

@@ -104,13 +104,13 @@ def our_run(
     """Train by our own loop, one step whenever the gate opens."""
     import torch
 
-    from taskfit.experiments.screen import SilentScreen
-    from taskfit.experiments.tuning.measure import pair_log_probs
-    from taskfit.experiments.tuning.model import TunedModel
     from taskfit.methods.adapted import AdaptedModel
     from taskfit.methods.dpo import DpoLoss
     from taskfit.methods.sft import SftLoss
     from taskfit.models import load_model
+    from taskfit.runs.tuning.measure import pair_log_probs
+    from taskfit.runs.tuning.model import TunedModel
+    from taskfit.screen import SilentScreen
     from taskfit.settings_file import settings_from_dict
     from taskfit.training import Checkpoints, MemoryAccount, TrainingJob, TrainingLog, train
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from taskfit.errors import SettingsError
-from taskfit.experiments.tuning.fit import is_tuning
 from taskfit.methods.table import METHODS
+from taskfit.runs.tuning.fit import is_tuning
 from taskfit.settings import RunSettings
 from taskfit.settings_file import (
     dump_settings,

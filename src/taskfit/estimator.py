@@ -15,7 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, DataError
-from taskfit.experiments import Classifier, fit
+from taskfit.report.pages import write_page
+from taskfit.runs import Classifier
+from taskfit.search.search_and_fit import search_and_fit
 from taskfit.settings_file import load_settings
 
 LABEL = "label"
@@ -90,7 +92,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             flags=self._flags(folder / "train.jsonl", list(rows[0])),
             overrides=[f"{k}={json.dumps(v)}" for k, v in (self.settings or {}).items()],
         )
-        self.classifier_ = fit(settings, folder / "run").classifier
+        self.classifier_ = search_and_fit(settings, folder / "run", report=write_page).classifier
         by_name = {str(value): value for value in np.unique(values).tolist()}
         self.classes_ = np.array([by_name[name] for name in self.classifier_.task.label_names])
         return self

@@ -182,10 +182,11 @@ class AdapterSettings(Section):
     a base in 4 bits (NF4)."""
     double_quantization: bool = True
     """qlora only. Quantize the scales of the 4-bit blocks too; saves 0.4 bits a weight."""
-    layers: Literal["auto", "all", "half"] | Annotated[int, Field(ge=1)] = "auto"
-    """Which decoder layers are trained: all, the upper half, or a number of them from the top. What
-    lies below runs once a text, without gradients, and is reused in every epoch and validation.
-    auto: half for classifiers with adapters; all for `weights=full`, sft and dpo."""
+    layers: Literal["auto", "all", "two_thirds", "half"] | Annotated[int, Field(ge=1)] = "auto"
+    """Which decoder layers are trained: all, the upper two thirds or half, or a number of them from
+    the top. What lies below runs once a text, without gradients, and is reused in every epoch and
+    validation. auto: two_thirds for classifiers with adapters; all for `weights=full`, sft and
+    dpo."""
     cache_gigabytes: float | None = Field(default=2.0, ge=0)
     """Most main memory for what the layers below give out (10^9 bytes); the rest lies in a
     memory-mapped file of the run folder. None: nothing is kept, they run again in each step."""
@@ -207,7 +208,7 @@ class AdapterSettings(Section):
     def trained_layers(self) -> str | int:
         """Return which layers are trained, with `auto` as a classifier takes it."""
         if self.layers == "auto":
-            return "all" if self.weights == "full" else "half"
+            return "all" if self.weights == "full" else "two_thirds"
         return self.layers
 
 

@@ -83,8 +83,8 @@ def test_text_longer_than_the_model_is_shortened_and_counted(shell) -> None:
 
 
 def test_resuming_with_other_settings_or_data_names_them(refused: Refused, shell) -> None:
-    module = importlib.import_module("taskfit.experiments.fit")
-    shell.patch.setattr(module, "report_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    module = importlib.import_module("taskfit.report.pages")
+    shell.patch.setattr(module, "write_page", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     code, _, _ = shell.fit("--set", "training.max_steps=3", "--set", "training.epochs=1")
     assert code == 130
     shell.patch.undo()

@@ -17,8 +17,8 @@ import yaml
 from safetensors.numpy import load_file
 
 import tiny
-from taskfit.experiments import Classifier
 from taskfit.files import read_jsonl
+from taskfit.runs import Classifier
 
 RESULT_KEYS = {
     *("method", "weights", "model", "num_train", "seed", "evaluations", "duration_seconds"),

@@ -16,7 +16,7 @@ def test_quickstart_learns_from_real_text_and_leaves_its_results(
         packaged_folder("smollm2-135m")
     except DataError as error:
         pytest.skip(f"the packaged model cannot be had: {error}")
-    module = importlib.import_module("taskfit.experiments.quickstart")
+    module = importlib.import_module("taskfit.compare.quickstart")
     monkeypatch.setattr(module, "NUM_TEST", 24)
     code, out, err = shell("quickstart", "--out", "quick", "--num-train", "128")
     assert code == 0, err

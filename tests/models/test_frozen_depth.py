@@ -173,7 +173,8 @@ def add_adapter_of(model: torch.nn.Module) -> tuple[torch.nn.Module, PeftModel]:
 
 
 @pytest.mark.parametrize(
-    ("layers", "expected"), [("all", 0), ("half", 15), (10, 20), (1, 29), (30, 0), (99, 0)]
+    ("layers", "expected"),
+    [("all", 0), ("two_thirds", 10), ("half", 15), (10, 20), (1, 29), (30, 0), (99, 0)],
 )
 def test_which_layer_is_the_first_in_training(layers: str | int, expected: int) -> None:
     assert first_trained_layer(30, layers) == expected

@@ -26,12 +26,13 @@ import tiny
 from taskfit.cli.main import main
 from taskfit.cli.screen import RichScreen
 from taskfit.errors import SettingsError, TaskfitError
-from taskfit.experiments import Classifier, SilentScreen, fit
-from taskfit.experiments.records import RunResult
-from taskfit.experiments.tuning.fit import is_tuning, tune
 from taskfit.files import read_jsonl
 from taskfit.methods import LabelWordLoss
 from taskfit.models import LoadedModel, resolve_device
+from taskfit.runs import Classifier, fit
+from taskfit.runs.records import RunResult
+from taskfit.runs.tuning.fit import is_tuning, tune
+from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_settings
 from taskfit.tasks import PromptEncoder, task_from_columns
@@ -108,9 +109,9 @@ def work(
     screen = SilentScreen() if killed_at is None else KillingScreen(killed_at)
     try:
         if is_tuning(settings):
-            tune(settings, folder, resume=resume, screen=screen, report=False)
+            tune(settings, folder, resume=resume, screen=screen)
         else:
-            fit(settings, folder, resume=resume, screen=screen, report=False)
+            fit(settings, folder, resume=resume, screen=screen, baselines=False)
     except (TaskfitError, Killed) as error:
         path = folder.parent / f"{folder.name}-{rank}.txt"
         path.write_text(f"{type(error).__name__}: {error}")
@@ -236,7 +237,7 @@ def test_two_processes_are_one(
     make: Make, base: Path, tmp_path: Path, changed: list[str], sharding: str, atol: float
 ) -> None:
     changed = [entry.format(base=base) for entry in changed]
-    fit(make(*changed), tmp_path / "one", report=False)
+    fit(make(*changed), tmp_path / "one", baselines=False)
     settings = make(*changed, f"training.sharding={sharding}")
     assert fit_together(settings, tmp_path / "two") == ["", ""]
     assert_same_run(tmp_path / "one", tmp_path / "two", atol=atol)
@@ -255,7 +256,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_budget_of_all(
     make: Make, tmp_path: Path
 ) -> None:
     settings = make("training.token_budget=256", "training.epochs=0.5")
-    fit(settings, tmp_path / "one", report=False)
+    fit(settings, tmp_path / "one", baselines=False)
     assert fit_together(settings, tmp_path / "two", short_of_memory=True) == ["", ""]
     notes = [r["text"] for r in read_jsonl(tmp_path / "two" / "metrics.jsonl") if "text" in r]
     assert "out of memory; token budget halved to 128" in notes
@@ -275,12 +276,12 @@ def test_a_sharded_run_in_bfloat16_resumes_bitwise(make: Make, tmp_path: Path) -
 
 def test_a_run_goes_on_with_another_number_of_processes(make: Make, tmp_path: Path) -> None:
     settings = make(*SHARDED)
-    fit(settings, tmp_path / "one", report=False)
+    fit(settings, tmp_path / "one", baselines=False)
     fewer, more = tmp_path / "fewer", tmp_path / "more"
     assert fit_together(settings, fewer, killed_at=3) == ["Killed: ", "Killed: "]
-    fit(settings, fewer, resume=True, report=False)
+    fit(settings, fewer, resume=True, baselines=False)
     with pytest.raises(Killed):
-        fit(settings, more, screen=KillingScreen(3), report=False)
+        fit(settings, more, screen=KillingScreen(3), baselines=False)
     assert fit_together(settings, more, resume=True) == ["", ""]
     for folder in (fewer, more):
         assert_same_run(tmp_path / "one", folder)

@@ -14,8 +14,10 @@ import pytest
 
 import tiny
 from taskfit.errors import SettingsError
-from taskfit.experiments import RunResult, SilentScreen, fit
 from taskfit.files import read_jsonl
+from taskfit.report.pages import write_page
+from taskfit.runs import RunResult, fit
+from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.training.trackers import Tracker, Trackers, flat_settings, numbers, open_trackers
@@ -147,7 +149,7 @@ def settings(tmp_path: Path, model_folder: Path) -> RunSettings:
 def test_a_run_is_repeated_with_settings_steps_results_and_report(
     settings: RunSettings, server: Server, local: Local, tmp_path: Path
 ) -> None:
-    result = fit(settings, tmp_path / "run").result
+    result = fit(settings, tmp_path / "run", report=write_page).result
     history = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     steps = [record["loss"] for record in history if record["kind"] == "step"]
     assert len(steps) > 1
@@ -198,7 +200,7 @@ def test_a_server_that_is_down_costs_one_note_and_no_run(
 
     server.is_down = when == "from the start"
     screen = Screen()
-    fit(settings, tmp_path / "run", screen=screen, report=False)
+    fit(settings, tmp_path / "run", screen=screen, baselines=False)
     assert RunResult.load(tmp_path / "run").evaluations["new"].num_examples == 6
     told = [note for note in screen.notes if "mlflow" in note]
     assert len(told) == 1
@@ -262,7 +264,7 @@ def test_the_real_mlflow_and_trackio_keep_the_run_on_this_machine(
     pytest.importorskip("trackio", reason="trackio is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    result = fit(settings, tmp_path / "run", report=False).result
+    result = fit(settings, tmp_path / "run", baselines=False).result
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("taskfit")
     (run,) = client.search_runs([experiment.experiment_id])

@@ -31,11 +31,11 @@ from taskfit.cli.report import show_advice
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from taskfit.evaluation import Evaluation
-    from taskfit.experiments.grid.grid import Grid
-    from taskfit.experiments.grid.pool import Execution
-    from taskfit.experiments.grid.run import GridOutcome
-    from taskfit.experiments.records import RunResult
+    from taskfit.compare.grid import Grid
+    from taskfit.compare.pool import Execution
+    from taskfit.compare.run import GridOutcome
+    from taskfit.runs.records import RunResult
+    from taskfit.stats import Evaluation
 
 
 def compare(
@@ -86,8 +86,8 @@ def compare(
     max_train_time: MaxTrainTimeOption = None,
 ) -> None:
     """Fit many methods at many sample sizes and measure them side by side; resumes by itself."""
-    from taskfit.experiments.comparison.report import report_comparison
-    from taskfit.experiments.grid.grid import describe_runs, expand_grid, hold_out_test, load_grid
+    from taskfit.compare.grid import describe_runs, expand_grid, hold_out_test, load_grid
+    from taskfit.report.comparison_page import report_comparison
     from taskfit.settings_file import merge_settings, parse_overrides
 
     console = Console()
@@ -136,7 +136,7 @@ def _run(
 ) -> "GridOutcome":
     from taskfit.cli.screen import RichScreen
     from taskfit.cli.workers_view import WorkersView
-    from taskfit.experiments.grid.run import run_grid
+    from taskfit.compare.run import run_grid
 
     screen = RichScreen(console)
     several = execution.ray is not None or (execution.workers or 1) > 1
@@ -200,8 +200,8 @@ def _mean(values: Sequence[float]) -> str:
 
 def _show_runs(grid: "Grid", out: Path, console: Console) -> None:
     """Print every run in its order, and what became of it so far."""
-    from taskfit.experiments.classifier import SETTINGS_FILE
-    from taskfit.experiments.records import RESULT_FILE
+    from taskfit.runs.classifier import SETTINGS_FILE
+    from taskfit.runs.records import RESULT_FILE
 
     table = Table("", "method", "model", "labels", "seed", "folder", "state", box=None)
     for place, run in enumerate(grid.runs, start=1):
@@ -226,7 +226,7 @@ def _execution(
     gpus: float,
     memory: str | None,
 ) -> "Execution":
-    from taskfit.experiments.grid.pool import Execution, RayCluster
+    from taskfit.compare.pool import Execution, RayCluster
 
     if not use_ray:
         if memory is not None or gpus or cpus != 1.0:
@@ -241,7 +241,7 @@ def _execution(
 
 def _chosen(given: Any, names: str | None) -> dict[str, Any]:  # noqa: ANN401 - from a file
     """Return the methods of the grid: those of the file, of the flag, or the default choice."""
-    from taskfit.experiments.grid.grid import DEFAULT_METHODS
+    from taskfit.compare.grid import DEFAULT_METHODS
     from taskfit.methods.table import METHODS
 
     methods: dict[str, Any] = dict(given or DEFAULT_METHODS)

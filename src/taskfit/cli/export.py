@@ -11,8 +11,8 @@ from taskfit.cli.flags import DeviceOption
 from taskfit.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
-    from taskfit.experiments.export.export import Form
-    from taskfit.experiments.export.push import Upload
+    from taskfit.export.export import Form
+    from taskfit.export.push import Upload
 
 SEQUENCE_CLASSIFICATION = "sequence-classification"
 
@@ -48,9 +48,9 @@ def export(
 ) -> None:
     """Merge a run, turn it into a plain classifier or GGUF, and put it on the hub."""
     from taskfit.cli.screen import RichScreen
-    from taskfit.experiments.export.export import RECORD, export_run
-    from taskfit.experiments.export.push import plan_upload
-    from taskfit.experiments.export.push import push as push_folder
+    from taskfit.export.export import RECORD, export_run
+    from taskfit.export.push import plan_upload
+    from taskfit.export.push import push as push_folder
 
     if push is None and (public or dry_run):
         raise SettingsError("--public and --dry-run are about --push; give --push OWNER/NAME.")

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from taskfit.experiments.inspection import Inspection
+from taskfit.runs.inspection import Inspection
 from taskfit.tasks.checkup import Checkup, ShownToken, WordReport
 
 MAX_WORDS = 12

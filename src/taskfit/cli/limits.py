@@ -8,7 +8,7 @@ import typer
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from taskfit.experiments.comparison.advice import Limits
+    from taskfit.report.advice import Limits
 
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -32,7 +32,7 @@ def parse_limits(
     Raises:
         SettingsError: If one of them is no amount.
     """
-    from taskfit.experiments.comparison.advice import Limits
+    from taskfit.report.advice import Limits
 
     return Limits(
         max_memory_bytes=parse_bytes("--max-memory", max_memory),

@@ -3,8 +3,9 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -57,7 +58,7 @@ def quickstart(
 ) -> None:
     """Classify real text zero-shot, few-shot and fine-tuned, and report; minutes on two cores."""
     from taskfit.cli.screen import RichScreen, results_table
-    from taskfit.experiments import quickstart as run_quickstart
+    from taskfit.compare.quickstart import quickstart as run_quickstart
 
     console = Console()
     screen = RichScreen(console)
@@ -99,9 +100,10 @@ def fit(
 ) -> None:
     """Adapt a model to a task and measure it; leaves a run folder."""
     from taskfit.cli.screen import RichScreen, baselines_table, results_table
-    from taskfit.experiments import fit as run_fit
-    from taskfit.experiments.questions.fit import fit_questions
-    from taskfit.experiments.tuning.fit import is_tuning, tune
+    from taskfit.report.pages import write_page
+    from taskfit.runs.questions.fit import fit_questions
+    from taskfit.runs.tuning.fit import is_tuning, tune
+    from taskfit.search.search_and_fit import search_and_fit
     from taskfit.settings_file import find_settings, load_settings
     from taskfit.tasks.question_files import is_questionnaire
     from taskfit.training import is_main, process_group
@@ -130,12 +132,13 @@ def fit(
         screen = RichScreen(console)
         again = resume is not None
         try:
+            run_fit: Callable[..., Any] = search_and_fit
             if is_questionnaire(settings.task.name):
-                result = fit_questions(settings, place, resume=again, screen=screen).result
+                run_fit = fit_questions
             elif is_tuning(settings):
-                result = tune(settings, place, resume=again, screen=screen).result
-            else:
-                result = run_fit(settings, place, resume=again, screen=screen).result
+                run_fit = tune
+            found = run_fit(settings, place, resume=again, screen=screen, report=write_page)
+            result = found.result
         finally:
             screen.close()
     show_search(folder, console)
@@ -162,8 +165,8 @@ def evaluate(
 ) -> None:
     """Measure a finished run on another labelled table; adds it to the run's results."""
     from taskfit.cli.screen import RichScreen, evaluation_cells
-    from taskfit.experiments import evaluate_file
-    from taskfit.experiments.questions.fit import evaluate_questions, is_question_run
+    from taskfit.runs import evaluate_file
+    from taskfit.runs.questions.fit import evaluate_questions, is_question_run
 
     console = Console()
     called = name or Path(data).name.split(".")[0]
@@ -217,8 +220,8 @@ def predict(
 ) -> None:
     """Label the texts of a file, with the probability of every label."""
     from taskfit.cli.screen import RichScreen
-    from taskfit.experiments import predict_file
-    from taskfit.experiments.questions.fit import (
+    from taskfit.runs import predict_file
+    from taskfit.runs.questions.fit import (
         is_question_run,
         parse_options,
         predict_questions,
@@ -276,7 +279,7 @@ def inspect(
 ) -> None:
     """Check a task before any training: prompt, label words, duplicates, lengths, savings."""
     from taskfit.cli.inspect_view import show_inspection
-    from taskfit.experiments.inspection import inspect_task
+    from taskfit.runs.inspection import inspect_task
     from taskfit.settings_file import find_settings, load_settings
 
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)

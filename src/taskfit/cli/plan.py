@@ -22,9 +22,9 @@ from taskfit.cli.flags import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from taskfit.experiments.planner.frozen import FrozenPlan
-    from taskfit.experiments.planner.plan import Plan
-    from taskfit.experiments.planner.tokens import Workload
+    from taskfit.plan.frozen import FrozenPlan
+    from taskfit.plan.plan import Plan
+    from taskfit.plan.tokens import Workload
     from taskfit.settings import RunSettings
 
 TOKENS, ANSWER_TOKENS, EXAMPLES = 128, 128, 1000
@@ -111,8 +111,8 @@ def plan(
     answer, a pair of dpo is one prompt with two answers. Of a raw text, of which all is learned,
     give --tokens 1.
     """
-    from taskfit.experiments.planner.cards import find_card, names_card_at_hand
-    from taskfit.experiments.planner.plan import config_of, make_plan, refuse_without_model
+    from taskfit.plan.cards import find_card, names_card_at_hand
+    from taskfit.plan.plan import config_of, make_plan, refuse_without_model
     from taskfit.settings_file import find_settings, load_settings
 
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
@@ -142,10 +142,10 @@ def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Leng
         TaskfitError: If flags contradict each other, or the data cannot be read.
     """
     from taskfit.errors import SettingsError
-    from taskfit.experiments.planner.plan import settled
-    from taskfit.experiments.planner.tokens import WORDS_PER_TOKEN, made_workload, real_workload
-    from taskfit.experiments.planner.tuning import made_rows, real_rows
-    from taskfit.experiments.tuning.fit import is_tuning
+    from taskfit.plan.plan import settled
+    from taskfit.plan.tokens import WORDS_PER_TOKEN, made_workload, real_workload
+    from taskfit.plan.tuning import made_rows, real_rows
+    from taskfit.runs.tuning.fit import is_tuning
     from taskfit.settings import known
 
     tunes = is_tuning(settings)

@@ -24,7 +24,7 @@ from taskfit.cli.flags import (
 )
 
 if TYPE_CHECKING:
-    from taskfit.experiments.prompts.search import PromptSearch
+    from taskfit.search.wordings import PromptSearch
     from taskfit.settings import RunSettings
     from taskfit.tasks import Task
     from taskfit.tasks.variants import NamedTask
@@ -60,7 +60,7 @@ def prompts(
     """Try wordings of a task in context, on training examples; write the best as a task file."""
     from taskfit.cli.screen import RichScreen
     from taskfit.errors import SettingsError
-    from taskfit.experiments.prompts.search import check_free, search_prompts, write_winner
+    from taskfit.search.wordings import check_free, search_prompts, write_winner
     from taskfit.settings_file import find_settings, load_settings
     from taskfit.tasks.variants import generate_variants
 

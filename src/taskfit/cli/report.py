@@ -27,7 +27,7 @@ def report(
 ) -> None:
     """Make report and advice of a comparison anew, from what its runs left behind."""
     from taskfit.cli.screen import RichScreen
-    from taskfit.experiments.comparison.report import report_comparison
+    from taskfit.report.comparison_page import report_comparison
 
     limits = parse_limits(max_memory, max_latency, max_train_time)
     console = Console()

@@ -16,8 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from taskfit.evaluation import Evaluation
-from taskfit.experiments import RunResult
+from taskfit.runs import RunResult
+from taskfit.stats import Evaluation
 
 LINES_PER_RUN = 10
 

@@ -43,7 +43,7 @@ def search_flags(trials: int | None, budget: str | None) -> dict[str, Any]:
 
 def show_search(folder: Path, console: Console) -> None:
     """Show the trials of a run's search, best first, if it had one."""
-    from taskfit.experiments.search.records import (
+    from taskfit.search.records import (
         FOLDER,
         TABLE_FILE,
         SearchRecord,

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from taskfit.cli.flags import DeviceOption, EncodingOption
 from taskfit.errors import DataError, PromptError, SettingsError
-from taskfit.experiments.records import RunResult
+from taskfit.runs.records import RunResult
 
 if TYPE_CHECKING:
-    from taskfit.experiments.tuning.model import Decoding
+    from taskfit.runs.tuning.model import Decoding
 
 MAX_SEED = 2**32 - 1
 
@@ -69,7 +69,7 @@ def generate(
 ) -> None:
     """Answer the prompts of a file; an interrupted command goes on where it was."""
     from taskfit.cli.screen import RichScreen
-    from taskfit.experiments.tuning.generate import generate_file
+    from taskfit.runs.tuning.generate import generate_file
 
     decoding = _decoding(max_new_tokens, temperature, top_p, stop)
     console = Console()
@@ -111,7 +111,7 @@ def chat(
     import torch
 
     from taskfit.data.messages import Message
-    from taskfit.experiments.tuning.generate import load_generator
+    from taskfit.runs.tuning.generate import load_generator
 
     decoding = _decoding(max_new_tokens, temperature, top_p, stop)
     console = Console()
@@ -195,8 +195,8 @@ def judge(
 ) -> None:
     """Measure a tuned model beside its base: answers, references, and other tasks."""
     from taskfit.cli.screen import RichScreen
-    from taskfit.experiments.tuning.judge import judge as judge_run
-    from taskfit.experiments.tuning.judge import judgement_rows
+    from taskfit.compare.judge import judge as judge_run
+    from taskfit.compare.judge import judgement_rows
 
     rows = None
     if data is not None:
@@ -241,7 +241,7 @@ def tuning_table(result: RunResult) -> Table:
 def _decoding(
     max_new_tokens: int, temperature: float, top_p: float, stop: Sequence[str] | None
 ) -> "Decoding":
-    from taskfit.experiments.tuning.model import Decoding
+    from taskfit.runs.tuning.model import Decoding
 
     is_possible = math.isfinite(temperature) and temperature >= 0 and 0 < top_p <= 1
     if max_new_tokens < 1 or not is_possible:

@@ -40,12 +40,15 @@ def first_trained_layer(num_layers: int, layers: int | str) -> int:
 
     Args:
         num_layers: Layers of the decoder.
-        layers: `all`, `half`, or a number of top layers; more than there are means all.
+        layers: `all`, `two_thirds`, `half`, or a number of top layers; more than there are means
+            all.
     """
     if layers == "all":
         return 0
     if layers == "half":
         return num_layers // 2
+    if layers == "two_thirds":
+        return num_layers // 3
     return max(0, num_layers - int(layers))
 
 

@@ -10,8 +10,9 @@ from taskfit.tasks.encode import (
     PromptEncoder,
 )
 from taskfit.tasks.files import load_task, task_from_dict, task_to_dict
+from taskfit.tasks.prompt import chat_messages, chat_prompt, render_prompt
 from taskfit.tasks.task import Label, Task, override_task, readable, task_from_columns
-from taskfit.tasks.template import Template, chat_messages, chat_prompt, render_prompt
+from taskfit.tasks.template import Template
 from taskfit.tasks.text_encoder import TextEncoder, Tokenizer, TokenSequence
 
 __all__ = [

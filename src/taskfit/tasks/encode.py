@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
+from taskfit.tasks.prompt import chat_prompt, prompt_head
 from taskfit.tasks.task import Task
-from taskfit.tasks.template import LABEL, chat_prompt, prompt_head
+from taskfit.tasks.template import LABEL
 from taskfit.tasks.text_encoder import IntArray, TextEncoder, Tokenizer
 
 FloatArray = NDArray[np.float64]

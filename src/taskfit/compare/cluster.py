@@ -1,0 +1,261 @@
+"""Runs on a Ray cluster, whose machines share the file system on which the results are written.
+
+Each worker is a Ray actor that keeps its base model. An actor that dies takes only its run with
+it, which is tried again by a new one, on whatever machine Ray finds.
+"""
+
+import importlib.util
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taskfit.compare.grid import GridRun
+from taskfit.compare.messages import Board, Message, SendingScreen
+from taskfit.compare.pool import RayCluster, View
+from taskfit.compare.runner import Ended, Runner
+from taskfit.errors import CheckpointError, SettingsError
+from taskfit.runs.sources import share_sources
+from taskfit.settings import RunSettings
+
+# Seconds between two looks at what the actors say.
+PACE = 1.0
+# Seconds in which a cluster must answer.
+REACH = 10.0
+KINDS = ("CPU", "GPU", "memory")
+# Where the hub's files lie, and whether it may be asked; no key is sent around.
+HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE")
+
+
+class RayWorker:
+    """What an actor does; `poll` is answered while a run is under way."""
+
+    def __init__(self, folder: str, environment: dict[str, str], num_threads: int) -> None:
+        """Work in the folder that the command was started in, as paths may be relative to it."""
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"The folder {folder} cannot be reached from a machine of the Ray cluster: {error}."
+                " Data and results must lie on a file system that all machines share."
+            ) from error
+        os.environ.update(environment)
+        import torch
+
+        torch.set_num_threads(num_threads)
+        self._messages: list[Message] = []
+        self._runner = Runner(SendingScreen(self._messages.append))
+
+    def run(self, name: str, settings: dict[str, Any], folder: str) -> tuple[str | None, str]:
+        """Do a run; return its error, if there was one, and the traceback."""
+        with share_sources():
+            ended = self._runner.run(name, RunSettings.model_validate(settings), Path(folder))
+        return ended.error, ended.trace
+
+    def poll(self) -> list[Message]:
+        """Return what was said since the last call."""
+        said = list(self._messages)
+        del self._messages[: len(said)]
+        return said
+
+    def process_id(self) -> int:
+        """Return the id of the actor's process."""
+        return os.getpid()
+
+
+@dataclass(slots=True)
+class _Actor:
+    handle: Any
+    run: GridRun | None = None
+    result: Any = None  # the reference to what `run` will return
+    said: Any = None  # the reference to what `poll` will return
+
+
+class RayPool:
+    """Actors on a Ray cluster."""
+
+    def __init__(
+        self, cluster: RayCluster, *, num_workers: int | None, num_runs: int, view: View
+    ) -> None:
+        """Connect to the cluster, or start one on this machine.
+
+        Args:
+            cluster: Where it is, and what a run asks of it.
+            num_workers: Actors at the same time; None: as many as the cluster holds now.
+            num_runs: Runs to do, and so most actors of use.
+            view: Shows what they do.
+
+        Raises:
+            SettingsError: If Ray is absent, cannot be reached, or is too small for a run.
+        """
+        self._cluster = cluster
+        self._actors: list[_Actor | None] = []
+        self._ray, self._is_ours = _connect(cluster)
+        holds = self._capacity()
+        # A cluster that grows by itself may hold nothing yet; then the number must be given.
+        count = min(num_workers or holds, num_runs)
+        if count == 0 or (holds == 0 and cluster.address is None):
+            resources = self._ray.cluster_resources()
+            has = ", ".join(f"{kind} {resources.get(kind, 0):g}" for kind in KINDS)
+            self.close()
+            raise SettingsError(
+                f"No machine of the Ray cluster has what a run asks for ({self._wants()}); all "
+                f"together they have {has}. Lower --cpus-per-run, --gpus-per-run or "
+                "--memory-per-run."
+            )
+        self._actors = [None] * count
+        self._board = Board(view, len(self._actors))
+        view.note(
+            f"Ray: {len(self._actors)} workers, {self._wants()} each; results are written to the "
+            "shared file system"
+        )
+
+    @property
+    def num_free(self) -> int:
+        """Return how many runs may be started now."""
+        return sum(actor is None or actor.run is None for actor in self._actors)
+
+    def start(self, run: GridRun, target: Path) -> None:
+        """Give a run to a free actor, one that exists already if there is one."""
+        free = [p for p, a in enumerate(self._actors) if a is None or a.run is None]
+        place = min(free, key=lambda p: self._actors[p] is None)
+        actor = self._actors[place]
+        if actor is None:
+            actor = self._actors[place] = _Actor(self._launch())
+        actor.run = run
+        actor.result = actor.handle.run.remote(
+            run.name, run.settings.model_dump(mode="json"), str(target)
+        )
+        actor.said = None
+        self._board.start(place, run.folder)
+
+    def wait(self) -> list[Ended]:
+        """Wait for runs to end, or for their actors to die."""
+        while True:
+            places = {
+                actor.result: place
+                for place, actor in enumerate(self._actors)
+                if actor is not None and actor.run is not None
+            }
+            ready, _ = self._ray.wait(list(places), num_returns=1, timeout=PACE)
+            if ready:
+                return [self._end(places[reference]) for reference in ready]
+            for place in places.values():
+                self._listen(place)
+
+    def close(self) -> None:
+        """Stop all actors, and the connection to the cluster if it was made here."""
+        for actor in self._actors:
+            if actor is not None:
+                self._ray.kill(actor.handle)
+        self._actors = []
+        if self._is_ours:
+            self._ray.shutdown()
+
+    def _end(self, place: int) -> Ended:
+        actor = self._actors[place]
+        assert actor is not None
+        assert actor.run is not None
+        folder = actor.run.folder
+        self._board.end(place)
+        try:
+            error, trace = self._ray.get(actor.result)
+        except self._ray.exceptions.RayError as lost:
+            self._actors[place] = None
+            lines = str(lost).strip().splitlines()
+            return Ended(folder, f"the Ray worker died: {' '.join(lines[:4])}", died=True)
+        actor.run = None
+        if trace:
+            # An unexpected error may leave memory or a GPU in a state that harms others.
+            self._ray.kill(actor.handle)
+            self._actors[place] = None
+        return Ended(folder, error, trace)
+
+    def _listen(self, place: int) -> None:
+        """Show what an actor said; ask again only once it has answered."""
+        actor = self._actors[place]
+        assert actor is not None
+        if actor.said is not None and self._ray.wait([actor.said], timeout=0)[0]:
+            try:
+                for message in self._ray.get(actor.said):
+                    self._board.tell(place, message)
+            except self._ray.exceptions.RayError:
+                return  # `wait` finds out by the run's own result
+            actor.said = None
+        if actor.said is None:
+            actor.said = actor.handle.poll.remote()
+
+    def _launch(self) -> Any:  # noqa: ANN401 - Ray's handles have no static type
+        cluster = self._cluster
+        options = {
+            "num_cpus": cluster.cpus_per_run,
+            "num_gpus": cluster.gpus_per_run,
+            "max_restarts": 0,  # a run is tried again by us, and counted
+            "max_concurrency": 2,  # the run, and `poll` beside it
+        }
+        if cluster.memory_per_run is not None:
+            options["memory"] = cluster.memory_per_run
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith("TASKFIT_") or name in HUB_VARIABLES
+        }
+        threads = max(1, int(cluster.cpus_per_run))
+        remote = self._ray.remote(RayWorker).options(**options)
+        return remote.remote(str(Path.cwd()), environment, threads)
+
+    def _capacity(self) -> int:
+        """Return how many runs the cluster holds at the same time now."""
+        cluster = self._cluster
+        amounts = (cluster.cpus_per_run, cluster.gpus_per_run, cluster.memory_per_run or 0)
+        wanted = {kind: amount for kind, amount in zip(KINDS, amounts, strict=True) if amount}
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return sum(
+            int(min(machine.get(kind, 0.0) // amount for kind, amount in wanted.items()))
+            for machine in machines
+        )
+
+    def _wants(self) -> str:
+        cluster = self._cluster
+        memory = f", {cluster.memory_per_run:,} bytes" if cluster.memory_per_run else ""
+        return f"{cluster.cpus_per_run:g} CPUs, {cluster.gpus_per_run:g} GPUs{memory}"
+
+
+def _connect(cluster: RayCluster) -> tuple[Any, bool]:
+    """Return the module, and whether the connection was made here."""
+    if importlib.util.find_spec("ray") is None:
+        raise SettingsError(
+            "Ray is not installed. Install it with `pip install 'taskfit[ray]'`, or use --workers "
+            "N, which needs nothing."
+        )
+    import ray
+
+    if ray.is_initialized():
+        return ray, False
+    try:
+        _knock(cluster.address)
+        ray.init(
+            address=cluster.address,
+            include_dashboard=None if cluster.address else False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SettingsError(
+            f"No Ray cluster could be had at {cluster.address or 'this machine'}: {error}. Start "
+            "one with `ray start --head`, or leave out --ray-address."
+        ) from error
+    return ray, True
+
+
+def _knock(address: str | None) -> None:
+    """Try to reach a cluster's port, as Ray itself tries for minutes.
+
+    Raises:
+        OSError: If nothing answers.
+    """
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=REACH).close()

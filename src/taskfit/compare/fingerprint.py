@@ -1,0 +1,108 @@
+"""What makes two runs the same: settings, data and task version, as a digest.
+
+A run that is finished is never done again, so the digest must change with everything that changes
+results, and with nothing else: a setting that a later version adds enters only where it is used.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from taskfit.data import BUILTIN_NAMES
+from taskfit.methods.table import METHODS
+from taskfit.runs.prepare import fingerprint
+from taskfit.runs.sources import read_builtin, read_source
+from taskfit.settings import RunSettings
+from taskfit.tasks import load_task
+
+# Where a run is done, what is shown of it, and how often it is saved. What was measured where
+# stands in the run's record (`machine`). `data.folder` is where built-in sets are looked for; their
+# contents are hashed.
+NO_PART: dict[str, Any] = {
+    "data": {"folder"},
+    "model": {"device"},
+    "remote": {"api_key_variable", "timeout_seconds", "max_retries"},
+    "training": {"tensorboard", "trackers", "save_every_steps"},
+}
+# A method that reads no language model is the same under every name of one.
+MODEL_NAME = {"name", "revision"}
+
+
+def identity(settings: RunSettings, *, defaults: bool = False) -> dict[str, Any]:
+    """Return the settings that decide what comes out of a run.
+
+    Args:
+        settings: Resolved settings.
+        defaults: Whether to include those that have their default value.
+    """
+    left_out = dict(NO_PART)
+    if not METHODS[settings.method.name].reads_model(settings.method):
+        left_out["model"] = NO_PART["model"] | MODEL_NAME
+    return settings.model_dump(mode="json", exclude=left_out, exclude_defaults=not defaults)
+
+
+class Fingerprints:
+    """Digests of runs; every source is read and hashed once, however many runs share it."""
+
+    def __init__(self) -> None:
+        self._digests: dict[tuple[str, ...], str] = {}
+
+    def of(self, settings: RunSettings) -> str:
+        """Return the digest of a run, ten hexadecimal digits.
+
+        Raises:
+            TaskfitError: If its task or data cannot be read.
+        """
+        parts = [identity(settings), self._data(settings), self._task(settings.task.name)]
+        text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def _data(self, settings: RunSettings) -> dict[str, str]:
+        data = settings.data
+        found = {
+            f"tests.{name}": self._source(source, data.encoding, "test")
+            for name, source in data.tests.items()
+        }
+        if data.validation is not None:
+            found["validation"] = self._source(data.validation, data.encoding, "test")
+        if data.unlabeled is not None:
+            found["unlabeled"] = self._source(data.unlabeled, data.encoding, "train")
+        if data.train is not None:
+            found["train"] = self._source(data.train, data.encoding, "train")
+        elif settings.task.name in BUILTIN_NAMES:
+            found["builtin"] = self._builtin(str(settings.task.name), data.folder)
+        return found
+
+    def _source(self, source: str, encoding: str, split: str) -> str:
+        key = ("source", source, encoding, split)
+        if key not in self._digests:
+            path = Path(source).expanduser()
+            if path.is_file():
+                with path.open("rb") as file:
+                    self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            else:
+                text = read_source(source, encoding=encoding, split=split).to_csv(index=False)
+                self._digests[key] = hashlib.sha256(text.encode()).hexdigest()
+        return self._digests[key]
+
+    def _builtin(self, name: str, folder: str | None) -> str:
+        key = ("builtin", name, folder or "")
+        if key not in self._digests:
+            builtin = read_builtin(name, folder=folder)
+            sets = {"train": builtin.train, **builtin.evaluations}
+            prints = {part: fingerprint(examples) for part, examples in sets.items()}
+            self._digests[key] = json.dumps(prints)
+        return self._digests[key]
+
+    def _task(self, name: str | None) -> str:
+        """Return the version of a task; of a task file also a hash, as versions are forgotten."""
+        if name is None:
+            return ""
+        key = ("task", name)
+        if key not in self._digests:
+            version, path = str(load_task(name).version), Path(name).expanduser()
+            if name not in BUILTIN_NAMES and path.is_file():
+                version += " " + hashlib.sha256(path.read_bytes()).hexdigest()
+            self._digests[key] = version
+        return self._digests[key]

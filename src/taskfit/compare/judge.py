@@ -1,0 +1,268 @@
+"""Judge a tuned model beside its base: held-out answers, references, and other tasks.
+
+Perplexity of held-out completions, exact match and ROUGE of generated answers, and classification
+tasks read off the LM head without any training: does tuning hurt what the model could do before?
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskfit.data.instructions import InstructionRow, Preference
+from taskfit.errors import DataError, SettingsError
+from taskfit.files import write_json_atomic
+from taskfit.models import load_model
+from taskfit.report.evidence import FinishedRun
+from taskfit.runs.classifier import SETTINGS_FILE
+from taskfit.runs.fit import fit
+from taskfit.runs.records import RESULT_FILE, RunResult
+from taskfit.runs.tuning.measure import TextMetrics, measure
+from taskfit.runs.tuning.model import Decoding, TunedModel
+from taskfit.runs.tuning.rows import prompt_of, reference_of
+from taskfit.screen import Screen
+from taskfit.settings_file import load_settings, settings_from_dict
+from taskfit.stats.paired import paired_bootstrap
+
+JUDGEMENT = "judgement.json"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerMetrics:
+    """Generated answers against references.
+
+    Attributes:
+        num_rows: Rows with a reference.
+        exact_match: Share that agrees but for case, punctuation and white space.
+        rouge1, rouge_l: Mean F1 of shared words, and of the longest common subsequence of words
+            (Lin 2004), stemmed.
+    """
+
+    num_rows: int
+    exact_match: float
+    rouge1: float
+    rouge_l: float
+
+
+def judge_answers(answers: Sequence[str], references: Sequence[str]) -> AnswerMetrics:
+    """Compare answers with references; rows without a reference are left out.
+
+    Raises:
+        DataError: If no row has a reference.
+        SettingsError: If the package rouge-score is missing.
+    """
+    pairs = [(a, r) for a, r in zip(answers, references, strict=True) if r.strip()]
+    if not pairs:
+        raise DataError("No row has a reference to compare answers with.")
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise SettingsError(
+            "Comparing answers with references needs rouge-score: pip install 'taskfit[tuning]'."
+        ) from error
+    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    scores = [scorer.score(reference, answer) for answer, reference in pairs]
+    return AnswerMetrics(
+        num_rows=len(pairs),
+        exact_match=float(np.mean([normalized(a) == normalized(r) for a, r in pairs])),
+        rouge1=float(np.mean([score["rouge1"].fmeasure for score in scores])),
+        rouge_l=float(np.mean([score["rougeL"].fmeasure for score in scores])),
+    )
+
+
+def normalized(text: str) -> str:
+    """Return a text in lower case without punctuation and repeated white space."""
+    return " ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split())
+
+
+def judge_rows(
+    tuned: TunedModel,
+    rows: Sequence[InstructionRow],
+    *,
+    decoding: Decoding,
+    label: str,
+    screen: Screen,
+) -> dict[str, Any]:
+    """Return perplexity of the rows' answers, and how the model's own compare with them."""
+    items, _ = tuned.encode(rows)
+    found = measure(tuned, items, reference={}, label=f"{label}: reading", screen=screen)
+    assert isinstance(found, TextMetrics), "rows without pairs have text metrics"
+    with screen.progress(f"{label}: answering", len(rows)) as advance:
+        answers = tuned.answer([prompt_of(row) for row in rows], decoding, advance=advance)
+    compared = judge_answers(answers, [reference_of(row) for row in rows])
+    return {
+        "num_rows": found.num_rows,
+        "perplexity": found.perplexity,
+        "loss": found.loss,
+        "exact_match": compared.exact_match,
+        "rouge1": compared.rouge1,
+        "rouge_l": compared.rouge_l,
+    }
+
+
+def judge(
+    folder: Path,
+    *,
+    rows: Sequence[InstructionRow] | None,
+    tasks: Sequence[str],
+    tests: Mapping[str, str],
+    decoding: Decoding,
+    max_test: int,
+    device: str,
+    screen: Screen,
+) -> dict[str, Any]:
+    """Measure a tuning run and its base model side by side; write `judgement.json`.
+
+    Args:
+        folder: A finished tuning run.
+        rows: Held-out rows with answers; None: none.
+        tasks: Classification tasks, each read zero-shot off the LM head.
+        tests: Evaluation sets of the only task, by name: files or hub ids. Built-in tasks bring
+            their own.
+        decoding: How answers are generated.
+        max_test: Most examples of each evaluation set of a task.
+        device: See `model.device`.
+        screen: Where progress is shown.
+
+    Returns:
+        What was written: `rows` and `tasks`, each with base and tuned.
+
+    Raises:
+        TaskfitError: If run, data or task does not allow it.
+    """
+    if tests and len(tasks) != 1:
+        raise SettingsError("--test names evaluation sets of one task: give one --task with it.")
+    if not rows and not tasks:
+        raise SettingsError("Nothing to judge on: give --data FILE, --task NAME, or both.")
+    tuned = TunedModel.load(folder, device=device)
+    if rows:
+        rows = _with_room(tuned, rows, decoding, screen)
+    found: dict[str, Any] = {"rows": {}, "tasks": {}}
+    results: dict[str, dict[str, FinishedRun]] = {"tuned": {}, "base": {}}
+    template = tuned.model.tokenizer.chat_template
+    for who in ("tuned", "base"):
+        if who == "base":
+            settings = tuned.settings
+            # Of full weights the settings name those; what was tuned stands in the run's own.
+            own = load_settings(folder / SETTINGS_FILE).model
+            base = settings.model.model_copy(update={"name": own.name, "revision": own.revision})
+            del tuned  # one model at a time
+            loaded = load_model(base, quantization=settings.adapter)
+            loaded.tokenizer.chat_template = template
+            tuned = TunedModel(settings.model_copy(update={"model": base}), loaded)
+        if rows:
+            found["rows"][who] = judge_rows(
+                tuned, rows, decoding=decoding, label=who, screen=screen
+            )
+        for task in tasks:
+            results[who][task] = _run_task(
+                folder / "judge", tuned, _task_data(task, tests, max_test), who, screen
+            )
+    for task in tasks:
+        found["tasks"][task] = _compare(results["base"][task], results["tuned"][task])
+    write_json_atomic(folder / JUDGEMENT, found)
+    return found
+
+
+def _with_room(
+    tuned: TunedModel, rows: Sequence[InstructionRow], decoding: Decoding, screen: Screen
+) -> list[InstructionRow]:
+    """Leave out rows whose prompts leave no room for an answer, or whose answers are cut off."""
+    if isinstance(rows[0], Preference):
+        raise DataError("Pairs of answers are judged at the end of `taskfit fit --method dpo`.")
+    kept = [
+        row
+        for row in rows
+        if tuned.room_after(prompt_of(row)) >= decoding.max_new_tokens
+        and tuned.encode([row], check=False)[0]
+    ]
+    if not kept:
+        raise DataError(
+            f"None of the {len(rows):,} rows leaves room for an answer of "
+            f"{decoding.max_new_tokens} tokens. Ask for fewer with --max-new-tokens."
+        )
+    if len(kept) < len(rows):
+        screen.note(
+            f"left out {len(rows) - len(kept):,} of {len(rows):,} rows, which leave no room for "
+            f"an answer of {decoding.max_new_tokens} tokens"
+        )
+    return kept
+
+
+def _task_data(task: str, tests: Mapping[str, str], max_test: int) -> dict[str, Any]:
+    return {"task": {"name": task}, "data": {"max_test": max_test, "tests": dict(tests)}}
+
+
+def _run_task(
+    folder: Path, tuned: TunedModel, task: dict[str, Any], who: str, screen: Screen
+) -> FinishedRun:
+    """Read a task zero-shot off the LM head, once for each content of its files."""
+    digest = hashlib.sha256(json.dumps(task, sort_keys=True).encode())
+    for name in (task["task"]["name"], *task["data"]["tests"].values()):
+        path = Path(name).expanduser()
+        digest.update(path.read_bytes() if path.is_file() else name.encode())
+    home = folder / f"{Path(task['task']['name']).stem}-{digest.hexdigest()[:8]}-{who}"
+    if not (home / RESULT_FILE).is_file():
+        settings = settings_from_dict(
+            {
+                **task,
+                "method": {"name": "in_context", "num_demonstrations": 0},
+                "model": tuned.settings.model.model_dump(),
+            }
+        )
+        fit(
+            settings,
+            home,
+            resume=(home / "settings.yaml").is_file(),
+            screen=screen,
+            model=tuned.model,
+            name=who,
+            baselines=False,
+        )
+    return FinishedRun(home, RunResult.load(home))
+
+
+def _compare(base: FinishedRun, tuned: FinishedRun) -> dict[str, dict[str, Any]]:
+    """Return accuracy before and after, with the paired difference, by evaluation set."""
+    compared: dict[str, dict[str, Any]] = {}
+    for name, evaluation in base.result.evaluations.items():
+        before, after = base.predictions(name), tuned.predictions(name)
+        _, (low, high) = paired_bootstrap(
+            before.gold, after.predicted, before.predicted, metric="accuracy"
+        )
+        compared[name] = {
+            "num_examples": evaluation.num_examples,
+            "base": evaluation.accuracy,
+            "tuned": tuned.result.evaluations[name].accuracy,
+            "difference_low": low,
+            "difference_high": high,
+        }
+    return compared
+
+
+def judgement_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return lines of a table: where, measure, base, tuned."""
+    lines = []
+    rows = found["rows"]
+    if rows:
+        for key in ("perplexity", "exact_match", "rouge1", "rouge_l"):
+            where = f"answers (n = {rows['tuned']['num_rows']:,})"
+            base, tuned = rows["base"][key], rows["tuned"][key]
+            lines.append((where, key.replace("_", " "), f"{base:.3f}", f"{tuned:.3f}"))
+    for task, sets in found["tasks"].items():
+        for name, c in sets.items():
+            interval = f"({c['difference_low']:+.3f} to {c['difference_high']:+.3f})"
+            lines.append(
+                (
+                    f"{task} {name} (n = {c['num_examples']:,})",
+                    "accuracy, zero-shot",
+                    f"{c['base']:.3f}",
+                    f"{c['tuned']:.3f} {interval}",
+                )
+            )
+    return lines

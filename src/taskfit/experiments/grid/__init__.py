@@ -1,1 +1,0 @@
-"""Grids of runs: methods x sample sizes x draws x models."""

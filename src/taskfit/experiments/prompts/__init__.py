@@ -1,1 +1,0 @@
-"""Which wording of a task suits a model: a search on a labelled sample."""

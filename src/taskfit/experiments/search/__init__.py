@@ -1,1 +1,0 @@
-"""A search for settings on the validation set, before the run itself."""

@@ -1,0 +1,298 @@
+"""A classifier as a standard sequence classification model, with the same probabilities.
+
+What a causal language model says of label words of one token each is a linear layer on the last
+hidden state: the words' rows of the LM head. Transformers' classes for sequence classification have
+just such a layer, `score`, without a bias, read at the last token that is not padding.
+
+Legend: N texts, L labels, D hidden width.
+"""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import expit, softmax
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from taskfit.errors import ModelError, SettingsError
+from taskfit.export.check import Comparison, FloatArray
+from taskfit.export.merge import (
+    Merged,
+    bytes_needed,
+    cast_weights,
+    check_room,
+    merge,
+)
+from taskfit.export.prompt import Prompt, find_prompt
+from taskfit.export.source import Source, forget
+from taskfit.methods.branches import BranchWords
+from taskfit.methods.head import Head
+from taskfit.methods.label_words import LabelWords
+from taskfit.methods.tree_method import TreeMethod
+from taskfit.models import LoadedModel
+from taskfit.models.load import DTYPES
+from taskfit.runs.classifier import Classifier
+from taskfit.tasks import PromptEncoder
+
+SERVED = ("label_words", "distill", "head")
+PROMPT_FILE = "prompt.json"
+# A bias below this changes no probability that anybody could see.
+NO_BIAS = 1e-7
+
+
+@dataclass(frozen=True, slots=True)
+class LinearReading:
+    """Scores of the labels as a linear layer on the last hidden state.
+
+    Attributes:
+        weight: (L, D), float64.
+        bias: (L,), float64.
+        multi_label: Whether each label is judged by itself.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    multi_label: bool
+
+
+def check_served(source: Source) -> None:
+    """Raise, before any model is loaded, if a run has no label words and no head.
+
+    Raises:
+        SettingsError: If its method has neither.
+    """
+    if source.method not in SERVED:
+        raise SettingsError(
+            f"--as sequence-classification is for runs of {', '.join(SERVED)}; {source.folder} is "
+            f"a run of {source.method}. Use --merge."
+        )
+
+
+def export_classification(
+    source: Source, folder: Path, *, target: Path, form: str | None = None
+) -> tuple[list[Comparison], Prompt]:
+    """Fill a folder with a sequence classification model, and check its probabilities.
+
+    Args:
+        source: A run of label_words, distill or head.
+        folder: To fill.
+        target: Where the folder will stand, for messages and the room on its disk.
+        form: Number format to store; None: the run's.
+
+    Returns:
+        What was compared, and the prompt that texts must be put into.
+
+    Raises:
+        TaskfitError: If it cannot be exact, there is no room, or the result says something else.
+    """
+    check_served(source)
+    merged = merge(source, form=form)
+    check_room(target, bytes_needed(merged))
+    classifier = source.classifier(merged.model)
+    method = classifier.method
+    assert isinstance(method, TreeMethod)
+    prompt, whole = find_prompt(method.encoder, merged.model.tokenizer, source.examples)
+    reading = read_linear(classifier)
+    save_classification(merged, classifier, reading, folder)
+    prompt.save(folder / PROMPT_FILE)
+    merged.model = None  # type: ignore[assignment]
+    del classifier, method
+    forget()
+    merged.expected = merged.expected[whole]
+    merged.run = None if merged.run is None else merged.run[whole]
+    texts = [prompt.fill(source.examples[i].texts) for i in whole]
+    checks = merged.compare_written(
+        folder,
+        lambda folder, dtype: plain_probabilities(folder, texts, dtype=dtype),
+        after="the change to sequence classification",
+    )
+    return checks, prompt
+
+
+def read_linear(classifier: Classifier) -> LinearReading:
+    """Return a classifier's scores as a linear layer, temperature included.
+
+    Raises:
+        SettingsError: If label words have several tokens or labels several words.
+        ModelError: If the model does more to its scores than a linear layer can.
+    """
+    method = classifier.method
+    assert isinstance(method, TreeMethod)
+    temperature = classifier.calibration.temperature
+    if isinstance(method, Head):
+        weight, bias = method.head.weight.double(), method.head.bias.double()
+    else:
+        ids = _label_tokens(method)
+        weight, bias = _rows(method.model, ids)
+    several = classifier.task.multi_label
+    weight, bias = weight.detach().cpu() / temperature, bias.detach().cpu() / temperature
+    if not several:
+        # The softmax does not see what all labels share; smaller scores are rounded less.
+        weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
+    return LinearReading(weight, bias, several)
+
+
+def _label_tokens(method: TreeMethod) -> list[int]:
+    """Return the token of each label's one word that decides."""
+    encoder = method.encoder
+    assert isinstance(encoder, PromptEncoder)
+    words = [label.words for label in method.task.labels]
+    if any(len(own) > 1 for own in words):
+        several = next(label.name for label in method.task.labels if len(label.words) > 1)
+        raise SettingsError(
+            f"Label {several!r} has several words, whose probabilities add up; a sequence "
+            "classification model has one score a label. Use --merge, or fit with one word a label "
+            "(task.label_words)."
+        )
+    item = encoder.content_free(["a"])[0]
+    reader = method.scorer.words if isinstance(method, LabelWords) else None
+    if isinstance(reader, BranchWords):
+        first = reader.first_tokens(item)
+        if first is None:
+            raise SettingsError(
+                "Label words start with the same token for this model, so that a later one decides "
+                "between them; a sequence classification model decides at once. Use --merge, or "
+                "fit with words that differ in their first tokens (task.label_words; `taskfit "
+                "inspect` shows their tokens)."
+            )
+        return first
+    for candidate, ids in zip(encoder.candidates, item.completions, strict=True):
+        if len(ids) > 1:
+            raise SettingsError(
+                f"The label word {candidate.word!r} has {len(ids)} tokens for this model; a "
+                "sequence classification model reads one. Use --merge, or fit with words of one "
+                "token each (task.label_words; `taskfit inspect` shows their tokens)."
+            )
+    return [int(ids[0]) for ids in item.completions]
+
+
+def _rows(model: LoadedModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return rows and biases of the LM head for tokens, with what the model does to its scores."""
+    module = model.tree.model
+    numbers = module.config.get_text_config().to_dict()
+    if numbers.get("final_logit_softcapping"):
+        raise ModelError(
+            f"{type(module).__name__} bends its scores (final_logit_softcapping), which a sequence "
+            "classification model does not; its probabilities would differ. Use --merge."
+        )
+    scale = float(numbers.get("logit_scale") or 1.0) / float(numbers.get("logits_scaling") or 1.0)
+    head = module.get_output_embeddings()
+    weight = head.weight[list(ids)].double() * scale  # (L, D)
+    bias = weight.new_zeros(len(ids))
+    if head.bias is not None:
+        bias = head.bias[list(ids)].double() * scale
+    return weight, bias
+
+
+def save_classification(
+    merged: Merged, classifier: Classifier, reading: LinearReading, folder: Path
+) -> None:
+    """Write the decoder with the linear layer as transformers' own sequence classification model.
+
+    Raises:
+        ModelError: If the architecture has no such class, or no place for a bias.
+        SettingsError: If there is no token to pad with.
+    """
+    module, tokenizer = merged.model.tree.model, merged.model.tokenizer
+    config = copy.deepcopy(module.config)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            f"transformers has no sequence classification class for {type(module).__name__} "
+            f"(model type {config.model_type}). Use --merge."
+        )
+    if tokenizer.pad_token_id is None:
+        raise SettingsError("The tokenizer has no token to pad with. Use --merge.")
+    names = classifier.task.label_names
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = (
+        "multi_label_classification" if reading.multi_label else "single_label_classification"
+    )
+    config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+    config.dtype = DTYPES[merged.form]
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+            config, attn_implementation="eager"
+        )
+    body = module.base_model
+    setattr(model, model.base_model_prefix, body)
+    cast_weights(merged.model, merged.form)
+    weights = dict(model.state_dict())
+    # These few numbers stay in float32; who loads the model in 16 bits rounds them then.
+    weights["score.weight"] = reading.weight.float().contiguous()
+    if float(reading.bias.abs().max()) > NO_BIAS:
+        name, shifted = _bias_in_norm(body, reading)
+        weights[f"{model.base_model_prefix}.{name}"] = shifted
+    model.save_pretrained(folder, state_dict=weights)
+    # Absolute positions count from the left end.
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(folder)
+
+
+def _bias_in_norm(body: nn.Module, reading: LinearReading) -> tuple[str, Tensor]:
+    """Return the final norm's bias with the scores' bias in it, and its name.
+
+    The scores are W (norm(x) + b), so b may be shifted by any d with W d = bias: the smallest is
+    the pseudo-inverse of W times the bias. Exact where the final norm has a bias (LayerNorm).
+
+    Raises:
+        ModelError: If it has none (RMSNorm), or the labels' rows leave no such shift.
+    """
+    norms = {
+        name: module
+        for name, module in body.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        and module.bias is not None
+        and not re.search(r"\.\d+\.", f".{name}.")
+        and "embed" not in name
+    }
+    weight = reading.weight
+    projections = [m for name, m in body.named_modules() if name.endswith("project_out")]
+    if projections and projections[0] is not None:
+        weight = weight @ projections[0].weight.detach().double().cpu()
+    if len(norms) != 1:
+        raise ModelError(
+            "A sequence classification model has no bias of its own, and this run's scores have "
+            f"one (up to {float(reading.bias.abs().max()):.2g}). It can be put into a final "
+            f"LayerNorm, but {type(body).__name__} ends without one. Use --merge, which writes the "
+            "head beside the model, or fit with --method label_words."
+        )
+    ((name, norm),) = norms.items()
+    shift = torch.linalg.pinv(weight) @ reading.bias
+    if float((weight @ shift - reading.bias).abs().max()) > 1e-6 * float(reading.bias.abs().max()):
+        raise ModelError(
+            f"The {len(reading.bias)} labels' rows depend on each other, so that their bias cannot "
+            "be put into the final norm. Use --merge."
+        )
+    return f"{name}.bias", (norm.bias.detach().double().cpu() + shift).float()
+
+
+@torch.no_grad()
+def plain_probabilities(folder: Path, texts: Sequence[str], *, dtype: torch.dtype) -> FloatArray:
+    """Return probabilities as anybody gets them who knows only the folder and the prompts, (N, L).
+
+    Args:
+        folder: With the model and its tokenizer.
+        texts: Prompts.
+        dtype: To load in.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    model.eval()
+    rows = [
+        model(**tokenizer(text, return_tensors="pt")).logits[0].double().numpy() for text in texts
+    ]
+    scores = np.stack(rows)
+    if model.config.problem_type == "multi_label_classification":
+        return np.asarray(expit(scores))
+    return np.asarray(softmax(scores, axis=1))

@@ -1,0 +1,130 @@
+"""Export a finished run in one form, with a card and a record, whole or not at all."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from taskfit.errors import SettingsError
+from taskfit.export.card import write_card
+from taskfit.export.check import Comparison
+from taskfit.export.classification import check_served, export_classification
+from taskfit.export.gguf_file import check_type, export_gguf
+from taskfit.export.merge import HEAD_FILE, export_merged
+from taskfit.export.source import Source, open_source
+from taskfit.files import folder_atomic, write_json_atomic
+from taskfit.models.load import DTYPES
+from taskfit.runs.records import library_versions
+from taskfit.screen import Screen, SilentScreen
+
+RECORD = "export.json"
+Form = Literal["merged", "classification", "gguf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export gives back.
+
+    Attributes:
+        folder: Where it stands.
+        checks: What was compared, and how far it was apart.
+    """
+
+    folder: Path
+    checks: tuple[Comparison, ...]
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    form: Form,
+    outtype: str = "f16",
+    dtype: str | None = None,
+    device: str = "auto",
+    screen: Screen | None = None,
+) -> Exported:
+    """Export a finished run into a new folder.
+
+    Args:
+        run: Folder of the run.
+        out: Folder to make; must not exist.
+        form: merged: a causal language model without adapter; classification: a standard sequence
+            classification model; gguf: one GGUF file.
+        outtype: Type of the weights in GGUF.
+        dtype: Number format to store (before GGUF's own): float32, float16 or bfloat16; None: the
+            run's.
+        device: See `model.device`.
+        screen: Where is said what was compared.
+
+    Raises:
+        TaskfitError: If run, form or target does not allow it, or the result says something else
+            than the run; then nothing is left behind.
+    """
+    screen = screen or SilentScreen()
+    if out.exists():
+        raise SettingsError(f"{out} exists already, and nothing is overwritten. Give another -o.")
+    if dtype is not None and dtype not in DTYPES:
+        raise SettingsError(f"--dtype is {dtype!r}; allowed are {', '.join(DTYPES)}.")
+    source = open_source(run, device=device)
+    if form == "gguf":
+        check_type(outtype)
+    if form == "classification":
+        check_served(source)
+    with folder_atomic(out) as scratch:
+        checks = _fill(source, scratch, out, form, outtype, dtype)
+        write_json_atomic(
+            scratch / RECORD,
+            {
+                "form": form,
+                "run": source.result.name,
+                "method": source.method,
+                "base": source.base,
+                "revision": source.saved["revision"],
+                "checks": [asdict(check) for check in checks],
+                "versions": library_versions(),
+            },
+        )
+        for path in scratch.rglob("*"):
+            path.chmod(0o644)  # some writers leave files for their owner alone
+    for check in checks:
+        screen.note(check.describe())
+    return Exported(out, tuple(checks))
+
+
+def _fill(
+    source: Source, folder: Path, out: Path, form: Form, outtype: str, dtype: str | None
+) -> list[Comparison]:
+    notes = []
+    file = ""
+    blend = source.saved.get("blend")
+    if blend is not None and blend["weight"] > 0:
+        notes.append(
+            f"The run averages these probabilities with those of a probe on {blend['features']} "
+            f"({blend['weight']:.0%}), which is no part of this model: results below are those of "
+            "both together."
+        )
+    if form == "merged":
+        checks = export_merged(source, folder, target=out, form=dtype)
+        if source.method == "head":
+            notes.append(
+                f"The classification head is in `{HEAD_FILE}` (`head.weight`, `head.bias`): a "
+                "linear layer on the last hidden state of the last token."
+            )
+    elif form == "classification":
+        checks, prompt = export_classification(source, folder, target=out, form=dtype)
+        shown = "".join(v if kind == "text" else "{" + v + "}" for kind, v in prompt.pieces)
+        notes.append(
+            "Texts must be put into the prompt of `prompt.json` first, as below; without it the "
+            "probabilities mean nothing. A text that is too long must be shortened itself: "
+            f"cutting the prompt at its end (`truncation=True`) would lose the question. Longest "
+            f"prompt: {prompt.max_length:,} tokens.\n\n```\n{shown}\n```"
+        )
+        temperature = source.calibration.temperature
+        if temperature != 1:
+            notes.append(f"The fitted temperature {temperature:.4g} is in the scores.")
+    else:
+        checks, writer = export_gguf(source, folder, target=out, name=outtype, form=dtype)
+        file = next(folder.glob("*.gguf")).name
+        notes.append(f"Weights are {outtype}, vectors float32; written by {writer}.")
+    write_card(source, folder, form=form, checks=checks, notes=notes, file=file)
+    return checks

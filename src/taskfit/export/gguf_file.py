@@ -1,0 +1,311 @@
+"""Write a run's merged model as GGUF: through llama.cpp's converter, or the package `gguf`.
+
+Legend: T tokens, H heads, D hidden width.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from taskfit.errors import CheckpointError, ModelError, SettingsError
+from taskfit.export.check import Comparison, FloatArray, compare
+from taskfit.export.gguf_tokenizer import read_vocabulary
+from taskfit.export.merge import (
+    SMALL_FILES,
+    Merged,
+    bytes_needed,
+    check_room,
+    merge,
+    write_merged,
+)
+from taskfit.export.source import Source, forget, token_log_probs
+from taskfit.models import LoadedModel, count_parameters
+
+SCRIPT = "convert_hf_to_gguf.py"
+TYPES = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "f16": gguf.GGMLQuantizationType.F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+# Number format whose tolerance a type has.
+FORMS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
+BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}
+SERVED = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama"}
+COMPARED_TOKENS = 64
+FloatWeights = NDArray[np.float32]
+
+
+def check_type(name: str) -> None:
+    """Raise if a type of GGUF is not one of those written here.
+
+    Raises:
+        SettingsError: Naming them.
+    """
+    if name not in TYPES:
+        raise SettingsError(f"--outtype is {name!r}; allowed are {', '.join(TYPES)}.")
+
+
+def export_gguf(
+    source: Source, folder: Path, *, target: Path, name: str, form: str | None = None
+) -> tuple[list[Comparison], str]:
+    """Fill a folder with one GGUF file, and check that it says what the run says.
+
+    Args:
+        source: The run.
+        folder: To fill.
+        target: Where the folder will stand, for messages and the room on its disk.
+        name: Type of the weights: f32, f16, bf16 or q8_0.
+        form: Number format to merge in; None: the run's.
+
+    Returns:
+        What was compared, and what wrote the file.
+
+    Raises:
+        TaskfitError: If the model cannot be written so, there is no room, or the result differs.
+    """
+    check_type(name)
+    script = find_script()
+    merged = merge(source, form=form)
+    model = merged.model.tree.model
+    architecture = type(model).__name__
+    size = int(count_parameters(model) * BITS[name] / 8) + SMALL_FILES
+    check_room(target, size + (bytes_needed(merged) if script else 0))
+    sequences = _sequences(source, merged.model)
+    before = np.concatenate([token_log_probs(merged.model, ids) for ids in sequences])
+    path = folder / f"model-{name}.gguf"
+    if script is not None:
+        _convert(script, source, merged, path, name)
+        writer = SCRIPT
+    else:
+        _check_architecture(model)
+        write_gguf(merged.model, path, name=name, title=source.folder.name)
+        writer = f"gguf {_version()}"
+    merged.model = None  # type: ignore[assignment]
+    del model
+    forget()
+    after = _read_again(path, sequences, architecture)
+    check = compare(before, after, form=FORMS[name])
+    check = check.called(f"file read again and in memory, {check.what}")
+    return [*merged.checks, check.require(f"writing GGUF ({name})")], writer
+
+
+def find_script() -> Path | None:
+    """Return llama.cpp's converter: in the folder that LLAMA_CPP names, or on PATH.
+
+    Raises:
+        SettingsError: If LLAMA_CPP names a place without it.
+    """
+    given = os.environ.get("LLAMA_CPP")
+    if given:
+        place = Path(given).expanduser()
+        script = place if place.is_file() else place / SCRIPT
+        if not script.is_file():
+            raise SettingsError(
+                f"LLAMA_CPP is {given}, but there is no {SCRIPT} in it. Give the folder of "
+                "llama.cpp, or unset the variable."
+            )
+        return script
+    found = shutil.which(SCRIPT)
+    return None if found is None else Path(found)
+
+
+def _convert(script: Path, source: Source, merged: Merged, path: Path, name: str) -> None:
+    """Let llama.cpp convert the merged model."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".merged-") as scratch:
+        write_merged(source, merged, Path(scratch))
+        command = [sys.executable, str(script), scratch, "--outfile", str(path), "--outtype", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not path.is_file():
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise CheckpointError(
+            f"{script} could not convert the model: {lines[-1] if lines else 'it gave no reason'}"
+        )
+
+
+def _check_architecture(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config().to_dict()
+    name = type(model).__name__
+    reason = ""
+    rope = (config.get("rope_parameters") or {}).get("rope_type", "default")
+    if name not in SERVED:
+        reason = f"{name} (model type {model.config.model_type})"
+    elif rope != "default":
+        reason = f"{name} with positions of type {rope!r}"
+    elif config.get("sliding_window"):
+        reason = f"{name} with a sliding window"
+    if reason:
+        raise ModelError(
+            f"--gguf without llama.cpp writes the Llama architecture only, and this is {reason}. "
+            f"Put llama.cpp's {SCRIPT} on PATH, or its folder into the environment variable "
+            "LLAMA_CPP."
+        )
+
+
+def write_gguf(model: LoadedModel, path: Path, *, name: str, title: str) -> None:
+    """Write a model of the Llama architecture with its tokenizer.
+
+    Args:
+        model: Without adapter.
+        path: The file.
+        name: Type of the weights; vectors stay in float32.
+        title: Name in the file.
+
+    Raises:
+        ModelError: If the tokenizer, or a weight, has no place in the file.
+    """
+    module = model.tree.model
+    config = module.config.get_text_config()
+    writer = gguf.GGUFWriter(path, SERVED[type(module).__name__])
+    writer.add_name(title)
+    writer.add_file_type(FILE_TYPES[name])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_shape(writer, config)
+    _add_tokenizer(writer, model)
+    try:
+        for key, weights in _tensors(module):
+            kind = TYPES[name] if weights.ndim > 1 else TYPES["f32"]
+            if kind == TYPES["q8_0"] and weights.shape[-1] % 32:
+                kind = TYPES["f16"]  # blocks of 32 weights share a scale
+            if kind == TYPES["f16"] and np.abs(weights).max() > np.finfo(np.float16).max:
+                raise ModelError(f"{key} has weights too large for f16. Use --outtype bf16.")
+            packed = gguf.quants.quantize(weights, kind)
+            writer.add_tensor(key, packed, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _add_shape(writer: Any, config: Any) -> None:  # noqa: ANN401 - untyped packages
+    heads = config.num_attention_heads
+    width = config.to_dict().get("head_dim") or config.hidden_size // heads
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _add_tokenizer(writer: Any, model: LoadedModel) -> None:  # noqa: ANN401 - untyped package
+    tokenizer = model.tokenizer
+    num_rows = model.tree.model.get_input_embeddings().weight.shape[0]
+    vocabulary = read_vocabulary(tokenizer, num_rows)
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.kinds)
+    if vocabulary.merges is not None:
+        writer.add_token_merges(vocabulary.merges)
+    if vocabulary.scores is not None:
+        writer.add_token_scores(vocabulary.scores)
+    for index, add in (
+        (tokenizer.bos_token_id, writer.add_bos_token_id),
+        (tokenizer.eos_token_id, writer.add_eos_token_id),
+        (tokenizer.unk_token_id, writer.add_unk_token_id),
+        (tokenizer.pad_token_id, writer.add_pad_token_id),
+    ):
+        if index is not None:
+            add(index)
+    writer.add_add_bos_token(vocabulary.add_start)
+    if vocabulary.model == "llama":
+        writer.add_add_space_prefix(vocabulary.add_space)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _tensors(module: PreTrainedModel) -> Iterator[tuple[str, FloatWeights]]:
+    """Yield every weight under its GGUF name, queries and keys in llama.cpp's order."""
+    config = module.config.get_text_config()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for key, value in module.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise ModelError(f"The weight {key} has no place in a GGUF file of Llama.")
+        weights = value.detach().float().cpu()
+        if ".q_proj." in key:
+            weights = interleaved(weights, config.num_attention_heads)
+        elif ".k_proj." in key:
+            weights = interleaved(weights, config.num_key_value_heads)
+        yield name, weights.contiguous().numpy()
+
+
+def interleaved(weights: Tensor, num_heads: int) -> Tensor:
+    """Reorder the rows of queries or keys for rotary positions as llama.cpp has them.
+
+    Transformers rotates row i of a head with row i + half; llama.cpp neighbours 2i and 2i + 1.
+
+    Args:
+        weights: (H x width, ...).
+        num_heads: H.
+    """
+    half = weights.shape[0] // num_heads // 2
+    return (
+        weights.reshape(num_heads, 2, half, *weights.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weights.shape)
+    )
+
+
+def _sequences(source: Source, model: LoadedModel) -> list[list[int]]:
+    rows = [list(model.tokenizer(text)["input_ids"])[:COMPARED_TOKENS] for text in source.texts]
+    return [row for row in rows if len(row) > 1]
+
+
+@torch.no_grad()
+def _read_again(path: Path, sequences: list[list[int]], architecture: str) -> FloatArray:
+    """Return log-probabilities of tokens by what transformers reads from the file, (Y,).
+
+    Raises:
+        ModelError: If it cannot read the file.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"transformers cannot read GGUF of {architecture} again, so it cannot be checked: "
+            f"{str(error).splitlines()[0]}. Use --merge, and convert the folder yourself."
+        ) from error
+    model.eval()
+    found = []
+    for ids in sequences:
+        row = torch.tensor([ids])
+        scores = model(row).logits[0, :-1].double().log_softmax(-1)
+        found.append(scores.gather(1, row[0, 1:, None])[:, 0].numpy())
+    return np.concatenate(found)
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    return metadata.version("gguf")

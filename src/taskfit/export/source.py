@@ -1,0 +1,265 @@
+"""A finished run as something to export: its model in any number format, and what it says.
+
+Legend: N texts, L labels, Y predicted tokens.
+"""
+
+import gc
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from safetensors.numpy import load_file
+
+from taskfit.data import Example
+from taskfit.errors import CheckpointError, SettingsError
+from taskfit.files import read_jsonl
+from taskfit.methods.method import MethodContext, MethodState
+from taskfit.methods.table import METHODS
+from taskfit.models import LoadedModel, count_parameters, load_adapter, load_model
+from taskfit.runs.classifier import (
+    ADAPTER,
+    ARRAYS,
+    FILE,
+    MODEL,
+    SETTINGS_FILE,
+    Calibration,
+    Classifier,
+    Weights,
+    settings_for_prediction,
+)
+from taskfit.runs.predictions import renamed_columns
+from taskfit.runs.records import RESULT_FILE, RunResult
+from taskfit.runs.tuning.model import FILE as TUNED_FILE
+from taskfit.runs.tuning.model import TunedModel
+from taskfit.settings import RunSettings
+from taskfit.tasks import task_from_dict
+
+FloatArray = NDArray[np.float64]
+
+# Methods whose runs train a causal language model.
+SERVED = ("label_words", "head", "label_text", "distill", "sft", "dpo")
+NUM_TEXTS = 8
+# Longest text that is compared token by token (tokens).
+COMPARED_TOKENS = 128
+PLAIN_TEXTS = (
+    "This is a short text.",
+    "And this one is a little longer, so that there is more to tell apart: is it good or bad?",
+)
+# Free memory to leave when a model is widened to float32.
+HEADROOM = 1.2
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished run, and how to load its model for export.
+
+    Attributes:
+        folder: The run's folder.
+        saved: What `classifier.json` or `tuned.json` says.
+        settings: Of the run, with the model that prediction takes.
+        result: What came out of it.
+    """
+
+    folder: Path
+    saved: Mapping[str, Any]
+    settings: RunSettings
+    result: RunResult
+
+    @property
+    def weights(self) -> Weights:
+        """Return which weights were trained."""
+        weights: Weights = self.saved["weights"]
+        return weights
+
+    @property
+    def method(self) -> str:
+        """Return the method's name."""
+        return self.settings.method.name
+
+    @property
+    def is_tuned(self) -> bool:
+        """Return whether this is a run of sft or dpo, and not a classifier."""
+        return self.method in ("sft", "dpo")
+
+    @property
+    def base(self) -> str:
+        """Return the base model as the user named it."""
+        return str(self.saved["model"])
+
+    def load(self, *, quantized: bool = False) -> tuple[LoadedModel, PeftModel | None]:
+        """Load the run's model with its adapter, in the run's number format.
+
+        Args:
+            quantized: Keep a base in 4 bits where the run was trained so (qlora). False: the base
+                is loaded anew without quantization.
+
+        Returns:
+            The model, and the adapter in it; None where all weights were trained.
+
+        Raises:
+            TaskfitError: If base or adapter cannot be had.
+        """
+        settings = self.settings
+        model = load_model(settings.model, quantization=settings.adapter if quantized else None)
+        adapter = None
+        if self.weights in ("lora", "qlora"):
+            adapter = load_adapter(model.tree.model, self.folder / ADAPTER)
+            model.tree.model.eval()
+        if self.is_tuned:
+            model.tokenizer.chat_template = self.saved["chat_template"]
+        return model, adapter
+
+    def reload(self, folder: Path, *, form: str) -> LoadedModel:
+        """Load an exported folder in place of the run's model, in a number format."""
+        changed = {"name": str(folder), "revision": None, "dtype": form}
+        model = self.settings.model.model_copy(update=changed)
+        return load_model(model)
+
+    def classifier(self, model: LoadedModel) -> Classifier:
+        """Return the run's classifier on a given model."""
+        task = task_from_dict(self.saved["task"])
+        shown = [Example(**entry) for entry in self.saved["demonstrations"]]
+        path = self.folder / ARRAYS
+        arrays = load_file(path) if path.is_file() else {}
+        method = METHODS[self.method](MethodContext(self.settings, task, shown, model))
+        method.restore(MethodState(self.saved["state"], arrays))
+        return Classifier(method, calibration=self.calibration)
+
+    @property
+    def calibration(self) -> Calibration:
+        """Return the temperature of a classifier; prediction sets are no part of an export."""
+        # Runs from before there was calibration have no such entry.
+        return Calibration(float(self.saved.get("calibration", {}).get("temperature", 1.0)))
+
+    def outputs(self, model: LoadedModel) -> FloatArray:
+        """Return what the run says with a given model, on a few texts of its own.
+
+        Returns:
+            Probabilities of the labels (N, L); of a tuned model log-probabilities of each next
+            token, (Y,). No answer is -1.
+        """
+        if self.is_tuned:
+            return _next_token_log_probs(self, model)
+        found = self.classifier(model).probabilities(self.examples)
+        return np.nan_to_num(found, nan=-1.0)
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """Return a few texts for a classifier: of the run's evaluation sets, or plain ones."""
+        task = task_from_dict(self.saved["task"])
+        texts: list[dict[str, str]] = []
+        files = sorted((self.folder / "predictions").glob("*.parquet"))
+        for path in files:
+            table = pd.read_parquet(path)
+            names = renamed_columns(task.text, task.label_names)
+            columns = {column: names.get(column, column) for column in task.text}
+            if set(columns.values()) <= set(table.columns):
+                rows = table.head(-(-NUM_TEXTS // len(files))).to_dict("records")
+                texts += [{c: str(row[own]) for c, own in columns.items()} for row in rows]
+        texts = texts[:NUM_TEXTS] or [dict.fromkeys(task.text, text) for text in PLAIN_TEXTS]
+        return [Example(f"text {i}", text) for i, text in enumerate(texts)]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Return a few plain texts for token by token comparison, of the run where it kept any."""
+        if not self.is_tuned:
+            return [" ".join(e.texts.values()) for e in self.examples]
+        samples = read_jsonl(self.folder / "samples.jsonl")
+        found = [f"{s['prompt']}\n{s['reference'] or s['answer']}" for s in samples]
+        return (list(dict.fromkeys(found)) or list(PLAIN_TEXTS))[:NUM_TEXTS]
+
+
+def open_source(folder: Path, *, device: str) -> Source:
+    """Read a finished run whose model can be exported.
+
+    Raises:
+        CheckpointError: If there is no such run.
+        SettingsError: If its method has no language model of its own to export.
+    """
+    found = [name for name in (FILE, TUNED_FILE) if (folder / name).is_file()]
+    if not found or not (folder / RESULT_FILE).is_file():
+        hint = (
+            f"It was interrupted: continue with `taskfit fit --resume {folder}`."
+            if (folder / SETTINGS_FILE).is_file() and not (folder / RESULT_FILE).is_file()
+            else "Give the folder of one run of `taskfit fit`, with one question or of tuning."
+        )
+        raise CheckpointError(f"{folder} holds no finished run to export. {hint}")
+    path = folder / found[0]
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        settings = settings_for_prediction(folder, saved, device=device)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
+    if settings.method.name not in SERVED or saved["weights"] == "none":
+        raise SettingsError(
+            f"{folder} is a run of {settings.method.name}, which trains no causal language model; "
+            f"what can be exported are runs of {', '.join(SERVED)}."
+        )
+    return Source(folder, saved, settings, RunResult.load(folder))
+
+
+def widen(model: LoadedModel) -> bool:
+    """Turn a model to float32 in place, if memory allows; return whether it computes in it.
+
+    The numbers stay exactly what they were. Comparisons in float32 show mistakes that rounding in
+    16 bits would hide.
+    """
+    module = model.tree.model
+    if module.dtype == torch.float32:
+        return True
+    needed = 4 * count_parameters(module) * HEADROOM
+    if module.device.type == "cuda":
+        free = torch.cuda.mem_get_info(module.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    if free < needed:
+        return False
+    for parameter in module.parameters():
+        parameter.data = parameter.data.float()
+    return True
+
+
+def forget() -> None:
+    """Give back the memory of a model that nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def model_folder(source: Source) -> Path:
+    """Return where a run of full fine-tuning keeps its model."""
+    return source.folder / MODEL
+
+
+def _next_token_log_probs(source: Source, model: LoadedModel) -> FloatArray:
+    tuned = TunedModel(_without_template(source.settings), model)
+    found = []
+    for text in source.texts:
+        ids = tuned.encoder.text_ids(text)[:COMPARED_TOKENS]
+        if len(ids) > 1:
+            found.append(token_log_probs(model, ids))
+    return np.concatenate(found)
+
+
+@torch.no_grad()
+def token_log_probs(model: LoadedModel, ids: list[int]) -> FloatArray:
+    """Return log p of each token but the first, by a plain pass of the model, (T - 1,)."""
+    with model.tree.plain_attention() as plain:
+        row = torch.tensor([ids], device=model.tree.device)
+        scores = plain(row).logits[0, :-1].double().log_softmax(-1)
+    return np.asarray(scores.gather(1, row[0, 1:, None])[:, 0].cpu().numpy())
+
+
+def _without_template(settings: RunSettings) -> RunSettings:
+    # The template that the run saved is on the tokenizer already.
+    tuning = settings.tuning.model_copy(update={"chat_template": None})
+    return settings.model_copy(update={"tuning": tuning})

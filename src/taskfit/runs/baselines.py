@@ -1,0 +1,148 @@
+"""What a run is held against: baselines on the same held-out texts, and warnings in words.
+
+A tuned model that a bag of words beats, that says one class to everything, or that was stopped
+while it still learned looks like any other in a table of its own numbers.
+
+Legend: N examples, L labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskfit.data import Example
+from taskfit.errors import TaskfitError
+from taskfit.stats import Evaluation
+from taskfit.methods.majority import Majority
+from taskfit.methods.method import Method, MethodContext
+from taskfit.methods.tfidf import Tfidf
+from taskfit.settings import MethodSettings, RunSettings
+from taskfit.tasks import Task
+
+FloatArray = NDArray[np.float64]
+
+BASELINES: dict[str, type[Method]] = {"majority": Majority, "tfidf": Tfidf}
+METRICS = ("accuracy", "mcc", "macro_f1", "log_loss")
+# Shares of the steps whose losses are compared to tell whether a training still learned.
+EARLIER, LATER = (0.5, 0.75), (0.75, 1.0)
+STILL_FALLING = 0.8
+# From this share of one class on, accuracy says little.
+MISLEADING = 0.8
+# Below this share of the loss of guessing there is little left to learn.
+LEARNED = 0.3
+
+
+def fit_baselines(settings: RunSettings, task: Task, train: Sequence[Example]) -> dict[str, Method]:
+    """Fit the baselines on labelled texts; one that cannot be fitted is left out."""
+    fitted = {}
+    for name, kind in BASELINES.items():
+        method = MethodSettings.model_validate({"name": name})
+        own = settings.model_copy(update={"method": method})
+        baseline = kind(MethodContext(own, task, (), None))
+        try:
+            baseline.prepare(train, ())
+        except TaskfitError:  # such as texts without a word
+            continue
+        fitted[name] = baseline
+    return fitted
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table at a run's end.
+
+    Attributes:
+        name: majority, tfidf, the probe, the tuned model alone, or this run.
+        metrics: Accuracy, MCC, macro F1 and log loss on one evaluation set.
+    """
+
+    name: str
+    metrics: Mapping[str, float]
+
+
+def row_of(name: str, evaluation: Evaluation) -> Row:
+    """Return the row of an evaluation."""
+    values = (evaluation.accuracy, evaluation.mcc, evaluation.macro_f1, evaluation.log_loss)
+    return Row(name, dict(zip(METRICS, values, strict=True)))
+
+
+def to_plain(tables: Mapping[str, Sequence[Row]]) -> dict[str, list[dict[str, Any]]]:
+    """Return tables by evaluation set as JSON values, for `result.json`."""
+    return {
+        name: [{"name": row.name, **row.metrics} for row in rows] for name, rows in tables.items()
+    }
+
+
+def warnings_of(
+    rows: Sequence[Row],
+    evaluation: Evaluation,
+    *,
+    test_set: str,
+    losses: Sequence[float],
+) -> list[str]:
+    """Return what a user should know before using a run, each with what to do.
+
+    Args:
+        rows: The table of one evaluation set, this run last.
+        evaluation: This run's, on that set.
+        test_set: Name of the set.
+        losses: Of the training steps, in order; empty without training.
+    """
+    found = []
+    run, others = rows[-1], rows[:-1]
+    better = max(others, key=lambda row: row.metrics["mcc"], default=None)
+    if better is not None and better.metrics["mcc"] > run.metrics["mcc"]:
+        gap = better.metrics["mcc"] - run.metrics["mcc"]
+        found.append(
+            f"{better.name} is better than this run on {test_set} (MCC "
+            f"{better.metrics['mcc']:.3f} against {run.metrics['mcc']:.3f}"
+            f"{', by less than chance may do' if gap < _noise(evaluation) else ''}). "
+            "`taskfit compare` measures methods side by side, with intervals; more labels or a "
+            "larger model (--model) may turn it."
+        )
+    if not evaluation.multi_label:
+        counts = np.asarray(evaluation.confusion_matrix)
+        said, there = counts.sum(axis=0), counts.sum(axis=1)
+        if len(np.flatnonzero(said)) == 1 and len(np.flatnonzero(there)) > 1:
+            label = evaluation.labels[int(said.argmax())]
+            found.append(
+                f"the run says {label!r} to all {evaluation.num_examples:,} texts of {test_set}. "
+                "Label more texts of the other classes, or set method.class_weights=balanced."
+            )
+        share, most = there.max() / max(1, there.sum()), evaluation.labels[int(there.argmax())]
+        if share >= MISLEADING:
+            found.append(
+                f"{share:.0%} of {test_set} are {most!r}, so accuracy says little; read MCC or F1."
+            )
+    if not has_converged(losses, guessing=float(np.log(max(2, len(evaluation.labels))))):
+        found.append(
+            "the training loss was still falling at the end. Train longer: --set "
+            "training.epochs=N, twice those of settings.yaml."
+        )
+    return found
+
+
+def _noise(evaluation: Evaluation) -> float:
+    """Return half the width of the 95 % interval of the MCC; about what chance does."""
+    low, high = evaluation.intervals["mcc"]
+    return (high - low) / 2
+
+
+def has_converged(losses: Sequence[float], *, guessing: float) -> bool:
+    """Return False if the loss fell clearly over the last half of training and is not small yet.
+
+    Args:
+        losses: Mean loss of each step (nats).
+        guessing: Loss of guessing among all classes (nats).
+    """
+    if len(losses) < 8:
+        return len(losses) == 0 or fmean(losses) < LEARNED * guessing
+    before, last = (
+        fmean(losses[int(low * len(losses)) : int(high * len(losses))])
+        for low, high in (EARLIER, LATER)
+    )
+    return last < LEARNED * guessing or last > STILL_FALLING * before

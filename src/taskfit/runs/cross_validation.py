@@ -1,0 +1,146 @@
+"""Measure a run on its own small table: every text is predicted by a fit that has not seen it.
+
+Of a few dozen rows a held-out test set would tell nothing and cost a fifth of the labels. The run
+itself then learns from all of them; what is reported is of fits on two thirds each.
+
+Legend: N examples, L labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from taskfit.data import Example
+from taskfit.data.overlap import text_key
+from taskfit.data.splits import stratified_order
+from taskfit.runs.baselines import fit_baselines
+from taskfit.runs.blending import fit_probes, make_blend
+from taskfit.runs.classifier import Classifier
+from taskfit.runs.prepare import PreparedData
+from taskfit.runs.run import Run
+from taskfit.screen import Screen, SilentScreen
+from taskfit.runs.shared_model import SharedModel
+from taskfit.runs.train_method import train_method
+from taskfit.files import file_atomic
+from taskfit.methods.method import Method, MethodContext, TrainedMethod
+from taskfit.methods.table import METHODS
+from taskfit.models import LoadedModel, resolve_device
+from taskfit.settings import RunSettings
+from taskfit.training import MemoryAccount, num_processes
+from taskfit.training.trackers import Trackers
+
+FloatArray = NDArray[np.float64]
+FOLDS = 3
+SET = "cross-validation"
+FOLDER = "folds"
+TUNED, RUN = "tuned", "run"
+
+
+def wants_cross_validation(method: Method, settings: RunSettings, data: PreparedData) -> bool:
+    """Return whether a run is measured on its own small table, since it has no other set.
+
+    With a test share that was given, 0 too, the user has decided how to measure.
+    """
+    return (
+        method.learns
+        and settings.data.test_fraction == "auto"
+        and not data.evaluations
+        and not data.unlabeled
+        and len(data.train) >= FOLDS * len(data.task.labels)
+        and num_processes() == 1
+    )
+
+
+def folds_of(examples: Sequence[Example], *, seed: int) -> NDArray[np.int64]:
+    """Return the fold of each example, stratified; copies of a text are in one fold, (N,)."""
+    fold: dict[tuple[str, ...], int] = {}
+    for place, index in enumerate(stratified_order(examples, seed=[seed, 6])):
+        fold.setdefault(text_key(examples[index]), place % FOLDS)
+    return np.array([fold[text_key(example)] for example in examples])
+
+
+def cross_validate(
+    settings: RunSettings,
+    data: PreparedData,
+    folder: Path,
+    *,
+    model: LoadedModel | None,
+    screen: Screen,
+) -> dict[str, FloatArray]:
+    """Fit on all folds but one, predict that one, for each fold; the model is left as it was.
+
+    Finished folds are kept in the folder, so that an interrupted run does not fit them again.
+
+    Args:
+        settings: Of the run.
+        data: Its examples; those of `train` are cut into folds.
+        folder: The run's folder.
+        model: The base model, or None for a method without one.
+        screen: Where progress is shown.
+
+    Returns:
+        Probabilities of all training texts by fits that had not seen them: of the `run`, of its
+        method alone (`tuned`), of the baselines, and of the probes of a blend, (N, L) each.
+    """
+    folds = folds_of(data.train, seed=settings.seed)
+    shared = SharedModel(model, settings)
+    parts: dict[str, FloatArray] = {}
+    for fold in range(FOLDS):
+        path = folder / FOLDER / f"fold-{fold}.safetensors"
+        if not path.is_file():
+            screen.note(f"cross-validation: fold {fold + 1} of {FOLDS}")
+            found = _fit_fold(settings, data, folds == fold, folder, shared)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with file_atomic(path) as scratch:
+                save_file({name: np.ascontiguousarray(p) for name, p in found.items()}, scratch)
+        for name, saved in load_file(path).items():
+            shape = (len(data.train), len(data.task.labels))
+            parts.setdefault(name, np.full(shape, np.nan))[folds == fold] = saved
+    return parts
+
+
+def _fit_fold(
+    settings: RunSettings,
+    data: PreparedData,
+    held_out: NDArray[np.bool_],
+    folder: Path,
+    shared: SharedModel,
+) -> dict[str, FloatArray]:
+    """Return the probabilities of the held-out texts by everything that is compared, (n, L)."""
+    learned = [e for e, out in zip(data.train, held_out, strict=True) if not out]
+    texts = [e for e, out in zip(data.train, held_out, strict=True) if out]
+    data = replace(data, train=learned, validation=[], evaluations={})
+    found: dict[str, FloatArray] = {}
+    method: Method | None = None
+    try:
+        context = MethodContext(settings, data.task, data.demonstrations, shared.model)
+        method = METHODS[settings.method.name](context)
+        classifier = Classifier(method)
+        probes = fit_probes(context, learned)
+        method.prepare(learned, ())
+        if isinstance(method, TrainedMethod):
+            run = Run(
+                settings=settings,
+                folder=folder / FOLDER / "under-way",
+                data=data,
+                classifier=classifier,
+                memory=MemoryAccount(resolve_device(settings.model.device)),
+                screen=SilentScreen(),
+                name=settings.method.name,
+            )
+            run.folder.mkdir(parents=True, exist_ok=True)
+            train_method(run, method, trackers=Trackers({}), save=False)
+        classifier.blend = make_blend(method, probes, ())
+        parts = classifier.parts(texts)
+        names = (TUNED, *(classifier.blend.names if classifier.blend is not None else ()))
+        found |= {name: part for name, part in zip(names, parts, strict=True) if part is not None}
+        found[RUN] = classifier.combined(parts)
+    finally:
+        shared.restore(method)
+    for name, baseline in fit_baselines(settings, data.task, learned).items():
+        found[name] = baseline.probabilities(texts)
+    return found

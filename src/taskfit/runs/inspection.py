@@ -1,0 +1,129 @@
+"""Everything `taskfit inspect` tells: the check-up, duplicates, and what prefix sharing saves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from taskfit.data import Overlap
+from taskfit.errors import ModelError, SettingsError
+from taskfit.runs.prepare import PreparedData, prepare_data
+from taskfit.runs.settle import mean_words
+from taskfit.models.load import locate_model
+from taskfit.settings import ModelSettings, RunSettings
+from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
+from taskfit.training.length import training_length
+from taskfit.tree import unique_tokens
+
+SAMPLE = 2000  # examples
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        task: The task as it will be used.
+        model: The model whose tokenizer was used.
+        checkup: What the tokenizer makes of prompt and label words.
+        overlap: Duplicates, or None without training data.
+        num_examples: Examples in each set.
+        batch_size: Examples per optimizer step.
+        padded_tokens: Tokens of one pass over the examples looked at, each padded to the longest.
+        unique_tokens: Tokens of the same pass as trees.
+    """
+
+    task: Task
+    model: str
+    checkup: Checkup
+    overlap: Overlap | None
+    num_examples: dict[str, int]
+    batch_size: int
+    padded_tokens: int
+    unique_tokens: int
+
+
+def inspect_task(settings: RunSettings) -> Inspection:
+    """Look at a task the way the model's tokenizer sees it; no weights are loaded.
+
+    Raises:
+        TaskfitError: As a run with these settings would.
+    """
+    if settings.method.name == "auto":
+        # What the default method makes of a text needs no look; prompts and label words do.
+        method = settings.method.model_copy(update={"name": "label_words"})
+        settings = settings.model_copy(update={"method": method})
+    data = prepare_data(settings)
+    examples = data.train or next(iter(data.evaluations.values()), [])
+    if not examples:
+        raise SettingsError("There are no examples to inspect.")
+    tokenizer, limit = _tokenizer_and_limit(settings.model)
+    encoder = PromptEncoder(tokenizer, data.task, data.demonstrations, max_length=limit)
+    # Tables are often sorted by label, so their beginning tells little.
+    drawn = np.random.default_rng([settings.seed, 3]).permutation(len(examples))[:SAMPLE]
+    encoded = encoder.encode([examples[i] for i in sorted(drawn)])
+    batch_size = training_length(
+        settings.resolved(),
+        num_train=len(data.train),
+        num_labels=len(data.task.labels),
+        mean_words=mean_words(examples),
+    ).batch_size
+    padded, unique = _tokens_of_pass(encoder, encoded, seed=settings.seed, size=batch_size)
+    return Inspection(
+        task=data.task,
+        model=settings.model.name,
+        checkup=check_up(encoder, tokenizer, examples, encoded),
+        overlap=data.overlap,
+        num_examples=_sizes(data),
+        batch_size=batch_size,
+        padded_tokens=padded,
+        unique_tokens=unique,
+    )
+
+
+def _tokenizer_and_limit(settings: ModelSettings) -> tuple[PreTrainedTokenizerBase, int]:
+    """Return the tokenizer, and the longest prompt with its completion (tokens)."""
+    source = locate_model(settings.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+        config = AutoConfig.from_pretrained(source, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"The tokenizer of {settings.name!r} cannot be had: {first_line} Check the spelling "
+            "and the network, or give the folder of a model that is on this machine."
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{settings.name} has no fast tokenizer; its character offsets are needed to cut "
+            "prompts from completions. Convert it with transformers' convert_slow_tokenizer."
+        )
+    limit = int(config.get_text_config().max_position_embeddings)
+    return tokenizer, min(limit, settings.max_length or limit)
+
+
+def _sizes(data: PreparedData) -> dict[str, int]:
+    sets = {"train": data.train, "validation": data.validation}
+    # An evaluation set may be called like a part.
+    named = {f"evaluation {n}" if n in sets else n: e for n, e in data.evaluations.items()}
+    return {name: len(examples) for name, examples in {**sets, **named}.items() if examples}
+
+
+def _tokens_of_pass(
+    encoder: PromptEncoder, encoded: list[EncodedExample], *, seed: int, size: int
+) -> tuple[int, int]:
+    """Return padded and unique tokens of the gold answers, in seeded batches."""
+    order = np.random.default_rng([seed, 0]).permutation(len(encoded))
+    owners = [candidate.label_index for candidate in encoder.candidates]
+    sequences = []
+    for item in encoded:
+        # A label may have several words; its first one is the answer.
+        gold = item.completions[owners.index(item.label_index or 0)]
+        sequences.append(np.concatenate((item.prompt_ids, gold)))
+    padded = len(sequences) * max(map(len, sequences))
+    unique = sum(
+        # The last token of an answer is predicted, but need not run.
+        unique_tokens([sequences[i][:-1] for i in order[start : start + size]])
+        for start in range(0, len(order), size)
+    )
+    return padded, unique

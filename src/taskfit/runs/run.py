@@ -1,0 +1,58 @@
+"""A run under way: what its stages hand to each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskfit.runs.classifier import Classifier
+from taskfit.runs.prepare import PreparedData
+from taskfit.screen import Screen
+from taskfit.methods.table import METHODS
+from taskfit.models import LoadedModel, dtype_reason, load_model, resolve_device, weight_bytes
+from taskfit.settings import RunSettings
+from taskfit.training import MemoryAccount
+
+
+@dataclass(slots=True)
+class Run:
+    """A run under way.
+
+    Attributes:
+        settings: Its settings.
+        folder: Its folder.
+        data: Its examples.
+        classifier: What it fits.
+        memory: Its memory account.
+        screen: What it shows.
+        name: How tables call it.
+    """
+
+    settings: RunSettings
+    folder: Path
+    data: PreparedData
+    classifier: Classifier
+    memory: MemoryAccount
+    screen: Screen
+    name: str
+
+
+def model_of(
+    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount, screen: Screen
+) -> LoadedModel | None:
+    """Return the model that the method reads: the caller's, a new one, or none."""
+    if not METHODS[settings.method.name].reads_model(settings.method):
+        return None
+    return base_model(settings, model, memory, screen)
+
+
+def base_model(
+    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount, screen: Screen
+) -> LoadedModel:
+    """Return the caller's model, or load the one that the settings name."""
+    if model is None:
+        device = resolve_device(settings.model.device)
+        screen.note(dtype_reason(settings.model.dtype, device))
+        model = load_model(settings.model, quantization=settings.adapter)
+        memory.stage("model")
+    else:
+        memory.charge("model", weight_bytes(model.tree.model))
+    return model

@@ -1,0 +1,79 @@
+"""Put numbers in place of the settings that were left open, once the data are known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from taskfit.data import Example
+from taskfit.runs.classifier import SETTINGS_FILE
+from taskfit.screen import Screen
+from taskfit.settings import RunSettings
+from taskfit.settings_file import dump_settings
+from taskfit.training import on_main
+from taskfit.training.length import training_length, with_length
+
+# Below this a head learns faster from a probe's weights; above it they leave too little gradient.
+FEW_TEXTS = 200
+
+
+def settle(
+    settings: RunSettings,
+    folder: Path,
+    *,
+    num_train: int,
+    num_labels: int,
+    mean_words: float,
+    screen: Screen,
+) -> RunSettings:
+    """Return settings with the length of training in numbers; the run's folder holds them.
+
+    Args:
+        settings: Resolved settings of the run.
+        folder: Its folder.
+        num_train: Training examples.
+        num_labels: Classes; 0 where there are none.
+        mean_words: Words of a training text, on average.
+        screen: Where it is said what was taken, and why.
+    """
+    length = training_length(
+        settings, num_train=num_train, num_labels=num_labels, mean_words=mean_words
+    )
+    if length.reason:
+        screen.note(length.reason)
+    settled = with_length(settings, length)
+    if settled.method.name == "head" and settled.method.start == "auto":
+        start = "probe" if num_train < FEW_TEXTS else "zero"
+        method = settled.method.model_copy(update={"start": start})
+        settled = settled.model_copy(update={"method": method})
+    on_main(lambda: dump_settings(settled, folder / SETTINGS_FILE))
+    return settled
+
+
+def as_settled(wanted: RunSettings, found: RunSettings) -> RunSettings:
+    """Return wanted settings with a run's own numbers where `settle` put them for those left open.
+
+    Args:
+        wanted: Resolved settings, as given again.
+        found: Those in the folder of the run.
+    """
+    length, start, share = {}, {}, {}
+    if wanted.training.epochs == "auto":
+        length["epochs"] = found.training.epochs
+    if wanted.training.batch_size == "auto":
+        length["batch_size"] = found.training.batch_size
+    if wanted.method.start == "auto":
+        start["start"] = found.method.start
+    if wanted.data.validation_fraction == "auto":  # a search puts its own there
+        share["validation_fraction"] = found.data.validation_fraction
+    return wanted.model_copy(
+        update={
+            "data": wanted.data.model_copy(update=share),
+            "training": wanted.training.model_copy(update=length),
+            "method": wanted.method.model_copy(update=start),
+        }
+    )
+
+
+def mean_words(examples: Sequence[Example]) -> float:
+    """Return the words of a text on average, all columns together; 0 without texts."""
+    return fmean([sum(len(text.split()) for text in e.texts.values()) for e in examples] or [0.0])

@@ -1,0 +1,302 @@
+"""Train a run's method in steps: from the method's parts to a job for the loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from taskfit.runs.classifier import ADAPTER, MODEL
+from taskfit.runs.run import Run
+from taskfit.screen import Screen
+from taskfit.files import folder_atomic
+from taskfit.methods.majority import target_matrix
+from taskfit.methods.method import TrainedMethod
+from taskfit.methods.objective import Item, Objective
+from taskfit.models import TreeModel, is_out_of_memory, resolve_device
+from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.settings import RunSettings
+from taskfit.training import (
+    Checkpoints,
+    MemoryAccount,
+    ShardedModel,
+    TrainingJob,
+    TrainingLog,
+    TrainingState,
+    Validation,
+    compile_pays,
+    divided,
+    is_main,
+    num_processes,
+    on_main,
+    train,
+)
+from taskfit.training.length import sees_texts_again
+from taskfit.training.loop import TOKEN_BUDGET
+from taskfit.training.trackers import Trackers, open_trackers
+
+
+class Trainable(Protocol):
+    """What training in steps needs of a method, whatever it makes of examples."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Return the model in training."""
+        ...
+
+    @property
+    def tree(self) -> TreeModel | None:
+        """Return what runs its token trees; None: it has none."""
+        ...
+
+    def make_trainable(self) -> dict[str, nn.Parameter]:
+        """Choose or add the weights to train; return them by name."""
+        ...
+
+    def compile(self) -> None:
+        """Compile the layers in place, where that is possible."""
+        ...
+
+    def tokens_run(self) -> int:
+        """Return the unique tokens run so far."""
+        ...
+
+    def weights_changed(self) -> None:
+        """Forget what was computed with earlier weights."""
+        ...
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the trained weights of the model, or its adapter, into a folder."""
+        ...
+
+
+class RunParts(Protocol):
+    """What training in steps needs of a run."""
+
+    @property
+    def settings(self) -> RunSettings:
+        """Return its settings."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Return its folder."""
+        ...
+
+    @property
+    def memory(self) -> MemoryAccount:
+        """Return its memory account."""
+        ...
+
+    @property
+    def screen(self) -> Screen:
+        """Return what it shows."""
+        ...
+
+
+class NoCheckpoints(Checkpoints):
+    """Saves nothing, for a training of which only the record is wanted."""
+
+    def save(self, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+        """Save nothing."""
+
+    def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Save nothing."""
+
+
+def train_method(
+    run: Run, method: TrainedMethod, *, trackers: Trackers | None = None, save: bool = True
+) -> tuple[TrainingState, int]:
+    """Train a method on the run's examples and save its weights.
+
+    Args:
+        run: The run.
+        method: Its method.
+        trackers: As for `train_items`.
+        save: As for `train_items`.
+
+    Returns:
+        Where training ended, and the number of weights trained.
+    """
+    unlabeled = [] if method.needs_labels else run.data.unlabeled
+    examples = unlabeled or run.data.train
+    return train_items(
+        run,
+        method,
+        method.encode(examples),
+        objective=method.objective,
+        rendered=lambda: method.rendered(examples[:2]),
+        validate=(lambda: _validate(run, method)) if run.data.validation else None,
+        sampling=_sampling(run) if run.settings.method.sampling == "balanced" else None,
+        trackers=trackers,
+        save=save,
+    )
+
+
+def train_items(
+    run: RunParts,
+    method: Trainable,
+    items: Sequence[Item],
+    *,
+    objective: Callable[[], Objective[Any]],
+    rendered: Callable[[], Sequence[str]],
+    validate: Callable[[], Validation] | None,
+    sampling: NDArray[np.float64] | None = None,
+    trackers: Trackers | None = None,
+    save: bool = True,
+    validates_start: bool = True,
+) -> tuple[TrainingState, int]:
+    """Train on encoded items and save the weights; see `TrainingJob`.
+
+    Args:
+        run: Settings, folder, memory account and screen.
+        method: Whose weights are trained.
+        items: Encoded training examples.
+        objective: Returns the loss, once the weights are trainable.
+        rendered: Returns examples to show before the first step.
+        validate: Scores the validation set; None without one.
+        sampling: Probability of each item at each draw, (N,); None: each once an epoch.
+        trackers: Get every record; None: those of the settings, opened for this training alone.
+        save: Whether checkpoints and weights are written; without them the settings must have
+            `training.keep=last`.
+        validates_start: Whether the weights before the first step are validated, too.
+
+    Returns:
+        Where training ended, and the number of weights trained.
+    """
+    settings = run.settings
+    device = resolve_device(settings.model.device)
+    shards = settings.training.sharding == "full" and num_processes() > 1
+    use_compile = not shards and on_main(
+        lambda: compile_pays(settings, len(items), run.folder, device)
+    )
+    parameters = method.make_trainable()
+    if use_compile:
+        run.screen.note("compiling the layers; the first steps take longer")
+        method.compile()
+    run.memory.stage("adapter")
+    for text in rendered():
+        run.screen.note(text)
+    loss = objective()
+    # After the objective, which may have copied the model for a frozen teacher.
+    sharded = ShardedModel(method.module) if shards else None
+    tree = method.tree
+    if sharded is not None and tree is not None:
+        # Its layers are gathered one by one as the whole model runs, so it is not cut.
+        tree.freeze_below(0)
+    if tree is not None and (tree.first_trained == 0 or settings.adapter.cache_gigabytes is None):
+        tree = None
+    if sharded is not None:
+        parameters = sharded.parameters_like(parameters)
+    checkpoints = (Checkpoints if save else NoCheckpoints)(run.folder / "checkpoints")
+    with ExitStack() as stack:
+        if trackers is None:
+            trackers = stack.enter_context(
+                open_trackers(settings, run.folder, name=settings.method.name, note=run.screen.note)
+            )
+        state = train(
+            TrainingJob(
+                model=method.module,
+                parameters=parameters,
+                objective=loss,
+                items=items,
+                validate=validate if tree is None else _keeping_states(tree, validate),
+                settings=settings.training,
+                seed=settings.seed,
+                checkpoints=checkpoints,
+                log=TrainingLog(run.folder, show=run.screen.record, trackers=trackers),
+                memory=run.memory,
+                count_tokens=method.tokens_run,
+                sampling=sampling,
+                sharded=sharded,
+                validates_start=validates_start,
+                warm_up=None if tree is None else partial(_run_frozen, run, tree, loss, items),
+            )
+        )
+    if tree is not None:
+        tree.forget_states()
+    if sharded is not None:
+        sharded.restore()
+    method.weights_changed()
+    run.memory.stage("training")
+    run.memory.take_largest()
+    if save and is_main():
+        target = run.folder / (MODEL if settings.adapter.weights == "full" else ADAPTER)
+        with folder_atomic(target) as scratch:
+            method.save_weights(scratch)
+    return state, sum(p.numel() for p in parameters.values())
+
+
+def _run_frozen(
+    run: RunParts, tree: TreeModel, objective: Objective[Item], items: Sequence[Item]
+) -> None:
+    """Run the layers that training leaves alone over all items, once for all epochs."""
+    settings, gigabytes = run.settings.training, run.settings.adapter.cache_gigabytes
+    assert gigabytes is not None, "nothing is kept"
+    store = tree.keep_states(memory_bytes=round(gigabytes * 1e9), folder=run.folder / "states")
+    if not sees_texts_again(settings, len(items)):
+        return  # in a single epoch only validations meet a text again
+    budget = settings.token_budget or max(TOKEN_BUDGET, objective.largest(items))
+    try:
+        with (
+            evaluation_mode(tree.model),
+            run.screen.progress("running the frozen layers", len(items)) as advance,
+        ):
+            for fixed in objective.fixed_trees(items, budget):
+                tree.keep_tree(fixed.tree, prefix=fixed.prefix)
+                advance(fixed.num_items)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        tree.forget_states()
+        run.screen.note("memory does not suffice to keep what the frozen layers say")
+        return
+    place = f", {store.num_file_bytes / 1e9:.1f} GB on disk" if store.num_file_bytes else ""
+    more = "; the rest runs in each step, as the disk is nearly full" if store.is_full else ""
+    run.screen.note(
+        f"the lower {tree.first_trained} of {tree.num_layers} layers have run, once for all "
+        f"epochs ({store.num_bytes / 1e6:,.0f} MB kept in memory{place}{more})"
+    )
+
+
+def _keeping_states(
+    tree: TreeModel, validate: Callable[[], Validation] | None
+) -> Callable[[], Validation] | None:
+    """Let validations keep what the frozen layers say, and find it the next time."""
+    if validate is None:
+        return None
+
+    def kept() -> Validation:
+        with tree.keeping():
+            return validate()
+
+    return kept
+
+
+def _validate(run: Run, method: TrainedMethod) -> Validation:
+    method.weights_changed()
+    probabilities = divided(method.probabilities, run.data.validation)
+    evaluation = run.classifier.evaluate(run.data.validation, probabilities)
+    metrics = {name: getattr(evaluation, name) for name in ("accuracy", "mcc", "macro_f1")}
+    losses = run.classifier.losses(run.data.validation, probabilities)
+    return Validation(evaluation.log_loss, metrics, losses)
+
+
+def _sampling(run: Run) -> NDArray[np.float64]:
+    """Return the probability of each training example that makes all classes equally frequent.
+
+    An example with several labels, or shares of them, is drawn as its rarest label asks for.
+    """
+    targets = target_matrix(run.data.train, run.data.task.label_names)  # (N, L)
+    counts = targets.sum(axis=0)
+    wanted = np.divide(targets, counts, out=np.zeros_like(targets), where=counts > 0)
+    per_example = wanted.max(axis=1) if run.data.task.multi_label else wanted.sum(axis=1)
+    # Examples without any label are a class of their own.
+    none = per_example == 0
+    per_example[none] = 1 / max(1, none.sum())
+    return np.asarray(per_example / per_example.sum())

@@ -1,0 +1,1 @@
+"""Choose settings and wordings on the validation set."""

@@ -1,0 +1,178 @@
+"""One trial of a search: fit, watch the validations, leave the model as it was.
+
+Legend: N validation examples, L labels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskfit.data import Example
+from taskfit.methods.method import Method, MethodContext, TrainedMethod
+from taskfit.methods.table import METHODS
+from taskfit.models import resolve_device
+from taskfit.runs.classifier import Classifier
+from taskfit.runs.prepare import PreparedData
+from taskfit.runs.run import Run
+from taskfit.runs.shared_model import SharedModel
+from taskfit.runs.train_method import train_method
+from taskfit.screen import SilentScreen
+from taskfit.settings import RunSettings
+from taskfit.stats import Evaluation
+from taskfit.training import MemoryAccount
+from taskfit.training.trackers import Trackers
+
+FloatArray = NDArray[np.float64]
+# Told the number of a validation and its score; returns whether the trial shall end there.
+Judge = Callable[[int, float], bool]
+
+
+class StopTrial(Exception):
+    """Ends a training in the middle; the work done so far is in `TrialOutcome`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialOutcome:
+    """What a trial showed on the validation set.
+
+    Attributes:
+        score: The task's metric of the weights that the run would end with.
+        log_loss: Their mean loss (nats).
+        step: Their step; 0 without training.
+        predicted: Their answers by label index, N; -1: none. Empty for several labels a text.
+        num_validations: Validations seen.
+        is_pruned: Whether it was ended early.
+    """
+
+    score: float
+    log_loss: float
+    step: int
+    predicted: tuple[int, ...]
+    num_validations: int
+    is_pruned: bool = False
+
+
+def run_trial(
+    settings: RunSettings, data: PreparedData, folder: Path, shared: SharedModel, *, judge: Judge
+) -> TrialOutcome:
+    """Fit with the settings of a trial and score the validation set, nothing else.
+
+    The folder gets `metrics.jsonl`; no weights, checkpoints or predictions.
+
+    Args:
+        settings: The trial's settings.
+        data: Must have a validation set; evaluation sets are not looked at.
+        folder: The trial's folder.
+        shared: The base model, which is put back in any case.
+        judge: Asked after every validation but the last.
+
+    Raises:
+        TaskfitError: As a run with these settings would.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = replace(data, evaluations={})
+    settings = _lean(settings)
+    method: Method | None = None
+    try:
+        method = METHODS[settings.method.name](
+            MethodContext(settings, data.task, data.demonstrations, shared.model)
+        )
+        classifier = _Remembering(method)
+        watch = _Watch(data, classifier, judge, keeps_best=settings.training.keep == "best")
+        method.prepare(data.train, data.validation)
+        if not isinstance(method, TrainedMethod):
+            found = classifier.evaluate(data.validation, classifier.probabilities(data.validation))
+            return watch.outcome_of(getattr(found, data.task.metric), found.log_loss, step=0)
+        memory = MemoryAccount(resolve_device(settings.model.device))
+        last = settings.training.model_copy(update={"keep": "last"})
+        run = Run(
+            settings=settings.model_copy(update={"training": last}),
+            folder=folder,
+            data=data,
+            classifier=classifier,
+            memory=memory,
+            screen=watch,
+            name=folder.name,
+        )
+        try:
+            train_method(run, method, trackers=Trackers({}), save=False)
+        except StopTrial:
+            return replace(watch.outcome, is_pruned=True)
+        return watch.outcome
+    finally:
+        shared.restore(method)
+
+
+def _lean(settings: RunSettings) -> RunSettings:
+    """Return settings without compiling: it pays for long runs, and would stay in the model."""
+    model = settings.model.model_copy(update={"compile": "off"})
+    return settings.model_copy(update={"model": model})
+
+
+class _Remembering(Classifier):
+    """A classifier that remembers what it was last measured on.
+
+    Attributes:
+        predicted: Answers by label index, N; -1: none. Empty for several labels a text.
+    """
+
+    def __init__(self, method: Method) -> None:
+        super().__init__(method)
+        self.predicted: tuple[int, ...] = ()
+
+    def evaluate(self, examples: Sequence[Example], probabilities: FloatArray) -> Evaluation:
+        """Measure probabilities, (N, L), and remember the answers."""
+        if not self.task.multi_label:
+            best = np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)
+            best[np.isnan(probabilities[:, 0])] = -1
+            self.predicted = tuple(best.tolist())
+        return super().evaluate(examples, probabilities)
+
+
+class _Watch(SilentScreen):
+    """Sees the records of a training, keeps the validation that counts, and ends it if told to.
+
+    Attributes:
+        outcome: The validation that counts so far.
+    """
+
+    def __init__(
+        self, data: PreparedData, classifier: _Remembering, judge: Judge, *, keeps_best: bool
+    ) -> None:
+        self._metric = data.task.metric
+        self._classifier = classifier
+        self._judge = judge
+        self._keeps_best = keeps_best
+        self._total_steps = 0
+        self._num_validations = 0
+        self.outcome = TrialOutcome(float("-inf"), float("inf"), 0, (), 0)
+
+    def outcome_of(self, score: float, log_loss: float, *, step: int) -> TrialOutcome:
+        """Return the outcome that the classifier's last measurement is."""
+        return TrialOutcome(
+            score, log_loss, step, self._classifier.predicted, max(1, self._num_validations)
+        )
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Take a record of the training log.
+
+        Raises:
+            StopTrial: If the judge says so.
+        """
+        if record["kind"] in ("start", "step"):
+            self._total_steps = record["total_steps"]
+        if record["kind"] != "validation" or record["step"] == 0:
+            return  # what a trial starts from is none of its doing
+        self._num_validations += 1
+        score = float(record[self._metric])
+        if not self._keeps_best or score > self.outcome.score:
+            self.outcome = self.outcome_of(score, float(record["loss"]), step=record["step"])
+        self.outcome = replace(self.outcome, num_validations=self._num_validations)
+        is_last = record["step"] >= self._total_steps
+        # What is finished costs nothing more, so it is kept.
+        if self._judge(self._num_validations, self.outcome.score) and not is_last:
+            raise StopTrial

@@ -1,0 +1,99 @@
+"""Metrics where a text may have several labels, or none.
+
+Legend: N examples, L labels, B bootstrap resamples.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskfit.stats.metrics import NUM_RESAMPLES, SMALLEST, Evaluation, FloatArray, binned_error
+
+THRESHOLD = 0.5
+
+
+def evaluate_multi_label(
+    probabilities: FloatArray,
+    present: NDArray[np.bool_],
+    *,
+    labels: Sequence[str],
+    seed: int = 0,
+) -> Evaluation:
+    """Measure probabilities of labels that are judged each by itself, at a threshold of one half.
+
+    Accuracy is the share of examples with exactly the right set of labels; MCC and F1 are means
+    over labels, log loss the mean over examples and labels, ECE is over all of them too. The
+    confusion matrix has a row a label: right absences, wrong presences, misses, hits.
+
+    Args:
+        probabilities: (N, L).
+        present: Which labels hold, (N, L).
+        labels: Names of the L labels.
+        seed: Seed of the bootstrap over examples.
+
+    Raises:
+        ValueError: If there is no example, shapes do not fit, or a probability is not finite.
+    """
+    if probabilities.shape != present.shape or not len(present):
+        raise ValueError(f"{probabilities.shape} probabilities do not fit {present.shape} labels.")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("Some probabilities are not finite.")
+    predicted = probabilities >= THRESHOLD
+    clipped = np.clip(probabilities, SMALLEST, 1 - SMALLEST)
+    losses = -np.where(present, np.log(clipped), np.log1p(-clipped)).mean(axis=1)  # (N,)
+    right = (predicted == present).all(axis=1)
+    # Each of (present, predicted) as one of four cells, a row a label.
+    cells = 2 * present.astype(int) + predicted
+    matrix = np.stack([(cells == cell).sum(axis=0) for cell in range(4)], axis=1)
+    mcc, f1 = _mcc_and_f1(matrix)
+    intervals = _bootstrap(cells, right, losses, np.random.default_rng(seed))
+    return Evaluation(
+        num_examples=len(present),
+        accuracy=float(right.mean()),
+        mcc=float(mcc.mean()),
+        macro_f1=float(f1.mean()),
+        log_loss=float(losses.mean()),
+        ece=binned_error(
+            np.maximum(probabilities, 1 - probabilities).ravel(), (predicted == present).ravel()
+        ),
+        confusion_matrix=matrix.tolist(),
+        labels=list(labels),
+        intervals=intervals,
+        multi_label=True,
+    )
+
+
+def _bootstrap(
+    cells: NDArray[np.int64],
+    right: NDArray[np.bool_],
+    losses: FloatArray,
+    generator: np.random.Generator,
+) -> dict[str, tuple[float, float]]:
+    """Return 95 % percentile intervals over resampled examples."""
+    found: dict[str, list[float]] = {
+        name: [] for name in ("accuracy", "mcc", "macro_f1", "log_loss")
+    }
+    for _ in range(NUM_RESAMPLES):
+        drawn = generator.integers(0, len(cells), len(cells))
+        counts = np.stack([(cells[drawn] == cell).sum(axis=0) for cell in range(4)], axis=1)
+        mcc, f1 = _mcc_and_f1(counts)
+        found["accuracy"].append(float(right[drawn].mean()))
+        found["mcc"].append(float(mcc.mean()))
+        found["macro_f1"].append(float(f1.mean()))
+        found["log_loss"].append(float(losses[drawn].mean()))
+    return {
+        name: tuple(np.quantile(values, [0.025, 0.975]).tolist()) for name, values in found.items()
+    }
+
+
+def _mcc_and_f1(counts: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+    """Return MCC and F1 of each label from its four cells, (L, 4); 0 where undefined."""
+    tn, fp, fn, tp = counts.T.astype(np.float64)
+    spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    mcc: FloatArray = np.zeros_like(spread)
+    np.divide(tp * tn - fp * fn, spread, out=mcc, where=spread > 0)
+    both = 2 * tp + fp + fn
+    f1: FloatArray = np.zeros_like(both)
+    np.divide(2 * tp, both, out=f1, where=both > 0)
+    return mcc, f1

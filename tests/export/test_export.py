@@ -1,0 +1,646 @@
+"""What is exported says the same as the run, in plain transformers and peft."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from huggingface_hub import HfApi
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from scipy.special import softmax
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+from typer.testing import CliRunner, Result
+
+import tiny
+from taskfit.cli.export import export
+from taskfit.data import Example
+from taskfit.errors import CheckpointError, ModelError, SettingsError, TaskfitError
+from taskfit.export import check, gguf_file
+from taskfit.export.classification import (
+    LinearReading,
+    plain_probabilities,
+    read_linear,
+    save_classification,
+)
+from taskfit.export.export import export_run
+from taskfit.export.gguf_file import interleaved
+from taskfit.export.gguf_tokenizer import read_vocabulary
+from taskfit.export.merge import Merged
+from taskfit.export.prompt import find_prompt
+from taskfit.export.push import plan_upload, push
+from taskfit.methods.head import Head
+from taskfit.methods.label_words import LabelWords
+from taskfit.methods.method import MethodContext
+from taskfit.models import LoadedModel, TreeModel
+from taskfit.runs.classifier import ARRAYS, Calibration, Classifier
+from taskfit.runs.fit import fit
+from taskfit.runs.tuning.fit import tune
+from taskfit.settings import RunSettings
+from taskfit.tasks import Label, Task, Template
+
+WORDS = {"good": (" yes",), "bad": (" no",)}
+LABEL_WORDS = RunSettings.model_validate({"method": {"name": "label_words"}})
+
+
+def toy_task(words: dict[str, tuple[str, ...]] = WORDS, **changes: object) -> Task:
+    return Task(
+        name="toy",
+        version=1,
+        text=("text",),
+        label_column="label",
+        labels=tuple(Label(name, own) for name, own in words.items()),
+        values={},
+        template=Template(instruction="", line="Text: {text}\nAnswer:{label}"),
+        metric="accuracy",
+        num_demonstrations=0,
+        **changes,
+    )
+
+
+def loaded(architecture: str, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    # Windows so wide that the text is seen.
+    model = tiny.tiny_model(architecture, len(tokenizer), window=16)
+    model.requires_grad_(False)
+    return LoadedModel(TreeModel(model), tokenizer, "tiny", None)
+
+
+def settings_of(folder: Path, model: Path, **sections: dict[str, object]) -> RunSettings:
+    return RunSettings.model_validate(
+        {
+            "data": {"train": str(tiny.write_csv(folder / "train.csv", tiny.toy_examples(40)))},
+            "model": {"name": str(model), "dtype": "float32", "device": "cpu"},
+            "method": {"name": "label_words"},
+            "training": {
+                "max_steps": 3,
+                "learning_rate": 0.02,
+                "keep": "last",
+                "tensorboard": False,
+            },
+            **sections,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A finished LoRA run of label words with a temperature."""
+    folder = tmp_path_factory.mktemp("run")
+    words = {"good": " yes", "bad": " no"}
+    fit(settings_of(folder, model_folder, task={"label_words": words}), folder / "run")
+    path = folder / "run" / "classifier.json"
+    saved = json.loads(path.read_text())
+    saved["calibration"]["temperature"] = 1.7
+    path.write_text(json.dumps(saved))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def tuned_run(
+    tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A finished LoRA run of sft on a Llama with a chat template."""
+    folder = tmp_path_factory.mktemp("tuned")
+    tiny.tiny_model("llama", len(chat_tokenizer)).save_pretrained(folder / "model")
+    chat_tokenizer.save_pretrained(folder / "model")
+    rows = [{"instruction": e.texts["text"], "output": str(e.label)} for e in tiny.toy_examples(30)]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    settings = RunSettings.model_validate(
+        {
+            "data": {"train": str(folder / "rows.json")},
+            "method": {"name": "sft"},
+            "model": {"name": str(folder / "model"), "dtype": "float32", "device": "cpu"},
+            "tuning": {"num_samples": 1, "max_new_tokens": 4},
+            "training": {"max_steps": 3, "learning_rate": 0.02, "tensorboard": False},
+        }
+    )
+    tune(settings, folder / "run")
+    return folder / "run"
+
+
+def texts(count: int = 4) -> list[Example]:
+    return tiny.toy_examples(count, offset=200)
+
+
+def test_a_merged_classifier_scores_in_plain_transformers_as_the_run(
+    run: Path, tmp_path: Path
+) -> None:
+    export_run(run, tmp_path / "out", form="merged", device="cpu")
+    classifier = Classifier.load(run, device="cpu")
+    expected = classifier.probabilities(texts())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert "PeftModel" not in type(model).__name__
+    for item, row in zip(classifier.method.encoder.encode(texts()), expected, strict=True):
+        scores = model(torch.tensor([item.prompt_ids.tolist()])).logits[0, -1].detach()
+        own = scores[[int(ids[0]) for ids in item.completions]].double().numpy() / 1.7
+        np.testing.assert_allclose(softmax(own), row, atol=1e-4)
+    assert tokenizer(" no")["input_ids"] == [int(item.completions[0][0])]
+    assert (tmp_path / "out" / "generation_config.json").is_file()
+    assert not any("adapter" in p.name for p in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_a_runs_own_adapter_loads_with_plain_peft(run: Path, model_folder: Path) -> None:
+    classifier = Classifier.load(run, device="cpu")
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    with_adapter = PeftModel.from_pretrained(base, run / "adapter")
+    (item,) = classifier.method.encoder.encode(texts(1))
+    scores = with_adapter(torch.tensor([item.prompt_ids.tolist()])).logits[0, -1].detach()
+    own = scores[[int(ids[0]) for ids in item.completions]].double().numpy() / 1.7
+    np.testing.assert_allclose(softmax(own), classifier.probabilities(texts(1))[0], atol=1e-4)
+
+
+def test_the_plain_pipeline_gives_the_probabilities_of_the_run(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    exported = export_run(run, out, form="classification", device="cpu")
+    expected = Classifier.load(run, device="cpu").probabilities(texts())
+    pieces = json.loads((out / "prompt.json").read_text())["pieces"]
+    prompts = [
+        "".join(p["text"] if "text" in p else e.texts[p["column"]] for p in pieces) for e in texts()
+    ]
+    classify = pipeline("text-classification", model=str(out), top_k=None, device="cpu")
+    for found, row in zip(classify(prompts, batch_size=3), expected, strict=True):
+        by_name = {entry["label"]: entry["score"] for entry in found}
+        np.testing.assert_allclose([by_name["bad"], by_name["good"]], row, atol=1e-4)
+    assert all(c.difference <= c.tolerance for c in exported.checks)
+
+
+def test_the_example_in_the_card_runs(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_run(run, tmp_path / "out", form="classification", device="cpu")
+    card = (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path / "out")
+    exec(card.split("```python\n")[1].split("```")[0], {})
+    assert "good" in capsys.readouterr().out
+    for part in ("## Results", "hash of train", "temperature 1.7", "allowed: 0.0001", "licence"):
+        assert part in card
+
+
+SERVED = [name for name in tiny.ARCHITECTURES if name not in ("gemma2", "granite", "cohere")]
+
+
+@pytest.mark.parametrize("architecture", SERVED)
+def test_label_words_become_a_classification_head_on_every_architecture(
+    architecture: str, byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = loaded(architecture, byte_level_tokenizer)
+    if (bias := model.tree.model.get_output_embeddings().bias) is not None:
+        bias.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
+    method = LabelWords(MethodContext(RunSettings(), toy_task(), [], model))
+    classifier = Classifier(method, calibration=Calibration(8.0))
+    assert_equal_when_exported(classifier, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "opt", "phi"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_trained_head_with_its_bias_moves_into_the_final_layer_norm(
+    architecture: str,
+    several: bool,
+    byte_level_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    method = head_of(architecture, byte_level_tokenizer, multi_label=several)
+    assert_equal_when_exported(Classifier(method, calibration=Calibration(1.3)), tmp_path)
+
+
+def head_of(architecture: str, tokenizer: PreTrainedTokenizerFast, **changes: bool) -> Head:
+    model = loaded(architecture, tokenizer)
+    method = Head(MethodContext(RunSettings(), toy_task(**changes), [], model))
+    with torch.no_grad():
+        torch.nn.init.normal_(
+            method.head.weight, std=0.2, generator=torch.Generator().manual_seed(1)
+        )
+        method.head.bias.copy_(torch.tensor([0.7, -1.9]))
+    return method
+
+
+def assert_equal_when_exported(classifier: Classifier, folder: Path) -> None:
+    method = classifier.method
+    expected = classifier.probabilities(texts())
+    prompt, whole = find_prompt(method.encoder, method.model.tokenizer, texts())
+    assert whole == [0, 1, 2, 3]
+    merged = Merged(method.model, expected, None, "float32", True, [])
+    save_classification(merged, classifier, read_linear(classifier), folder)
+    found = plain_probabilities(
+        folder, [prompt.fill(e.texts) for e in texts()], dtype=torch.float32
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.ptp(expected[:, 0]) > 1e-3, "probabilities that are all alike show nothing"
+
+
+def test_a_head_with_a_bias_on_a_model_that_ends_in_rms_norm_is_refused(
+    byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    method = head_of("llama", byte_level_tokenizer)
+    classifier = Classifier(method)
+    merged = Merged(method.model, np.zeros((1, 2)), None, "float32", True, [])
+    with pytest.raises(ModelError, match=r"no bias of its own.*--merge"):
+        save_classification(merged, classifier, read_linear(classifier), tmp_path)
+    with torch.no_grad():
+        method.head.bias.fill_(0.3)  # what all labels share changes no probability
+    assert_equal_when_exported(classifier, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words", "message"),
+    [
+        ("gemma2", WORDS, "final_logit_softcapping"),
+        ("granite", WORDS, "no sequence classification class"),
+        ("cohere", WORDS, "no sequence classification class"),
+        ("llama", {"good": (" yes", " good"), "bad": (" no",)}, "several words"),
+        ("llama", {"good": (" yes and no",), "bad": (" yes",)}, "start with the same token"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused_in_one_message(
+    architecture: str,
+    words: dict[str, tuple[str, ...]],
+    message: str,
+    byte_level_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    model = loaded(architecture, byte_level_tokenizer)
+    if architecture == "gemma2":
+        model.tree.model.config.final_logit_softcapping = 30.0
+    classifier = Classifier(LabelWords(MethodContext(LABEL_WORDS, toy_task(words), [], model)))
+    merged = Merged(model, np.zeros((1, 2)), None, "float32", True, [])
+    with pytest.raises(TaskfitError, match=message):
+        save_classification(merged, classifier, read_linear(classifier), tmp_path)
+
+
+def test_words_of_several_tokens_are_exact_where_their_first_tokens_decide(
+    byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    words = {"good": (" yes and yes",), "bad": (" no",), "none": (" maybe",)}
+
+    def classifier(loss: str) -> Classifier:
+        settings = RunSettings.model_validate({"method": {"name": "label_words", "loss": loss}})
+        model = loaded("llama", byte_level_tokenizer)
+        return Classifier(LabelWords(MethodContext(settings, toy_task(words), [], model)))
+
+    assert_equal_when_exported(classifier("branches"), tmp_path)
+    with pytest.raises(SettingsError, match="tokens for this model"):
+        read_linear(classifier("labels"))
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_recorded_prompt_gives_the_ids_of_the_run_with_one_start_token(chat: bool) -> None:
+    tokenizer = tiny.byte_level_tokenizer()
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    model = loaded("llama", tokenizer)
+    method = LabelWords(MethodContext(RunSettings(), toy_task(chat=chat), [], model))
+    prompt, _ = find_prompt(method.encoder, tokenizer, texts())
+    for item, example in zip(method.encoder.encode(texts()), texts(), strict=True):
+        assert tokenizer(prompt.fill(example.texts))["input_ids"] == item.prompt_ids.tolist()
+        assert item.prompt_ids.tolist()[:2] != [1, 1]
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "q8_0"])
+def test_a_gguf_file_is_read_again_and_says_the_same(
+    outtype: str, tuned_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (*_, found) = export_run(tuned_run, out, form="gguf", outtype=outtype, device="cpu").checks
+    assert found.difference <= check.LOG_PROBABILITY[gguf_file.FORMS[outtype]]
+    tokenizer = AutoTokenizer.from_pretrained(out, gguf_file=f"model-{outtype}.gguf")
+    before = AutoTokenizer.from_pretrained(tuned_run / "adapter")
+    for text in ("The dog was lovely, so they said: yes!", "日本 é 12"):
+        assert tokenizer(text)["input_ids"] == before(text)["input_ids"]
+    assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+
+
+def test_a_gguf_file_in_the_wrong_order_of_rows_is_found_out(
+    tuned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_file, "interleaved", lambda weights, num_heads: weights)
+    with pytest.raises(CheckpointError, match="does not say the same"):
+        export_run(tuned_run, tmp_path / "out", form="gguf", outtype="f32", device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_rotary_pairs_stand_side_by_side() -> None:
+    rows = torch.arange(8.0)[:, None]
+    assert interleaved(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_sentencepiece_vocabularies_keep_the_order_of_their_merges(
+    metaspace_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    found = read_vocabulary(metaspace_tokenizer, len(metaspace_tokenizer) + 3)
+    merges = json.loads(metaspace_tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    assert found.model == "llama"
+    assert found.add_start
+    scores = dict(zip(found.tokens, found.scores or [], strict=True))
+    ranks = [scores["".join(pair)] for pair in merges]
+    assert ranks == sorted(ranks, reverse=True)
+    assert found.kinds[-3:] == [5, 5, 5]
+    assert found.kinds[found.tokens.index("<0x41>")] == 6
+
+
+def test_gguf_of_other_architectures_needs_llama_cpp(
+    byte_level_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = tiny.tiny_model("gpt2", len(byte_level_tokenizer))
+    with pytest.raises(ModelError, match="Llama architecture only, and this is GPT2LMHeadModel"):
+        gguf_file._check_architecture(model)
+
+
+def test_llama_cpps_converter_is_used_where_it_is(
+    tuned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama").mkdir()
+    script = tmp_path / "llama" / gguf_file.SCRIPT
+    script.write_text("import sys\nprint('this model is unknown', file=sys.stderr)\nsys.exit(1)\n")
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path / "llama"))
+    with pytest.raises(CheckpointError, match="this model is unknown"):
+        export_run(tuned_run, tmp_path / "out", form="gguf", device="cpu")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"no convert_hf_to_gguf.py in it"):
+        export_run(tuned_run, tmp_path / "out", form="gguf", device="cpu")
+
+
+def test_what_llama_cpps_converter_writes_is_checked_as_well(
+    tuned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_run(tuned_run, tmp_path / "ours", form="gguf", outtype="f32", device="cpu")
+    script = tmp_path / gguf_file.SCRIPT
+    # A stand-in with the same command line, since llama.cpp is not installed with the tests.
+    script.write_text(
+        "import shutil, sys\n"
+        "from pathlib import Path\n"
+        "folder, _, path, _, name = sys.argv[1:]\n"
+        "assert (Path(folder) / 'model.safetensors').is_file()\n"
+        f"shutil.copyfile('{tmp_path}/ours/model-' + name + '.gguf', path)\n"
+    )
+    monkeypatch.setenv("LLAMA_CPP", str(script))
+    out = tmp_path / "out"
+    exported = export_run(tuned_run, out, form="gguf", outtype="f32", device="cpu")
+    assert exported.checks[-1].difference < 1e-4
+    assert {p.name for p in out.iterdir()} == {"README.md", "export.json", "model-f32.gguf"}
+
+
+def test_a_run_on_a_base_in_four_bits_merges_into_the_unquantized_one(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    adapter = {"weights": "qlora", "layers": "all"}
+    settings = settings_of(tmp_path, model_folder, adapter=adapter)
+    fit(settings, tmp_path / "run")
+    checks = export_run(tmp_path / "run", tmp_path / "out", form="merged", device="cpu").checks
+    weights, base = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "out", model_folder)
+    )
+    norm, query = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
+    assert weights[query].dtype == torch.float32
+    assert torch.equal(weights[norm], base[norm])
+    # What training added is of low rank, and nothing of the 4 bits' rounding is in it.
+    singular = torch.linalg.svdvals(weights[query] - base[query])
+    assert singular[0] > 1e-4
+    assert singular[8:].max() < 1e-4 * singular[0]
+    four_bits = next(check for check in checks if "4 bits" in check.what)
+    assert four_bits.difference > 1e-4
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"layers": 1},
+        {"layers": 1, "dora": True},
+        {"layers": 1, "rank_stabilized": True},
+        {"layers": "all", "dora": True, "rank_stabilized": True},
+        {"layers": 1, "targets": ["q_proj", "down_proj"]},
+        {"layers": 1, "weights": "full"},
+    ],
+    ids=lambda adapter: "-".join(map(str, adapter)),
+)
+def test_adapters_of_every_shape_merge_to_the_same_predictions(
+    adapter: dict[str, object], tmp_path: Path, model_folder: Path
+) -> None:
+    settings = settings_of(
+        tmp_path,
+        model_folder,
+        adapter=adapter,
+        task={"label_words": {"good": " yes", "bad": " no"}},
+    )
+    fit(settings, tmp_path / "run", baselines=False)
+    out = tmp_path / "out"
+    checks = export_run(tmp_path / "run", out, form="merged", device="cpu").checks
+    assert all(found.difference <= found.tolerance for found in checks)
+    classifier = Classifier.load(tmp_path / "run", device="cpu")
+    expected = classifier.probabilities(texts())
+    model = AutoModelForCausalLM.from_pretrained(out)
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+
+    def probabilities(of: torch.nn.Module) -> np.ndarray:
+        rows = []
+        for item in classifier.method.encoder.encode(texts()):
+            scores = of(torch.tensor([item.prompt_ids.tolist()])).logits[0, -1].detach()
+            own = scores[[int(ids[0]) for ids in item.completions]].double().numpy()
+            rows.append(softmax(own / classifier.calibration.temperature))
+        return np.stack(rows)
+
+    np.testing.assert_allclose(probabilities(model), expected, atol=1e-4)
+    assert np.abs(probabilities(base) - expected).max() > 1e-3, "training changed nothing"
+    changed = {
+        name.split(".")[2]
+        for (name, one), two in zip(model.named_parameters(), base.parameters(), strict=True)
+        if not torch.equal(one, two) and ".layers." in name
+    }
+    assert changed == ({"0", "1"} if adapter["layers"] == "all" else {"1"})
+    shown = (out / "README.md").read_text()
+    assert all(f"{key}:" in shown for key in adapter if key != "layers")
+
+
+def test_the_card_says_what_was_trained_and_what_is_no_part_of_the_export(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    saved = json.loads((copy / "classifier.json").read_text())
+    saved["blend"] = {"features": "minilm", "weight": 0.4, "num_held_out": 60, "state": {}}
+    (copy / "classifier.json").write_text(json.dumps(saved))
+    for folder, blended in ((run, False), (copy, True)):
+        out = tmp_path / f"out-{blended}"
+        export_run(folder, out, form="merged", device="cpu")
+        card = (out / "README.md").read_text()
+        assert "LoRA of the upper two thirds of the layers trained" in card
+        assert ("a probe on minilm (40%), which is no part of this model" in card) == blended
+
+
+@pytest.mark.parametrize("form", ["classification", "gguf"])
+def test_other_forms_of_a_run_with_adapters_on_the_top_layer_say_the_same(
+    form: str, tmp_path: Path, model_folder: Path
+) -> None:
+    settings = settings_of(
+        tmp_path,
+        model_folder,
+        adapter={"layers": 1, "dora": True},
+        task={"label_words": {"good": " yes", "bad": " no"}},
+    )
+    fit(settings, tmp_path / "run", baselines=False)
+    exported = export_run(
+        tmp_path / "run", tmp_path / "out", form=form, outtype="f32", device="cpu"
+    )
+    assert len(exported.checks) >= 2
+    assert all(found.difference <= 1e-4 for found in exported.checks)
+
+
+def command(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.command()(export)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_dry_run_shows_what_would_go_and_an_export_can_be_pushed_later(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    push_options = ("--push", "me/model", "--dry-run")
+    done = command(run, "-o", out, "--merge", "--device", "cpu", *push_options)
+    assert done.exit_code == 0, done.output
+    again = command(run, "-o", out, *push_options)
+    for found in (done.output, again.output):
+        assert "me/model (private if it is new). Nothing was sent" in found
+        size = (out / "model.safetensors").stat().st_size
+        assert f"{size:,}" in found
+
+
+@pytest.fixture(autouse=True)
+def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskfit.export.push.get_token", lambda: None)
+
+
+def test_without_a_token_nothing_is_lost(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command(run, "-o", out, "--merge", "--device", "cpu", "--push", "me/model")
+    assert "There is no token for the hub" in str(done.exception)
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "Give one of --merge"),
+        (("--merge", "--gguf"), "three exports"),
+        (("--as", "pickle"), "what there is is sequence-classification"),
+        (("--merge", "--outtype", "f16"), "--outtype is about --gguf"),
+        (("--gguf", "--outtype", "q2"), "allowed are f32, f16, bf16, q8_0"),
+        (("--merge", "--dtype", "int8"), "allowed are float32, bfloat16, float16"),
+        (("--merge", "--public"), "about --push"),
+        (("--merge", "--push", "model"), "OWNER/NAME"),
+        (("--push", "me/model"), "holds no export to push"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    options: tuple[str, ...], message: str, run: Path, tmp_path: Path
+) -> None:
+    done = command(run, "-o", tmp_path / "out", *options)
+    assert isinstance(done.exception, TaskfitError)
+    assert message in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tuned_model_merges_with_its_chat_template(tuned_run: Path, tmp_path: Path) -> None:
+    export_run(tuned_run, tmp_path / "out", form="merged", device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
+    before = json.loads((tuned_run / "result.json").read_text())["details"]["before"]
+    assert f"{before['validation']['loss']:.3f}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_merge_that_loses_the_adapter_is_found_out_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
+    with pytest.raises(CheckpointError, match=r"after merging does not say the same.*allowed"):
+        export_run(run, tmp_path / "out", form="merged", device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1_000_000})()
+    monkeypatch.setattr("taskfit.export.merge.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match=r"needs 0\.03 GB, and 0\.00 GB are free"):
+        export_run(run, tmp_path / "out", form="merged", device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_never_overwritten(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SettingsError, match="nothing is overwritten"):
+        export_run(run, tmp_path / "out", form="merged")
+
+
+def test_runs_without_a_trained_language_model_and_unfinished_ones_are_refused(
+    run: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="no finished run to export"):
+        export_run(tmp_path, tmp_path / "out", form="merged")
+    fit(settings_of(tmp_path, model_folder, method={"name": "majority"}), tmp_path / "run")
+    with pytest.raises(SettingsError, match="majority, which trains no causal language model"):
+        export_run(tmp_path / "run", tmp_path / "out", form="merged")
+
+
+def test_a_run_of_full_fine_tuning_is_copied(tmp_path: Path, model_folder: Path) -> None:
+    settings = settings_of(
+        tmp_path, model_folder, method={"name": "head"}, adapter={"weights": "full"}
+    )
+    fit(settings, tmp_path / "run")
+    arrays = load_file(tmp_path / "run" / ARRAYS)
+    # As in a run that is blended or calibrated.
+    save_file({**arrays, "blend.coefficients": torch.ones(2)}, tmp_path / "run" / ARRAYS)
+    export_run(tmp_path / "run", tmp_path / "out", form="merged", device="cpu")
+    file = "model.safetensors"
+    assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "run/model" / file).read_bytes()
+    assert set(load_file(tmp_path / "out" / "head.safetensors")) == {"head.weight", "head.bias"}
+
+
+def test_scores_with_one_label_row_twice_cannot_take_different_biases() -> None:
+    from taskfit.export.classification import _bias_in_norm
+
+    body = torch.nn.Module()
+    body.norm = torch.nn.LayerNorm(4)
+    row = torch.ones(4, dtype=torch.float64)
+    reading = LinearReading(torch.stack([row, row]), torch.tensor([1.0, -1.0]).double(), True)
+    with pytest.raises(ModelError, match="depend on each other"):
+        _bias_in_norm(body, reading)
+
+
+def test_an_upload_lists_every_file_and_needs_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    upload = plan_upload(tmp_path, "me/model", private=True)
+    assert upload.files == (("a.json", 2),)
+    monkeypatch.setattr("taskfit.export.push.get_token", lambda: None)
+    with pytest.raises(CheckpointError, match=r"no token.*hf auth login.*The export stays"):
+        push(tmp_path, upload)
+    monkeypatch.setattr("taskfit.export.push.get_token", lambda: "hf_no")
+    with pytest.raises(CheckpointError, match=r"could not take it.*The export stays"):
+        push(tmp_path, upload)  # the tests run in the hub's offline mode
+    without_network = partial(HfApi, endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr("taskfit.export.push.HfApi", without_network)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(CheckpointError, match=r"could not take it.*The export stays"):
+        push(tmp_path, upload)
+    with pytest.raises(SettingsError, match="OWNER/NAME"):
+        plan_upload(tmp_path, "model", private=True)

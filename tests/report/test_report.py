@@ -1,0 +1,249 @@
+"""The report is one file that needs nothing else, and shows the users' texts as they are."""
+
+import base64
+import re
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from taskfit.data import Example
+from taskfit.files import append_jsonl
+from taskfit.report.run_page import (
+    SHOWN_CHARACTERS,
+    HardExample,
+    Picture,
+    comparison_picture,
+    hardest,
+    report_run,
+    write_report,
+)
+from taskfit.runs import RunResult, write_results_csv
+from taskfit.stats import evaluate_probabilities
+from tiny_records import evaluation, run_result
+
+NASTY = "<b>&\"'</b><script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes, and the text of table cells."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.is_cell = False
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.is_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.is_cell = self.is_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.is_cell:
+            self.rows[-1][-1] += data
+
+
+def assert_self_contained(source: str) -> None:
+    """No address, no script, no file beside it."""
+    assert not re.search(r"(?:https?:)?//\w", re.sub(r"base64,[\w+/=]*", "", source))
+    page = Page(source)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base"}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        assert "href" not in attributes
+        if "src" in attributes:
+            assert tag == "img"
+            kind, _, data = str(attributes["src"]).partition(",")
+            assert kind == "data:image/png;base64"
+            assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+    assert "url(" not in source
+    assert "@import" not in source
+
+
+def examples_of(gold: list[int], labels: list[str], text: str = "A text.") -> list[Example]:
+    return [Example(f"t.csv:{i}", {"p_text": text}, labels[g]) for i, g in enumerate(gold, 2)]
+
+
+def finished_run(
+    folder: Path,
+    labels: list[str],
+    *,
+    num_examples: int = 30,
+    names: tuple[str, ...] = ("new",),
+    text: str = "A text.",
+) -> tuple[RunResult, list[HardExample]]:
+    """A run's folder as it is before the report is written."""
+    result, hard = run_result(), []
+    (folder / "predictions").mkdir(parents=True)
+    for seed, name in enumerate(names):
+        generator = np.random.default_rng(seed)
+        probabilities = generator.dirichlet(np.ones(len(labels)), num_examples)
+        gold = generator.integers(0, len(labels), num_examples)
+        examples = examples_of(gold.tolist(), labels, text)
+        table = pd.DataFrame({"id": [e.id for e in examples], "p_text": text})
+        table["gold"] = [e.label for e in examples]
+        table["predicted"] = [labels[i] for i in probabilities.argmax(axis=1)]
+        columns = {f"p_{label}": probabilities[:, i] for i, label in enumerate(labels)}
+        table = pd.concat([table, pd.DataFrame(columns)], axis=1)
+        table.to_parquet(folder / "predictions" / f"{name}.parquet")
+        result.evaluations[name] = evaluate_probabilities(probabilities, gold, labels=labels)
+        hard += hardest(name, examples, probabilities, labels)
+    return result, hard
+
+
+def test_a_runs_report_is_one_file_with_n_of_every_set(tmp_path: Path) -> None:
+    for step in range(1, 4):
+        append_jsonl(tmp_path / "metrics.jsonl", {"kind": "step", "step": step, "loss": 1.0})
+    result, _ = finished_run(
+        tmp_path, ["bad", "good"], num_examples=1234, names=("new", "v1.0", "v1.1")
+    )
+    report_run(tmp_path, result)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert_self_contained(source)
+    rows = Page(source).rows
+    for name, measured in result.evaluations.items():
+        (row,) = [row for row in rows if row[:2] == ["tuned", name]]
+        assert row[2] == "1,234"
+        low, high = measured.intervals["accuracy"]
+        assert row[3] == f"{measured.accuracy:.3f} {low:.3f}–{high:.3f}"
+        assert row[-2:] == [f"{measured.log_loss:.3f}", f"{measured.ece:.3f}"]
+        assert (tmp_path / "plots" / f"confusion_{name}.png").is_file()
+    shown = [attributes for tag, attributes in Page(source).tags if tag == "img"]
+    assert len(shown) == len({str(attributes["src"]) for attributes in shown}) == 7
+    assert all(attributes["alt"] for attributes in shown)
+    for part in ("4,884,480", "12.3 s", "123 MB", "1,000", "7,654", "toy v1", "numpy"):
+        assert part in source
+
+
+def test_texts_and_labels_are_shown_as_they_are(tmp_path: Path) -> None:
+    result, hard = finished_run(tmp_path, [NASTY, "$good$"], text=NASTY)
+    report_run(tmp_path, result)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert NASTY not in source
+    assert_self_contained(source)
+    rows = [row for row in Page(source).rows if row and row[0].startswith("t.csv:")]
+    assert [row[:2] for row in rows] == [[e.id, NASTY] for e in hard]
+    assert {cell for row in rows for cell in row[2:4]} == {NASTY, "$good$"}
+
+
+def test_whatever_comes_from_the_user_is_escaped(tmp_path: Path) -> None:
+    path = write_report(
+        tmp_path,
+        [run_result(NASTY, **{NASTY: evaluation()})],
+        title=NASTY,
+        notes=[NASTY],
+        pictures=[Picture(NASTY, "x.png", base64.b64encode(b"\x89PNG").decode())],
+        hard=[HardExample(NASTY, NASTY, NASTY, NASTY, NASTY, 0.5)],
+    )
+    source = path.read_text(encoding="utf-8")
+    assert NASTY not in source
+    # Title twice, note, run twice, set, caption and alternative text, and four of the example.
+    assert source.count(escape(NASTY).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")) == 12
+    assert_self_contained(source)
+
+
+def test_a_run_that_measured_nothing_and_trained_nothing_has_a_report(tmp_path: Path) -> None:
+    report_run(tmp_path, run_result("idle"))
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert_self_contained(source)
+    assert "Most confidently wrong" not in source
+    assert [a["alt"] for tag, a in Page(source).tags if tag == "img"] == ["Memory"]
+    assert ["idle", "label_words"] in [row[:2] for row in Page(source).rows]
+
+
+@pytest.mark.parametrize("num_labels", [1, 77])
+def test_one_label_and_77_are_reported(tmp_path: Path, num_labels: int) -> None:
+    labels = [f"label_{i}" for i in range(num_labels)]
+    found = evaluation(200, (*labels, "none"))  # log loss wants two
+    result = run_result(new=found)
+    result.evaluations["new"].labels[:] = labels
+    result.evaluations["new"].confusion_matrix[:] = [
+        row[:num_labels] for row in found.confusion_matrix[:num_labels]
+    ]
+    table = pd.DataFrame({"id": range(200), "text": "A text."})
+    table["gold"] = [labels[i % num_labels] for i in range(200)]
+    table["predicted"] = labels[0]
+    table[[f"p_{label}" for label in labels]] = 1 / num_labels
+    (tmp_path / "predictions").mkdir()
+    table.to_parquet(tmp_path / "predictions" / "new.parquet")
+    report_run(tmp_path, result)
+    assert_self_contained((tmp_path / "report.html").read_text(encoding="utf-8"))
+    svg = (tmp_path / "plots" / "confusion_new.svg").read_text(encoding="utf-8")
+    assert all(svg.count(f">{label}</text>") == 2 for label in labels)
+
+
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    results = [
+        run_result("zero-shot", new=evaluation(40)),
+        run_result("idle"),
+        run_result("tuned", new=evaluation(40, seed=1), old=evaluation(1500, seed=2)),
+    ]
+    picture = comparison_picture(tmp_path, results)
+    assert base64.b64decode(picture.data) == (tmp_path / picture.path).read_bytes()
+    path = write_report(tmp_path, results, title="All", notes=["A note."], pictures=[picture])
+    source = path.read_text(encoding="utf-8")
+    assert_self_contained(source)
+    measured = [row[:3] for row in Page(source).rows if row[1] in ("new", "old")]
+    assert measured == [
+        ["zero-shot", "new", "40"],
+        ["tuned", "new", "40"],
+        ["tuned", "old", "1,500"],
+    ]
+    made = [row[0] for row in Page(source).rows if row[1] == "label_words"]
+    assert made == ["zero-shot", "idle", "tuned"]
+    # The same numbers as in the table beside it.
+    write_results_csv(tmp_path / "results.csv", results)
+    for row in pd.read_csv(tmp_path / "results.csv").itertuples():
+        assert f"{row.accuracy:.3f}" in source
+
+
+def test_runs_that_measured_nothing_are_compared_without_complaint(tmp_path: Path) -> None:
+    assert comparison_picture(tmp_path, [run_result("a"), run_result("b")]).data
+
+
+def test_the_hardest_are_wrong_and_the_surest_come_first() -> None:
+    generator = np.random.default_rng(0)
+    labels = ["a", "b", "c"]
+    probabilities = generator.dirichlet(np.ones(3), 60)
+    gold = generator.integers(0, 3, 60)
+    found = hardest("new", examples_of(gold.tolist(), labels), probabilities, labels)
+    wrong = probabilities.argmax(axis=1) != gold
+    surest = np.sort(probabilities.max(axis=1)[wrong])[::-1][: len(found)]
+    assert len(found) == 5
+    assert [h.probability for h in found] == surest.tolist()
+    for h in found:
+        row = int(h.id.removeprefix("t.csv:")) - 2
+        assert h.gold == labels[gold[row]] != h.predicted
+        assert h.predicted == labels[probabilities[row].argmax()]
+        assert h.evaluation == "new"
+
+
+def test_nothing_is_hard_where_all_is_right() -> None:
+    assert hardest("new", examples_of([0, 1], ["a", "b"]), np.eye(2), ["a", "b"]) == []
+
+
+def test_where_no_answer_was_given_none_is_confidently_wrong() -> None:
+    probabilities = np.array([[np.nan, np.nan], [0.4, 0.6]])
+    (found,) = hardest("new", examples_of([1, 0], ["a", "b"]), probabilities, ["a", "b"])
+    assert (found.id, found.probability) == ("t.csv:3", 0.6)
+
+
+def test_long_texts_are_shortened_and_all_columns_shown() -> None:
+    wrong = np.array([[0.0, 1.0]])
+    for length in (SHOWN_CHARACTERS, SHOWN_CHARACTERS + 1, 100_000):
+        (found,) = hardest("new", [Example("x", {"t": "é" * length}, "a")], wrong, ["a", "b"])
+        assert len(found.text) == SHOWN_CHARACTERS
+        assert found.text.endswith("…") == (length > SHOWN_CHARACTERS)
+    both = Example("x", {"premise": "It rains.", "hypothesis": "It is wet."}, "a")
+    assert hardest("new", [both], wrong, ["a", "b"])[0].text == "It rains. / It is wet."

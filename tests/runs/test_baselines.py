@@ -1,0 +1,61 @@
+"""What a run is held against, and the warnings."""
+
+import numpy as np
+import pytest
+
+from taskfit.stats import Evaluation, evaluate_probabilities
+from taskfit.runs.baselines import Row, has_converged, row_of, warnings_of
+
+LABELS = ["ham", "spam"]
+
+
+def evaluation(predicted: list[int], gold: list[int]) -> Evaluation:
+    return evaluate_probabilities(0.8 * np.eye(2)[predicted] + 0.1, np.array(gold), labels=LABELS)
+
+
+def told(predicted: list[int], gold: list[int], others: list[Row], **kw: list[float]) -> str:
+    found = evaluation(predicted, gold)
+    rows = [*others, row_of("this run", found)]
+    return "\n".join(warnings_of(rows, found, test_set="test", losses=kw.get("losses", [])))
+
+
+GOLD = [0] * 12 + [1] * 8
+ROW = Row("tfidf", {"accuracy": 0.9, "mcc": 0.8, "macro_f1": 0.9, "log_loss": 0.3})
+
+
+def test_a_run_that_is_best_and_says_both_classes_gets_no_warning() -> None:
+    assert told(GOLD, GOLD, [ROW]) == ""
+
+
+def test_a_better_baseline_is_named_with_both_numbers_and_what_to_do() -> None:
+    text = told([0] * 14 + [1] * 6, [1] * 4 + [0] * 10 + [1] * 6, [ROW])
+    assert "tfidf is better than this run on test (MCC 0.800 against" in text
+    assert "taskfit compare" in text
+
+
+def test_one_class_for_all_is_said() -> None:
+    assert "says 'ham' to all 20 texts of test" in told([0] * 20, GOLD, [])
+
+
+def test_a_majority_that_makes_accuracy_misleading_is_said() -> None:
+    gold = [0] * 17 + [1] * 3
+    assert "85% of test are 'ham'" in told(gold, gold, [])
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([], True),
+        (list(np.linspace(0.7, 0.05, 100)), True),  # small by now
+        ([0.69] * 100, True),  # nothing to learn, and no longer falling
+        (list(np.linspace(1.4, 0.5, 100)), False),
+        ([0.7, 0.69, 0.68], False),
+    ],
+)
+def test_convergence_is_judged_by_the_loss_s_last_half(losses: list[float], expected: bool) -> None:
+    assert has_converged(losses, guessing=float(np.log(4))) is expected
+
+
+def test_a_training_that_was_cut_off_is_said_with_the_setting() -> None:
+    falling = list(np.linspace(0.69, 0.3, 100))
+    assert "training.epochs" in told(GOLD, GOLD, [], losses=falling)
