@@ -72,7 +72,7 @@ def run_ours(
         model = load_model(settings.model) if needs_model else None
     with clock.measure("training"):
         fitted = fit(settings, Path(options.scratch) / "run", model=model, baselines=False)
-    classifier = fitted.classifier
+    classifier = fitted.fitted
     columns = [classifier.task.label_names.index(label) for label in data.labels]
     probabilities = {}
     for name, test in data.tests.items():

@@ -67,7 +67,7 @@ def test_the_claims_follow_from_quality_and_seconds(
     reached: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("taskfit.stats.paired.NUM_RESAMPLES", 40)
+    monkeypatch.setattr("taskfit.stats.bootstrap.NUM_RESAMPLES", 40)
     gold = np.ones(100, int)
     predicted = {
         "taskfit label words": (np.arange(100) < 95).astype(int),

@@ -4,7 +4,7 @@ import pytest
 
 from taskfit.errors import SettingsError
 from taskfit.methods.table import METHODS
-from taskfit.runs.tuning.fit import is_tuning
+from taskfit.runs.tuning.data import is_tuning
 from taskfit.settings import RunSettings
 from taskfit.settings_file import (
     dump_settings,

@@ -92,7 +92,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             flags=self._flags(folder / "train.jsonl", list(rows[0])),
             overrides=[f"{k}={json.dumps(v)}" for k, v in (self.settings or {}).items()],
         )
-        self.classifier_ = search_and_fit(settings, folder / "run", report=write_page).classifier
+        fitted = search_and_fit(settings, folder / "run", report=write_page).fitted
+        assert isinstance(fitted, Classifier), "a table of labels is one question"
+        self.classifier_ = fitted
         by_name = {str(value): value for value in np.unique(values).tolist()}
         self.classes_ = np.array([by_name[name] for name in self.classifier_.task.label_names])
         return self

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskfit.files import read_jsonl
-from taskfit.runs.tuning.fit import tune
+from taskfit.runs import fit
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.settings_file import load_settings
 
@@ -180,7 +180,7 @@ def test_a_damaged_run_is_one_message(
     extra = ["adapter.weights=lora", "training.epochs=1", "tuning.num_samples=0"]
     sets = [part for part in fit_arguments(shell, "sft", *extra) if "=" in part]
     given = ["method.name=sft", f"model.name={shell.model}", "data.train=rows.jsonl"]
-    tune(load_settings(overrides=[*sets, *given]), Path("run"))
+    fit(load_settings(overrides=[*sets, *given]), Path("run"))
     path = Path("run", file)
     if content is None:
         path.unlink()

@@ -45,7 +45,6 @@ from taskfit.methods.method import MethodContext
 from taskfit.models import LoadedModel, TreeModel
 from taskfit.runs.classifier import ARRAYS, Calibration, Classifier
 from taskfit.runs.fit import fit
-from taskfit.runs.tuning.fit import tune
 from taskfit.settings import RunSettings
 from taskfit.tasks import Label, Task, Template
 
@@ -124,7 +123,7 @@ def tuned_run(
             "training": {"max_steps": 3, "learning_rate": 0.02, "tensorboard": False},
         }
     )
-    tune(settings, folder / "run")
+    fit(settings, folder / "run")
     return folder / "run"
 
 
@@ -474,14 +473,18 @@ def test_the_card_says_what_was_trained_and_what_is_no_part_of_the_export(
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     saved = json.loads((copy / "classifier.json").read_text())
-    saved["blend"] = {"features": "minilm", "weight": 0.4, "num_held_out": 60, "state": {}}
+    saved["blend"] = {
+        **{"features": ["model", "minilm"], "weights": [0.4, 0.35, 0.25]},
+        **{"num_held_out": 60, "states": [{}, {}]},
+    }
     (copy / "classifier.json").write_text(json.dumps(saved))
     for folder, blended in ((run, False), (copy, True)):
         out = tmp_path / f"out-{blended}"
         export_run(folder, out, form="merged", device="cpu")
         card = (out / "README.md").read_text()
         assert "LoRA of the upper two thirds of the layers trained" in card
-        assert ("a probe on minilm (40%), which is no part of this model" in card) == blended
+        told = "a probe on model (35%) and a probe on minilm (25%), which are no part of this model"
+        assert (told in " ".join(card.split())) == blended
 
 
 @pytest.mark.parametrize("form", ["classification", "gguf"])

@@ -1,6 +1,8 @@
 """Encoders: what a text's vector and scores are must not depend on padding, order or batch."""
 
+import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,80 @@ def test_a_vector_is_the_normalised_mean_of_a_plain_pass(bert: LoadedEncoder) ->
             states = bert.model(input_ids=ids).last_hidden_state[0]
         plain = torch.nn.functional.normalize(states.mean(dim=0), dim=0)
         np.testing.assert_allclose(vector, plain.numpy(), atol=1e-5)
+
+
+def publish(folder: Path, source: Path, pooling: Mapping[str, object], *more: str) -> Path:
+    """Write an encoder as sentence encoders are published, with a pooling and other modules."""
+    folder.mkdir()
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    kinds = ["Transformer", "Pooling", *more]
+    modules = [
+        {
+            "idx": i,
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+CLS = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+ROOT_MEAN = {"pooling_mode_mean_sqrt_len_tokens": True}
+
+
+@pytest.mark.parametrize(
+    ("pooling", "reduce"),
+    [
+        (CLS, lambda states: states[0]),
+        ({"pooling_mode": "cls", "embedding_dimension": 32}, lambda states: states[0]),
+        ({"pooling_mode_max_tokens": True}, lambda states: states.amax(dim=0)),
+        ({"pooling_mode_mean_tokens": True}, lambda states: states.mean(dim=0)),
+        (ROOT_MEAN, lambda states: states.sum(dim=0) / len(states) ** 0.5),
+    ],
+)
+def test_an_encoder_is_read_by_the_pooling_that_it_was_published_with(
+    tmp_path: Path, bert_folder: Path, pooling: Mapping[str, object], reduce
+) -> None:
+    encoder = load(publish(tmp_path / "a", bert_folder, pooling, "Normalize"))
+    together = embed_texts(encoder, TEXTS)
+    for text, vector in zip(TEXTS, together, strict=True):
+        ids = torch.tensor([encoder.tokenizer(text, truncation=True, max_length=64)["input_ids"]])
+        with torch.no_grad():
+            states = encoder.model(input_ids=ids).last_hidden_state[0]
+        plain = torch.nn.functional.normalize(reduce(states), dim=0)
+        np.testing.assert_allclose(vector, plain.numpy(), atol=1e-5)
+    alone = np.concatenate([embed_texts(encoder, [text]) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_vectors_of_another_pooling_are_cached_apart(tmp_path: Path, bert_folder: Path) -> None:
+    plain, mean = load(bert_folder), load(publish(tmp_path / "mean", bert_folder, {}))
+    cls = load(publish(tmp_path / "cls", bert_folder, CLS))
+    assert plain.reading == mean.reading == plain.tokenizer.backend_tokenizer.to_str()
+    assert cls.reading != plain.reading
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more", "found"),
+    [
+        ({"pooling_mode_lasttoken": True}, (), "the pooling lasttoken"),
+        ({**CLS, "pooling_mode_mean_tokens": True}, (), "the pooling cls_token and mean_tokens"),
+        (CLS, ("Dense",), r"a module Dense .modules.json"),
+    ],
+)
+def test_vectors_made_in_an_unknown_way_are_refused(
+    tmp_path: Path, bert_folder: Path, pooling: Mapping[str, object], more: tuple, found: str
+) -> None:
+    folder = publish(tmp_path / "a", bert_folder, pooling, *more)
+    with pytest.raises(ModelError, match=f"makes its vectors with {found}"):
+        load(folder)
+    # Fine-tuning puts its own head on it.
+    load(folder, num_labels=2)
 
 
 def test_neither_batch_mates_nor_order_nor_budget_change_a_vector(bert: LoadedEncoder) -> None:

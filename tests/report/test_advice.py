@@ -20,7 +20,7 @@ from taskfit.report.evidence import Evidence, FinishedRun, read_evidence
 from taskfit.report.systems import System
 from taskfit.settings_file import dump_settings, settings_from_dict
 from taskfit.stats import (
-    comparison,
+    bootstrap,
     evaluate_multi_label,
     evaluate_probabilities,
     learning_curve,
@@ -323,7 +323,7 @@ def bench_of(correct: np.ndarray, kinds: Sequence[str], seconds: Sequence[float]
 def test_guessing_is_rarely_recommended_over_the_majority_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(comparison, "NUM_RESAMPLES", 50)  # the test is exact
+    monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 50)  # the test is exact
     generator = np.random.default_rng(0)
     wrong = 0
     for _ in range(30):

@@ -119,7 +119,7 @@ def test_the_model_s_own_features_are_those_from_before_training(
     probe = load_settings(
         tmp_path / "run" / "settings.yaml", overrides=["method.name=probe", "method.blend=null"]
     )
-    alone = fit(probe, tmp_path / "probe", baselines=False).classifier
+    alone = fit(probe, tmp_path / "probe", baselines=False).fitted
     texts = tiny.toy_examples(20, offset=100)
     blended = Classifier.load(tmp_path / "run", device="cpu").parts(texts)[1]
     assert blended is not None

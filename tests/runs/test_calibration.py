@@ -93,7 +93,7 @@ def test_calibration_comes_back_from_disk_and_the_answers_are_those_without(tmp_
     loaded = Classifier.load(tmp_path / "run", device="cpu")
     examples = tiny.toy_examples(10)
     np.testing.assert_array_equal(
-        loaded.probabilities(examples), fitted.classifier.probabilities(examples)
+        loaded.probabilities(examples), fitted.fitted.probabilities(examples)
     )
     assert loaded.calibration.temperature == found["temperature"]
     assert "calibration" not in plain.result.details
@@ -108,7 +108,7 @@ def test_evaluate_predict_and_fit_apply_the_same_temperature(
     predicted = pd.read_parquet(tmp_path / "out.parquet")
     np.testing.assert_allclose(predicted["p_good"], stored["p_good"])
     again = evaluate_file(tmp_path / "run", str(tmp_path / "test.csv"), name="again", **options)
-    assert again.log_loss == pytest.approx(calibrated.result.evaluations["new"].log_loss)
+    assert again["again"].log_loss == pytest.approx(calibrated.result.evaluations["new"].log_loss)
     details = json.loads((tmp_path / "run" / "result.json").read_text())["details"]
     assert details["coverage"]["again"] == details["coverage"]["new"]
 
@@ -137,11 +137,11 @@ def test_prediction_sets_keep_their_coverage_on_new_examples_of_the_same_kind(
     recorded = next(x for x in details["coverage"]["new"] if x["coverage"] == 0.9)
     assert held == pytest.approx(recorded["achieved"])
     assert [len(chosen) for chosen in sets] == table["prediction_set_size"].tolist()
-    assert sum(found.set_sizes.values()) == found.num_texts == sum(found.counts.values()) == 500
+    assert sum(found.set_sizes.values()) == found.num_texts == sum(found.counts["predicted"].values()) == 500
 
 
 def test_per_class_sets_hold_for_each_label(calibrated: FittedRun, tmp_path: Path) -> None:
-    classifier = calibrated.classifier
+    classifier = calibrated.fitted
     table = pd.read_csv(tmp_path / "test.csv")
     examples = [Example("", {"text": t}, y) for t, y in zip(table.text, table.label, strict=True)]
     sets = classifier.prediction_sets(classifier.probabilities(examples), 0.8, per_class=True)
@@ -169,11 +169,11 @@ def test_too_few_validation_examples_are_said_once_and_change_nothing(tmp_path: 
     notes = Notes()
     settings = settings_for(tmp_path, *BOTH, "data.max_validation=12")
     fitted = fit(settings, tmp_path / "run", baselines=False, screen=notes)
-    assert fitted.classifier.calibration.temperature == 1
+    assert fitted.fitted.calibration.temperature == 1
     assert len([said for said in notes.said if "temperature stays 1" in said]) == 1
     assert len([said for said in notes.said if "also chose weights" in said]) == 1
     with pytest.raises(SettingsError, match=r"at least 19 held-out examples; there are 12"):
-        fitted.classifier.set_limit(0.95)
+        fitted.fitted.set_limit(0.95)
     none = settings_for(tmp_path, *BOTH, "data.validation_fraction=0")
     bare = fit(none, tmp_path / "bare", baselines=False, screen=notes)
     assert len([said for said in notes.said if "no validation set" in said]) == 1
@@ -183,7 +183,7 @@ def test_too_few_validation_examples_are_said_once_and_change_nothing(tmp_path: 
 def test_prediction_sets_are_refused_where_there_can_be_none(tmp_path: Path) -> None:
     plain = fit(settings_for(tmp_path, BOTH[0]), tmp_path / "run", baselines=False)
     with pytest.raises(SettingsError, match=r"calibration\.prediction_sets=true"):
-        plain.classifier.set_limit(0.9)
+        plain.fitted.set_limit(0.9)
 
 
 def test_a_killed_prediction_goes_on_and_ends_as_if_it_had_not_been_killed(

@@ -133,14 +133,14 @@ def test_eight_examples_are_learned_and_the_run_comes_back_from_disk(
     settings_of: Any, tmp_path: Path, name: str
 ) -> None:
     run = fit(settings_of(name), tmp_path / "run")
-    found = run.classifier.probabilities(EIGHT)
-    gold = [run.classifier.task.label_names.index(str(example.label)) for example in EIGHT]
+    found = run.fitted.probabilities(EIGHT)
+    gold = [run.fitted.task.label_names.index(str(example.label)) for example in EIGHT]
     assert found.argmax(axis=1).tolist() == gold
     np.testing.assert_allclose(found.sum(axis=1), 1)
     again = Classifier.load(tmp_path / "run", device="cpu")
     for examples in (EIGHT, OTHERS):
         np.testing.assert_allclose(
-            again.probabilities(examples), run.classifier.probabilities(examples), atol=1e-5
+            again.probabilities(examples), run.fitted.probabilities(examples), atol=1e-5
         )
 
 
@@ -150,8 +150,8 @@ def test_a_method_comes_back_from_disk_and_scores_texts_alone_as_together(
 ) -> None:
     run = fit(settings_of(name, "training.epochs=2"), tmp_path / "run")
     texts = [Example(e.id, e.texts) for e in OTHERS]
-    together = run.classifier.probabilities(texts)
-    alone = np.concatenate([run.classifier.probabilities([text]) for text in texts])
+    together = run.fitted.probabilities(texts)
+    alone = np.concatenate([run.fitted.probabilities([text]) for text in texts])
     np.testing.assert_allclose(alone, together, atol=1e-5)
     again = Classifier.load(tmp_path / "run", device="cpu").probabilities(texts)
     np.testing.assert_allclose(again, together, atol=1e-5)
@@ -167,16 +167,16 @@ def test_a_killed_run_of_any_trained_method_ends_bitwise_equal(
     if name in OTHER:
         short.append("method.num_demonstrations=2")
     settings = settings_of(name, *short)
-    whole = fit(settings, tmp_path / "whole").classifier.probabilities(OTHERS)
+    whole = fit(settings, tmp_path / "whole").fitted.probabilities(OTHERS)
     with pytest.raises(Killed):
         fit(settings, tmp_path / "broken", screen=KillingScreen(7))
-    resumed = fit(settings, tmp_path / "broken", resume=True).classifier.probabilities(OTHERS)
+    resumed = fit(settings, tmp_path / "broken", resume=True).fitted.probabilities(OTHERS)
     assert np.array_equal(resumed, whole)
 
 
 def test_the_head_moves_under_lora_and_its_adapter_too(settings_of: Any, tmp_path: Path) -> None:
     run = fit(settings_of("head", "training.epochs=3"), tmp_path / "run")
-    method: Any = run.classifier.method
+    method: Any = run.fitted.method
     assert method.head.weight.abs().max() > 0
     adapters = {n: p for n, p in method.module.named_parameters() if "lora_B" in n}
     assert adapters
@@ -208,7 +208,7 @@ def test_several_labels_a_text(settings_of: Any, tmp_path: Path, name: str) -> N
     assert np.sum(evaluation.confusion_matrix) == 2 * evaluation.num_examples
     both = Example("both", {"text": "The dog and the cat was at home 7."})
     neither = Example("neither", {"text": "The farmer was at home 9."})
-    found = run.classifier.probabilities([both, neither])
+    found = run.fitted.probabilities([both, neither])
     assert ((found >= 0) & (found <= 1)).all()
     if name in ("head", "probe", "tfidf"):
         assert found[0].min() > 0.5 > found[1].max()
@@ -231,8 +231,8 @@ def test_shares_of_raters_are_learned_as_shares(
     run = fit(settings, tmp_path / "run")
     texts = [Example("a", {"text": "The dog was at home."})]
     texts.append(Example("b", {"text": "The dog was at home again."}))
-    good = run.classifier.task.label_names.index("good")
-    found = run.classifier.probabilities(texts)[:, good]
+    good = run.fitted.task.label_names.index("good")
+    found = run.fitted.probabilities(texts)[:, good]
     assert found == pytest.approx([0.75, 0.1], abs=0.12)
 
 

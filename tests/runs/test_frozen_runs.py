@@ -12,8 +12,6 @@ import pytest
 import tiny
 from taskfit.runs import fit
 from taskfit.screen import SilentScreen
-from taskfit.runs.questions.fit import fit_questions
-from taskfit.runs.tuning.fit import tune
 from taskfit.files import read_jsonl
 from taskfit.models.frozen_depth import FrozenDepth
 from taskfit.settings import RunSettings
@@ -64,11 +62,9 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
         own = [f"data.train={train}", "method.num_demonstrations=2", f"method.name={kind}"]
         own.append("data.test_fraction=0")
         if kind == "questions":
-            run = fit_questions
             own = [f"data.train={tmp_path / 'asked.csv'}", "method.name=label_words"]
             own.append(f"task.name={tmp_path / 'questions.yaml'}")
         elif kind in ("sft", "dpo"):
-            run = tune
             name = "rows" if kind == "sft" else "pairs"
             own = [f"data.train={tmp_path / name}.jsonl", f"method.name={kind}"]
             own += ["tuning.chat_template=plain", "tuning.num_samples=0"]

@@ -13,19 +13,12 @@ import pytest
 import tiny
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, DataError, SettingsError, TaskfitError
-from taskfit.runs import RunResult
+from taskfit.runs import FittedRun, RunResult, evaluate_file, fit, predict_file
 from taskfit.screen import SilentScreen
-from taskfit.runs.questions import fit as questionnaire
 from taskfit.runs.questions.classifier import QuestionClassifier, level_metrics
 from taskfit.runs.questions.data import prepare_questions, read_answered
-from taskfit.runs.questions.fit import (
-    FittedQuestions,
-    evaluate_questions,
-    fit_questions,
-    is_question_run,
-    parse_options,
-    predict_questions,
-)
+from taskfit.cli.flags import parse_options
+from taskfit.runs.load import load_run
 from taskfit.report.pages import write_page
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
@@ -104,9 +97,9 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
     return settings
 
 
-def gold_of(run: FittedQuestions, examples: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+def gold_of(run: FittedRun, examples: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     columns = dict(zip(HEADER[1:], zip(*[r[1:] for r in examples], strict=True), strict=True))
-    return {q.name: list(columns[q.label_column]) for q in run.classifier.questionnaire.questions}
+    return {q.name: list(columns[q.label_column]) for q in run.fitted.questionnaire.questions}
 
 
 @pytest.mark.parametrize(
@@ -115,16 +108,16 @@ def gold_of(run: FittedQuestions, examples: Sequence[Sequence[str]]) -> dict[str
 def test_eight_examples_are_learned_in_all_questions_and_the_run_comes_back_from_disk(
     make: Make, tmp_path: Path, extra: list[str]
 ) -> None:
-    run = fit_questions(make(*extra), tmp_path / "run")
-    found = run.classifier.probabilities(TEXTS)
-    for question in run.classifier.questionnaire.questions:
+    run = fit(make(*extra), tmp_path / "run")
+    found = run.fitted.probabilities(TEXTS)
+    for question in run.fitted.questionnaire.questions:
         answers = [question.option_names[i] for i in found[question.name].argmax(axis=1)]
         assert answers == gold_of(run, rows(8))[question.name]
     # The file of questions is not needed any more.
     (tmp_path / "questions.yaml").unlink()
     (tmp_path / "run" / "settings.yaml").unlink()
     again = QuestionClassifier.load(tmp_path / "run", device="cpu")
-    assert again.questionnaire == run.classifier.questionnaire
+    assert again.questionnaire == run.fitted.questionnaire
     for name, shares in again.probabilities(TEXTS).items():
         np.testing.assert_allclose(shares, found[name], atol=1e-5)
 
@@ -132,10 +125,9 @@ def test_eight_examples_are_learned_in_all_questions_and_the_run_comes_back_from
 def test_the_run_folder_holds_every_set_and_question(make: Make, tmp_path: Path) -> None:
     write(tmp_path / "train.csv", rows(40))
     settings = make("data.validation_fraction=0.2", "training.max_steps=3")
-    run = fit_questions(settings, tmp_path / "run", name="together")
+    run = fit(settings, tmp_path / "run", name="together")
     folder = tmp_path / "run"
-    assert is_question_run(folder)
-    assert not is_question_run(tmp_path)
+    assert isinstance(load_run(folder), QuestionClassifier)
     result = RunResult.load(folder)
     assert result.name == "together"
     assert list(result.evaluations) == ["new/mood", "new/park", "new/stars"]
@@ -165,7 +157,7 @@ def test_the_run_folder_holds_every_set_and_question(make: Make, tmp_path: Path)
 def test_the_report_shows_every_question(make: Make, tmp_path: Path) -> None:
     write(tmp_path / "train.csv", rows(40))
     settings = make("training.max_steps=2", "data.validation_fraction=0.25")
-    fit_questions(settings, tmp_path / "run", report=write_page)
+    fit(settings, tmp_path / "run", report=write_page)
     page = (tmp_path / "run" / "report.html").read_text()
     for part in ("new/mood", "new/park", "new/stars", "quadratic weighted kappa", "Training"):
         assert part in page
@@ -179,61 +171,62 @@ def test_a_killed_run_ends_bitwise_equal(make: Make, tmp_path: Path) -> None:
         "training.save_every_steps=3",
         "adapter.lora_dropout=0.1",
     )
-    whole = fit_questions(settings, tmp_path / "whole").classifier.probabilities(TEXTS)
+    whole = fit(settings, tmp_path / "whole").fitted.probabilities(TEXTS)
     with pytest.raises(Killed):
-        fit_questions(settings, tmp_path / "broken", screen=RecordingScreen(5))
+        fit(settings, tmp_path / "broken", screen=RecordingScreen(5))
     with pytest.raises(CheckpointError, match="interrupted, continue with"):
         QuestionClassifier.load(tmp_path / "broken")
     with pytest.raises(CheckpointError, match="holds a run already"):
-        fit_questions(settings, tmp_path / "broken")
-    resumed = fit_questions(settings, tmp_path / "broken", resume=True)
-    for name, found in resumed.classifier.probabilities(TEXTS).items():
+        fit(settings, tmp_path / "broken")
+    resumed = fit(settings, tmp_path / "broken", resume=True)
+    for name, found in resumed.fitted.probabilities(TEXTS).items():
         assert np.array_equal(found, whole[name])
 
 
 def test_a_run_is_not_resumed_with_other_questions_or_data(make: Make, tmp_path: Path) -> None:
     settings = make("training.max_steps=4", "training.save_every_steps=1")
     with pytest.raises(Killed):
-        fit_questions(settings, tmp_path / "run", screen=RecordingScreen(2))
+        fit(settings, tmp_path / "run", screen=RecordingScreen(2))
     (tmp_path / "questions.yaml").write_text(FILE.replace("Mood?", "How is it?"))
     with pytest.raises(CheckpointError, match=r"data changed.*: questions\. Put"):
-        fit_questions(settings, tmp_path / "run", resume=True)
+        fit(settings, tmp_path / "run", resume=True)
     (tmp_path / "questions.yaml").write_text(FILE)
     write(tmp_path / "new.csv", rows(5, offset=200))
     with pytest.raises(CheckpointError, match="evaluation new"):
-        fit_questions(settings, tmp_path / "run", resume=True)
+        fit(settings, tmp_path / "run", resume=True)
 
 
 @pytest.fixture
-def zero_shot(make: Make, tmp_path: Path) -> FittedQuestions:
+def zero_shot(make: Make, tmp_path: Path) -> FittedRun:
     settings = make("method.name=in_context", "data.train=null")
-    return fit_questions(settings, tmp_path / "run")
+    return fit(settings, tmp_path / "run")
 
 
 def test_zero_shot_trains_nothing_and_comes_back_from_disk(
-    zero_shot: FittedQuestions, tmp_path: Path
+    zero_shot: FittedRun, tmp_path: Path
 ) -> None:
     assert zero_shot.result.num_train == zero_shot.result.num_trainable == 0
     assert not (tmp_path / "run" / "adapter").exists()
-    found = zero_shot.classifier.probabilities(TEXTS)
+    found = zero_shot.fitted.probabilities(TEXTS)
     again = QuestionClassifier.load(tmp_path / "run", device="cpu").probabilities(TEXTS)
     for name in found:
         np.testing.assert_allclose(again[name], found[name], atol=1e-6)
 
 
 def test_predict_answers_as_evaluate_and_takes_new_options(
-    zero_shot: FittedQuestions, tmp_path: Path
+    zero_shot: FittedRun, tmp_path: Path
 ) -> None:
     def predict(**options: list[str]) -> pd.DataFrame:
-        return predict_questions(
+        predict_file(
             tmp_path / "run",
             str(tmp_path / "new.csv"),
-            tmp_path / "out.csv",
+            tmp_path / "out.parquet",
             options=options,
             encoding="utf-8",
             device="cpu",
             screen=SilentScreen(),
         )
+        return pd.read_parquet(tmp_path / "out.parquet")
 
     table = predict()
     kept = pd.read_parquet(tmp_path / "run" / "predictions" / "new.parquet")
@@ -242,7 +235,6 @@ def test_predict_answers_as_evaluate_and_takes_new_options(
         same = table[column].to_list() == pytest.approx(kept[column].to_list(), abs=1e-6)
         assert same, column
     changed = predict(mood=["lovely", "cold and rude", "good"], stars=["1", "5"])
-    assert list(pd.read_csv(tmp_path / "out.csv").columns) == list(changed.columns)
     own = [f"p_mood_{name}" for name in ("lovely", "cold and rude", "good")]
     np.testing.assert_allclose(changed[own].sum(axis=1), 1)
     assert changed["expected_stars"].between(1, 5).all()
@@ -252,12 +244,12 @@ def test_predict_answers_as_evaluate_and_takes_new_options(
 
 
 def test_evaluate_measures_the_questions_that_have_a_column(
-    zero_shot: FittedQuestions, tmp_path: Path
+    zero_shot: FittedRun, tmp_path: Path
 ) -> None:
     table = [[row[0], row[3]] for row in rows(10, offset=100)]
     table[0][1] = ""
     write(tmp_path / "more.csv", table, header=("text", "stars"))
-    found = evaluate_questions(
+    found = evaluate_file(
         tmp_path / "run",
         str(tmp_path / "more.csv"),
         name="more",
@@ -265,8 +257,8 @@ def test_evaluate_measures_the_questions_that_have_a_column(
         device="cpu",
         screen=SilentScreen(),
     )
-    assert list(found) == ["stars"]
-    assert found["stars"].num_examples == 9
+    assert list(found) == ["more/stars"]
+    assert found["more/stars"].num_examples == 9
     result = RunResult.load(tmp_path / "run")
     assert list(result.evaluations) == [
         *(f"new/{name}" for name in ("mood", "park", "stars")),
@@ -326,7 +318,7 @@ def test_tables_that_do_not_fit_the_questions_are_refused(
 ) -> None:
     write(tmp_path / "train.csv", table, header=header)
     with pytest.raises(DataError) as caught:
-        fit_questions(make(), tmp_path / "run")
+        fit(make(), tmp_path / "run")
     for part in parts:
         assert part in str(caught.value)
 
@@ -334,7 +326,7 @@ def test_tables_that_do_not_fit_the_questions_are_refused(
 def test_an_option_without_examples_is_noted(make: Make, tmp_path: Path) -> None:
     write(tmp_path / "train.csv", [row for row in rows(8) if row[3] != "2"])
     screen = RecordingScreen()
-    fit_questions(make("training.max_steps=1"), tmp_path / "run", screen=screen)
+    fit(make("training.max_steps=1"), tmp_path / "run", screen=screen)
     assert "question stars: no training example of '2'" in screen.notes
 
 
@@ -343,7 +335,7 @@ def test_settings_without_meaning_for_questions_are_refused_at_once(
 ) -> None:
     wrong = ["method.name=head", "method.num_demonstrations=2", "data.label=mood"]
     with pytest.raises(SettingsError) as caught:
-        fit_questions(make(*wrong, "data.text=[body]"), tmp_path / "run")
+        fit(make(*wrong, "data.text=[body]"), tmp_path / "run")
     for part in ("method.name=head", "num_demonstrations=2", "data.label=mood", "--text names"):
         assert part in str(caught.value)
 
@@ -351,18 +343,18 @@ def test_settings_without_meaning_for_questions_are_refused_at_once(
 def test_no_data_at_all_is_refused(make: Make, tmp_path: Path) -> None:
     settings = make("data.train=null")
     with pytest.raises(DataError, match="label_words needs training examples"):
-        fit_questions(settings, tmp_path / "a")
+        fit(settings, tmp_path / "a")
     nothing = settings.data.model_copy(update={"tests": {}})
     with pytest.raises(SettingsError, match="No data"):
-        fit_questions(settings.model_copy(update={"data": nothing}), tmp_path / "b")
+        fit(settings.model_copy(update={"data": nothing}), tmp_path / "b")
 
 
 def test_values_of_a_table_stand_for_yes_and_no(
-    make: Make, zero_shot: FittedQuestions, tmp_path: Path
+    make: Make, zero_shot: FittedRun, tmp_path: Path
 ) -> None:
     table = [["A", "good", value, "1"] for value in ("1", "true", "No", "FALSE", "")]
     path = write(tmp_path / "values.csv", table)
-    found = read_answered(str(path), zero_shot.classifier.questionnaire, encoding="utf-8")
+    found = read_answered(str(path), zero_shot.fitted.questionnaire, encoding="utf-8")
     assert [e.answers.get("park") for e in found] == ["yes", "yes", "no", "no", None]
 
 

@@ -75,7 +75,7 @@ def test_answers_are_measured_counted_and_paid_for_once(server: ChatServer, tmp_
 
 
 def test_an_answer_without_a_label_is_no_answer(server: ChatServer, tmp_path: Path) -> None:
-    fitted = fit(settings_of(server, tmp_path), tmp_path / "run").classifier
+    fitted = fit(settings_of(server, tmp_path), tmp_path / "run").fitted
     odd = tiny.toy_examples(2, offset=60)
     assert "river" in odd[0].texts["text"]
     assert np.isnan(fitted.probabilities(odd)).all()

@@ -17,9 +17,8 @@ from taskfit.report.pages import write_page
 from taskfit.data.instructions import read_instructions
 from taskfit.data.messages import Message
 from taskfit.errors import SettingsError, TaskfitError
-from taskfit.runs import fit
+from taskfit.runs import FittedRun, fit
 from taskfit.screen import SilentScreen
-from taskfit.runs.tuning.fit import TunedRun, tune
 from taskfit.runs.tuning.generate import generate_file
 from taskfit.compare.judge import judge, judge_answers, judge_rows, judgement_rows
 from taskfit.runs.tuning.model import Decoding, TunedModel
@@ -120,7 +119,7 @@ def answering(
             "training.tensorboard=false",
         ]
     )
-    tune(settings, folder / "run")
+    fit(settings, folder / "run")
     return folder / "run"
 
 
@@ -130,8 +129,8 @@ def log_probs(tuned: TunedModel, path: Path) -> Any:
     return tuned.log_probs(texts)
 
 
-def weights_of(run: TunedRun) -> dict[str, Any]:
-    return {name: p.numpy() for name, p in run.model.model.tree.model.state_dict().items()}
+def weights_of(run: FittedRun) -> dict[str, Any]:
+    return {name: p.numpy() for name, p in run.fitted.model.tree.model.state_dict().items()}
 
 
 @pytest.mark.parametrize("weights", ["lora", "full"])
@@ -142,20 +141,20 @@ def test_a_handful_of_rows_is_learned_and_the_model_comes_back_from_disk(
     rate = "0.02" if weights == "lora" else "0.003"
     extra = [f"adapter.weights={weights}", f"training.learning_rate={rate}"]
     extra.append("adapter.lora_dropout=0")
-    run = tune(settings_of(method, *extra, "tuning.num_samples=1"), tmp_path / "run")
-    source = str(run.model.settings.data.train)
+    run = fit(settings_of(method, *extra, "tuning.num_samples=1"), tmp_path / "run")
+    source = str(run.fitted.settings.data.train)
     prompts = [prompt_of(row) for row in read_instructions(source).rows]
     steps = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "step"]
     if method == "sft":
-        assert run.model.answer(prompts, FEW) == list(ANSWERS)
+        assert run.fitted.answer(prompts, FEW) == list(ANSWERS)
     else:
         assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-4)
         assert steps[0]["reward_margin"] == pytest.approx(0, abs=1e-4)
         assert steps[-1]["reward_accuracy"] == 1
     assert steps[-1]["loss"] < steps[0]["loss"] / 4
     again = TunedModel.load(tmp_path / "run", device="cpu")
-    np.testing.assert_allclose(log_probs(again, source), log_probs(run.model, source), atol=1e-4)
-    assert again.answer(prompts, FEW) == run.model.answer(prompts, FEW)
+    np.testing.assert_allclose(log_probs(again, source), log_probs(run.fitted, source), atol=1e-4)
+    assert again.answer(prompts, FEW) == run.fitted.answer(prompts, FEW)
     samples = read_jsonl(tmp_path / "run" / "samples.jsonl")
     assert [sample["when"] for sample in samples] == ["before", "after"]
     assert samples[1]["answer"] != samples[0]["answer"]
@@ -174,12 +173,12 @@ def test_a_killed_run_ends_bitwise_equal_with_the_same_samples(
         "training.save_every_steps=3",
         "training.eval_every_steps=2",
     )
-    whole = tune(settings, tmp_path / "whole")
+    whole = fit(settings, tmp_path / "whole")
     with pytest.raises(Killed):
-        tune(settings, tmp_path / "broken", screen=KillingScreen(5))
+        fit(settings, tmp_path / "broken", screen=KillingScreen(5))
     with pytest.raises(TaskfitError, match=r"holds no tuned model.*taskfit fit --resume"):
         TunedModel.load(tmp_path / "broken")
-    resumed = tune(settings, tmp_path / "broken", resume=True)
+    resumed = fit(settings, tmp_path / "broken", resume=True)
     ours, theirs = weights_of(resumed), weights_of(whole)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     samples = [read_jsonl(tmp_path / name / "samples.jsonl") for name in ("whole", "broken")]
@@ -198,7 +197,7 @@ def test_the_report_shows_numbers_and_answers_before_and_after(
     settings_of: Make, tmp_path: Path
 ) -> None:
     extra = ["training.epochs=3", "data.validation_fraction=0.5", "training.keep=last"]
-    run = tune(settings_of("sft", *extra), tmp_path / "run", report=write_page)
+    run = fit(settings_of("sft", *extra), tmp_path / "run", report=write_page)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     for when in ("before", "after"):
         found = run.result.details[when]["validation"]
@@ -218,10 +217,10 @@ def test_the_report_shows_numbers_and_answers_before_and_after(
 def test_measured_losses_are_those_of_rows_alone_and_steps_divide_by_tokens(
     settings_of: Make, tmp_path: Path
 ) -> None:
-    run = tune(settings_of("sft", "training.epochs=1"), tmp_path / "run")
+    run = fit(settings_of("sft", "training.epochs=1"), tmp_path / "run")
     records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     start = next(record for record in records if record["kind"] == "start")
-    settings = run.model.settings
+    settings = run.fitted.settings
     base = TunedModel(settings, load_model(settings.model))
     texts, _ = base.encode(read_instructions(str(tmp_path / "rows.jsonl")).rows)
     items = [text for text in texts if isinstance(text, EncodedText)]
@@ -230,7 +229,7 @@ def test_measured_losses_are_those_of_rows_alone_and_steps_divide_by_tokens(
 
 
 def test_before_training_the_model_is_its_own_reference(settings_of: Make, tmp_path: Path) -> None:
-    run = tune(
+    run = fit(
         settings_of("dpo", "data.validation_fraction=0.5", "training.epochs=20"), tmp_path / "run"
     )
     before = run.result.details["before"]["validation"]
@@ -255,10 +254,10 @@ def test_pairs_of_files_with_one_name_keep_their_own_reference(
     write_rows(other, rows)
     short = ["training.epochs=2", "tuning.num_samples=0"]
     settings = settings_of("dpo", f"data.validation={other}", *short)
-    run = tune(settings, tmp_path / "run")
+    run = fit(settings, tmp_path / "run")
     assert run.result.details["before"]["validation"]["reward_margin"] == 0
     alone = other.rename(other.with_name("unlike.jsonl"))
-    same = tune(settings_of("dpo", f"data.validation={alone}", *short), tmp_path / "same")
+    same = fit(settings_of("dpo", f"data.validation={alone}", *short), tmp_path / "same")
     assert run.result.details == same.result.details
 
 
@@ -266,9 +265,9 @@ def test_raw_texts_are_learned_and_gone_on_with(settings_of: Make, tmp_path: Pat
     rows = [{"text": f"The {n} said {a} at home"} for n, a in zip(NAMES, ANSWERS, strict=True)]
     source = write_rows(tmp_path / "texts.jsonl", rows)
     extra = ["tuning.chat_template=null", "adapter.lora_dropout=0", "tuning.num_samples=2"]
-    run = tune(settings_of("sft", f"data.train={source}", *extra), tmp_path / "run")
+    run = fit(settings_of("sft", f"data.train={source}", *extra), tmp_path / "run")
     begun = [f"The {name} said" for name in NAMES]
-    assert run.model.answer(begun, FEW) == [f"{answer} at home" for answer in ANSWERS]
+    assert run.fitted.answer(begun, FEW) == [f"{answer} at home" for answer in ANSWERS]
     sample = read_jsonl(tmp_path / "run" / "samples.jsonl")[-1]
     assert f"{sample['prompt']} {sample['reference']}" in [row["text"] for row in rows]
     # A file of texts is gone on with from its end.
@@ -360,10 +359,10 @@ def test_an_end_of_turn_that_is_no_token_ends_answers_as_text(
     settings_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = ["tuning.chat_template=chatml", "adapter.lora_dropout=0", "tuning.num_samples=0"]
-    run = tune(settings_of("sft", *extra), tmp_path / "run")
-    assert run.model.end_of_turn() == ([], "<|im_end|>")
+    run = fit(settings_of("sft", *extra), tmp_path / "run")
+    assert run.fitted.end_of_turn() == ([], "<|im_end|>")
     prompt = (Message("user", "Is the dog warm?"),)
-    assert run.model.answer([prompt], Decoding(max_new_tokens=40)) == ["yes"]
+    assert run.fitted.answer([prompt], Decoding(max_new_tokens=40)) == ["yes"]
 
 
 TASK = """
@@ -413,7 +412,7 @@ def test_the_base_that_is_judged_is_the_model_that_the_run_started_from(
 ) -> None:
     extra = [f"adapter.weights={weights}", "training.epochs=4", "tuning.num_samples=0"]
     settings = settings_of(method, *extra, "training.learning_rate=0.003")
-    tune(settings, tmp_path / "run")
+    fit(settings, tmp_path / "run")
     (tmp_path / "mood.yaml").write_text(TASK)
     test = tiny.write_csv(tmp_path / "new.csv", tiny.toy_examples(12))
     rows = read_instructions(str(tmp_path / "rows.jsonl")).rows
@@ -486,14 +485,9 @@ def test_what_cannot_be_learned_is_one_message_and_leaves_no_run(
     (tmp_path / "refuse.jinja").write_text("{{ raise_exception('no users here') }}")
     (tmp_path / "broken.jinja").write_text("{% for m in messages %}{{ m['content'] + 1 }}")
     with pytest.raises(TaskfitError, match=message):
-        tune(settings_of(method, *extra), tmp_path / "run")
+        fit(settings_of(method, *extra), tmp_path / "run")
     assert not (tmp_path / "run" / "tuned.json").exists()
     assert not (tmp_path / "run" / "result.json").exists()
-
-
-def test_other_methods_are_not_tuning(settings_of: Make, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="is no tuning: use sft or dpo"):
-        tune(settings_of("sft", "method.name=head"), tmp_path / "run")
 
 
 def test_long_rows_are_left_out_and_long_prompts_are_no_samples(
@@ -510,7 +504,7 @@ def test_long_rows_are_left_out_and_long_prompts_are_no_samples(
     rows.append({"instruction": "Is it?", "output": "maybe " * 300})
     write_rows(tmp_path / "rows.jsonl", rows)
     settings = settings_of("sft", "training.epochs=1", "tuning.num_samples=9")
-    run = tune(settings, tmp_path / "run", screen=Noting())
+    run = fit(settings, tmp_path / "run", screen=Noting())
     told = "\n".join(notes)
     assert run.result.num_train == 5
     assert "left out 1 rows whose answers lie behind 256 tokens" in told

@@ -234,7 +234,7 @@ def test_the_paired_interval_is_that_of_resampled_examples(
     metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if metric != "accuracy":
-        monkeypatch.setattr("taskfit.stats.paired.NUM_RESAMPLES", 100)
+        monkeypatch.setattr("taskfit.stats.bootstrap.NUM_RESAMPLES", 100)
     generator = np.random.default_rng(0)
     gold = generator.integers(0, 3, 120)
     first = np.where(generator.random(120) < 0.8, gold, 0)

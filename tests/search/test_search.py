@@ -173,7 +173,7 @@ def test_full_weights_are_put_back_after_every_trial(
     run = fit(settings, tmp_path / "run")
     plain = fit(load_settings(tmp_path / "run" / "settings.yaml"), tmp_path / "plain")
     np.testing.assert_array_equal(
-        run.classifier.probabilities(TEST), plain.classifier.probabilities(TEST)
+        run.fitted.probabilities(TEST), plain.classifier.probabilities(TEST)
     )
 
 
@@ -276,6 +276,109 @@ def test_a_trial_below_the_median_of_earlier_ones_ends_at_its_second_validation(
         assert told == [False, index == 4]
         state = "pruned" if told[1] else "finished"
         study.settle(trial, TrialRecord(index, state, values, score, 0.5, 1, 2, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("pruner", ["median", "halving"])
+@pytest.mark.parametrize("when", ["queued", "asked", "in the middle", "as it ended"])
+def test_a_study_goes_on_after_a_kill_as_if_nothing_had_happened(
+    settings_of: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pruner: str,
+    when: str,
+) -> None:
+    import optuna
+
+    from taskfit.search.study import Study
+
+    settings = settings_of(f"search.pruner={pruner}")
+    space = Space(settings, (Dimension("training.learning_rate", low=0.1, high=1.0),), {})
+    scores = (0.8, 0.9, 0.85, 0.88, 0.7, 0.86, 0.95)
+    given = {"training.learning_rate": 0.5}
+    kill_at = 1 if when == "queued" else 2
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    def go_on(folder: Path, *, dies: bool) -> list[tuple[Any, ...]]:
+        folder.mkdir(exist_ok=True)
+        study = Study(folder, space, settings.search, seed=0)
+        told = [(t.values, t.num_validations, t.state) for t in study.trials]
+        for index in range(len(told) + 1, len(scores) + 1):
+            with monkeypatch.context() as patch:
+                if dies and index == kill_at:
+                    name = {"queued": "ask", "as it ended": "tell"}.get(when, "none")
+                    patch.setattr(optuna.Study, name, kill, raising=False)
+                proposed = study.propose(index, given)
+                assert proposed is not None
+                trial, values = proposed
+                state, number = "finished", 0
+                while number < 4 and state == "finished":
+                    if (
+                        dies
+                        and index == kill_at
+                        and when == ("in the middle" if number else "asked")
+                    ):
+                        raise Killed
+                    number += 1
+                    trial.report(scores[index - 1], number)
+                    state = "pruned" if trial.should_prune() else "finished"
+                score = scores[index - 1]
+                study.settle(trial, TrialRecord(index, state, values, score, 0.5, 1, number, 1, 1))
+            told.append((values, number, state))
+        return told
+
+    whole = go_on(tmp_path / "whole", dies=False)
+    with pytest.raises(Killed):
+        go_on(tmp_path / "killed", dies=True)
+    assert go_on(tmp_path / "killed", dies=False) == whole
+    assert len({state for _, _, state in whole}) == 2
+
+
+def test_the_time_of_every_killed_trial_is_kept(settings_of: MakeSettings, tmp_path: Path) -> None:
+    from taskfit.search.study import Study
+
+    settings = settings_of()
+    space = Space(settings, (Dimension("training.learning_rate", low=0.1, high=1.0),), {})
+    (tmp_path / "trial-001").mkdir()
+    for killed in range(3):
+        study = Study(tmp_path, space, settings.search, seed=0)
+        assert study.lost_seconds == 5.0 * killed
+        assert study.propose(1, None) is not None
+        log = [{"kind": "step", "seconds": 2.0}, {"kind": "step", "seconds": 5.0}]
+        lines = "".join(json.dumps(record) + "\n" for record in log)
+        (tmp_path / "trial-001" / "metrics.jsonl").write_text(lines)
+
+
+def test_a_trial_that_was_over_when_it_was_killed_counts_with_its_score(
+    settings_of: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+
+    from taskfit.search.study import Study
+
+    settings = settings_of()
+    space = Space(settings, (Dimension("training.learning_rate", low=0.1, high=1.0),), {})
+
+    def opened() -> Study:
+        return Study(tmp_path, space, settings.search, seed=0)
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    study = opened()
+    proposed = study.propose(1, None)
+    assert proposed is not None
+    record = TrialRecord(1, "finished", proposed[1], 0.8, 0.5, 1, 2, 1.0, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", kill)
+        with pytest.raises(Killed):
+            study.settle(proposed[0], record)
+    again = opened()
+    assert again.trials == [record]
+    assert again.lost_seconds == 0
+    (trial,) = again._study.get_trials()
+    assert (trial.state, trial.value) == (optuna.trial.TrialState.COMPLETE, 0.8)
 
 
 def test_if_all_trials_fail_their_message_is_told(
@@ -384,7 +487,7 @@ def test_the_winner_is_compared_with_the_settings_as_given_on_the_same_texts(
     settings_of: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskfit.search.search.paired_bootstrap", paired_bootstrap)
-    monkeypatch.setattr("taskfit.stats.paired.NUM_RESAMPLES", 50)
+    monkeypatch.setattr("taskfit.stats.bootstrap.NUM_RESAMPLES", 50)
     space = "{training.learning_rate: {choices: [0.000001, 0.02]}}"
     fit(
         settings_of(

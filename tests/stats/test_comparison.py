@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from taskfit.errors import SettingsError
-from taskfit.stats import comparison, paired
+from taskfit.stats import bootstrap, paired
 from taskfit.stats.comparison import compare_correct, compare_methods
 from taskfit.stats.metrics import METRICS
 from taskfit.stats.paired import holm, mcnemar
@@ -60,7 +60,7 @@ def test_the_mean_is_the_mean_of_scikit_learns_metric_over_draws(metric: str) ->
 def test_with_one_draw_the_difference_is_the_paired_bootstraps(
     metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paired, "NUM_RESAMPLES", 400)
+    monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 400)
     predicted, gold = random_case(1, (2, 1, 300))
     predicted = np.maximum(predicted, 0)
     compared = compare_methods(predicted, gold, methods=NAMES[:2], metric=metric)
@@ -110,7 +110,7 @@ def test_order_of_examples_alone_changes_nothing_at_all() -> None:
 def test_intervals_cover_the_truth_and_equal_methods_are_rarely_told_apart(
     between: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "NUM_RESAMPLES", 200)
+    monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 200)
     generator = np.random.default_rng(3)
     truth = planted(generator, (1, 2000, 500), between=between).mean()
     covered = rejected = 0
@@ -127,7 +127,7 @@ def test_intervals_cover_the_truth_and_equal_methods_are_rarely_told_apart(
 def test_picking_the_best_of_many_equal_methods_does_not_make_it_better_than_the_worst(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(comparison, "NUM_RESAMPLES", 200)
+    monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 200)
     generator = np.random.default_rng(4)
     adjusted, among_shown = 0, 0
     for trial in range(60):
@@ -214,7 +214,7 @@ def test_holm_keeps_the_order_and_lies_between_no_correction_and_bonferroni(
 def test_resampling_in_blocks_is_resampling_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     predicted, gold = random_case(9)
     whole = compare_methods(predicted, gold, methods=NAMES[:3], metric="mcc")
-    monkeypatch.setattr(comparison, "BLOCK", 20_000)
+    monkeypatch.setattr(bootstrap, "BLOCK", 20_000)
     blocks = compare_methods(predicted, gold, methods=NAMES[:3], metric="mcc")
     assert blocks == whole
 

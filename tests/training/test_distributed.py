@@ -31,7 +31,6 @@ from taskfit.methods import LabelWordLoss
 from taskfit.models import LoadedModel, resolve_device
 from taskfit.runs import Classifier, fit
 from taskfit.runs.records import RunResult
-from taskfit.runs.tuning.fit import is_tuning, tune
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_settings
@@ -108,10 +107,7 @@ def work(
         run_out_of_memory()
     screen = SilentScreen() if killed_at is None else KillingScreen(killed_at)
     try:
-        if is_tuning(settings):
-            tune(settings, folder, resume=resume, screen=screen)
-        else:
-            fit(settings, folder, resume=resume, screen=screen, baselines=False)
+        fit(settings, folder, resume=resume, screen=screen, baselines=False)
     except (TaskfitError, Killed) as error:
         path = folder.parent / f"{folder.name}-{rank}.txt"
         path.write_text(f"{type(error).__name__}: {error}")

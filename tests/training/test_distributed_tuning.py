@@ -11,8 +11,8 @@ from test_distributed import FULL, SHARDED, fit_together, steps, weights
 
 import tiny
 from taskfit.files import read_jsonl
+from taskfit.runs import fit
 from taskfit.runs.records import RunResult
-from taskfit.runs.tuning.fit import tune
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 
@@ -69,7 +69,7 @@ def files(folder: Path) -> set[str]:
 def test_tuning_in_two_processes_is_tuning_in_one(
     make: Make, tmp_path: Path, method: str, changed: list[str]
 ) -> None:
-    tune(make(method, *(FULL if changed else ())), tmp_path / "one")
+    fit(make(method, *(FULL if changed else ())), tmp_path / "one")
     assert fit_together(make(method, *changed), tmp_path / "two") == ["", ""]
     one, two = (tmp_path / name for name in ("one", "two"))
     for kind in ("step", "validation"):

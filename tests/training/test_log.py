@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from taskfit.training import TrainingLog
-from taskfit.training.trackers import Trackers
 
 STEP = {"kind": "step", "step": 1, "loss": 0.5}
 
@@ -36,15 +35,3 @@ def test_a_rewound_log_keeps_what_was_before_a_step(tmp_path: Path) -> None:
         log.write({"kind": "step", "step": step})
     log.rewind(2)
     assert [record["step"] for record in records_of(tmp_path)] == [1, 2]
-
-
-def test_tensorboard_files_are_written_where_they_are_wanted(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    for wanted in (True, False):
-        folder = tmp_path / str(wanted)
-        folder.mkdir()
-        log = TrainingLog(folder, tensorboard=wanted, trackers=Trackers({}))
-        log.write(STEP)
-        log.close()
-        assert bool(list(folder.glob("tensorboard/events*"))) == wanted
-        assert records_of(folder) == [STEP]

@@ -73,7 +73,7 @@ class Rig:
             settings=self.settings,
             seed=5,
             checkpoints=Checkpoints(folder / "checkpoints"),
-            log=TrainingLog(folder, tensorboard=False, show=self.log_hook),
+            log=TrainingLog(folder, show=self.log_hook),
             memory=MemoryAccount(torch.device("cpu")),
             count_tokens=lambda: self.model.num_tokens_run,
         )

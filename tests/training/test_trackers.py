@@ -167,6 +167,20 @@ def test_a_run_is_repeated_with_settings_steps_results_and_report(
     assert not {"space_id", "server_url", "dataset_id"} & local.opened[0].keys()
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_tensorboard_files_are_written_where_they_are_wanted(
+    settings: RunSettings, tmp_path: Path, wanted: bool
+) -> None:
+    pytest.importorskip("tensorboard")
+    training = settings.training.model_copy(update={"trackers": [], "tensorboard": wanted})
+    one = settings.model_copy(update={"training": training})
+    with open_trackers(one, tmp_path, name="words", note=print) as trackers:
+        trackers.record({"kind": "start"})
+        assert not (tmp_path / "tensorboard").exists()
+        trackers.record({"kind": "step", "step": 1, "loss": 0.5})
+    assert bool(list(tmp_path.glob("tensorboard/events*"))) == wanted
+
+
 def test_a_server_that_is_named_gets_the_run(
     settings: RunSettings, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,25 +86,32 @@ def compare(
     max_train_time: MaxTrainTimeOption = None,
 ) -> None:
     """Fit many methods at many sample sizes and measure them side by side; resumes by itself."""
-    from taskfit.compare.grid import describe_runs, expand_grid, hold_out_test, load_grid
-    from taskfit.report.comparison_page import report_comparison
     from taskfit.settings_file import merge_settings, parse_overrides
 
-    console = Console()
-    limits = parse_limits(max_memory, max_latency, max_train_time)
     seconds = parse_seconds("--budget", budget)
-    execution = _execution(
-        workers, ray or ray_address is not None, ray_address, cpus_per_run, gpus_per_run,
-        memory_per_run,
-    )  # fmt: skip
+    numbers = None if sizes is None else [_number(part) for part in sizes.split(",")]
+    flags = data_flags(data=data, text=text, label=label, task=task, model=None, test=test)
+    overrides = parse_overrides(set_ or ())
+    memory = parse_bytes("--memory-per-run", memory_per_run)
+    use_ray = ray or ray_address is not None
+    if not use_ray:
+        _refuse_ray_flags(cpus_per_run, gpus_per_run, memory)
+    limits = parse_limits(max_memory, max_latency, max_train_time)
+
+    from taskfit.compare.grid import describe_runs, expand_grid, hold_out_test, load_grid
+    from taskfit.compare.pool import Execution, RayCluster
+    from taskfit.report.comparison_page import report_comparison
+
+    cluster = RayCluster(ray_address, cpus_per_run, gpus_per_run, memory) if use_ray else None
+    execution = Execution(workers, cluster)
+    console = Console()
     table: dict[str, Any] = load_grid(config) if config else {}
     base: dict[str, Any] = dict(table.get("base") or {})
-    flags = data_flags(data=data, text=text, label=label, task=task, model=None, test=test)
     merge_settings(base, flags)
-    merge_settings(base, parse_overrides(set_ or ()))
+    merge_settings(base, overrides)
     table |= {"base": base, "methods": _chosen(table.get("methods"), methods)}
-    if sizes is not None:
-        table["sizes"] = [_number(part) for part in sizes.split(",")]
+    if numbers is not None:
+        table["sizes"] = numbers
     if seeds is not None:
         table["seeds"] = seeds
     if model:
@@ -218,25 +225,12 @@ def _show_runs(grid: "Grid", out: Path, console: Console) -> None:
         console.print(f"refused: {name}: {message}", style="red", markup=False, highlight=False)
 
 
-def _execution(
-    workers: int | None,
-    use_ray: bool,
-    address: str | None,
-    cpus: float,
-    gpus: float,
-    memory: str | None,
-) -> "Execution":
-    from taskfit.compare.pool import Execution, RayCluster
-
-    if not use_ray:
-        if memory is not None or gpus or cpus != 1.0:
-            raise SettingsError(
-                "--cpus-per-run, --gpus-per-run and --memory-per-run are for --ray. Workers on "
-                "this machine share its cores (--workers N)."
-            )
-        return Execution(workers)
-    size = parse_bytes("--memory-per-run", memory)
-    return Execution(workers, RayCluster(address, cpus, gpus, size))
+def _refuse_ray_flags(cpus: float, gpus: float, memory: int | None) -> None:
+    if memory is not None or gpus or cpus != 1.0:
+        raise SettingsError(
+            "--cpus-per-run, --gpus-per-run and --memory-per-run are for --ray. Workers on this "
+            "machine share its cores (--workers N)."
+        )
 
 
 def _chosen(given: Any, names: str | None) -> dict[str, Any]:  # noqa: ANN401 - from a file

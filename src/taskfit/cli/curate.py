@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.flags import EncodingOption, ModelOption
+from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
     from taskfit.curate import CurateResult, CurateSettings
@@ -48,12 +49,13 @@ def curate(
     encoding: EncodingOption = "utf-8",
 ) -> None:
     """Filter, deduplicate and select instruction data; removed rows stay, with the reason."""
+    columns = dict(_pair("--column", "FIELD=COLUMN", entry) for entry in column or ())
+
     from taskfit.cli.screen import RichScreen
     from taskfit.curate import SourceSettings, load_curate_settings
     from taskfit.curate import curate as run_curate
     from taskfit.settings import ModelSettings
 
-    columns = dict(_pair("--column", "FIELD=COLUMN", entry) for entry in column or ())
     settings = _with_evaluations(load_curate_settings(config), against or ())
     given = [
         SourceSettings(file=file, kind=kind, columns=columns, license=license_)
@@ -111,8 +113,6 @@ def _with_evaluations(settings: "CurateSettings", against: Any) -> "CurateSettin
 
 
 def _pair(flag: str, form: str, entry: str) -> tuple[str, str]:
-    from taskfit.errors import SettingsError
-
     name, equals, value = entry.partition("=")
     if not equals or not name or not value:
         raise SettingsError(f"{flag} {entry}: write it as {form}.")

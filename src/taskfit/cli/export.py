@@ -47,16 +47,17 @@ def export(
     device: DeviceOption = "auto",
 ) -> None:
     """Merge a run, turn it into a plain classifier or GGUF, and put it on the hub."""
-    from taskfit.cli.screen import RichScreen
-    from taskfit.export.export import RECORD, export_run
-    from taskfit.export.push import plan_upload
-    from taskfit.export.push import push as push_folder
-
     if push is None and (public or dry_run):
         raise SettingsError("--public and --dry-run are about --push; give --push OWNER/NAME.")
     form = _form(merge=merge, gguf=gguf, as_=as_, may_be_none=push is not None)
     if outtype is not None and form != "gguf":
         raise SettingsError("--outtype is about --gguf; give --gguf with it.")
+
+    from taskfit.cli.screen import RichScreen
+    from taskfit.export.export import RECORD, export_run
+    from taskfit.export.push import plan_upload
+    from taskfit.export.push import push as push_folder
+
     console = Console()
     if push is not None:
         plan_upload(out, push, private=not public)  # a wrong name fails before the work

@@ -1,5 +1,6 @@
 """Options that several commands share, and their way into nested settings."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -66,3 +67,21 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
             target = target.setdefault(section, {})
         target[name] = value
     return nested
+
+
+def parse_options(entries: Sequence[str]) -> dict[str, list[str]]:
+    """Read options of questions, each `QUESTION=a,b,c`.
+
+    Raises:
+        SettingsError: If an entry is not written so, or a question stands twice.
+    """
+    options: dict[str, list[str]] = {}
+    for entry in entries:
+        question, equals, names = entry.partition("=")
+        found = [name.strip() for name in names.split(",")]
+        if not equals or not question.strip() or not all(found):
+            raise SettingsError(f"--options {entry}: write it as QUESTION=a,b,c.")
+        if question.strip() in options:
+            raise SettingsError(f"--options names {question.strip()} twice; name it once.")
+        options[question.strip()] = found
+    return options

@@ -1,13 +1,15 @@
 """Show an inspection on a terminal."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from taskfit.runs.inspection import Inspection
-from taskfit.tasks.checkup import Checkup, ShownToken, WordReport
+if TYPE_CHECKING:
+    from taskfit.runs.inspection import Inspection
+    from taskfit.tasks.checkup import Checkup, ShownToken, WordReport
 
 MAX_WORDS = 12
 MAX_ODD_WORDS = 6
@@ -16,7 +18,7 @@ HEAD_LINES = 10
 TAIL_LINES = 8
 
 
-def show_inspection(inspection: Inspection, console: Console) -> None:
+def show_inspection(inspection: "Inspection", console: Console) -> None:
     """Print what `taskfit inspect` found, readable on 80 columns."""
 
     def say(line: str | Text) -> None:
@@ -46,7 +48,7 @@ def show_inspection(inspection: Inspection, console: Console) -> None:
         say(f"- {sentence}")
 
 
-def _say_savings(inspection: Inspection, console: Console) -> None:
+def _say_savings(inspection: "Inspection", console: Console) -> None:
     """Print duplicates, and what prefix sharing saves."""
     overlap = inspection.overlap
     if overlap is not None:
@@ -68,7 +70,7 @@ def _say_savings(inspection: Inspection, console: Console) -> None:
     )
 
 
-def _say_words(words: tuple[WordReport, ...], console: Console) -> None:
+def _say_words(words: "tuple[WordReport, ...]", console: Console) -> None:
     """Print a table of the first label words and of some that are split oddly further on."""
     odd = [report for report in words[MAX_WORDS:] if report.is_split]
     shown = (*words[:MAX_WORDS], *odd[:MAX_ODD_WORDS])
@@ -92,7 +94,7 @@ def _say_words(words: tuple[WordReport, ...], console: Console) -> None:
         console.print(f"... and {left} more, {split} of them split inside a word", highlight=False)
 
 
-def _classes(checkup: Checkup) -> str:
+def _classes(checkup: "Checkup") -> str:
     counts = checkup.class_counts
     if len(counts) <= MAX_WORDS:
         return "Labels: " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
@@ -103,7 +105,7 @@ def _classes(checkup: Checkup) -> str:
     )
 
 
-def _prompt(tokens: tuple[ShownToken, ...], width: int) -> list[Text]:
+def _prompt(tokens: "tuple[ShownToken, ...]", width: int) -> list[Text]:
     """Return the prompt in lines that break between tokens, its middle left out if it is long."""
     lines = [Text()]
     for index, token in enumerate(tokens):

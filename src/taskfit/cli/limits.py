@@ -32,12 +32,14 @@ def parse_limits(
     Raises:
         SettingsError: If one of them is no amount.
     """
+    memory = parse_bytes("--max-memory", max_memory)
+    latency = parse_seconds("--max-latency", max_latency)
+    train_time = parse_seconds("--max-train-time", max_train_time)
+
     from taskfit.report.advice import Limits
 
     return Limits(
-        max_memory_bytes=parse_bytes("--max-memory", max_memory),
-        max_latency_seconds=parse_seconds("--max-latency", max_latency),
-        max_train_seconds=parse_seconds("--max-train-time", max_train_time),
+        max_memory_bytes=memory, max_latency_seconds=latency, max_train_seconds=train_time
     )
 
 

@@ -1,11 +1,15 @@
-"""The commands of `taskfit`."""
+"""The commands of `taskfit`.
+
+What a command needs is imported in it, after its arguments are checked: a question for help or a
+wrong command line is answered at once.
+"""
 
 import os
 import sys
 import time
-from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -28,6 +32,7 @@ from taskfit.cli.flags import (
     TextOption,
     data_flags,
     nested,
+    parse_options,
 )
 from taskfit.cli.plan import plan
 from taskfit.cli.prompts import prompts
@@ -46,6 +51,23 @@ app = typer.Typer(
 )
 
 PATIENCE_SECONDS = 10.0
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if that is what is wanted."""
+    if wanted:
+        typer.echo(f"taskfit {metadata.version('taskfit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 @app.command()
@@ -99,14 +121,7 @@ def fit(
     search_budget: SearchBudgetOption = None,
 ) -> None:
     """Adapt a model to a task and measure it; leaves a run folder."""
-    from taskfit.cli.screen import RichScreen, baselines_table, results_table
-    from taskfit.report.pages import write_page
-    from taskfit.runs.questions.fit import fit_questions
-    from taskfit.runs.tuning.fit import is_tuning, tune
-    from taskfit.search.search_and_fit import search_and_fit
     from taskfit.settings_file import find_settings, load_settings
-    from taskfit.tasks.question_files import is_questionnaire
-    from taskfit.training import is_main, process_group
 
     if (out is None) == (resume is None):
         raise SettingsError("Give --out FOLDER for a new run, or --resume FOLDER for an old one.")
@@ -117,28 +132,22 @@ def fit(
     assert folder is not None
     own = folder / "settings.yaml"
     base = find_settings(config) if config else own if resume and own.is_file() else None
-    settings = load_settings(
-        base,
-        flags=flags,
-        overrides=set_ or (),
-    )
-    if settings.search.wanted and is_questionnaire(settings.task.name):
-        raise SettingsError(
-            "The search serves runs of one question; this task has several. Leave --search out."
-        )
+    settings = load_settings(base, flags=flags, overrides=set_ or ())
+
+    from taskfit.cli.screen import RichScreen, baselines_table, results_table
+    from taskfit.report.pages import write_page
+    from taskfit.runs.tuning.data import is_tuning
+    from taskfit.search.search_and_fit import search_and_fit
+    from taskfit.training import is_main, process_group
+
     with process_group(folder, settings) as place:
         # Under torchrun, only the main process speaks.
         console = Console(quiet=not is_main())
         screen = RichScreen(console)
         again = resume is not None
         try:
-            run_fit: Callable[..., Any] = search_and_fit
-            if is_questionnaire(settings.task.name):
-                run_fit = fit_questions
-            elif is_tuning(settings):
-                run_fit = tune
-            found = run_fit(settings, place, resume=again, screen=screen, report=write_page)
-            result = found.result
+            fitted = search_and_fit(settings, place, resume=again, screen=screen, report=write_page)
+            result = fitted.result
         finally:
             screen.close()
     show_search(folder, console)
@@ -166,30 +175,19 @@ def evaluate(
     """Measure a finished run on another labelled table; adds it to the run's results."""
     from taskfit.cli.screen import RichScreen, evaluation_cells
     from taskfit.runs import evaluate_file
-    from taskfit.runs.questions.fit import evaluate_questions, is_question_run
 
     console = Console()
     called = name or Path(data).name.split(".")[0]
     screen = RichScreen(console)
-    if is_question_run(run):
-        if by:
-            raise SettingsError(f"--by is for runs of one question; {run} is one of several.")
-        measured = evaluate_questions(
-            run, data, name=called, encoding=encoding, device=device, screen=screen
-        )
-        rows = {f"{called}/{question}": found for question, found in measured.items()}
-    else:
-        rows = {
-            called: evaluate_file(
-                run,
-                data,
-                name=called,
-                encoding=encoding,
-                device=device,
-                screen=screen,
-                by=by or (),
-            )
-        }
+    rows = evaluate_file(
+        run,
+        data,
+        name=called,
+        encoding=encoding,
+        device=device,
+        screen=screen,
+        by=by or (),
+    )
     table = Table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE", box=None, pad_edge=False)
     for row, evaluation in rows.items():
         table.add_row(row, *evaluation_cells(evaluation))
@@ -219,33 +217,14 @@ def predict(
     ] = False,
 ) -> None:
     """Label the texts of a file, with the probability of every label."""
-    from taskfit.cli.screen import RichScreen
-    from taskfit.runs import predict_file
-    from taskfit.runs.questions.fit import (
-        is_question_run,
-        parse_options,
-        predict_questions,
-    )
-
-    console = Console()
     if per_class and coverage is None:
         raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
-    if is_question_run(run):
-        if coverage is not None:
-            raise SettingsError(f"--coverage is for runs of one question; {run} has several.")
-        table = predict_questions(
-            run,
-            file,
-            out,
-            options=parse_options(options or []),
-            encoding=encoding,
-            device=device,
-            screen=RichScreen(console),
-        )
-        console.print(f"{len(table):,} texts answered: {out}", highlight=False)
-        return
-    if options:
-        raise SettingsError(f"--options is for runs of questions; {run} is none.")
+    asked = parse_options(options or [])
+
+    from taskfit.cli.screen import RichScreen
+    from taskfit.runs import predict_file
+
+    console = Console()
     found = predict_file(
         run,
         file,
@@ -253,10 +232,16 @@ def predict(
         encoding=encoding,
         device=device,
         screen=RichScreen(console),
+        options=asked,
         coverage=coverage,
         per_class=per_class,
     )
-    counts = ", ".join(f"{label} {count:,}" for label, count in found.counts.items())
+    several = len(found.counts) > 1
+    counts = "; ".join(
+        (f"{column.removeprefix('predicted_')}: " if several else "")
+        + ", ".join(f"{label} {count:,}" for label, count in by_label.items())
+        for column, by_label in found.counts.items()
+    )
     console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}", highlight=False)
     if found.set_sizes:
         sizes = ", ".join(f"{count:,} of size {size}" for size, count in found.set_sizes.items())
@@ -278,13 +263,16 @@ def inspect(
     set_: SetOption = None,
 ) -> None:
     """Check a task before any training: prompt, label words, duplicates, lengths, savings."""
-    from taskfit.cli.inspect_view import show_inspection
-    from taskfit.runs.inspection import inspect_task
     from taskfit.settings_file import find_settings, load_settings
 
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
     path = find_settings(config) if config else None
-    show_inspection(inspect_task(load_settings(path, flags=flags, overrides=set_ or ())), Console())
+    settings = load_settings(path, flags=flags, overrides=set_ or ())
+
+    from taskfit.cli.inspect_view import show_inspection
+    from taskfit.runs.inspection import inspect_task
+
+    show_inspection(inspect_task(settings), Console())
 
 
 app.command()(prompts)
@@ -318,7 +306,7 @@ def methods() -> None:
 @app.command()
 def models() -> None:
     """List the packaged models and what else --model takes."""
-    from taskfit.models import PACKAGED_MODELS
+    from taskfit.models.packaged import PACKAGED_MODELS
 
     table = Table("name", "what", box=None, pad_edge=False)
     for name, packaged in PACKAGED_MODELS.items():

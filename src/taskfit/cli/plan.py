@@ -111,8 +111,6 @@ def plan(
     answer, a pair of dpo is one prompt with two answers. Of a raw text, of which all is learned,
     give --tokens 1.
     """
-    from taskfit.plan.cards import find_card, names_card_at_hand
-    from taskfit.plan.plan import config_of, make_plan, refuse_without_model
     from taskfit.settings_file import find_settings, load_settings
 
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
@@ -127,6 +125,10 @@ def plan(
     )
     base = find_settings(config) if config else None
     settings = load_settings(base, flags=flags, overrides=set_ or ())
+
+    from taskfit.plan.cards import find_card, names_card_at_hand
+    from taskfit.plan.plan import config_of, make_plan, refuse_without_model
+
     refuse_without_model(settings)
     card = find_card(gpu or names_card_at_hand())
     found, source = config_of(settings, file=config_file)
@@ -145,7 +147,7 @@ def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Leng
     from taskfit.plan.plan import settled
     from taskfit.plan.tokens import WORDS_PER_TOKEN, made_workload, real_workload
     from taskfit.plan.tuning import made_rows, real_rows
-    from taskfit.runs.tuning.fit import is_tuning
+    from taskfit.runs.tuning.data import is_tuning
     from taskfit.settings import known
 
     tunes = is_tuning(settings)

@@ -22,6 +22,7 @@ from taskfit.cli.flags import (
     data_flags,
     nested,
 )
+from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
     from taskfit.search.wordings import PromptSearch
@@ -58,20 +59,21 @@ def prompts(
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")] = None,
 ) -> None:
     """Try wordings of a task in context, on training examples; write the best as a task file."""
-    from taskfit.cli.screen import RichScreen
-    from taskfit.errors import SettingsError
-    from taskfit.search.wordings import check_free, search_prompts, write_winner
     from taskfit.settings_file import find_settings, load_settings
-    from taskfit.tasks.variants import generate_variants
 
     if table and out is None:
         raise SettingsError("--table writes a CSV beside the task file; give --out FILE.yaml too.")
-    if out is not None:
-        check_free(out, table=table)
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
     flags.update(nested({"seed": seed}))
     base = find_settings(config) if config else None
     settings = load_settings(base, flags=flags, overrides=set_ or ())
+
+    from taskfit.cli.screen import RichScreen
+    from taskfit.search.wordings import check_free, search_prompts, write_winner
+    from taskfit.tasks.variants import generate_variants
+
+    if out is not None:
+        check_free(out, table=table)
     console = Console()
     search = search_prompts(
         settings,

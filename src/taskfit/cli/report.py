@@ -26,10 +26,11 @@ def report(
     ] = True,
 ) -> None:
     """Make report and advice of a comparison anew, from what its runs left behind."""
+    limits = parse_limits(max_memory, max_latency, max_train_time)
+
     from taskfit.cli.screen import RichScreen
     from taskfit.report.comparison_page import report_comparison
 
-    limits = parse_limits(max_memory, max_latency, max_train_time)
     console = Console()
     path = report_comparison(folder, limits=limits, screen=RichScreen(console), texts=texts)
     show_advice(folder, path, console)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +16,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from taskfit.runs import RunResult
-from taskfit.stats import Evaluation
+if TYPE_CHECKING:
+    from taskfit.runs.records import RunResult
+    from taskfit.stats import Evaluation
 
 LINES_PER_RUN = 10
 
@@ -118,7 +119,7 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def results_table(results: Sequence[RunResult]) -> Table:
+def results_table(results: Sequence["RunResult"]) -> Table:
     """Return a table of runs and evaluation sets."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "set"):
@@ -131,7 +132,7 @@ def results_table(results: Sequence[RunResult]) -> Table:
     return table
 
 
-def baselines_table(result: RunResult) -> Table | None:
+def baselines_table(result: "RunResult") -> Table | None:
     """Return a run beside its baselines on the same texts, or None where there are none."""
     tables = result.details.get("baselines")
     if not tables:
@@ -150,7 +151,7 @@ def baselines_table(result: RunResult) -> Table | None:
     return table
 
 
-def evaluation_cells(evaluation: Evaluation) -> list[str]:
+def evaluation_cells(evaluation: "Evaluation") -> list[str]:
     """Return the numbers of an evaluation as text."""
     low, high = evaluation.intervals["accuracy"]
     return [

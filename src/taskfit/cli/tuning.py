@@ -13,9 +13,9 @@ from rich.table import Table
 
 from taskfit.cli.flags import DeviceOption, EncodingOption
 from taskfit.errors import DataError, PromptError, SettingsError
-from taskfit.runs.records import RunResult
 
 if TYPE_CHECKING:
+    from taskfit.runs.records import RunResult
     from taskfit.runs.tuning.model import Decoding
 
 MAX_SEED = 2**32 - 1
@@ -68,10 +68,12 @@ def generate(
     device: DeviceOption = "auto",
 ) -> None:
     """Answer the prompts of a file; an interrupted command goes on where it was."""
+    columns = _pairs(column, "--column", "FIELD=COLUMN")
+    decoding = _decoding(max_new_tokens, temperature, top_p, stop)
+
     from taskfit.cli.screen import RichScreen
     from taskfit.runs.tuning.generate import generate_file
 
-    decoding = _decoding(max_new_tokens, temperature, top_p, stop)
     console = Console()
     screen = RichScreen(console)
     try:
@@ -82,7 +84,7 @@ def generate(
             decoding=decoding,
             screen=screen,
             kind=kind,
-            columns=_pairs(column, "--column", "FIELD=COLUMN"),
+            columns=columns,
             encoding=encoding,
             device=device,
             template=chat_template,
@@ -108,12 +110,13 @@ def chat(
 
     Ctrl-C stops an answer, and ends the talk where none is written; so does the end of the input.
     """
+    decoding = _decoding(max_new_tokens, temperature, top_p, stop)
+
     import torch
 
     from taskfit.data.messages import Message
     from taskfit.runs.tuning.generate import load_generator
 
-    decoding = _decoding(max_new_tokens, temperature, top_p, stop)
     console = Console()
     tuned = load_generator(model, device=device, template=chat_template)
     torch.manual_seed(seed)
@@ -194,15 +197,17 @@ def judge(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a tuned model beside its base: answers, references, and other tasks."""
+    columns = _pairs(column, "--column", "FIELD=COLUMN")
+    tests = _pairs(test, "--test", "NAME=FILE")
+    decoding = _decoding(max_new_tokens, 0.0, 1.0, None)
+
     from taskfit.cli.screen import RichScreen
     from taskfit.compare.judge import judge as judge_run
     from taskfit.compare.judge import judgement_rows
+    from taskfit.data.instructions import read_instructions
 
     rows = None
     if data is not None:
-        from taskfit.data.instructions import read_instructions
-
-        columns = _pairs(column, "--column", "FIELD=COLUMN")
         rows = read_instructions(data, kind=kind, columns=columns, encoding=encoding).rows
     console = Console()
     screen = RichScreen(console)
@@ -211,8 +216,8 @@ def judge(
             run,
             rows=rows,
             tasks=task or (),
-            tests=_pairs(test, "--test", "NAME=FILE"),
-            decoding=_decoding(max_new_tokens, 0.0, 1.0, None),
+            tests=tests,
+            decoding=decoding,
             max_test=max_test,
             device=device,
             screen=screen,
@@ -226,7 +231,7 @@ def judge(
     console.print(f"\nAll figures: {run / 'judgement.json'}", highlight=False)
 
 
-def tuning_table(result: RunResult) -> Table:
+def tuning_table(result: "RunResult") -> Table:
     """Return a table of a tuning run's held-out sets, before and after."""
     table = Table("set", "rows", "measure", "before", "after", box=None, pad_edge=False)
     for name, after in result.details["after"].items():
@@ -241,14 +246,15 @@ def tuning_table(result: RunResult) -> Table:
 def _decoding(
     max_new_tokens: int, temperature: float, top_p: float, stop: Sequence[str] | None
 ) -> "Decoding":
-    from taskfit.runs.tuning.model import Decoding
-
     is_possible = math.isfinite(temperature) and temperature >= 0 and 0 < top_p <= 1
     if max_new_tokens < 1 or not is_possible:
         raise SettingsError(
             f"--max-new-tokens {max_new_tokens}, --temperature {temperature}, --top-p {top_p}: "
             "give at least 1 token, a temperature of 0 or more, a share above 0 and up to 1."
         )
+
+    from taskfit.runs.tuning.model import Decoding
+
     return Decoding(max_new_tokens, temperature, top_p, tuple(stop or ()))
 
 

@@ -235,7 +235,7 @@ def _connect(cluster: RayCluster) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     try:
-        _knock(cluster.address)
+        check_reachable(cluster.address)
         ray.init(
             address=cluster.address,
             include_dashboard=None if cluster.address else False,
@@ -250,7 +250,7 @@ def _connect(cluster: RayCluster) -> tuple[Any, bool]:
     return ray, True
 
 
-def _knock(address: str | None) -> None:
+def check_reachable(address: str | None) -> None:
     """Try to reach a cluster's port, as Ray itself tries for minutes.
 
     Raises:

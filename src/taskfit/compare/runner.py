@@ -96,7 +96,7 @@ class Runner:
         if resume:
             # `is_finished` compared what counts; the rest, such as the device, may have changed.
             dump_settings(settings, target / SETTINGS_FILE)
-        fitted = search_and_fit(
+        run = search_and_fit(
             settings,
             target,
             resume=resume,
@@ -105,7 +105,7 @@ class Runner:
             name=name,
             baselines=False,
         )
-        method = fitted.classifier.method
+        method = run.fitted.method
         if isinstance(method, TrainedMethod) and not method.release():
             self._model = None
 

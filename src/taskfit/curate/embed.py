@@ -3,7 +3,6 @@
 Legend: N texts, D width of the encoder.
 """
 
-import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -14,13 +13,12 @@ from numpy.typing import NDArray
 from taskfit.curate.items import digest
 from taskfit.data.fetch import cache_folder
 from taskfit.models import resolve_device, resolve_dtype
-from taskfit.models.encoder import LoadedEncoder, embed_texts, load_encoder
+from taskfit.models.encoder import embed_texts, load_encoder
+from taskfit.models.fingerprint import fingerprint
 
 Vectors = NDArray[np.float32]
 # Texts between two savings: what a killed run loses.
 CHUNK = 512
-# Numbers of each weight that the fingerprint of an encoder looks at.
-SAMPLED = 64
 
 
 class Embedder:
@@ -39,7 +37,8 @@ class Embedder:
         dtype = resolve_dtype("auto", device)
         self._encoder = load_encoder(name, device=device, dtype=dtype, num_labels=None)
         self.width = int(self._encoder.model.config.hidden_size)
-        self._path = cache_folder() / "embeddings" / f"{_fingerprint(self._encoder)}.sqlite"
+        model, beside = self._encoder.model, f" {self._encoder.max_length}{self._encoder.reading}"
+        self._path = cache_folder() / "embeddings" / f"{fingerprint(model, beside=beside)}.sqlite"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._open()) as database, database:
             database.execute(
@@ -106,13 +105,3 @@ def stack(vectors: Mapping[bytes, Vectors], keys: Sequence[bytes], width: int) -
 def digest_all(texts: Sequence[str]) -> dict[bytes, str]:
     """Return texts by their hashes."""
     return {digest(text): text for text in texts}
-
-
-def _fingerprint(encoder: LoadedEncoder) -> str:
-    name = f"{encoder.model.dtype} {encoder.max_length}"
-    result = hashlib.sha256(name.encode() + encoder.tokenizer.backend_tokenizer.to_str().encode())
-    for key, parameter in encoder.model.named_parameters():
-        step = max(1, parameter.numel() // SAMPLED)
-        sample = parameter.detach().reshape(-1)[::step][:SAMPLED].float().cpu().numpy()
-        result.update(key.encode() + str(tuple(parameter.shape)).encode() + sample.tobytes())
-    return result.hexdigest()[:24]

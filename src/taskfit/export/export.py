@@ -96,12 +96,17 @@ def _fill(
 ) -> list[Comparison]:
     notes = []
     file = ""
-    blend = source.saved.get("blend")
-    if blend is not None and blend["weight"] > 0:
+    blend = source.saved.get("blend") or {"features": [], "weights": [1.0]}
+    probes = " and ".join(
+        f"a probe on {features} ({weight:.0%})"
+        for features, weight in zip(blend["features"], blend["weights"][1:], strict=True)
+        if weight > 0
+    )
+    if probes:
         notes.append(
-            f"The run averages these probabilities with those of a probe on {blend['features']} "
-            f"({blend['weight']:.0%}), which is no part of this model: results below are those of "
-            "both together."
+            f"The run averages these probabilities with those of {probes}, which "
+            f"{'are' if ' and ' in probes else 'is'} no part of this model: results below are "
+            "those of all together."
         )
     if form == "merged":
         checks = export_merged(source, folder, target=out, form=dtype)

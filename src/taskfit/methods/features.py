@@ -22,14 +22,13 @@ from taskfit.methods.method import Advance, MethodContext
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.tree_method import prompt_encoder
 from taskfit.models import KeyValueCache, TreeModel, adapters_off, count_parameters, resolve_device
-from taskfit.models.encoder import LoadedEncoder, embed_texts, load_encoder
+from taskfit.models.encoder import embed_texts, load_encoder
+from taskfit.models.fingerprint import fingerprint
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.tree import TokenTree
 from taskfit.tree.build import IntArray
 
 Features = NDArray[np.float32]
-# Numbers of each weight that the fingerprint of a model looks at.
-SAMPLED = 64
 
 
 def feature_encoder(context: MethodContext) -> PromptEncoder | BareEncoder:
@@ -186,7 +185,9 @@ class EncoderFeatures(CachedFeatures):
         self._encoder = load_encoder(name, device=device, dtype=torch.float32, num_labels=None)
         self._columns = context.task.text
         model = self._encoder.model
-        found = FeatureCache(cache, fingerprint(model, beside=_reading_of(self._encoder)))
+        # Rows of this cache have the text as key, not token ids.
+        beside = f" {self._encoder.max_length} {self._encoder.reading}"
+        found = FeatureCache(cache, fingerprint(model, beside=beside))
         super().__init__(found, model, int(model.config.hidden_size))
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
@@ -243,26 +244,6 @@ class FeatureCache:
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)
-
-
-def fingerprint(model: PreTrainedModel, *, beside: str = "") -> str:
-    """Return a digest of a model: its weights decide, not its name.
-
-    Args:
-        model: The model.
-        beside: What else decides about the features of a text.
-    """
-    digest = hashlib.sha256((str(model.dtype) + beside).encode())
-    for name, parameter in model.named_parameters():
-        step = max(1, parameter.numel() // SAMPLED)
-        sample = parameter.detach().reshape(-1)[::step][:SAMPLED].float().cpu().numpy()
-        digest.update(name.encode() + str(tuple(parameter.shape)).encode() + sample.tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _reading_of(encoder: LoadedEncoder) -> str:
-    """Return how an encoder reads a text: rows of its cache have the text as key, not token ids."""
-    return f" {encoder.max_length} {encoder.tokenizer.backend_tokenizer.to_str()}"
 
 
 def _key(content: bytes) -> bytes:

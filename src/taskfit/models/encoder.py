@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from taskfit.errors import DataError, ModelError
+from taskfit.models.encoder_pooling import Pooling, pool, read_pooling
 from taskfit.models.encoder_weights import (
     EncoderSource,
     explain_failure,
@@ -156,6 +158,7 @@ class LoadedEncoder:
         tokenizer: A fast tokenizer.
         name: As the user gave it.
         revision: Branch, tag or commit of a hub model.
+        pooling: How a text's vector is made of its hidden states.
         num_tokens_run: Tokens run through the model so far, padding included.
     """
 
@@ -163,6 +166,7 @@ class LoadedEncoder:
     tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str | None
+    pooling: Pooling = "mean"
     num_tokens_run: int = 0
 
     @property
@@ -178,6 +182,13 @@ class LoadedEncoder:
         if positions is not None:
             limits.append(int(positions) - _reserved_positions(self.model))
         return min(limits)
+
+    @property
+    def reading(self) -> str:
+        """Return what decides, beside weights and length, about a text's vector: for caches."""
+        # The mean has no word of its own: it was the only pooling when caches were first filled.
+        pooling = "" if self.pooling == "mean" else f" {self.pooling}"
+        return f"{self.tokenizer.backend_tokenizer.to_str()}{pooling}"
 
     def hidden(self, items: Sequence[EncodedText]) -> tuple[Tensor, Tensor]:
         """Run texts as one padded batch.
@@ -201,18 +212,18 @@ class LoadedEncoder:
 
     def _inputs(self, items: Sequence[EncodedText]) -> dict[str, Tensor]:
         """Pad texts on the right to the longest of them, each (B, T)."""
-        shape = (len(items), max(item.num_tokens for item in items))
-        ids = np.full(shape, _pad_id(self.model, self.tokenizer), np.int64)
-        types, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for row, item in enumerate(items):
-            ids[row, : item.num_tokens] = item.ids
-            types[row, : item.num_tokens] = item.type_ids
-            mask[row, : item.num_tokens] = 1
-        self.num_tokens_run += ids.size
-        arrays = {"input_ids": ids, "attention_mask": mask}
+
+        def padded(rows: list[NDArray[np.int64]], padding: int = 0) -> Tensor:
+            tensors = [torch.from_numpy(row) for row in rows]
+            return pad_sequence(tensors, batch_first=True, padding_value=padding).to(self.device)
+
+        ids = padded([item.ids for item in items], _pad_id(self.model, self.tokenizer))
+        self.num_tokens_run += ids.numel()
+        mask = padded([np.ones_like(item.ids) for item in items])
+        inputs = {"input_ids": ids, "attention_mask": mask}
         if _takes_type_ids(self.model):
-            arrays["token_type_ids"] = types
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+            inputs["token_type_ids"] = padded([item.type_ids for item in items])
+        return inputs
 
 
 @torch.no_grad()
@@ -226,9 +237,8 @@ def embed_texts(
 ) -> NDArray[np.float32]:
     """Return a vector of length 1 for every text; a product of two is their cosine similarity.
 
-    The mean of the last hidden states over a text's tokens, special tokens included, divided by
-    its norm: the pooling of Sentence-BERT (Reimers & Gurevych 2019, section 3) that most
-    sentence encoders are trained with. It does not depend on what else is in the batch.
+    It is made of the last hidden states as the encoder was trained to (`encoder.pooling`), and
+    does not depend on what else is in the batch.
 
     Args:
         encoder: Loaded without a head.
@@ -254,18 +264,10 @@ def embed_texts(
     with evaluation_mode(encoder.model):
         for batch in plan_padded([item.num_tokens for item in items], budget, names=names):
             states, mask = encoder.hidden([items[i] for i in batch])
-            result[batch] = mean_pool(states, mask).cpu().numpy()
+            result[batch] = pool(states, mask, encoder.pooling).cpu().numpy()
             if advance is not None:
                 advance(len(batch))
     return result
-
-
-def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
-    """Average hidden states (B, T, D) where the mask (B, T) is set; norm 1, float32, (B, D)."""
-    weights = mask.unsqueeze(-1).float()  # (B, T, 1)
-    # Not a product: what is not finite in the padding would survive a factor of 0.
-    sums = torch.where(mask.unsqueeze(-1), states.float(), 0.0).sum(dim=1)
-    return torch.nn.functional.normalize(sums / weights.sum(dim=1), dim=-1)
 
 
 def load_encoder(
@@ -293,15 +295,17 @@ def load_encoder(
 
     Raises:
         ModelError: If it cannot be found or loaded, is no encoder, has no safetensors, lacks
-            weights, or lets padding change its results.
+            weights, makes vectors in an unknown way, or lets padding change its results.
     """
     source = EncoderSource(name, locate_encoder(name), revision, dtype)
+    pooling: Pooling = "mean"
     try:
         config = AutoConfig.from_pretrained(source.folder, revision=revision)
         refuse_other_kinds(name, config)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, revision=revision)
         if num_labels is None:
             model = load_without_head(source, config)
+            pooling = read_pooling(source)
         elif head == "saved":
             model = load_saved_head(source, config, num_labels)
         else:
@@ -320,7 +324,7 @@ def load_encoder(
         )
     model.requires_grad_(num_labels is not None)
     model.to(device).eval()
-    encoder = LoadedEncoder(model, tokenizer, name, revision)
+    encoder = LoadedEncoder(model, tokenizer, name, revision, pooling)
     _verify_padding(encoder, has_head=num_labels is not None)
     encoder.num_tokens_run = 0
     return encoder

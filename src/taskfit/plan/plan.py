@@ -25,7 +25,7 @@ from taskfit.plan.simulate import (
 )
 from taskfit.plan.timing import TimePlan, plan_time
 from taskfit.plan.tokens import Epoch, Workload, plan_epoch
-from taskfit.runs.tuning.fit import METHODS as TUNING
+from taskfit.runs.tuning.data import METHODS as TUNING
 from taskfit.settings import RunSettings
 from taskfit.training.length import training_length, with_length
 from taskfit.training.loop import TOKEN_BUDGET

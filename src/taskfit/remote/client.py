@@ -10,7 +10,7 @@ from threading import Event
 from taskfit.errors import TaskfitError
 from taskfit.remote.cache import AnswerCache, CacheError, cache_key
 from taskfit.remote.chat import Answer, ChatRequest, Dialect
-from taskfit.remote.endpoint import Acquaintance, Connection, EndpointError, RemoteEndpoint
+from taskfit.remote.endpoint import Connection, EndpointError, EndpointState, RemoteEndpoint
 from taskfit.remote.pace import Pace
 from taskfit.remote.usage import Tally, Usage
 
@@ -25,7 +25,7 @@ class RemoteModel:
     def __init__(self, endpoint: RemoteEndpoint) -> None:
         """Bind to an endpoint. Nothing is sent, read or opened yet."""
         self.endpoint = endpoint
-        self._known = Acquaintance(
+        self._state = EndpointState(
             pace=Pace(endpoint.requests_per_minute),
             tally=Tally(
                 price_input=endpoint.price_per_million_input,
@@ -36,7 +36,7 @@ class RemoteModel:
     @property
     def usage(self) -> Usage:
         """What was sent so far, and what it cost."""
-        return self._known.tally.usage()
+        return self._state.tally.usage()
 
     def complete(
         self,
@@ -96,9 +96,9 @@ class RemoteModel:
         keys = list(missing)
         # The first goes alone: a wrong key or address costs one request, and what the endpoint
         # does not take is known before the others go.
-        num_first = 0 if self._known.is_met else 1
+        num_first = 0 if self._state.has_answered else 1
         with (
-            Connection(self.endpoint, known=self._known, stop=stop) as connection,
+            Connection(self.endpoint, state=self._state, stop=stop) as connection,
             ThreadPoolExecutor(self.endpoint.concurrency) as pool,
         ):
             try:
@@ -116,7 +116,7 @@ class RemoteModel:
         self, count: int, advance: Callable[[int], None] | None, *, is_cached: bool
     ) -> None:
         if is_cached:
-            self._known.tally.count_cached(count)
+            self._state.tally.count_cached(count)
         if advance is not None and count > 0:
             advance(count)
 
@@ -140,10 +140,10 @@ class RemoteModel:
         try:
             yield
         except (EndpointError, CacheError) as error:
-            message = f"{error}. {self._state(cache, distinct)}"
+            message = f"{error}. {self._saved(cache, distinct)}"
             raise RemoteError(message) from error
 
-    def _state(self, cache: AnswerCache | None, distinct: Mapping[str, ChatRequest]) -> str:
+    def _saved(self, cache: AnswerCache | None, distinct: Mapping[str, ChatRequest]) -> str:
         if cache is None:
             return (
                 f"No cache is set, so nothing of these {len(distinct)} requests is kept: name a "

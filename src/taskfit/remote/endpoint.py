@@ -127,21 +127,21 @@ def _ssl_context() -> ssl.SSLContext:
 
 
 @dataclass(slots=True)
-class Acquaintance:
+class EndpointState:
     """What is known of an endpoint, kept from one call to the next.
 
     Attributes:
         pace: When the next request may go.
         tally: What was sent.
         dialect: What the endpoint takes, as far as is known.
-        is_met: Whether it has answered at all.
+        has_answered: Whether it has answered at all.
         gives_log_probs: Whether it has ever returned log-probabilities.
     """
 
     pace: Pace
     tally: Tally
     dialect: Dialect = dataclasses.field(default_factory=Dialect)
-    is_met: bool = False
+    has_answered: bool = False
     gives_log_probs: bool = False
 
     def learn(self, dialect: Dialect, answer: Answer) -> None:
@@ -155,7 +155,7 @@ class Acquaintance:
         if not self.gives_log_probs and answer.text.strip():
             dialect = dataclasses.replace(dialect, top_log_probs=None)
         self.dialect = dialect
-        self.is_met = True
+        self.has_answered = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,20 +178,20 @@ class Connection:
     """An open connection pool; `ask` may be called by several threads."""
 
     def __init__(
-        self, endpoint: RemoteEndpoint, *, known: Acquaintance, stop: threading.Event
+        self, endpoint: RemoteEndpoint, *, state: EndpointState, stop: threading.Event
     ) -> None:
         """Open the pool.
 
         Args:
             endpoint: Whom to ask.
-            known: What is known of it; brought up to date.
+            state: What is known of it; brought up to date.
             stop: Once set, no request is sent or repeated any more.
 
         Raises:
             EndpointError: If there is no key although one is named.
         """
         self._endpoint = endpoint
-        self._known = known
+        self._state = state
         self._stop = stop
         self._key = endpoint.api_key()
         headers = {"Content-Type": "application/json"}
@@ -223,7 +223,7 @@ class Connection:
             EndpointError: If there is none; its text says what came back and what to do.
             AbandonedError: If `stop` was set while this request was waiting.
         """
-        dialect = self._known.dialect
+        dialect = self._state.dialect
         while True:
             reply = self._send(dialect.body(request, model=self._endpoint.model))
             simpler = None
@@ -241,8 +241,8 @@ class Connection:
                 f"{self._endpoint.url} did not answer as an OpenAI-compatible endpoint does: "
                 f"{self._safe(str(error))}. Check base_url, and what runs there"
             ) from error
-        self._known.learn(dialect, answer)
-        self._known.tally.count_answer(answer)
+        self._state.learn(dialect, answer)
+        self._state.tally.count_answer(answer)
         return answer
 
     def _send(self, body: dict[str, object]) -> _Reply:
@@ -250,8 +250,8 @@ class Connection:
         content = json.dumps(body).encode("ascii")
         num_attempts = self._endpoint.max_retries + 1
         for attempt in range(num_attempts):
-            self._wait(self._known.pace.reserve(time.monotonic()))
-            self._known.tally.count_request(is_retry=attempt > 0)
+            self._wait(self._state.pace.reserve(time.monotonic()))
+            self._state.tally.count_request(is_retry=attempt > 0)
             outcome = self._post(content)
             if isinstance(outcome, _Reply):
                 return outcome
@@ -260,7 +260,7 @@ class Connection:
             if asked > LONGEST_RETRY_AFTER_SECONDS:
                 raise EndpointError(f"{failure.what} and asks to wait {asked:.0f} seconds")
             # All requests are held back, this one too: the endpoint means the client.
-            self._known.pace.hold(time.monotonic() + asked)
+            self._state.pace.hold(time.monotonic() + asked)
             if attempt + 1 < num_attempts:
                 self._wait(backoff_seconds(self._endpoint.backoff_seconds, attempt))
         tried = "tried once" if num_attempts == 1 else f"tried {num_attempts} times"

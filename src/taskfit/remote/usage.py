@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from collections import Counter
 from dataclasses import dataclass
 
 from taskfit.remote.chat import Answer
@@ -38,43 +39,37 @@ class Tally:
     def __init__(self, *, price_input: float | None, price_output: float | None) -> None:
         """Start from nothing; prices are per million tokens."""
         self._prices = (price_input, price_output)
-        self._usage = Usage()
+        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def count_request(self, *, is_retry: bool) -> None:
         """Count an HTTP request that goes out."""
-        with self._lock:
-            old = self._usage
-            self._usage = dataclasses.replace(
-                old,
-                num_requests=old.num_requests + 1,
-                num_retries=old.num_retries + is_retry,
-            )
+        self._add(num_requests=1, num_retries=int(is_retry))
 
     def count_answer(self, answer: Answer) -> None:
         """Count an answer that came back."""
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
-        with self._lock:
-            old = self._usage
-            self._usage = dataclasses.replace(
-                old,
-                num_answers=old.num_answers + 1,
-                prompt_tokens=old.prompt_tokens + (prompt or 0),
-                completion_tokens=old.completion_tokens + (completion or 0),
-                num_uncounted=old.num_uncounted + (prompt is None or completion is None),
-            )
+        self._add(
+            num_answers=1,
+            prompt_tokens=prompt or 0,
+            completion_tokens=completion or 0,
+            num_uncounted=int(prompt is None or completion is None),
+        )
 
     def count_cached(self, count: int) -> None:
         """Count answers given without a request."""
-        with self._lock:
-            self._usage = dataclasses.replace(
-                self._usage, num_cached=self._usage.num_cached + count
-            )
+        self._add(num_cached=count)
 
     def usage(self) -> Usage:
         """Return the counts so far with their cost."""
-        usage, (price_input, price_output) = self._usage, self._prices
+        with self._lock:
+            usage = Usage(**self._counts)
+        price_input, price_output = self._prices
         if price_input is None or price_output is None or usage.num_uncounted:
             return usage
         cost = usage.prompt_tokens * price_input + usage.completion_tokens * price_output
         return dataclasses.replace(usage, cost=cost / 1e6)
+
+    def _add(self, **counts: int) -> None:
+        with self._lock:
+            self._counts.update(counts)

@@ -8,9 +8,9 @@ from taskfit.report.advice_phrases import (
     Facts,
     against,
     count,
+    format_cost,
     joined,
     metric_name,
-    money,
     num,
     span,
     subject,
@@ -45,7 +45,7 @@ def _limits(facts: Facts) -> str:
         size = f" on {count(entry['num_labels'], 'label')}" if entry["num_labels"] else ""
         parts.append(f"{entry['method']}{size} ({reasons}{gain})")
     allowed = joined(
-        f"{COST_NAMES[cost]} {money(cost, limit)}" for cost, limit in facts["limits"].items()
+        f"{COST_NAMES[cost]} {format_cost(cost, limit)}" for cost, limit in facts["limits"].items()
     )
     word = "recommended method" if facts["recommended"] else "nearest miss"
     return (
@@ -64,7 +64,7 @@ def _all_methods(facts: Facts) -> str:
     scores = sorted(choice["against_best"]["scores"], key=lambda score: -score["mean"])
     listed = joined(
         f"{s['method']} {num(s['mean'])} ({span(s['interval'])}, "
-        f"{money('train_seconds', costs[s['method']]['train_seconds'])})"
+        f"{format_cost('train_seconds', costs[s['method']]['train_seconds'])})"
         for s in scores
     )
     tests = {d["test"] for d in choice["against_best"]["differences"]}

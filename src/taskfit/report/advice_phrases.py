@@ -37,7 +37,7 @@ def joined(parts: Iterable[str]) -> str:
     return f"{', '.join(listed[:-1])} and {listed[-1]}"
 
 
-def money(cost: str, value: float) -> str:
+def format_cost(cost: str, value: float) -> str:
     """Return a cost with its unit: seconds, or bytes."""
     if cost == "memory_bytes":
         return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"

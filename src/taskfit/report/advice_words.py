@@ -11,9 +11,9 @@ from taskfit.report.advice_phrases import (
     Facts,
     against,
     count,
+    format_cost,
     joined,
     metric_name,
-    money,
     num,
     p_value,
     span,
@@ -95,7 +95,8 @@ def _times_over(entry: Facts) -> str:
     parts = [
         f"its {COST_NAMES[cost]} was not measured"
         if ratio is None
-        else f"its {COST_NAMES[cost]} of {money(cost, entry[cost])} is {ratio:.1f} times the limit"
+        else f"its {COST_NAMES[cost]} of {format_cost(cost, entry[cost])} is {ratio:.1f} times the "
+        "limit"
         for cost, ratio in entry["over"].items()
     ]
     return joined(parts)
@@ -112,7 +113,7 @@ def _why_not_best(facts: Facts) -> str:
     if taken["kind"] == MAJORITY:
         return f"{lead}."
     cost = facts["choice"]["saves"]
-    own, other = money(cost, taken[cost]), money(cost, best[cost])
+    own, other = format_cost(cost, taken[cost]), format_cost(cost, best[cost])
     return f"{lead}; {taken['method']} {COST_REASONS[cost]}: {own} instead of {other}."
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from taskfit.report.run_page import report_run
 from taskfit.report.tuning_page import report_tuning
 from taskfit.runs.records import RunResult
-from taskfit.runs.tuning.fit import METHODS
+from taskfit.runs.tuning.data import METHODS
 
 
 def write_page(folder: Path) -> None:

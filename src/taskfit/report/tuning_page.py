@@ -11,7 +11,7 @@ import jinja2
 from taskfit.files import read_jsonl, write_text_atomic
 from taskfit.report.run_plots import plot_history, plot_memory
 from taskfit.runs.records import RunResult
-from taskfit.runs.tuning.fit import SAMPLES
+from taskfit.runs.tuning.run import SAMPLES
 
 METRICS = {
     "loss": "loss (nats)",

@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -41,23 +41,34 @@ def evaluation_sets(run: Run) -> Mapping[str, Sequence[Example]]:
 
 
 def latency(run: Run) -> float | None:
-    """Return the median seconds to predict one text by itself, of a few.
+    """Return the median seconds to predict one text by itself, see `time_of_one_text`.
 
-    The words stand in a new order, so that no cache knows the text. An endpoint is not asked for
-    texts of no use.
+    An endpoint is not asked for texts of no use.
     """
-    examples = [e for found in evaluation_sets(run).values() for e in found][:LATENCY_TEXTS]
-    if not examples or run.settings.method.name == "remote":
+    if run.settings.method.name == "remote":
+        return None
+    examples = [e for found in evaluation_sets(run).values() for e in found]
+    return time_of_one_text(run.classifier.probabilities, examples)
+
+
+def time_of_one_text(
+    predict: Callable[[Sequence[Example]], object], examples: Sequence[Example]
+) -> float | None:
+    """Return the median seconds to predict one text by itself, of the first few; None of none.
+
+    The words stand in a new order, so that no cache knows the text.
+    """
+    if not examples:
         return None
     generator = random.Random(time.time_ns())
     seconds = []
-    for example in examples:
+    for example in examples[:LATENCY_TEXTS]:
         texts = {column: text.split() for column, text in example.texts.items()}
         for words in texts.values():
             generator.shuffle(words)
         shuffled = Example(example.id, {column: " ".join(w) for column, w in texts.items()})
         started = time.perf_counter()
-        run.classifier.probabilities([shuffled])
+        predict([shuffled])
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

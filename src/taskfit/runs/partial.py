@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from taskfit.errors import DataError
 from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL, SETTINGS_FILE
+from taskfit.runs.questions.classifier import FILE as QUESTIONS_FILE
+from taskfit.runs.tuning.model import FILE as TUNED_FILE
 from taskfit.files import file_atomic, write_json_atomic
 
 MADE_FROM = "made_from.json"
@@ -96,7 +98,7 @@ class PartialPredictions:
 
 def describe_run(folder: Path) -> str:
     """Return a hash of all that a finished run predicts with."""
-    files = [folder / name for name in (FILE, ARRAYS, SETTINGS_FILE)]
+    files = [folder / name for name in (FILE, QUESTIONS_FILE, TUNED_FILE, ARRAYS, SETTINGS_FILE)]
     for name in (ADAPTER, MODEL):
         files += sorted(path for path in (folder / name).rglob("*") if path.is_file())
     digest = hashlib.sha256()

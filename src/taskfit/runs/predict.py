@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,12 @@ import pandas as pd
 
 from taskfit.data import Columns, Example, check_labels, read_table, to_examples
 from taskfit.data.tables import suggestion
-from taskfit.errors import DataError
+from taskfit.errors import DataError, SettingsError
+from taskfit.methods.method import Advance
+from taskfit.runs.load import load_classifier
+from taskfit.runs.questions.classifier import QuestionClassifier, answer_table
+from taskfit.runs.questions.data import read_answered, read_texts
+from taskfit.runs.questions.run import LEVELS, evaluate_set, levels_of
 from taskfit.stats import Evaluation
 from taskfit.runs.calibration import coverage_record
 from taskfit.runs.classifier import Classifier
@@ -32,11 +37,15 @@ from taskfit.runs.slices import (
     slices_text,
     write_slices,
 )
-from taskfit.files import file_atomic
 from taskfit.settings import DataSettings
 
 CHUNK = 5000
 WRITERS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+# Texts of a part of the table, and what is written about them.
+Read = Callable[[pd.DataFrame], list[Example]]
+Answer = Callable[[list[Example], Advance], pd.DataFrame]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +54,12 @@ class PredictedFile:
 
     Attributes:
         num_texts: Texts predicted.
-        counts: How often each answer was given, most frequent first.
+        counts: Column of answers (one a question) -> how often each was given, most frequent first.
         set_sizes: How many prediction sets there are of each size; empty without a coverage.
     """
 
     num_texts: int
-    counts: dict[str, int]
+    counts: dict[str, dict[str, int]]
     set_sizes: dict[int, int]
 
 
@@ -62,6 +71,7 @@ def predict_file(
     encoding: str,
     device: str,
     screen: Screen,
+    options: Mapping[str, Sequence[str]] | None = None,
     coverage: float | None = None,
     per_class: bool = False,
 ) -> PredictedFile:
@@ -70,32 +80,40 @@ def predict_file(
     Finished chunks are kept beside the target until it is whole; the same call goes on from them.
 
     Args:
-        folder: A finished run.
-        source: File or hub id with the task's text columns; a label column is not needed.
+        folder: A finished run of one question or several.
+        source: File or hub id with the task's text columns; labels are not needed.
         target: File to write: .csv, .tsv, .jsonl or .parquet.
         encoding: Of the source.
         device: See `model.device`.
         screen: Where progress is shown.
-        coverage: Adds sets of labels that hold the right one with this probability; None: none.
+        options: Several questions: question -> names of its options, where they are others.
+        coverage: One question: adds sets of labels that hold the right one with this probability;
+            None: none.
         per_class: Whether the coverage is to hold for the texts of every label.
 
     Raises:
         TaskfitError: If the run, the source, the target's kind or the coverage does not allow it.
     """
     check_target(target)
-    classifier = Classifier.load(folder, device=device)
-    if coverage is not None:
-        classifier.set_limit(coverage, per_class=per_class)
+    fitted = load_classifier(folder, device=device)
+    if isinstance(fitted, QuestionClassifier):
+        if coverage is not None:
+            raise SettingsError(f"--coverage is for runs of one question; {folder} has several.")
+        read, answer, columns = _of_questions(fitted.with_options(options or {}), source)
+    else:
+        if options:
+            raise SettingsError(f"--options is for runs of questions; {folder} is none.")
+        read, answer, columns = _of_labels(fitted, source, coverage, screen, per_class=per_class)
     table = read_table(source, encoding=encoding, split="test")
-    columns = task_columns(classifier.task, DataSettings())
     partial = PartialPredictions(
         target,
         {
             # All chunks are read once before any is predicted, so that what is wrong in the last
             # one is said now.
-            "source": _fingerprint(table, columns, source),
+            "source": _fingerprint(table, read),
             "run": describe_run(folder),
-            "options": f"coverage {coverage}, per class {per_class}, chunks of {CHUNK}",
+            "options": f"{dict(options or {})}, coverage {coverage}, per class {per_class}, "
+            f"chunks of {CHUNK}",
             "versions": str(library_versions()),
         },
     )
@@ -106,28 +124,65 @@ def predict_file(
             if partial.has(index):
                 advance(min(CHUNK, len(table) - start))
                 continue
-            chunk = _texts(table.iloc[start : start + CHUNK], columns, source)
-            if index == 0 and (note := renaming_note(chunk, classifier.task.label_names)):
-                screen.note(note)
-            probabilities = classifier.probabilities(chunk, advance=advance)
-            sets = None
-            if coverage is not None:
-                sets = classifier.prediction_sets(probabilities, coverage, per_class=per_class)
-            partial.write(index, prediction_table(chunk, probabilities, classifier.task, sets=sets))
-    found = _counts(partial, len(starts), len(table), with_sets=coverage is not None)
-    partial.join(target, num_chunks=len(starts))
-    return found
-
-
-def _counts(
-    partial: PartialPredictions, num_chunks: int, num_texts: int, *, with_sets: bool
-) -> PredictedFile:
-    counts = partial.count("predicted", num_chunks=num_chunks)
+            partial.write(index, answer(read(table.iloc[start : start + CHUNK]), advance))
+    counts = {
+        column: dict(partial.count(column, num_chunks=len(starts)).most_common())
+        for column in columns
+    }
     sizes: Counter[str] = Counter()
-    if with_sets:
-        sizes = partial.count(SET_SIZE, num_chunks=num_chunks)
+    if coverage is not None:
+        sizes = partial.count(SET_SIZE, num_chunks=len(starts))
     by_size = {int(size): count for size, count in sorted(sizes.items(), key=lambda s: int(s[0]))}
-    return PredictedFile(num_texts, dict(counts.most_common()), by_size)
+    partial.join(target, num_chunks=len(starts))
+    return PredictedFile(len(table), counts, by_size)
+
+
+def _of_labels(
+    classifier: Classifier,
+    source: str,
+    coverage: float | None,
+    screen: Screen,
+    *,
+    per_class: bool,
+) -> tuple[Read, Answer, list[str]]:
+    """Return how texts are read and answered, and the column of answers."""
+    task = classifier.task
+    columns = task_columns(task, DataSettings())
+    if coverage is not None:
+        classifier.set_limit(coverage, per_class=per_class)
+    told: set[str] = set()
+
+    def read(rows: pd.DataFrame) -> list[Example]:
+        examples = to_examples(rows, columns, source=source, require_labels=False)
+        # A label column in a file to predict may hold anything; it is not looked at.
+        return [Example(example.id, example.texts) for example in examples]
+
+    def answer(chunk: list[Example], advance: Advance) -> pd.DataFrame:
+        note = renaming_note(chunk, task.label_names)
+        if note is not None and note not in told:
+            told.add(note)
+            screen.note(note)
+        probabilities = classifier.probabilities(chunk, advance=advance)
+        sets = None
+        if coverage is not None:
+            sets = classifier.prediction_sets(probabilities, coverage, per_class=per_class)
+        return prediction_table(chunk, probabilities, task, sets=sets)
+
+    return read, answer, ["predicted"]
+
+
+def _of_questions(classifier: QuestionClassifier, source: str) -> tuple[Read, Answer, list[str]]:
+    """Return how texts are read and answered, and the columns of answers."""
+    questionnaire = classifier.questionnaire
+
+    def read(rows: pd.DataFrame) -> list[Example]:
+        return read_texts(rows, questionnaire, source=source)
+
+    def answer(chunk: list[Example], advance: Advance) -> pd.DataFrame:
+        probabilities = classifier.probabilities(chunk, advance=advance)
+        return answer_table(questionnaire, chunk, probabilities)
+
+    return read, answer, [f"predicted_{name}" for name in questionnaire.names]
 
 
 def evaluate_file(
@@ -139,24 +194,56 @@ def evaluate_file(
     device: str,
     screen: Screen,
     by: Sequence[str] = (),
-) -> Evaluation:
+) -> dict[str, Evaluation]:
     """Evaluate a finished run on a labelled file; add it to the run's result and predictions.
 
     Args:
-        folder: A finished run.
-        source: File or hub id with the task's columns.
+        folder: A finished run of one question or several.
+        source: File or hub id with the task's columns; of several questions at least one label.
         name: What to call the evaluation set.
         encoding: Of the source.
         device: See `model.device`.
         screen: Where progress is shown.
-        by: Columns of the file to cut the metrics up by, `gold` being the right label.
+        by: One question: columns of the file to cut the metrics up by, `gold` being the right
+            label.
+
+    Returns:
+        Metrics by set; SET/QUESTION where there are several.
 
     Raises:
         TaskfitError: If the run or the source does not allow it.
     """
     checked_set_name(name)
     result = RunResult.load(folder)
-    classifier = Classifier.load(folder, device=device)
+    fitted = load_classifier(folder, device=device)
+    if isinstance(fitted, QuestionClassifier):
+        if by:
+            raise SettingsError(f"--by is for runs of one question; {folder} is one of several.")
+        examples = read_answered(
+            source, fitted.questionnaire, encoding=encoding, every_question=False
+        )
+        measured, _ = evaluate_set(fitted, name, examples, folder, screen)
+        result.details.setdefault(LEVELS, {}).update(levels_of(measured))
+        evaluations = {key: found.evaluation for key, found in measured.items()}
+    else:
+        found = _evaluate(fitted, source, name, result, folder, encoding, screen, by)
+        evaluations = {name: found}
+    result.evaluations.update(evaluations)
+    result.save(folder)
+    return evaluations
+
+
+def _evaluate(
+    classifier: Classifier,
+    source: str,
+    name: str,
+    result: RunResult,
+    folder: Path,
+    encoding: str,
+    screen: Screen,
+    by: Sequence[str],
+) -> Evaluation:
+    """Evaluate a run of one question; write predictions and slices."""
     carried = tuple(dict.fromkeys(column for column in by if column != GOLD))
     columns = replace(task_columns(classifier.task, DataSettings()), carried=carried)
     table = read_table(source, encoding=encoding, split="test")
@@ -170,10 +257,8 @@ def evaluate_file(
         probabilities = classifier.probabilities(examples, advance=advance)
     evaluation = classifier.evaluate(examples, probabilities)
     write_predictions(folder, name, examples, probabilities, classifier.task)
-    result.evaluations[name] = evaluation
     if record := coverage_record(classifier, examples, probabilities):
         result.details.setdefault("coverage", {})[name] = record
-    result.save(folder)
     if slices := measure_slices(classifier, name, examples, probabilities, by):
         write_slices(folder, {name: slices})
         screen.note(slices_text(name, slices))
@@ -192,33 +277,10 @@ def check_target(target: Path) -> None:
         )
 
 
-def write_table(table: pd.DataFrame, target: Path) -> None:
-    """Write a table in the format that the file's ending names, whole or not at all."""
-    kind = target.suffix.lower()
-    with file_atomic(target) as path:
-        if kind == ".parquet":
-            table.to_parquet(path, index=False)
-        elif kind == ".jsonl":
-            table.to_json(path, orient="records", lines=True, force_ascii=False)
-        else:
-            table.to_csv(path, index=False, sep="\t" if kind == ".tsv" else ",")
-
-
-def _texts(table: pd.DataFrame, columns: Columns, source: str) -> list[Example]:
-    examples = to_examples(table, columns, source=source, require_labels=False)
-    # A label column in a file to predict may hold anything; it is not looked at.
-    return [Example(example.id, example.texts) for example in examples]
-
-
-def _chunks(table: pd.DataFrame, columns: Columns, source: str) -> Iterator[list[Example]]:
-    for start in range(0, len(table), CHUNK):
-        yield _texts(table.iloc[start : start + CHUNK], columns, source)
-
-
-def _fingerprint(table: pd.DataFrame, columns: Columns, source: str) -> str:
+def _fingerprint(table: pd.DataFrame, read: Read) -> str:
     digest = hashlib.sha256()
-    for chunk in _chunks(table, columns, source):
-        digest.update(fingerprint(chunk).encode())
+    for start in range(0, len(table), CHUNK):
+        digest.update(fingerprint(read(table.iloc[start : start + CHUNK])).encode())
     return digest.hexdigest()[:16]
 
 

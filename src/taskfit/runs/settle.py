@@ -6,6 +6,7 @@ from statistics import fmean
 
 from taskfit.data import Example
 from taskfit.runs.classifier import SETTINGS_FILE
+from taskfit.runs.kind import Size
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings
@@ -16,33 +17,26 @@ from taskfit.training.length import training_length, with_length
 FEW_TEXTS = 200
 
 
-def settle(
-    settings: RunSettings,
-    folder: Path,
-    *,
-    num_train: int,
-    num_labels: int,
-    mean_words: float,
-    screen: Screen,
-) -> RunSettings:
+def settle(settings: RunSettings, folder: Path, size: Size, screen: Screen) -> RunSettings:
     """Return settings with the length of training in numbers; the run's folder holds them.
 
     Args:
         settings: Resolved settings of the run.
         folder: Its folder.
-        num_train: Training examples.
-        num_labels: Classes; 0 where there are none.
-        mean_words: Words of a training text, on average.
+        size: How much there is to learn from.
         screen: Where it is said what was taken, and why.
     """
     length = training_length(
-        settings, num_train=num_train, num_labels=num_labels, mean_words=mean_words
+        settings,
+        num_train=size.num_train,
+        num_labels=size.num_labels,
+        mean_words=size.mean_words,
     )
     if length.reason:
         screen.note(length.reason)
     settled = with_length(settings, length)
     if settled.method.name == "head" and settled.method.start == "auto":
-        start = "probe" if num_train < FEW_TEXTS else "zero"
+        start = "probe" if size.num_train < FEW_TEXTS else "zero"
         method = settled.method.model_copy(update={"start": start})
         settled = settled.model_copy(update={"method": method})
     on_main(lambda: dump_settings(settled, folder / SETTINGS_FILE))

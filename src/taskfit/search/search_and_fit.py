@@ -3,21 +3,26 @@
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from taskfit.errors import SettingsError
 from taskfit.methods.method import MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS
 from taskfit.models import LoadedModel, resolve_device
 from taskfit.runs.calibration import hold_out
 from taskfit.runs.clock import Clock, TickingScreen
-from taskfit.runs.fit import FittedRun, Report, check_learnable, fit
+from taskfit.runs.fit import FittedRun, Report, fit
+from taskfit.runs.labels import check_learnable, size_of
 from taskfit.runs.prepare import AUTO_VALIDATION_FRACTION, prepare_data
 from taskfit.runs.run import model_of
 from taskfit.runs.run_folder import check_fingerprint, open_folder
-from taskfit.runs.settle import mean_words, settle
+from taskfit.runs.settle import settle
+from taskfit.runs.tuning.data import is_tuning
 from taskfit.screen import Screen, SilentScreen
 from taskfit.search.search import search_settings, settings_of_search
 from taskfit.search.setup import refuse_unserved
 from taskfit.settings import RunSettings
+from taskfit.tasks.question_files import is_questionnaire
 from taskfit.training import MemoryAccount, process_group
 
 
@@ -31,7 +36,7 @@ def search_and_fit(
     name: str | None = None,
     report: Report | None = None,
     baselines: bool = True,
-) -> FittedRun:
+) -> FittedRun[Any]:
     """Search settings on the validation set where `search` asks for it, then fit with the winner's.
 
     All arguments and errors are those of `fit`. The search lies in `FOLDER/search`, and its time is
@@ -39,11 +44,17 @@ def search_and_fit(
     """
     screen = screen or SilentScreen()
     with process_group(folder, settings) as own:
-        found = settings_of_search(settings.resolved(), own, resume=resume)
-        if found.search.wanted:
+        several = is_questionnaire(settings.task.name)
+        if settings.search.wanted and several:
+            raise SettingsError(
+                "The search serves runs of one question; this task has several. Leave --search out."
+            )
+        given = settings.resolved(questions=several)
+        found = settings_of_search(given, own, resume=resume)
+        if found.search.wanted and not is_tuning(found):
             found, model = _search(found, own, resume=resume, model=model, screen=screen)
             resume = True  # the folder is this run's, and its clock runs
-        elif found == settings.resolved():
+        elif found is given:
             found = settings  # nothing was searched: `fit` says itself what it resolves
         return fit(
             found,
@@ -81,15 +92,7 @@ def _search(
         data = replace(data, validation=hold_out(data.validation, settings).validation)
         refuse_unserved(settings, data)
         if issubclass(METHODS[settings.method.name], TrainedMethod):
-            learned = data.unlabeled or data.train
-            settings = settle(
-                settings,
-                folder,
-                num_train=len(learned),
-                num_labels=len(data.task.labels),
-                mean_words=mean_words(learned),
-                screen=screen,
-            )
+            settings = settle(settings, folder, size_of(data), screen)
         memory = MemoryAccount(resolve_device(settings.model.device))
         model = model_of(settings, model, memory, screen)
         # What is wrong with the settings as given is said before any trial.

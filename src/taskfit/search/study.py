@@ -7,12 +7,12 @@ proposed without. Needs the package optuna, so it is imported where a search run
 
 import contextlib
 import itertools
-import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -26,9 +26,10 @@ from taskfit.search.space import Dimension, Space, Value
 from taskfit.settings import SearchSettings
 
 STUDY_FILE = "study.jsonl"
+NEW_FILE = "study-new.jsonl"
 NAME = "search"
 RECORD = "record"  # attribute of a trial that is over
-LOST = "lost_seconds"  # attribute of a trial that was killed
+LOST = "lost_seconds"  # attribute of the study: the time of trials that were killed
 # Trials before TPE models anything, and before a median means anything.
 RANDOM_TRIALS = 4
 TRIALS_BEFORE_PRUNING = 3
@@ -43,23 +44,21 @@ class Study:
     def __init__(self, folder: Path, space: Space, settings: SearchSettings, *, seed: int) -> None:
         """Open the study of a folder, or start one.
 
-        Trials that were killed are closed; what they tried will be proposed again.
+        Trials that were killed are left out; what they tried will be proposed again.
         """
         self._folder = folder
         self._space = space
+        self._settings = settings
         self._seed = seed
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with _quiet():
-            self._study = optuna.create_study(
-                study_name=NAME,
-                storage=JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))),
-                sampler=self._sampler(0, 0),
-                pruner=_pruner(settings),
-                direction="maximize",
-                load_if_exists=True,
-            )
+        self._study = self._open(STUDY_FILE)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._bury(trial)
+            if RECORD in trial.user_attrs:  # killed as it was being settled
+                record = TrialRecord(**trial.user_attrs[RECORD])
+                self.settle(Trial(self._study, trial._trial_id), record)
+        killed = [t for t in self._study.get_trials(deepcopy=False) if not t.state.is_finished()]
+        if killed:
+            self._leave_out(killed)
 
     @property
     def trials(self) -> list[TrialRecord]:
@@ -71,8 +70,7 @@ class Study:
     @property
     def lost_seconds(self) -> float:
         """Return the time of trials that were killed."""
-        trials = self._study.get_trials(deepcopy=False)
-        return float(sum(t.user_attrs.get(LOST, 0.0) for t in trials))
+        return float(self._study.user_attrs.get(LOST, 0.0))
 
     def propose(
         self, index: int, given: Mapping[str, Value] | None
@@ -106,7 +104,7 @@ class Study:
 
     def settle(self, trial: Trial, record: TrialRecord) -> None:
         """Write what became of a trial."""
-        trial.set_user_attr(RECORD, _plain(record))
+        trial.set_user_attr(RECORD, asdict(record))
         with _quiet():
             if record.state == "finished":
                 self._study.tell(trial, record.score)
@@ -138,13 +136,36 @@ class Study:
         seed = np.random.SeedSequence([self._seed, index, attempt]).generate_state(1)[0]
         return optuna.samplers.TPESampler(seed=int(seed), n_startup_trials=RANDOM_TRIALS)
 
-    def _bury(self, trial: FrozenTrial) -> None:
-        """Close a trial that was killed; its time counts."""
-        running = Trial(self._study, trial._trial_id)
-        index = trial.user_attrs.get("index", 0)
-        records = read_jsonl(self._folder / f"trial-{index:03d}" / "metrics.jsonl")
-        running.set_user_attr(LOST, max((r.get("seconds", 0.0) for r in records), default=0.0))
-        self._study.tell(running, state=TrialState.FAIL)
+    def _open(self, file: str) -> optuna.Study:
+        with _quiet():
+            return optuna.create_study(
+                study_name=NAME,
+                storage=JournalStorage(JournalFileBackend(str(self._folder / file))),
+                sampler=self._sampler(0, 0),
+                pruner=_pruner(self._settings),
+                direction="maximize",
+                load_if_exists=True,
+            )
+
+    def _leave_out(self, killed: Sequence[FrozenTrial]) -> None:
+        """Write the study anew without some trials, whose time counts.
+
+        Marked as failed they would stay in the way: successive halving compares with whatever has
+        reported a score, and a queued trial is the next one.
+        """
+        lost = self.lost_seconds
+        for trial in killed:
+            folder = self._folder / f"trial-{trial.user_attrs.get('index', 0):03d}"
+            records = read_jsonl(folder / "metrics.jsonl")
+            lost += max((record.get("seconds", 0.0) for record in records), default=0.0)
+        kept = [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
+        new = self._folder / NEW_FILE
+        new.unlink(missing_ok=True)  # of a writing that was killed
+        study = self._open(NEW_FILE)
+        study.add_trials(kept)
+        study.set_user_attr(LOST, lost)
+        os.replace(new, self._folder / STUDY_FILE)
+        self._study = self._open(STUDY_FILE)
 
 
 def _suggest(trial: Trial, dimension: Dimension) -> Value:
@@ -165,13 +186,6 @@ def _pruner(settings: SearchSettings) -> optuna.pruners.BasePruner:
     if settings.pruner == "halving":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
     return optuna.pruners.NopPruner()
-
-
-def _plain(record: TrialRecord) -> dict[str, Any]:
-    """Return a record as JSON values."""
-    fields = {name: getattr(record, name) for name in record.__dataclass_fields__}
-    plain: dict[str, Any] = json.loads(json.dumps(fields))
-    return plain
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ Legend: M methods, D draws, N examples, C classes, U distinct columns of answers
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 from taskfit.errors import SettingsError
-from taskfit.stats.metrics import METRICS, NUM_RESAMPLES, FloatArray, IntArray
+from taskfit.stats.bootstrap import resample_counts
+from taskfit.stats.metrics import METRICS, FloatArray, IntArray
 from taskfit.stats.metrics import macro_f1_from_counts as macro_f1
 from taskfit.stats.metrics import mcc_from_counts as mcc
 from taskfit.stats.paired import holm, mcnemar
@@ -25,7 +26,6 @@ from taskfit.stats.paired import holm, mcnemar
 BoolArray = NDArray[np.bool_]
 
 LEVEL = 0.95
-BLOCK = 4_000_000  # numbers held at once while resampling, 32 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,8 @@ def _score(predicted: IntArray, gold: IntArray, metric: str, seed: int) -> _Scor
         return scored
 
     observed = score(counts[None].astype(np.float64))
-    resampled = np.concatenate([score(weights) for weights in _resamples(counts, seed)], axis=1)
+    blocks = resample_counts(counts, np.random.default_rng(seed))
+    resampled = np.concatenate([score(block.astype(np.float64)) for block in blocks], axis=1)
     return _Scores(
         observed.reshape(num_methods, num_draws), resampled.reshape(num_methods, num_draws, -1)
     )
@@ -236,16 +237,6 @@ def _indicator(classes: IntArray, num_classes: int) -> sparse.csr_array[np.float
 def _sums(indicator: sparse.csr_array[np.float64], weights: FloatArray) -> FloatArray:
     """Return the sums of weights of cells by class, (B, C) from (C, U) and (B, U)."""
     return np.asarray(indicator @ weights.T).T
-
-
-def _resamples(counts: IntArray, seed: int) -> Iterator[FloatArray]:
-    """Yield how often each cell occurs in resampled examples, B rows of U in blocks."""
-    generator = np.random.default_rng(seed)
-    total = int(counts.sum())
-    block = max(1, BLOCK // len(counts))
-    for start in range(0, NUM_RESAMPLES, block):
-        size = min(block, NUM_RESAMPLES - start)
-        yield generator.multinomial(total, counts / total, size=size).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from taskfit.errors import SettingsError
-from taskfit.stats.metrics import NUM_RESAMPLES, FloatArray
+from taskfit.stats.bootstrap import NUM_RESAMPLES
+from taskfit.stats.metrics import FloatArray
 
 LEVEL = 0.95
 WORTHWHILE = 0.01

@@ -4,7 +4,7 @@ Legend: N examples, C classes, B bootstrap resamples.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, f1_score, log_loss
 
+from taskfit.stats.bootstrap import percentile_interval, resample, resample_counts
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 METRICS = ("accuracy", "mcc", "macro_f1")
 NUM_BINS = 15
-NUM_RESAMPLES = 1000
 # Probabilities are clipped here before taking logarithms, so that one certain mistake costs 35 nats
 # and not infinity.
 SMALLEST = 1e-15
@@ -175,41 +176,29 @@ def _bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Return 95 % percentile intervals over resampled examples.
 
-    A resample is a multinomial count of the N examples. Accuracy, MCC and F1 depend on the
-    confusion matrix only, so its cells are resampled instead of the examples: the same
-    distribution at a cost that does not grow with N.
+    Accuracy, MCC and F1 depend on the confusion matrix only, so its cells are resampled instead of
+    the examples.
     """
     generator = np.random.default_rng(seed)
     cells = np.bincount(gold * num_classes + predicted, minlength=num_classes**2)
     used = np.flatnonzero(cells)
-    counts = generator.multinomial(len(gold), cells[used] / len(gold), size=NUM_RESAMPLES)
+    counts = np.concatenate(list(resample_counts(cells[used], generator)))
     rows, columns = np.divmod(used, num_classes)  # gold and predicted class of each cell
     per_class = np.eye(num_classes)
     gold_counts = counts @ per_class[rows]  # (B, C)
     predicted_counts = counts @ per_class[columns]
     hits = counts @ (per_class[rows] * (rows == columns)[:, None])
     losses = -np.log(probabilities[np.arange(len(gold)), gold])
-    # Blocks of resamples bound the memory at about 30 MB.
-    block = max(1, 4_000_000 // len(gold))
-    mean_losses = [
-        losses[
-            generator.integers(0, len(gold), (min(block, NUM_RESAMPLES - start), len(gold)))
-        ].mean(1)
-        for start in range(0, NUM_RESAMPLES, block)
-    ]
-    statistics: dict[str, Callable[[], FloatArray]] = {
-        "accuracy": lambda: hits.sum(1) / len(gold),
-        "mcc": lambda: mcc_from_counts(hits, gold_counts, predicted_counts, len(gold)),
+    statistics = {
+        "accuracy": hits.sum(1) / len(gold),
+        "mcc": mcc_from_counts(hits, gold_counts, predicted_counts, len(gold)),
         # The last class is no answer, which has no F1 of its own.
-        "macro_f1": lambda: macro_f1_from_counts(
+        "macro_f1": macro_f1_from_counts(
             hits[:, :-1], gold_counts[:, :-1], predicted_counts[:, :-1]
         ),
-        "log_loss": lambda: np.concatenate(mean_losses),
+        "log_loss": resample(lambda drawn: losses[drawn].mean(axis=1), len(gold), generator),
     }
-    return {
-        name: tuple(np.quantile(values(), [0.025, 0.975]).tolist())
-        for name, values in statistics.items()
-    }
+    return {name: percentile_interval(values) for name, values in statistics.items()}
 
 
 def mcc_from_counts(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from taskfit.stats.metrics import NUM_RESAMPLES, SMALLEST, Evaluation, FloatArray, binned_error
+from taskfit.stats.bootstrap import percentile_interval, resample
+from taskfit.stats.metrics import SMALLEST, Evaluation, FloatArray, IntArray, binned_error
 
 THRESHOLD = 0.5
 
@@ -71,20 +72,15 @@ def _bootstrap(
     generator: np.random.Generator,
 ) -> dict[str, tuple[float, float]]:
     """Return 95 % percentile intervals over resampled examples."""
-    found: dict[str, list[float]] = {
-        name: [] for name in ("accuracy", "mcc", "macro_f1", "log_loss")
-    }
-    for _ in range(NUM_RESAMPLES):
-        drawn = generator.integers(0, len(cells), len(cells))
+
+    def measure(drawn: IntArray) -> list[float]:  # (N,)
         counts = np.stack([(cells[drawn] == cell).sum(axis=0) for cell in range(4)], axis=1)
         mcc, f1 = _mcc_and_f1(counts)
-        found["accuracy"].append(float(right[drawn].mean()))
-        found["mcc"].append(float(mcc.mean()))
-        found["macro_f1"].append(float(f1.mean()))
-        found["log_loss"].append(float(losses[drawn].mean()))
-    return {
-        name: tuple(np.quantile(values, [0.025, 0.975]).tolist()) for name, values in found.items()
-    }
+        return [right[drawn].mean(), mcc.mean(), f1.mean(), losses[drawn].mean()]
+
+    values = resample(lambda block: np.array([*map(measure, block)]), len(cells), generator)
+    names = ("accuracy", "mcc", "macro_f1", "log_loss")
+    return {name: percentile_interval(column) for name, column in zip(names, values.T, strict=True)}
 
 
 def _mcc_and_f1(counts: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:

@@ -8,11 +8,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from taskfit.stats.bootstrap import percentile_interval, resample_counts
 from taskfit.stats.metrics import FloatArray, IntArray
 
 BoolArray = NDArray[np.bool_]
-
-NUM_RESAMPLES = 1000
 
 
 def paired_bootstrap(
@@ -20,8 +19,7 @@ def paired_bootstrap(
 ) -> tuple[float, tuple[float, float]]:
     """Return the first's metric minus the second's, with its 95 % percentile interval.
 
-    A paired bootstrap over examples. It draws the count of every triple (gold, first, second),
-    which is the same distribution as drawing examples.
+    A paired bootstrap over examples, drawn as counts of every triple (gold, first, second).
 
     Args:
         gold: Right classes by index, (N,).
@@ -42,10 +40,9 @@ def paired_bootstrap(
         one, other = (measure(drawn[0], drawn[row], sample_weight=weight) for row in (1, 2))
         return float(one - other)
 
-    generator = np.random.default_rng(seed)
-    resamples = generator.multinomial(len(gold), counts / len(gold), size=NUM_RESAMPLES)
-    low, high = np.quantile([difference(weights) for weights in resamples], [0.025, 0.975])
-    return difference(counts), (float(low), float(high))
+    blocks = resample_counts(counts, np.random.default_rng(seed))
+    resampled = [difference(weights) for block in blocks for weights in block]
+    return difference(counts), percentile_interval(resampled)
 
 
 def mcnemar(first: BoolArray, second: BoolArray) -> float:

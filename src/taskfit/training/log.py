@@ -1,13 +1,12 @@
 """The record of a training run: `metrics.jsonl`, with trackers and the screen as views of it."""
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from taskfit.files import append_jsonl, read_jsonl, write_text_atomic
-from taskfit.training.trackers import TensorBoardTracker, Trackers
+from taskfit.training.trackers import Trackers
 
 Record = Mapping[str, Any]
 
@@ -23,7 +22,6 @@ class TrainingLog:
         self,
         folder: Path,
         *,
-        tensorboard: bool = False,
         show: Callable[[Record], None] | None = None,
         trackers: Trackers | None = None,
     ) -> None:
@@ -31,26 +29,17 @@ class TrainingLog:
 
         Args:
             folder: The run's folder.
-            tensorboard: Also write TensorBoard events, if the package is installed; for a caller
-                without trackers.
             show: Called with each record, for the screen.
             trackers: Get each record too; the caller closes them.
         """
         self.path = folder / "metrics.jsonl"
         self._show = show
-        self._trackers = trackers
-        self._own: Trackers | None = None
-        if tensorboard and importlib.util.find_spec("tensorboard") is not None:
-            self._own = Trackers(
-                {"tensorboard": lambda: TensorBoardTracker(folder / "tensorboard")}
-            )
+        self._trackers = trackers or Trackers({})
 
     def write(self, record: Record) -> None:
         """Append a record to the file, then to the views."""
         append_jsonl(self.path, record)
-        for trackers in (self._own, self._trackers):
-            if trackers is not None:
-                trackers.record(record)
+        self._trackers.record(record)
         if self._show is not None:
             self._show(record)
 
@@ -59,8 +48,3 @@ class TrainingLog:
         kept = [r for r in read_jsonl(self.path) if r.get("step", 0) <= step]
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         write_text_atomic(self.path, "".join(lines))
-
-    def close(self) -> None:
-        """Close what the log has opened itself."""
-        if self._own is not None:
-            self._own.close()

@@ -56,9 +56,8 @@ class Tracker(ABC):
     def record(self, record: Record) -> None:
         """Take a record of the training log that has a step."""
 
-    @abstractmethod
-    def finish(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Take the final metrics by `set/metric`, and files of the run folder."""
+    def finish(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:  # noqa: B027
+        """Take the final metrics by `set/metric`, and files of the run folder; or nothing."""
 
     @abstractmethod
     def close(self, *, has_failed: bool) -> None:
@@ -177,7 +176,7 @@ def check_trackers(settings: RunSettings) -> None:
 
 
 class TensorBoardTracker(Tracker):
-    """Event files in the run folder."""
+    """Event files in the run folder; the final metrics are no curves and stay out of them."""
 
     name = "tensorboard"
 
@@ -194,9 +193,6 @@ class TensorBoardTracker(Tracker):
             self._writer = SummaryWriter(str(self._folder))
         for key, value in numbers(record).items():
             self._writer.add_scalar(key, value, record["step"])
-
-    def finish(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Write nothing: single numbers are no curves."""
 
     def close(self, *, has_failed: bool) -> None:
         """Close the event file."""

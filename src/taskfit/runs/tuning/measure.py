@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from taskfit.screen import Screen
-from taskfit.runs.tuning.model import TunedModel
 from taskfit.methods.dpo import dpo_loss
+from taskfit.runs.tuning.model import TunedModel
+from taskfit.screen import Screen
+from taskfit.stats.bootstrap import percentile_interval, resample
 from taskfit.tasks.chat import EncodedPreference, EncodedText
 from taskfit.training import divided
 
-RESAMPLES = 1000
 Reference = Mapping[str, tuple[float, float]]
 
 
@@ -153,10 +153,8 @@ def _preference_metrics(
 
 def _interval(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float, float]:
     """Return the 95 % percentile interval of sum(sums) / sum(counts) over resampled rows."""
-    generator = np.random.default_rng(0)
-    means = []
-    for _ in range(RESAMPLES):
-        drawn = generator.integers(0, len(sums), len(sums))
-        means.append(sums[drawn].sum() / counts[drawn].sum())
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+
+    def means(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.asarray(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+
+    return percentile_interval(resample(means, len(sums), np.random.default_rng(0)))

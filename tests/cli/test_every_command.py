@@ -1,0 +1,115 @@
+"""Every command with every method: it works, or ends in one message and exit code 2."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import tiny
+from taskfit.methods.table import METHODS
+
+SETS = (
+    "model.dtype=float32",
+    "model.device=cpu",
+    "model.compile=off",
+    "training.tensorboard=false",
+    "training.max_steps=2",
+    "data.validation_fraction=0.2",
+    "method.retriever=model",
+)
+TUNING = ("sft", "dpo")
+KINDS = (*METHODS, "auto", "questions")
+# What each command refuses, though the run itself works.
+REFUSED = {
+    "evaluate": TUNING,
+    "predict": TUNING,
+    "inspect": (*TUNING, "questions"),
+    "plan": ("questions", "majority", "tfidf", "encoder", "remote"),
+    "compare": (*TUNING, "questions"),
+    "search": (*TUNING, "questions", "remote", "majority", "tfidf"),
+    "export": ("probe", "knn", "majority", "tfidf", "encoder", "remote", "in_context", "questions"),
+}
+QUESTIONS = {
+    "name": "asked",
+    "text": ["text"],
+    "questions": [
+        {"name": "mood", "ask": "Is it?", "kind": "choice", "options": ["good", "bad"],
+         "label": "label"},
+        {"name": "park", "ask": "In the park?", "kind": "yes_no"},
+    ],
+}  # fmt: skip
+
+
+def write_inputs(folder: Path) -> None:
+    for name, count, offset in (("train", 160, 0), ("test", 40, 200)):
+        examples = tiny.toy_examples(count, offset=offset)
+        rows = [{"text": e.texts["text"], "label": e.label} for e in examples]
+        table = pd.DataFrame(rows)
+        table["park"] = ["yes" if i % 3 else "no" for i in range(count)]
+        table.to_csv(folder / f"{name}.csv", index=False)
+        texts = [{"prompt": r["text"], "completion": r["label"]} for r in rows]
+        pairs = [{"prompt": r["text"], "chosen": r["label"], "rejected": "what?"} for r in rows]
+        for kind, lines in (("sft", texts), ("dpo", pairs)):
+            path = folder / f"{name}-{kind}.jsonl"
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "asked.yaml").write_text(yaml.safe_dump(QUESTIONS, sort_keys=False))
+
+
+def arguments_of(kind: str, model: Path, encoder: Path) -> list[str]:
+    sets = [*SETS, f"method.encoder={encoder}", "tuning.num_samples=1", "tuning.max_new_tokens=2"]
+    sets += ["tuning.chat_template=plain"] if kind in TUNING else []
+    sets += ["remote.base_url=http://127.0.0.1:9/v1", "remote.model=none"]
+    if kind == "auto":
+        sets.append(f"method.blend=[model, {encoder}]")
+    end = f"-{kind}.jsonl" if kind in TUNING else ".csv"
+    given = ["--data", f"train{end}", "--test", f"new=test{end}", "--model", str(model)]
+    if kind == "questions":
+        given += ["--task", "asked.yaml"]
+    else:
+        sets.append(f"method.name={kind}")
+        given += [] if kind in TUNING else ["--text", "text"]
+    return [*given, *(part for one in sets for part in ("--set", one))]
+
+
+def without(arguments: Sequence[str], flag: str) -> list[str]:
+    place = arguments.index(flag)
+    return [*arguments[:place], *arguments[place + 2 :]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_command_works_or_says_why_not(
+    shell, model_folder: Path, encoder_folder: Path, kind: str
+) -> None:
+    write_inputs(shell.folder)
+    given = arguments_of(kind, model_folder, encoder_folder)
+    works = kind != "remote"  # nothing answers there
+
+    def check(name: str, command: Sequence[str], *, refused: bool) -> None:
+        code, out, err = shell(*command)
+        assert code == (2 if refused else 0), f"{name} {kind}: {code}\n{out}\n{err}"
+        assert "Traceback" not in err + out, f"{name} {kind}\n{err}"
+        if refused:
+            assert err.startswith("taskfit: "), f"{name} {kind}\n{err}"
+
+    def refuses(name: str) -> bool:
+        return kind in REFUSED.get(name, ()) or not works
+
+    check("fit", ["fit", *given, "--out", "run"], refused=not works)
+    check("inspect", ["inspect", *without(given, "--test")], refused=works and refuses("inspect"))
+    check("plan", ["plan", *without(given, "--test")], refused=kind in REFUSED["plan"])
+    check("resume", ["fit", "--resume", "run"], refused=True)  # it is finished, or never began
+    data = "test.csv"
+    check("evaluate", ["evaluate", "run", "--data", data, "--name", "again"],
+          refused=refuses("evaluate"))  # fmt: skip
+    check("predict", ["predict", "run", data, "-o", "out.csv"], refused=refuses("predict"))
+    check("export", ["export", "run", "-o", "exported", "--merge"], refused=refuses("export"))
+    compare = ["compare", *given, "--methods", kind, "--seeds", "1", "--sizes", "12"]
+    # What a run of a comparison fails of is told in its table, and the others go on.
+    check("compare", [*compare, "--out", "grid"], refused=kind in REFUSED["compare"])
+    search = ["--search", "2", "--out", "searched"]
+    check("search", ["fit", *given, *search], refused=refuses("search"))
+    if works and kind not in TUNING:
+        assert len(pd.read_csv(shell.folder / "out.csv")) == 40

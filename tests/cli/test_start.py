@@ -1,0 +1,72 @@
+"""A question for help and a wrong command line are answered before anything heavy is imported."""
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+CODE = """
+import sys
+from taskfit.cli.main import main
+try:
+    main()
+finally:
+    print("imported:", *sorted({"torch", "transformers", "pandas"} & sys.modules.keys()))
+"""
+
+
+def start(*arguments: str) -> tuple[int, str, str]:
+    """Run `taskfit` in a process of its own; its output ends in what heavy things it imported."""
+    command = [sys.executable, "-c", CODE, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["--version"]], ids=" ".join)
+def test_a_question_is_answered_without_heavy_imports(arguments: list[str]) -> None:
+    code, out, err = start(*arguments)
+    assert code == 0, err
+    assert out.endswith("imported:\n")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    _, out, _ = start("--version")
+    assert out.splitlines()[0] == f"taskfit {metadata.version('taskfit')}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["fit", "--nonsense"], "No such option: --nonsense"),
+        (["predict", "run"], "Missing argument"),
+        (["fit", "--data", "x.csv"], "Give --out FOLDER"),
+        (["fit", "--out", "r", "--method", "nonsense"], "method.name"),
+        (["fit", "--out", "r", "--set", "training.nonsense=1"], "training.nonsense"),
+        (["fit", "--out", "r", "--search", "0"], "--search 0"),
+        (["predict", "run", "x.csv", "-o", "y.csv", "--per-class"], "--per-class"),
+        (["predict", "run", "x.csv", "-o", "y.csv", "--options", "x"], "--options x"),
+        (["inspect", "--config", "nowhere"], "no settings file nowhere"),
+        (["prompts", "--table"], "--table writes"),
+        (["compare", "--budget", "soon"], "--budget soon"),
+        (["compare", "--sizes", "some"], "--sizes 'some'"),
+        (["compare", "--gpus-per-run", "1"], "are for --ray"),
+        (["compare", "--max-memory", "much"], "--max-memory much"),
+        (["report", "folder", "--max-latency", "little"], "--max-latency little"),
+        (["plan", "--set", "training.nonsense=1"], "training.nonsense"),
+        (["curate", "x.jsonl", "--column", "x"], "--column x"),
+        (["export", "run", "-o", "out"], "Give one of --merge"),
+        (["generate", "model", "--data", "x", "-o", "y.csv", "--top-p", "2"], "--top-p 2.0"),
+        (["chat", "model", "--temperature", "-1"], "--temperature -1.0"),
+        (["judge", "run", "--test", "x"], "--test x"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_is_refused_without_heavy_imports(
+    arguments: list[str], message: str
+) -> None:
+    code, out, err = start(*arguments)
+    assert code == 2, err
+    assert message in " ".join(err.split())
+    assert out.endswith("imported:\n")
