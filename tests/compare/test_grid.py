@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import merge_settings
+from tiny_screens import Killed, NotingScreen
 
 
 @pytest.fixture
@@ -54,21 +54,6 @@ def grid(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
             "words of all": {"method": {"name": "tfidf"}},
         },
     }
-
-
-class Listening(SilentScreen):
-    """Keeps what was said, and stops at a training step if told to."""
-
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.notes: list[str] = []
-        self.kill_at = kill_at
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        if record["kind"] == "step" and record["step"] == self.kill_at:
-            raise KeyboardInterrupt
 
 
 def runs_of(grid: dict[str, Any]) -> list[GridRun]:
@@ -241,9 +226,9 @@ def test_finished_runs_are_kept_and_an_interrupted_one_goes_on_to_the_same_resul
     grid |= {"seeds": 1, "sizes": [16]}
     runs = expand_grid(grid)
     whole = run_grid(runs, tmp_path / "whole", screen=SilentScreen())
-    with pytest.raises(KeyboardInterrupt):
-        run_grid(runs, tmp_path / "broken", screen=Listening(kill_at=3))
-    screen = Listening()
+    with pytest.raises(Killed):
+        run_grid(runs, tmp_path / "broken", screen=NotingScreen(kill_at=3))
+    screen = NotingScreen()
     again = run_grid(runs, tmp_path / "broken", screen=screen)
     started = [note for note in screen.notes if note.startswith("[")]
     assert len(started) == 1
@@ -257,10 +242,12 @@ def test_a_run_of_one_method_leaves_the_shared_model_as_it_was(
     grid: dict[str, Any], tmp_path: Path
 ) -> None:
     zero = {"zero-shot": grid["methods"]["zero-shot"]}
-    alone = run_grid(expand_grid({**grid, "methods": zero}), tmp_path / "alone", screen=Listening())
+    alone = run_grid(
+        expand_grid({**grid, "methods": zero}), tmp_path / "alone", screen=NotingScreen()
+    )
     runs = expand_grid(grid)
     last = sorted(runs.runs, key=lambda run: run.name == "zero-shot")
-    mixed = run_grid(Grid(last), tmp_path / "mixed", screen=Listening())
+    mixed = run_grid(Grid(last), tmp_path / "mixed", screen=NotingScreen())
     assert mixed.results[-1].evaluations["new"] == alone.results[0].evaluations["new"]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_screens import Killed, NotingScreen
 
 import tiny
 from taskfit.report.pages import write_page
@@ -189,30 +190,15 @@ def test_a_run_ends_with_its_parts_and_baselines_on_the_same_texts(
     json.dumps(result.details)
 
 
-class Stopped(SilentScreen):
-    """Keeps what was said; ends the run at the first step of its own training if wanted."""
-
-    def __init__(self, *, stops: bool = False) -> None:
-        self.notes: list[str] = []
-        self.stops = stops
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def record(self, record: Any) -> None:
-        if record["kind"] == "step" and self.stops:
-            raise KeyboardInterrupt
-
-
 def test_a_small_table_without_a_test_set_is_cross_validated_and_resumes_fold_by_fold(
     model_folder: Path, encoder_folder: Path, tmp_path: Path
 ) -> None:
     settings = settings_of(tmp_path, model_folder, f"method.blend=[{encoder_folder}]", tested=False)
-    fit(settings, tmp_path / "whole", screen=(said := Stopped()))
+    fit(settings, tmp_path / "whole", screen=(said := NotingScreen()))
     assert sum("cross-validation: fold" in note for note in said.notes) == 3
-    with pytest.raises(KeyboardInterrupt):
-        fit(settings, tmp_path / "run", screen=Stopped(stops=True))
-    fit(settings, tmp_path / "run", resume=True, screen=(again := Stopped()))
+    with pytest.raises(Killed):
+        fit(settings, tmp_path / "run", screen=NotingScreen(kill_at=1))
+    fit(settings, tmp_path / "run", resume=True, screen=(again := NotingScreen()))
     assert not any("cross-validation: fold" in note for note in again.notes)
     result = RunResult.load(tmp_path / "run")
     assert list(result.evaluations) == ["cross-validation"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_screens import NotingScreen
 
 import tiny
 from taskfit.report.pages import write_page
@@ -19,16 +20,6 @@ from taskfit.runs import predict as predict_module
 from taskfit.runs.calibration import ENOUGH_TO_SPLIT, hold_out
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
-
-
-class Notes(SilentScreen):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
 
 
 def noisy_table(path: Path, count: int, *, seed: int, **more: str) -> Path:
@@ -166,17 +157,17 @@ def test_large_validation_sets_are_cut_in_two_and_small_ones_are_not() -> None:
 
 
 def test_too_few_validation_examples_are_said_once_and_change_nothing(tmp_path: Path) -> None:
-    notes = Notes()
+    notes = NotingScreen()
     settings = settings_for(tmp_path, *BOTH, "data.max_validation=12")
     fitted = fit(settings, tmp_path / "run", baselines=False, screen=notes)
     assert fitted.fitted.calibration.temperature == 1
-    assert len([said for said in notes.said if "temperature stays 1" in said]) == 1
-    assert len([said for said in notes.said if "also chose weights" in said]) == 1
+    assert len([said for said in notes.notes if "temperature stays 1" in said]) == 1
+    assert len([said for said in notes.notes if "also chose weights" in said]) == 1
     with pytest.raises(SettingsError, match=r"at least 19 held-out examples; there are 12"):
         fitted.fitted.set_limit(0.95)
     none = settings_for(tmp_path, *BOTH, "data.validation_fraction=0")
     bare = fit(none, tmp_path / "bare", baselines=False, screen=notes)
-    assert len([said for said in notes.said if "no validation set" in said]) == 1
+    assert len([said for said in notes.notes if "no validation set" in said]) == 1
     assert "calibration" not in bare.result.details
 
 
@@ -192,7 +183,7 @@ def test_a_killed_prediction_goes_on_and_ends_as_if_it_had_not_been_killed(
     monkeypatch.setattr(predict_module, "CHUNK", 60)
     original, asked = Classifier.probabilities, []
 
-    def predict(name: str, *, until: int = 99, **more: object) -> Notes:
+    def predict(name: str, *, until: int = 99, **more: object) -> NotingScreen:
         asked.clear()
 
         def counted(self: Classifier, examples: list[Example], **options: object) -> np.ndarray:
@@ -202,7 +193,7 @@ def test_a_killed_prediction_goes_on_and_ends_as_if_it_had_not_been_killed(
             return original(self, examples, **options)
 
         monkeypatch.setattr(Classifier, "probabilities", counted)
-        notes, source, out = Notes(), str(tmp_path / "test.csv"), tmp_path / name
+        notes, source, out = NotingScreen(), str(tmp_path / "test.csv"), tmp_path / name
         options = {"encoding": "utf-8", "device": "cpu", "screen": notes, **more}
         predict_file(tmp_path / "run", source, out, **options)
         return notes
@@ -214,7 +205,7 @@ def test_a_killed_prediction_goes_on_and_ends_as_if_it_had_not_been_killed(
     assert not (tmp_path / "out.csv").exists()
     notes = predict("out.csv")
     assert asked == [60] * 3 + [20]
-    assert "5 of 9 parts are finished" in notes.said[0]
+    assert "5 of 9 parts are finished" in notes.notes[0]
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not (tmp_path / "out.csv.partial").exists()
 
@@ -222,13 +213,13 @@ def test_a_killed_prediction_goes_on_and_ends_as_if_it_had_not_been_killed(
         predict("out.csv", until=5)
     notes = predict("out.csv", coverage=0.9)
     assert len(asked) == 9
-    assert "options" in notes.said[0]
+    assert "options" in notes.notes[0]
     assert "prediction_set" in pd.read_csv(tmp_path / "out.csv")
 
     with pytest.raises(KeyboardInterrupt):
         predict("out.csv", until=5)
     noisy_table(tmp_path / "test.csv", 500, seed=9)
-    assert "source" in predict("out.csv").said[0]
+    assert "source" in predict("out.csv").notes[0]
     assert len(asked) == 9
 
 
@@ -315,7 +306,7 @@ def test_text_columns_called_like_ours_lose_nothing(tmp_path: Path) -> None:
         },
         "method": {"name": "tfidf"},
     }
-    notes = Notes()
+    notes = NotingScreen()
     fit(load_settings(flags=flags), tmp_path / "run", screen=notes, baselines=False)
     table = pd.read_parquet(tmp_path / "run" / "predictions" / "new.parquet")
     source = pd.read_csv(tmp_path / "test.csv")
@@ -323,7 +314,7 @@ def test_text_columns_called_like_ours_lose_nothing(tmp_path: Path) -> None:
     assert table["text_gold"].tolist() == source["text_gold"].tolist()
     assert table["text_id"].tolist() == source["id"].tolist()
     assert table["gold"].tolist() == source["label"].tolist()
-    assert any("gold is called text_text_gold" in said for said in notes.said)
+    assert any("gold is called text_text_gold" in said for said in notes.notes)
 
 
 @pytest.mark.parametrize("name", ["a/b", "a\\b", ".hidden", ""])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_screens import Killed, NotingScreen
 
 import tiny
 from taskfit.data import Example
@@ -83,21 +84,6 @@ OTHER = {
 ALL = {**TRAINED, **AT_ONCE, **OTHER}
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class KillingScreen(SilentScreen):
-    """Ends the run at a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        if record["kind"] == "step" and record["step"] == self.step:
-            raise Killed
-
-
 @pytest.fixture
 def settings_of(tmp_path: Path, model_folder: Path, encoder_folder: Path) -> Any:
     tiny.write_csv(tmp_path / "train.csv", EIGHT)
@@ -169,7 +155,7 @@ def test_a_killed_run_of_any_trained_method_ends_bitwise_equal(
     settings = settings_of(name, *short)
     whole = fit(settings, tmp_path / "whole").fitted.probabilities(OTHERS)
     with pytest.raises(Killed):
-        fit(settings, tmp_path / "broken", screen=KillingScreen(7))
+        fit(settings, tmp_path / "broken", screen=NotingScreen(7))
     resumed = fit(settings, tmp_path / "broken", resume=True).fitted.probabilities(OTHERS)
     assert np.array_equal(resumed, whole)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_screens import Killed, NotingScreen
 
 import tiny
 from taskfit.runs import fit
@@ -24,19 +25,6 @@ questions:
   - {name: mood, ask: "Mood?", kind: choice, options: [good, bad]}
   - {name: park, ask: "Is it so?", kind: yes_no}
 """
-
-
-class Notes(SilentScreen):
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.notes: list[str] = []
-        self.kill_at = kill_at
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        if record["kind"] == "step" and record["step"] == self.kill_at:
-            raise KeyboardInterrupt
 
 
 Fit = Callable[..., object]
@@ -113,7 +101,7 @@ def test_kept_layers_change_no_loss_and_run_once(
 
     monkeypatch.setattr(FrozenDepth, "lower", counted)
     run, kept = make(kind)
-    screen = Notes()
+    screen = NotingScreen()
     run(kept, tmp_path / "kept", screen=screen)
     assert any("layers have run, once for all epochs" in note for note in screen.notes)
     np.testing.assert_allclose(
@@ -130,8 +118,8 @@ def test_a_killed_run_with_kept_layers_resumes_bitwise(
     extra = ["training.save_every_steps=1", "training.eval_every_steps=2"]
     run, settings = make(kind, *extra)
     run(settings, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(settings, tmp_path / "broken", screen=Notes(kill_at=5))
+    with pytest.raises(Killed):
+        run(settings, tmp_path / "broken", screen=NotingScreen(kill_at=5))
     run(settings, tmp_path / "broken", resume=True)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     name = "adapter/adapter_model.safetensors"
@@ -140,6 +128,6 @@ def test_a_killed_run_with_kept_layers_resumes_bitwise(
 
 def test_a_single_epoch_keeps_nothing_of_the_training_texts(make: Make, tmp_path: Path) -> None:
     run, settings = make("head", "training.epochs=1")
-    screen = Notes()
+    screen = NotingScreen()
     run(settings, tmp_path / "run", screen=screen)
     assert not any("have run, once" in note for note in screen.notes)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_screens import Killed, NotingScreen
 
 import tiny
 from taskfit.data import Example
+from taskfit.files import write_json_atomic
 from taskfit.errors import CheckpointError, DataError, SettingsError, TaskfitError
 from taskfit.runs import FittedRun, RunResult, evaluate_file, fit, predict_file
 from taskfit.screen import SilentScreen
@@ -49,25 +51,6 @@ def write(path: Path, found: Sequence[Sequence[str]], *, header: Sequence[str] =
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *found])
     return path
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class RecordingScreen(SilentScreen):
-    """Keeps what it is shown; ends the run at a step if wanted."""
-
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.kill_at = kill_at
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        if record["kind"] == "step" and record["step"] == self.kill_at:
-            raise Killed
 
 
 @pytest.fixture
@@ -173,12 +156,15 @@ def test_a_killed_run_ends_bitwise_equal(make: Make, tmp_path: Path) -> None:
     )
     whole = fit(settings, tmp_path / "whole").fitted.probabilities(TEXTS)
     with pytest.raises(Killed):
-        fit(settings, tmp_path / "broken", screen=RecordingScreen(5))
+        fit(settings, tmp_path / "broken", screen=NotingScreen(5))
     with pytest.raises(CheckpointError, match="interrupted, continue with"):
         QuestionClassifier.load(tmp_path / "broken")
     with pytest.raises(CheckpointError, match="holds a run already"):
         fit(settings, tmp_path / "broken")
+    write_json_atomic(tmp_path / "broken" / "clock.json", {"seconds": 900.0, "cpu_seconds": 700.0})
     resumed = fit(settings, tmp_path / "broken", resume=True)
+    assert 900 < resumed.result.duration_seconds < 1000
+    assert 700 < resumed.result.cpu_seconds < 900
     for name, found in resumed.fitted.probabilities(TEXTS).items():
         assert np.array_equal(found, whole[name])
 
@@ -186,7 +172,7 @@ def test_a_killed_run_ends_bitwise_equal(make: Make, tmp_path: Path) -> None:
 def test_a_run_is_not_resumed_with_other_questions_or_data(make: Make, tmp_path: Path) -> None:
     settings = make("training.max_steps=4", "training.save_every_steps=1")
     with pytest.raises(Killed):
-        fit(settings, tmp_path / "run", screen=RecordingScreen(2))
+        fit(settings, tmp_path / "run", screen=NotingScreen(2))
     (tmp_path / "questions.yaml").write_text(FILE.replace("Mood?", "How is it?"))
     with pytest.raises(CheckpointError, match=r"data changed.*: questions\. Put"):
         fit(settings, tmp_path / "run", resume=True)
@@ -325,7 +311,7 @@ def test_tables_that_do_not_fit_the_questions_are_refused(
 
 def test_an_option_without_examples_is_noted(make: Make, tmp_path: Path) -> None:
     write(tmp_path / "train.csv", [row for row in rows(8) if row[3] != "2"])
-    screen = RecordingScreen()
+    screen = NotingScreen()
     fit(make("training.max_steps=1"), tmp_path / "run", screen=screen)
     assert "question stars: no training example of '2'" in screen.notes
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_screens import Killed, NotingScreen
 from transformers import PreTrainedTokenizerFast
 
 import tiny
@@ -23,7 +24,7 @@ from taskfit.runs.tuning.generate import generate_file
 from taskfit.compare.judge import judge, judge_answers, judge_rows, judgement_rows
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of
-from taskfit.files import read_jsonl
+from taskfit.files import read_jsonl, write_json_atomic
 from taskfit.models import load_model
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
@@ -33,21 +34,6 @@ NAMES = ("dog", "cat", "bird", "train")
 ANSWERS = ("yes", "no", "good", "bad maybe")
 FEW = Decoding(max_new_tokens=8)
 Make = Callable[..., RunSettings]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class KillingScreen(SilentScreen):
-    """Ends the run at a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        if record["kind"] == "step" and record["step"] == self.step:
-            raise Killed
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -175,10 +161,13 @@ def test_a_killed_run_ends_bitwise_equal_with_the_same_samples(
     )
     whole = fit(settings, tmp_path / "whole")
     with pytest.raises(Killed):
-        fit(settings, tmp_path / "broken", screen=KillingScreen(5))
+        fit(settings, tmp_path / "broken", screen=NotingScreen(5))
     with pytest.raises(TaskfitError, match=r"holds no tuned model.*taskfit fit --resume"):
         TunedModel.load(tmp_path / "broken")
+    write_json_atomic(tmp_path / "broken" / "clock.json", {"seconds": 900.0, "cpu_seconds": 700.0})
     resumed = fit(settings, tmp_path / "broken", resume=True)
+    assert 900 < resumed.result.duration_seconds < 1000
+    assert 700 < resumed.result.cpu_seconds < 900
     ours, theirs = weights_of(resumed), weights_of(whole)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     samples = [read_jsonl(tmp_path / name / "samples.jsonl") for name in ("whole", "broken")]
@@ -493,19 +482,14 @@ def test_what_cannot_be_learned_is_one_message_and_leaves_no_run(
 def test_long_rows_are_left_out_and_long_prompts_are_no_samples(
     settings_of: Make, tmp_path: Path
 ) -> None:
-    notes: list[str] = []
-
-    class Noting(SilentScreen):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
     rows = read_jsonl(tmp_path / "rows.jsonl")
     rows.append({"instruction": "warm " * 300, "output": "yes"})
     rows.append({"instruction": "Is it?", "output": "maybe " * 300})
     write_rows(tmp_path / "rows.jsonl", rows)
     settings = settings_of("sft", "training.epochs=1", "tuning.num_samples=9")
-    run = fit(settings, tmp_path / "run", screen=Noting())
-    told = "\n".join(notes)
+    screen = NotingScreen()
+    run = fit(settings, tmp_path / "run", screen=screen)
+    told = "\n".join(screen.notes)
     assert run.result.num_train == 5
     assert "left out 1 rows whose answers lie behind 256 tokens" in told
     assert "only 5 prompts leave room" in told

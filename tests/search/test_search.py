@@ -30,16 +30,13 @@ from taskfit.search.space import Dimension, Space
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.stats.paired import paired_bootstrap
+from tiny_screens import Killed
 
 pytest.importorskip("optuna")
 
 TEST = tiny.toy_examples(10, offset=200)
 SPACE = "{training.learning_rate: [1e-4, 3e-2], adapter.lora_rank: [2, 4, 8]}"
 MakeSettings = Callable[..., RunSettings]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
 
 
 @pytest.fixture(autouse=True)

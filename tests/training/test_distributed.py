@@ -37,6 +37,7 @@ from taskfit.settings_file import dump_settings, load_settings
 from taskfit.tasks import PromptEncoder, task_from_columns
 from taskfit.training import distributed
 from taskfit.tree import unique_tokens
+from tiny_screens import Killed, NotingScreen
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["taskfit.cli.screen", "tiny"])
@@ -44,21 +45,6 @@ PROCESSES = 2
 LABELS = ["p_bad", "p_good"]
 
 Make = Callable[..., RunSettings]
-
-
-class Killed(BaseException):
-    """Stands for the end of a process in the middle of training."""
-
-
-class KillingScreen(SilentScreen):
-    """Ends the process at a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        if record["kind"] == "step" and record["step"] == self.step:
-            raise Killed
 
 
 def free_port() -> int:
@@ -105,7 +91,7 @@ def work(
     as_torchrun(rank, port)
     if short_of_memory and rank == 1:
         run_out_of_memory()
-    screen = SilentScreen() if killed_at is None else KillingScreen(killed_at)
+    screen = SilentScreen() if killed_at is None else NotingScreen(killed_at)
     try:
         fit(settings, folder, resume=resume, screen=screen, baselines=False)
     except (TaskfitError, Killed) as error:
@@ -277,7 +263,7 @@ def test_a_run_goes_on_with_another_number_of_processes(make: Make, tmp_path: Pa
     assert fit_together(settings, fewer, killed_at=3) == ["Killed: ", "Killed: "]
     fit(settings, fewer, resume=True, baselines=False)
     with pytest.raises(Killed):
-        fit(settings, more, screen=KillingScreen(3), baselines=False)
+        fit(settings, more, screen=NotingScreen(3), baselines=False)
     assert fit_together(settings, more, resume=True) == ["", ""]
     for folder in (fewer, more):
         assert_same_run(tmp_path / "one", folder)

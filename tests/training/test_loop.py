@@ -29,6 +29,7 @@ from taskfit.training import (
 )
 from taskfit.training.loop import count_steps, is_worse
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
+from tiny_screens import Killed
 
 EXAMPLES = tiny.toy_examples(8)
 TASK = task_from_columns(name="toy", text=["text"], label_column="label", labels=["bad", "good"])
@@ -137,10 +138,6 @@ def test_every_architecture_overfits_eight_examples(
     train(rig.job())
     found = apply_prior(rig.scorer.score_encoded(rig.items), None)
     assert found.argmax(axis=1).tolist() == [item.label_index for item in rig.items]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets a chance to clean up."""
 
 
 @pytest.mark.parametrize("killed_at", [1, 4, 5, 8])

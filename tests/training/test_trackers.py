@@ -17,10 +17,10 @@ from taskfit.errors import SettingsError
 from taskfit.files import read_jsonl
 from taskfit.report.pages import write_page
 from taskfit.runs import RunResult, fit
-from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.training.trackers import Tracker, Trackers, flat_settings, numbers, open_trackers
+from tiny_screens import NotingScreen
 
 
 @dataclass
@@ -202,13 +202,7 @@ def test_a_server_that_is_named_gets_the_run(
 def test_a_server_that_is_down_costs_one_note_and_no_run(
     settings: RunSettings, server: Server, local: Local, tmp_path: Path, when: str
 ) -> None:
-    class Screen(SilentScreen):
-        def __init__(self) -> None:
-            self.notes: list[str] = []
-
-        def note(self, text: str) -> None:
-            self.notes.append(text)
-
+    class Screen(NotingScreen):
         def record(self, record: Mapping[str, Any]) -> None:
             server.is_down = True
 

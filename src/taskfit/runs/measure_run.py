@@ -74,7 +74,7 @@ def time_of_one_text(
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredSets:
     """What was measured on the evaluation sets.
 
     Attributes:
@@ -89,14 +89,14 @@ class Measured:
     tables: dict[str, list[Row]] = field(default_factory=dict)
 
 
-def measure_cross_validation(run: Run, parts: Mapping[str, FloatArray]) -> Measured:
+def measure_cross_validation(run: Run, parts: Mapping[str, FloatArray]) -> MeasuredSets:
     """Evaluate what cross-validation predicted of the training texts; write the predictions."""
     examples = run.data.train
     evaluation = run.classifier.evaluate(examples, parts[RUN])
     write_predictions(run.folder, CROSS, examples, parts[RUN], run.data.task)
     others = {name: p for name, p in parts.items() if name != RUN}
     table = _table(run, examples, others, evaluation)
-    return Measured({CROSS: evaluation}, {}, {}, {CROSS: table})
+    return MeasuredSets({CROSS: evaluation}, {}, {}, {CROSS: table})
 
 
 def _table(
@@ -138,7 +138,7 @@ def baselines_of(run: Run) -> dict[str, Method]:
     return fit_baselines(run.settings, run.data.task, labelled)
 
 
-def held_against(run: Run, measured: Measured) -> dict[str, Any]:
+def held_against(run: Run, measured: MeasuredSets) -> dict[str, Any]:
     """Return what `result.json` records of baselines and warnings, which are told, too."""
     if not measured.tables:
         return {}
@@ -152,7 +152,7 @@ def held_against(run: Run, measured: Measured) -> dict[str, Any]:
     return {"baselines": to_plain(measured.tables), "warnings": list(found)}
 
 
-def evaluate_sets(run: Run, baselines: Mapping[str, Method] = MappingProxyType({})) -> Measured:
+def evaluate_sets(run: Run, baselines: Mapping[str, Method] = MappingProxyType({})) -> MeasuredSets:
     """Evaluate every set; write its predictions and slices.
 
     Args:
@@ -190,4 +190,4 @@ def evaluate_sets(run: Run, baselines: Mapping[str, Method] = MappingProxyType({
         if checkable and (record := coverage_record(run.classifier, examples, probabilities)):
             coverage[name] = record
     told = {"coverage": coverage} if coverage else {}
-    return Measured(evaluations, seconds, told, tables)
+    return MeasuredSets(evaluations, seconds, told, tables)
