@@ -170,7 +170,7 @@ def test_full_weights_are_put_back_after_every_trial(
     run = fit(settings, tmp_path / "run")
     plain = fit(load_settings(tmp_path / "run" / "settings.yaml"), tmp_path / "plain")
     np.testing.assert_array_equal(
-        run.fitted.probabilities(TEST), plain.classifier.probabilities(TEST)
+        run.fitted.probabilities(TEST), plain.fitted.probabilities(TEST)
     )
 
 
