@@ -18,10 +18,9 @@ SETS = (
     "training.tensorboard=false",
     "training.max_steps=2",
     "data.validation_fraction=0.2",
-    "method.retriever=model",
 )
 TUNING = ("sft", "dpo")
-KINDS = (*METHODS, "auto", "questions")
+KINDS = (*METHODS, *TUNING, "auto", "questions")
 # What each command refuses, though the run itself works.
 REFUSED = {
     "evaluate": TUNING,
@@ -59,9 +58,12 @@ def write_inputs(folder: Path) -> None:
 
 
 def arguments_of(kind: str, model: Path, encoder: Path) -> list[str]:
-    sets = [*SETS, f"method.encoder={encoder}", "tuning.num_samples=1", "tuning.max_new_tokens=2"]
-    sets += ["tuning.chat_template=plain"] if kind in TUNING else []
-    sets += ["remote.base_url=http://127.0.0.1:9/v1", "remote.model=none"]
+    sets = list(SETS)
+    if kind in TUNING:
+        sets += ["tuning.num_samples=1", "tuning.max_new_tokens=2", "tuning.chat_template=plain"]
+    else:
+        sets += ["method.retriever=model", f"method.encoder={encoder}"]
+        sets += ["remote.base_url=http://127.0.0.1:9/v1", "remote.model=none"]
     if kind == "auto":
         sets.append(f"method.blend=[model, {encoder}]")
     end = f"-{kind}.jsonl" if kind in TUNING else ".csv"

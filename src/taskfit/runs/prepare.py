@@ -22,7 +22,7 @@ from taskfit.data import (
 )
 from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError
-from taskfit.runs.sources import read_builtin, read_source
+from taskfit.runs.sources import check_one_question, read_builtin, read_source
 from taskfit.methods.table import METHODS
 from taskfit.settings import DataSettings, RunSettings
 from taskfit.tasks import (
@@ -75,6 +75,7 @@ def prepare_data(settings: RunSettings) -> PreparedData:
         DataError: If a table cannot be read or does not fit the task.
         SettingsError: If the settings name no data.
     """
+    check_one_question(settings)
     settings = settings.resolved()
     data = settings.data
     if data.num_train is not None and data.shots_per_class is not None:

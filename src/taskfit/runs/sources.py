@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from taskfit.data import BuiltinData, load_builtin, read_table
+from taskfit.errors import SettingsError
+from taskfit.settings import RunSettings
+from taskfit.tasks.question_files import is_questionnaire
 
 
 @dataclass(slots=True)
@@ -34,6 +37,24 @@ def share_sources() -> Iterator[Sources]:
         yield _shared
     finally:
         _shared = before
+
+
+def check_one_question(settings: RunSettings) -> None:
+    """Check that settings are of a task of one question with labels.
+
+    Raises:
+        SettingsError: If the task has several, or the method learns from rows of text.
+    """
+    if settings.method.name in ("sft", "dpo"):
+        raise SettingsError(
+            f"method {settings.method.name} learns from rows of text, not from labels, so there is "
+            "nothing to do here: `taskfit fit`, `plan`, `generate`, `judge` and `export` serve it."
+        )
+    if is_questionnaire(settings.task.name):
+        raise SettingsError(
+            f"{settings.task.name} asks several questions, which `taskfit fit`, `evaluate` and "
+            "`predict` serve; give a task of one question here."
+        )
 
 
 def read_source(source: str, *, encoding: str, split: str = "train") -> pd.DataFrame:

@@ -1,0 +1,247 @@
+"""A run of a task of one question: texts in, probabilities of its labels out."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from taskfit.data.examples import class_counts
+from taskfit.errors import DataError, SettingsError
+from taskfit.methods.method import Method, MethodContext, TrainedMethod
+from taskfit.methods.table import METHODS
+from taskfit.models import LoadedModel
+from taskfit.runs.baselines import MISLEADING
+from taskfit.runs.blending import fit_probes, make_blend
+from taskfit.runs.calibration import HeldOut, calibrate, hold_out
+from taskfit.runs.classifier import Classifier
+from taskfit.runs.cross_validation import FOLDER, cross_validate, wants_cross_validation
+from taskfit.runs.kind import Measured, RunKind, Size
+from taskfit.runs.measure_run import (
+    baselines_of,
+    evaluate_sets,
+    held_against,
+    latency,
+    measure_cross_validation,
+)
+from taskfit.runs.predictions import renaming_note
+from taskfit.runs.prepare import PreparedData, prepare_data
+from taskfit.runs.run import Run, model_of
+from taskfit.runs.settle import mean_words
+from taskfit.runs.slices import check_slices
+from taskfit.runs.train_method import train_method
+from taskfit.screen import Screen
+from taskfit.stats import Evaluation
+from taskfit.training import TrainingState, gather, on_main
+from taskfit.training.trackers import Trackers
+
+
+class LabelRun(RunKind[Classifier]):
+    """A run of one question.
+
+    Attributes:
+        data: Its examples, without what is kept for calibration.
+    """
+
+    data: PreparedData
+    _held_out: HeldOut
+    _crossed: Mapping[str, Any] | None = None
+
+    def read(self) -> Mapping[str, str]:
+        """Read the data; return the hash of each set by name."""
+        self.data = prepare_data(self.settings)
+        return self.data.fingerprint
+
+    def tell(self) -> None:
+        """Say what the data are, check slices, and keep a part for calibration where asked to."""
+        data = self.data
+        check_slices(self.settings, data.evaluations or {"validation": data.validation})
+        self._held_out = hold_out(data.validation, self.settings)
+        self.data = replace(data, validation=self._held_out.validation)
+        _tell_about_data(self.data, self.screen)
+
+    @property
+    def trains(self) -> bool:
+        """Return whether the method trains in steps."""
+        return issubclass(METHODS[self.settings.method.name], TrainedMethod)
+
+    def size(self) -> Size:
+        """Return how many texts and labels there are."""
+        return size_of(self.data)
+
+    def load(self, model: LoadedModel | None) -> None:
+        """Load the model where the method reads one, and make the method."""
+        data, name = self.data, self.settings.method.name
+        loaded = model_of(self.settings, model, self.memory, self.screen)
+        method = METHODS[name](MethodContext(self.settings, data.task, data.demonstrations, loaded))
+        check_learnable(method, data)
+        self.fitted = Classifier(method)
+
+    def start(self, *, resume: bool) -> None:
+        """Predict the longest texts, and cross-validate a small table."""
+        _rehearse(self._run)
+        if wants_cross_validation(self.method, self.settings, self.data):
+            model = self.method.context.model
+            self._crossed = cross_validate(
+                self.settings, self.data, self.folder, model=model, screen=self.screen
+            )
+
+    def train(self, trackers: Trackers) -> tuple[TrainingState, int]:
+        """Fit the method, train it where it trains in steps, blend and calibrate."""
+        method, data = self.method, self.data
+        probes = fit_probes(method.context, data.train) if method.learns else ()
+        method.prepare(data.train, data.validation)
+        found = TrainingState(), 0
+        if isinstance(method, TrainedMethod):
+            found = train_method(self._run, method, trackers=trackers)
+        self._details: dict[str, Any] = {}
+        self.fitted.blend = make_blend(method, probes, data.validation)
+        if self.fitted.blend is not None:
+            self._details["blend"] = self.fitted.blend.record
+            self.screen.note(self.fitted.blend.sentence)
+        self._details |= calibrate(self.fitted, self._held_out, self.settings, self.screen)
+        return found
+
+    def save(self) -> None:
+        """Write the classifier."""
+        extra = {"method": self.settings.method.name, "name": self.name}
+        self.fitted.save(self.folder, weights=self.weights, extra=extra)
+
+    def measure(self, *, baselines: bool) -> Measured:
+        """Measure every set, or what cross-validation predicted."""
+        run = self._run
+        if self._crossed is not None:
+            found = measure_cross_validation(run, self._crossed)
+        else:
+            found = evaluate_sets(run, baselines_of(run) if baselines else {})
+        beside = held_against(run, found)
+        details = {**_method_report(self.method), **self._details, **beside, **found.coverage}
+        metrics = metrics_by_set(found.evaluations)
+        return Measured(found.evaluations, metrics, found.seconds, details)
+
+    @property
+    def method(self) -> Method:
+        """Return the method."""
+        return self.fitted.method
+
+    @property
+    def model_name(self) -> str:
+        """Return the model as the user named it, or the method where there is none."""
+        return self.fitted.model_name
+
+    @property
+    def task_name(self) -> str:
+        """Return name and version of the task."""
+        return f"{self.data.task.name} v{self.data.task.version}"
+
+    @property
+    def num_train(self) -> int:
+        """Return the training examples whose labels were seen, beside demonstrations."""
+        method = self.method
+        seen = method.learns or method.settings.demonstrations == "nearest"
+        return len(self.data.train) if seen else 0
+
+    @property
+    def num_demonstrations(self) -> int:
+        """Return how many labelled examples stand in the prompt."""
+        return len(self.data.demonstrations)
+
+    @property
+    def cached_seconds(self) -> float:
+        """Return what cached features have spared method and blend."""
+        blend = self.fitted.blend
+        return self.method.spared_seconds + (blend.spared_seconds if blend is not None else 0.0)
+
+    def latency(self) -> float | None:
+        """Return the median seconds to predict one text by itself."""
+        return latency(self._run)
+
+    def clean(self) -> None:
+        """Remove the fits of cross-validation."""
+        on_main(lambda: shutil.rmtree(self.folder / FOLDER, ignore_errors=True))
+
+    @property
+    def _run(self) -> Run:
+        return Run(
+            *(self.settings, self.folder, self.data, self.fitted),
+            *(self.memory, self.screen, self.name),
+        )
+
+
+def size_of(data: PreparedData) -> Size:
+    """Return how many texts a method trains on, and their labels and words."""
+    learned = data.unlabeled or data.train
+    return Size(len(learned), len(data.task.labels), mean_words(learned))
+
+
+def metrics_by_set(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Return the metrics that trackers get, by SET/METRIC."""
+    return {
+        f"{name}/{metric}": float(getattr(evaluation, metric))
+        for name, evaluation in evaluations.items()
+        for metric in ("accuracy", "mcc", "macro_f1", "log_loss", "ece")
+    }
+
+
+def _method_report(method: Method) -> dict[str, Any]:
+    """Return what the method has to report; of several processes, counts are added up."""
+    found = gather(dict(method.report()))
+    return found[0] if len(found) == 1 else {name: sum(f[name] for f in found) for name in found[0]}
+
+
+def check_learnable(method: Method, data: PreparedData) -> None:
+    """Raise if a method that learns has nothing to learn from, or is given what it cannot use."""
+    settings = method.settings
+    texts_suffice = isinstance(method, TrainedMethod) and not method.needs_labels
+    if method.learns and not data.train and not (texts_suffice and data.unlabeled):
+        raise DataError(
+            f"{settings.name} needs training examples: give --data, or a built-in task."
+        )
+    if settings.calibration != "none" and settings.name not in ("in_context", "distill"):
+        raise SettingsError(
+            f"method.calibration={settings.calibration} is for in_context and distill; method "
+            f"{settings.name} needs none. Leave it out."
+        )
+
+
+def _tell_about_data(data: PreparedData, screen: Screen) -> None:
+    sets = ", ".join(f"{name} {len(found):,}" for name, found in data.evaluations.items())
+    screen.note(
+        f"task {data.task.name}: {len(data.train):,} training, {len(data.validation):,} validation "
+        f"examples, {len(data.demonstrations)} demonstrations; test sets: {sets or 'none'}"
+    )
+    labels = data.task.label_names
+    counts = class_counts(data.train)
+    if counts:
+        label, most = counts.most_common(1)[0]
+        if most >= MISLEADING * counts.total():
+            screen.note(
+                f"{most / counts.total():.0%} of the training texts are {label!r}: read MCC or F1, "
+                "not accuracy"
+            )
+    for note in {renaming_note(found, labels): None for found in data.evaluations.values()}:
+        if note is not None:
+            screen.note(note)
+    overlap = data.overlap
+    if overlap is not None and overlap.num_dropped:
+        where = ", ".join(f"{name} {count}" for name, count in overlap.dropped_by_set.items())
+        screen.note(
+            f"removed {overlap.num_dropped} training examples whose text also stands in: {where}"
+        )
+    if overlap is not None and overlap.num_conflicts:
+        screen.note(
+            f"{overlap.num_conflicts} training texts stand there with different labels "
+            f"(kept; first: {', '.join(overlap.conflict_ids[:2])})"
+        )
+
+
+def _rehearse(run: Run) -> None:
+    """Predict the longest few examples, so that what will fail fails now."""
+    sets = [*run.data.evaluations.values(), run.data.validation, run.data.train]
+    longest = sorted(
+        (example for examples in sets for example in examples),
+        key=lambda e: -sum(map(len, e.texts.values())),
+    )[:8]
+    if not longest:
+        raise SettingsError("There is nothing to train on and nothing to evaluate.")
+    run.classifier.method.rehearse(longest)
+    run.memory.stage("forward")
