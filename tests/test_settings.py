@@ -4,7 +4,6 @@ import pytest
 
 from taskfit.errors import SettingsError
 from taskfit.methods.table import METHODS
-from taskfit.runs.tuning.data import is_tuning
 from taskfit.settings import RunSettings
 from taskfit.settings_file import (
     dump_settings,
@@ -91,7 +90,7 @@ def test_written_settings_come_back_equal_and_differences_are_named(tmp_path: Pa
 def test_every_ready_file_holds_settings_that_serve(name: str) -> None:
     settings = load_settings(find_settings(name)).resolved()
     assert settings != RunSettings()
-    assert settings.method.name in METHODS or is_tuning(settings)
+    assert settings.method.name in METHODS
 
 
 def test_a_ready_file_that_is_none_lists_those_there_are() -> None:

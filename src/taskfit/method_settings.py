@@ -6,6 +6,9 @@ from pydantic import Field
 
 from taskfit.settings_base import Section
 
+# Methods that learn from rows of text, not from labels.
+TUNING = ("sft", "dpo")
+
 
 class MethodSettings(Section):
     """How the model is adapted and read."""
@@ -97,6 +100,11 @@ class MethodSettings(Section):
     """knn only. Neighbours that vote, weighted by similarity."""
     encoder: str = "minilm"
     """encoder only. Which model: `minilm` (packaged), a hub id, or a folder."""
+
+    @property
+    def is_tuning(self) -> bool:
+        """Return whether the method learns from rows of text, not from labels."""
+        return self.name in TUNING
 
     @property
     def word_loss(self) -> Literal["labels", "vocabulary", "branches"]:

@@ -348,9 +348,7 @@ class RunSettings(Section):
             adapter = self.adapter.model_copy(update={"weights": "full"})
             settings = settings.model_copy(update={"adapter": adapter})
         if settings.adapter.layers == "auto":
-            layers = (
-                "all" if self.method.name in ("sft", "dpo") else settings.adapter.trained_layers
-            )
+            layers = "all" if self.method.is_tuning else settings.adapter.trained_layers
             adapter = settings.adapter.model_copy(update={"layers": layers})
             settings = settings.model_copy(update={"adapter": adapter})
         if settings.training.learning_rate == "auto":

@@ -136,7 +136,6 @@ def fit(
 
     from taskfit.cli.screen import RichScreen, baselines_table, results_table
     from taskfit.report.pages import write_page
-    from taskfit.runs.tuning.data import is_tuning
     from taskfit.search.search_and_fit import search_and_fit
     from taskfit.training import is_main, process_group
 
@@ -151,7 +150,7 @@ def fit(
         finally:
             screen.close()
     show_search(folder, console)
-    console.print(tuning_table(result) if is_tuning(settings) else results_table([result]))
+    console.print(tuning_table(result) if settings.method.is_tuning else results_table([result]))
     if (beside := baselines_table(result)) is not None:
         console.print()
         console.print(beside)

@@ -147,10 +147,9 @@ def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Leng
     from taskfit.plan.plan import settled
     from taskfit.plan.tokens import WORDS_PER_TOKEN, made_workload, real_workload
     from taskfit.plan.tuning import made_rows, real_rows
-    from taskfit.runs.tuning.data import is_tuning
     from taskfit.settings import known
 
-    tunes = is_tuning(settings)
+    tunes = settings.method.is_tuning
     if lengths.answer_tokens is not None and not tunes:
         raise SettingsError(
             f"--answer-tokens is for --method sft and dpo; {settings.method.name} reads a label "

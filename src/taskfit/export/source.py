@@ -22,8 +22,9 @@ from safetensors.numpy import load_file
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, SettingsError
 from taskfit.files import read_jsonl
+from taskfit.method_settings import TUNING
 from taskfit.methods.method import MethodContext, MethodState
-from taskfit.methods.table import METHODS
+from taskfit.methods.table import label_method
 from taskfit.models import LoadedModel, count_parameters, load_adapter, load_model
 from taskfit.runs.classifier import (
     ADAPTER,
@@ -46,7 +47,7 @@ from taskfit.tasks import task_from_dict
 FloatArray = NDArray[np.float64]
 
 # Methods whose runs train a causal language model.
-SERVED = ("label_words", "head", "label_text", "distill", "sft", "dpo")
+SERVED = ("label_words", "head", "label_text", "distill", *TUNING)
 NUM_TEXTS = 8
 # Longest text that is compared token by token (tokens).
 COMPARED_TOKENS = 128
@@ -88,7 +89,7 @@ class Source:
     @property
     def is_tuned(self) -> bool:
         """Return whether this is a run of sft or dpo, and not a classifier."""
-        return self.method in ("sft", "dpo")
+        return self.method in TUNING
 
     @property
     def base(self) -> str:
@@ -130,7 +131,7 @@ class Source:
         shown = [Example(**entry) for entry in self.saved["demonstrations"]]
         path = self.folder / ARRAYS
         arrays = load_file(path) if path.is_file() else {}
-        method = METHODS[self.method](MethodContext(self.settings, task, shown, model))
+        method = label_method(self.method)(MethodContext(self.settings, task, shown, model))
         method.restore(MethodState(self.saved["state"], arrays))
         return Classifier(method, calibration=self.calibration)
 

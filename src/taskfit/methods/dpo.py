@@ -7,7 +7,7 @@ with an adapter nor with full weights.
 Legend: N pairs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,13 +15,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from taskfit.methods.adapted import AdaptedModel
+from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
-from taskfit.methods.sft import learned_log_probs, tokens_to_run
+from taskfit.methods.sft import Gather, Reference, learned_log_probs, tokens_to_run
 from taskfit.models import TreeModel
 from taskfit.tasks.chat import EncodedPreference
 from taskfit.tree.build import IntArray
 
 FloatArray = NDArray[np.float64]
+
+
+class Dpo(MethodTraits, AdaptedModel):
+    """Learns from pairs of a better and a worse answer (direct preference optimization)."""
+
+    def objective(self, *, reference: Reference, gather: Gather) -> "DpoLoss":
+        """Return the loss.
+
+        Args:
+            reference: What the model said of each pair before training.
+            gather: Returns what every process of the run has.
+        """
+        beta = self._settings.tuning.beta
+        return DpoLoss(self.tree, beta=beta, reference=reference, gather=gather)
 
 
 class DpoLoss(TreeObjective[EncodedPreference]):
@@ -36,8 +52,8 @@ class DpoLoss(TreeObjective[EncodedPreference]):
         model: TreeModel,
         *,
         beta: float,
-        reference: Mapping[str, tuple[float, float]],
-        gather: Callable[[dict[str, float]], list[dict[str, float]]] = lambda found: [found],
+        reference: Reference,
+        gather: Gather = lambda found: [found],
     ) -> None:
         """Bind the loss to a model.
 

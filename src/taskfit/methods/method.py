@@ -65,8 +65,8 @@ class MethodState:
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
-class Method(ABC):
-    """A way from texts to probabilities of labels.
+class MethodTraits:
+    """What every row of the table of methods says of itself, before there is data or a model.
 
     Attributes:
         needs_model: Whether it reads a causal language model; see `reads_model`.
@@ -77,6 +77,20 @@ class Method(ABC):
     needs_model: ClassVar[bool] = True
     serves_multi_label: ClassVar[bool] = False
     learns: ClassVar[bool] = True
+
+    @classmethod
+    def reads_model(cls, settings: MethodSettings) -> bool:
+        """Return whether a causal language model must be loaded under these settings."""
+        return cls.needs_model
+
+    @classmethod
+    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
+        """Return whether demonstrations stand in a prompt, and so are taken out of training."""
+        return True
+
+
+class Method(MethodTraits, ABC):
+    """A way from texts to probabilities of labels."""
 
     def __init__(self, context: MethodContext) -> None:
         """Bind to task and model.
@@ -93,16 +107,6 @@ class Method(ABC):
                 "Use head, probe, tfidf, majority or encoder."
             )
 
-    @classmethod
-    def reads_model(cls, settings: MethodSettings) -> bool:
-        """Return whether a causal language model must be loaded under these settings."""
-        return cls.needs_model
-
-    @classmethod
-    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
-        """Return whether demonstrations stand in a prompt, and so are taken out of training."""
-        return True
-
     @abstractmethod
     def probabilities(
         self, examples: Sequence[Example], *, advance: Advance | None = None
@@ -116,21 +120,21 @@ class Method(ABC):
             advance: Called with the number of examples just finished.
         """
 
-    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:  # noqa: B027
+    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Learn what is learned at once, before any training in steps.
 
         Raises:
             TaskfitError: If the examples do not allow it.
         """
 
-    def rehearse(self, examples: Sequence[Example]) -> None:  # noqa: B027
+    def rehearse(self, examples: Sequence[Example]) -> None:
         """Predict a few examples before anything is learned, so that what will fail fails now."""
 
     def state(self) -> MethodState:
         """Return what prediction needs besides the model's weights."""
         return MethodState()
 
-    def restore(self, state: MethodState) -> None:  # noqa: B027
+    def restore(self, state: MethodState) -> None:
         """Continue from `state`."""
 
     def report(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ another.
 Legend: N rows, R nodes that predict something, Y predicted tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taskfit.methods.adapted import AdaptedModel
+from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import run_in_trees
 from taskfit.models import TreeModel
@@ -24,6 +26,18 @@ from taskfit.tree import TokenTree, unique_tokens
 from taskfit.tree.build import IntArray
 
 FloatArray = NDArray[np.float64]
+# Returns what every process of a run has.
+Gather = Callable[[dict[str, float]], list[dict[str, float]]]
+# Of each pair by its id: log-probability of the chosen and of the rejected answer.
+Reference = Mapping[str, tuple[float, float]]
+
+
+class Sft(MethodTraits, AdaptedModel):
+    """Learns answers, or whole texts, as they are."""
+
+    def objective(self, *, reference: Reference, gather: Gather) -> "SftLoss":
+        """Return the loss; what the model said before training does not matter to it."""
+        return SftLoss(self.tree)
 
 
 class SftLoss(TreeObjective[EncodedText]):

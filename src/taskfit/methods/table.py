@@ -4,21 +4,24 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from taskfit.errors import SettingsError
+from taskfit.method_settings import TUNING
+
 if TYPE_CHECKING:
-    from taskfit.methods.method import Method
+    from taskfit.methods.method import Method, MethodTraits
 
 
-class MethodTable(Mapping[str, "type[Method]"]):
+class MethodTable(Mapping[str, "type[MethodTraits]"]):
     """The classes of methods by name."""
 
     def __init__(self, places: Mapping[str, str]) -> None:
         """Keep where they are: `module:class` by name."""
         self._places = places
 
-    def __getitem__(self, name: str) -> "type[Method]":
+    def __getitem__(self, name: str) -> "type[MethodTraits]":
         """Return the class of a method."""
         module, _, class_name = self._places[name].partition(":")
-        found: type[Method] = getattr(import_module(f"taskfit.methods.{module}"), class_name)
+        found: type[MethodTraits] = getattr(import_module(f"taskfit.methods.{module}"), class_name)
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -47,5 +50,19 @@ METHODS = MethodTable(
         "tfidf": "tfidf:Tfidf",
         "encoder": "encoder:Encoder",
         "remote": "remote:Remote",
+        "sft": "sft:Sft",
+        "dpo": "dpo:Dpo",
     }
 )
+
+
+def label_method(name: str) -> "type[Method]":
+    """Return the class of a method that answers with labels.
+
+    Raises:
+        SettingsError: If the method learns from rows of text.
+    """
+    if name in TUNING:
+        raise SettingsError(f"method {name} answers with text, and labels are wanted here.")
+    found: type[Method] = METHODS[name]  # type: ignore[assignment]
+    return found

@@ -12,6 +12,7 @@ import torch
 from transformers import PretrainedConfig
 
 from taskfit.errors import SettingsError
+from taskfit.method_settings import TUNING
 from taskfit.methods.table import METHODS
 from taskfit.plan.cards import Card
 from taskfit.plan.frozen import FrozenPlan, plan_frozen
@@ -25,7 +26,6 @@ from taskfit.plan.simulate import (
 )
 from taskfit.plan.timing import TimePlan, plan_time
 from taskfit.plan.tokens import Epoch, Workload, plan_epoch
-from taskfit.runs.tuning.data import METHODS as TUNING
 from taskfit.settings import RunSettings
 from taskfit.training.length import training_length, with_length
 from taskfit.training.loop import TOKEN_BUDGET
@@ -187,7 +187,7 @@ def refuse_without_model(settings: RunSettings) -> None:
         SettingsError: If these settings name one.
     """
     method = settings.resolved().method
-    if method.name in TUNING or METHODS[method.name].reads_model(method):
+    if METHODS[method.name].reads_model(method):
         return
     read = {"knn": ("retriever", method.retriever), "probe": ("features", method.features)}
     setting = read.get(method.name)

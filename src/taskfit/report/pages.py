@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from taskfit.method_settings import TUNING
 from taskfit.report.run_page import report_run
 from taskfit.report.tuning_page import report_tuning
 from taskfit.runs.records import RunResult
-from taskfit.runs.tuning.data import METHODS
 
 
 def write_page(folder: Path) -> None:
@@ -15,5 +15,5 @@ def write_page(folder: Path) -> None:
         CheckpointError: If the folder holds no finished run.
     """
     result = RunResult.load(folder)
-    page = report_tuning if result.method in METHODS else report_run
+    page = report_tuning if result.method in TUNING else report_run
     page(folder, result)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import TaskfitError
-from taskfit.stats import Evaluation
 from taskfit.methods.majority import Majority
 from taskfit.methods.method import Method, MethodContext
 from taskfit.methods.tfidf import Tfidf
 from taskfit.settings import MethodSettings, RunSettings
+from taskfit.stats import Evaluation
 from taskfit.tasks import Task
 
 FloatArray = NDArray[np.float64]

@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskfit.data import Example
+from taskfit.runs.classifier import Calibration, Classifier
+from taskfit.screen import Screen
+from taskfit.settings import RunSettings
 from taskfit.stats.conformal import (
     LEVELS,
     achieved_coverage,
@@ -28,9 +31,6 @@ from taskfit.stats.temperature import (
     fit_multi_label_temperature,
     fit_temperature,
 )
-from taskfit.runs.classifier import Calibration, Classifier
-from taskfit.screen import Screen
-from taskfit.settings import RunSettings
 
 FloatArray = NDArray[np.float64]
 

@@ -13,18 +13,18 @@ from safetensors.numpy import load_file, save_file
 
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, SettingsError, TaskfitError
-from taskfit.stats import Evaluation, evaluate_multi_label, evaluate_probabilities
-from taskfit.stats.conformal import class_thresholds, prediction_sets, threshold
-from taskfit.stats.temperature import apply_temperature
-from taskfit.runs.blending import PREFIX, Blend, restore_blend
-from taskfit.runs.records import library_versions
 from taskfit.files import file_atomic, write_json_atomic
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Method, MethodContext, MethodState
-from taskfit.methods.table import METHODS
+from taskfit.methods.table import label_method
 from taskfit.models import LoadedModel, is_out_of_memory, load_adapter, load_model
+from taskfit.runs.blending import PREFIX, Blend, restore_blend
+from taskfit.runs.records import library_versions
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
+from taskfit.stats import Evaluation, evaluate_multi_label, evaluate_probabilities
+from taskfit.stats.conformal import class_thresholds, prediction_sets, threshold
+from taskfit.stats.temperature import apply_temperature
 from taskfit.tasks import Task, task_from_dict, task_to_dict
 
 FILE = "classifier.json"
@@ -256,7 +256,7 @@ class Classifier:
             blended = _blend_of(saved.get("blend"), arrays)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
-        method = METHODS[settings.method.name]
+        method = label_method(settings.method.name)
         model: LoadedModel | None = None
         if method.reads_model(settings.method):
             model = load_fitted_model(settings, folder, weights)

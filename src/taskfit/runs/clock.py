@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from taskfit.screen import Screen
 from taskfit.files import write_json_atomic
+from taskfit.screen import Screen
 
 FILE = "clock.json"
 PACE = 5.0  # seconds between two times that the clock is kept on disk

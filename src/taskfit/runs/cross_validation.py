@@ -17,18 +17,18 @@ from safetensors.numpy import load_file, save_file
 from taskfit.data import Example
 from taskfit.data.overlap import text_key
 from taskfit.data.splits import stratified_order
+from taskfit.files import file_atomic
+from taskfit.methods.method import Method, MethodContext, TrainedMethod
+from taskfit.methods.table import label_method
+from taskfit.models import LoadedModel, resolve_device
 from taskfit.runs.baselines import fit_baselines
 from taskfit.runs.blending import fit_probes, make_blend
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.prepare import PreparedData
 from taskfit.runs.run import Run
-from taskfit.screen import Screen, SilentScreen
 from taskfit.runs.shared_model import SharedModel
 from taskfit.runs.train_method import train_method
-from taskfit.files import file_atomic
-from taskfit.methods.method import Method, MethodContext, TrainedMethod
-from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, resolve_device
+from taskfit.screen import Screen, SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.training import MemoryAccount, num_processes
 from taskfit.training.trackers import Trackers
@@ -118,7 +118,7 @@ def _fit_fold(
     method: Method | None = None
     try:
         context = MethodContext(settings, data.task, data.demonstrations, shared.model)
-        method = METHODS[settings.method.name](context)
+        method = label_method(settings.method.name)(context)
         classifier = Classifier(method)
         probes = fit_probes(context, learned)
         method.prepare(learned, ())

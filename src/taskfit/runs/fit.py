@@ -19,7 +19,6 @@ from taskfit.runs.questions.run import QuestionRun
 from taskfit.runs.records import RunResult, read_search
 from taskfit.runs.run_folder import check_fingerprint, open_folder
 from taskfit.runs.settle import settle
-from taskfit.runs.tuning.data import is_tuning
 from taskfit.runs.tuning.run import TuningRun
 from taskfit.screen import Screen, SilentScreen
 from taskfit.settings import RunSettings
@@ -115,13 +114,13 @@ def fit(
 
 def _make(settings: RunSettings, folder: Path, screen: Screen, name: str | None) -> RunKind[Any]:
     """Return the run that the settings ask for."""
-    if settings.search.wanted and not is_tuning(settings):
+    if settings.search.wanted and not settings.method.is_tuning:
         raise SettingsError(
             "fit does not search settings; `taskfit fit --search` and "
             "`taskfit.search.search_and_fit` do, and then fit."
         )
     several = is_questionnaire(settings.task.name)
-    kind = TuningRun if is_tuning(settings) else QuestionRun if several else LabelRun
+    kind = TuningRun if settings.method.is_tuning else QuestionRun if several else LabelRun
     if settings.method.name == "auto" and not several:
         screen.note(
             "method auto: a classification head behind the prompt, blended with probes, which was "

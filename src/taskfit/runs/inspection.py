@@ -7,9 +7,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from taskfit.data import Overlap
 from taskfit.errors import ModelError, SettingsError
+from taskfit.models.load import locate_model
 from taskfit.runs.prepare import PreparedData, prepare_data
 from taskfit.runs.settle import mean_words
-from taskfit.models.load import locate_model
 from taskfit.settings import ModelSettings, RunSettings
 from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
 from taskfit.training.length import training_length

@@ -8,7 +8,7 @@ from typing import Any
 from taskfit.data.examples import class_counts
 from taskfit.errors import DataError, SettingsError
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
-from taskfit.methods.table import METHODS
+from taskfit.methods.table import METHODS, label_method
 from taskfit.models import LoadedModel
 from taskfit.runs.baselines import MISLEADING
 from taskfit.runs.blending import fit_probes, make_blend
@@ -72,7 +72,8 @@ class LabelRun(RunKind[Classifier]):
         """Load the model where the method reads one, and make the method."""
         data, name = self.data, self.settings.method.name
         loaded = model_of(self.settings, model, self.memory, self.screen)
-        method = METHODS[name](MethodContext(self.settings, data.task, data.demonstrations, loaded))
+        context = MethodContext(self.settings, data.task, data.demonstrations, loaded)
+        method = label_method(name)(context)
         check_learnable(method, data)
         self.fitted = Classifier(method)
 

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from taskfit.data import Example
-from taskfit.stats import Evaluation
+from taskfit.files import read_jsonl
+from taskfit.methods.method import Advance, FloatArray, Method
 from taskfit.runs.baselines import (
     BASELINES,
     Row,
@@ -26,8 +27,7 @@ from taskfit.runs.cross_validation import SET as CROSS
 from taskfit.runs.predictions import write_predictions
 from taskfit.runs.run import Run
 from taskfit.runs.slices import measure_slices, slice_columns, slices_text, write_slices
-from taskfit.files import read_jsonl
-from taskfit.methods.method import Advance, FloatArray, Method
+from taskfit.stats import Evaluation
 from taskfit.training.distributed import divided
 
 LATENCY_TEXTS = 5

@@ -12,13 +12,9 @@ from taskfit.data import Columns, Example, check_labels, read_table, to_examples
 from taskfit.data.tables import suggestion
 from taskfit.errors import DataError, SettingsError
 from taskfit.methods.method import Advance
-from taskfit.runs.load import load_classifier
-from taskfit.runs.questions.classifier import QuestionClassifier, answer_table
-from taskfit.runs.questions.data import read_answered, read_texts
-from taskfit.runs.questions.run import LEVELS, evaluate_set, levels_of
-from taskfit.stats import Evaluation
 from taskfit.runs.calibration import coverage_record
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.load import load_classifier
 from taskfit.runs.partial import PartialPredictions, describe_run
 from taskfit.runs.predictions import (
     SET_SIZE,
@@ -28,8 +24,10 @@ from taskfit.runs.predictions import (
     write_predictions,
 )
 from taskfit.runs.prepare import fingerprint, task_columns
+from taskfit.runs.questions.classifier import QuestionClassifier, answer_table
+from taskfit.runs.questions.data import read_answered, read_texts
+from taskfit.runs.questions.run import LEVELS, evaluate_set, levels_of
 from taskfit.runs.records import RunResult, library_versions
-from taskfit.screen import Screen
 from taskfit.runs.slices import (
     GOLD,
     group_examples,
@@ -37,7 +35,9 @@ from taskfit.runs.slices import (
     slices_text,
     write_slices,
 )
+from taskfit.screen import Screen
 from taskfit.settings import DataSettings
+from taskfit.stats import Evaluation
 
 CHUNK = 5000
 WRITERS = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from taskfit.data import Example
 from taskfit.data.examples import SEVERAL
 from taskfit.errors import SettingsError
-from taskfit.stats.multi_label import THRESHOLD
 from taskfit.settings import check_set_name
+from taskfit.stats.multi_label import THRESHOLD
 from taskfit.tasks import Task
 
 FloatArray = NDArray[np.float64]

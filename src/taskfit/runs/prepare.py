@@ -22,8 +22,8 @@ from taskfit.data import (
 )
 from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError
-from taskfit.runs.sources import check_one_question, read_builtin, read_source
 from taskfit.methods.table import METHODS
+from taskfit.runs.sources import check_one_question, read_builtin, read_source
 from taskfit.settings import DataSettings, RunSettings
 from taskfit.tasks import (
     Task,
@@ -236,7 +236,7 @@ def validation_share(settings: RunSettings, num_rows: int, num_labels: int) -> f
         or calibration.prediction_sets
         or training.early_stopping is not None
         or settings.search.wanted
-        or settings.method.name in ("sft", "dpo")
+        or settings.method.is_tuning
     )
     # A run that draws a few rows of a large table has few labels, also for choosing.
     data = settings.data

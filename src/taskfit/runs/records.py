@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from taskfit.errors import CheckpointError
-from taskfit.stats import Evaluation
 from taskfit.files import write_json_atomic, write_text_atomic
+from taskfit.stats import Evaluation
 
 PACKAGES = ("taskfit", "torch", "transformers", "peft", "tokenizers", "numpy")
 RESULT_FILE = "result.json"

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from taskfit.methods.table import METHODS
+from taskfit.models import LoadedModel, dtype_reason, load_model, resolve_device, weight_bytes
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.prepare import PreparedData
 from taskfit.screen import Screen
-from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, dtype_reason, load_model, resolve_device, weight_bytes
 from taskfit.settings import RunSettings
 from taskfit.training import MemoryAccount
 

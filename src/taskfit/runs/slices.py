@@ -12,6 +12,10 @@ from taskfit.data import Example
 from taskfit.data.builtin import DEFAULT_SLICES
 from taskfit.data.tables import suggestion
 from taskfit.errors import DataError
+from taskfit.files import write_text_atomic
+from taskfit.runs.classifier import Classifier
+from taskfit.runs.sources import read_source
+from taskfit.settings import RunSettings
 from taskfit.stats.multi_label import THRESHOLD
 from taskfit.stats.slices import (
     RULE,
@@ -20,10 +24,6 @@ from taskfit.stats.slices import (
     slice_classes,
     slice_label_sets,
 )
-from taskfit.runs.classifier import Classifier
-from taskfit.runs.sources import read_source
-from taskfit.files import write_text_atomic
-from taskfit.settings import RunSettings
 
 FILE = "slices.csv"
 GOLD = "gold"

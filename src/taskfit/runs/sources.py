@@ -45,7 +45,7 @@ def check_one_question(settings: RunSettings) -> None:
     Raises:
         SettingsError: If the task has several, or the method learns from rows of text.
     """
-    if settings.method.name in ("sft", "dpo"):
+    if settings.method.is_tuning:
         raise SettingsError(
             f"method {settings.method.name} learns from rows of text, not from labels, so there is "
             "nothing to do here: `taskfit fit`, `plan`, `generate`, `judge` and `export` serve it."

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taskfit.runs.classifier import ADAPTER, MODEL
-from taskfit.runs.run import Run
-from taskfit.screen import Screen
 from taskfit.files import folder_atomic
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.objective import Item, Objective
 from taskfit.models import TreeModel, is_out_of_memory, resolve_device
 from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.runs.classifier import ADAPTER, MODEL
+from taskfit.runs.run import Run
+from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.training import (
     Checkpoints,

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskfit.errors import SettingsError
 from taskfit.methods.method import MethodContext, TrainedMethod
-from taskfit.methods.table import METHODS
+from taskfit.methods.table import METHODS, label_method
 from taskfit.models import LoadedModel, resolve_device
 from taskfit.runs.calibration import hold_out
 from taskfit.runs.clock import Clock, TickingScreen
@@ -17,7 +17,6 @@ from taskfit.runs.prepare import AUTO_VALIDATION_FRACTION, prepare_data
 from taskfit.runs.run import model_of
 from taskfit.runs.run_folder import check_fingerprint, open_folder
 from taskfit.runs.settle import settle
-from taskfit.runs.tuning.data import is_tuning
 from taskfit.screen import Screen, SilentScreen
 from taskfit.search.search import search_settings, settings_of_search
 from taskfit.search.setup import refuse_unserved
@@ -51,7 +50,7 @@ def search_and_fit(
             )
         given = settings.resolved(questions=several)
         found = settings_of_search(given, own, resume=resume)
-        if found.search.wanted and not is_tuning(found):
+        if found.search.wanted and not found.method.is_tuning:
             found, model = _search(found, own, resume=resume, model=model, screen=screen)
             resume = True  # the folder is this run's, and its clock runs
         elif found is given:
@@ -97,5 +96,5 @@ def _search(
         model = model_of(settings, model, memory, screen)
         # What is wrong with the settings as given is said before any trial.
         context = MethodContext(settings, data.task, data.demonstrations, model)
-        check_learnable(METHODS[settings.method.name](context), data)
+        check_learnable(label_method(settings.method.name)(context), data)
         return search_settings(settings, folder, data, model=model, screen=screen), model

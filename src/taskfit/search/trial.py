@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
-from taskfit.methods.table import METHODS
+from taskfit.methods.table import label_method
 from taskfit.models import resolve_device
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.prepare import PreparedData
@@ -78,7 +78,7 @@ def run_trial(
     settings = _lean(settings)
     method: Method | None = None
     try:
-        method = METHODS[settings.method.name](
+        method = label_method(settings.method.name)(
             MethodContext(settings, data.task, data.demonstrations, shared.model)
         )
         classifier = _Remembering(method)

@@ -22,7 +22,6 @@ BATCH_SIZE = 16
 LONG_TEXT = 100
 # Fewer training texts than this make hardly any steps an epoch.
 FEW_TEXTS = 50
-TUNING = ("sft", "dpo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def training_length(
         batch_size = BATCH_SIZE // 2 if halved else BATCH_SIZE
     epochs = training.epochs
     if epochs == "auto":
-        if settings.method.name in TUNING or num_labels == 0:
+        if settings.method.is_tuning or num_labels == 0:
             epochs = 1.0
         else:
             epochs = _epochs(num_train, num_labels, batch_size)

@@ -16,13 +16,13 @@ from sklearn.metrics import cohen_kappa_score
 
 from taskfit.data import Example
 from taskfit.errors import CheckpointError
-from taskfit.stats import Evaluation, evaluate_probabilities
-from taskfit.runs.classifier import MODEL, SETTINGS_FILE, Weights, load_fitted_model
-from taskfit.runs.records import library_versions
 from taskfit.files import write_json_atomic
 from taskfit.methods.method import Advance
 from taskfit.methods.question_method import QuestionMethod
+from taskfit.runs.classifier import MODEL, SETTINGS_FILE, Weights, load_fitted_model
+from taskfit.runs.records import library_versions
 from taskfit.settings_file import settings_from_dict
+from taskfit.stats import Evaluation, evaluate_probabilities
 from taskfit.tasks.question_files import questionnaire_from_dict, questionnaire_to_dict
 from taskfit.tasks.questions import AnsweredExample, Question, Questionnaire
 

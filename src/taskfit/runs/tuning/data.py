@@ -33,14 +33,6 @@ UNREAD: dict[str, tuple[str, ...]] = {
 }
 
 
-METHODS = ("sft", "dpo")
-
-
-def is_tuning(settings: RunSettings) -> bool:
-    """Return whether a run learns from rows of text, and not from labels."""
-    return settings.method.name in METHODS
-
-
 @dataclass(frozen=True, slots=True)
 class TuningData:
     """Rows of one kind.

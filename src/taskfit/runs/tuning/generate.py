@@ -9,14 +9,14 @@ import torch
 
 from taskfit.data.instructions import InstructionRow, Raw, read_instructions
 from taskfit.errors import CheckpointError, PromptError
+from taskfit.models import load_model
 from taskfit.runs.classifier import FILE as CLASSIFIER_FILE
 from taskfit.runs.partial import PartialPredictions, describe_run
 from taskfit.runs.predict import check_target
 from taskfit.runs.records import library_versions
-from taskfit.screen import Screen
 from taskfit.runs.tuning.model import FILE, Decoding, TunedModel
 from taskfit.runs.tuning.rows import Prompt, for_people, hash_rows, prompt_of, reference_of
-from taskfit.models import load_model
+from taskfit.screen import Screen
 from taskfit.settings import ModelSettings, RunSettings, TuningSettings
 
 CHUNK = 64

@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from taskfit.methods.dpo import dpo_loss
+from taskfit.methods.sft import Reference
 from taskfit.runs.tuning.model import TunedModel
 from taskfit.screen import Screen
 from taskfit.stats.bootstrap import percentile_interval, resample
 from taskfit.tasks.chat import EncodedPreference, EncodedText
 from taskfit.training import divided
-
-Reference = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,10 @@ from transformers import GenerationConfig
 
 from taskfit.data.instructions import Conversation, InstructionRow, Preference, Raw
 from taskfit.errors import CheckpointError, PromptError, TaskfitError
+from taskfit.files import write_json_atomic
+from taskfit.methods.generation import generate_texts, generation_config, stream_text
+from taskfit.methods.sft import sequence_log_probs
+from taskfit.models import LoadedModel
 from taskfit.runs.classifier import (
     SETTINGS_FILE,
     Weights,
@@ -20,10 +24,6 @@ from taskfit.runs.classifier import (
 )
 from taskfit.runs.records import library_versions
 from taskfit.runs.tuning.rows import Prompt, for_people
-from taskfit.files import write_json_atomic
-from taskfit.methods.generation import generate_texts, generation_config, stream_text
-from taskfit.methods.sft import sequence_log_probs
-from taskfit.models import LoadedModel
 from taskfit.settings import RunSettings
 from taskfit.tasks.chat import ChatEncoder, EncodedPreference, EncodedText, find_template
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from taskfit.data.instructions import InstructionRow
 from taskfit.files import read_jsonl, write_text_atomic
-from taskfit.methods.adapted import AdaptedModel
-from taskfit.methods.dpo import DpoLoss
-from taskfit.methods.sft import SftLoss, share_of_tokens_saved
+from taskfit.methods.dpo import Dpo
+from taskfit.methods.sft import Reference, Sft, share_of_tokens_saved
 from taskfit.models import LoadedModel
 from taskfit.runs.kind import Measured, RunKind, Size
 from taskfit.runs.run import base_model
@@ -18,7 +17,6 @@ from taskfit.runs.tuning.data import TuningData, prepare_tuning
 from taskfit.runs.tuning.measure import (
     Metrics,
     PreferenceMetrics,
-    Reference,
     measure,
     pair_log_probs,
     to_plain,
@@ -49,6 +47,7 @@ class TuningRun(RunKind[TunedModel]):
     reference: Reference
     samples: list[InstructionRow]
     _before: dict[str, Metrics]
+    _adapted: Sft | Dpo
 
     def read(self) -> Mapping[str, str]:
         """Read the rows; return the hash of each set."""
@@ -71,7 +70,8 @@ class TuningRun(RunKind[TunedModel]):
         """Load the model."""
         loaded = base_model(self.settings, model, self.memory, self.screen)
         self.fitted = TunedModel(self.settings, loaded)
-        self._adapted = AdaptedModel(loaded, self.settings)
+        method = Dpo if self.settings.method.name == "dpo" else Sft
+        self._adapted = method(loaded, self.settings)
 
     def start(self, *, resume: bool) -> None:
         """Encode all rows, measure the model as it is, and answer the sample prompts."""
@@ -85,11 +85,7 @@ class TuningRun(RunKind[TunedModel]):
 
     def train(self, trackers: Trackers) -> tuple[TrainingState, int]:
         """Train on the rows."""
-        tree = self.fitted.model.tree
-        loss: SftLoss | DpoLoss = SftLoss(tree)
-        if self.settings.method.name == "dpo":
-            beta = self.settings.tuning.beta
-            loss = DpoLoss(tree, beta=beta, reference=self.reference, gather=gather)
+        loss = self._adapted.objective(reference=self.reference, gather=gather)
         return train_items(
             self,
             self._adapted,
@@ -117,7 +113,7 @@ class TuningRun(RunKind[TunedModel]):
         return Measured({}, metrics, details=details)
 
     @property
-    def method(self) -> AdaptedModel:
+    def method(self) -> Sft | Dpo:
         """Return what is trained."""
         return self._adapted
 
@@ -152,15 +148,16 @@ class TuningRun(RunKind[TunedModel]):
             screen.note(f"removed {data.num_dropped:,} training rows that stand in another set")
         if num_empty:
             screen.note(
-                f"left out {num_empty:,} rows whose answers lie behind {self.fitted.encoder.max_length} "
-                "tokens (model.max_length)"
+                f"left out {num_empty:,} rows whose answers lie behind "
+                f"{self.fitted.encoder.max_length} tokens (model.max_length)"
             )
         texts = [text for item in self.items["train"] for text in _texts_of(item)]
         learned = sum(text.num_learned for text in texts)
         total = sum(text.num_tokens for text in texts)
         screen.note(
             f"{total:,} training tokens, {learned:,} of them learned; "
-            f"{share_of_tokens_saved(texts):.1%} stand at a shared start and run once where they meet"
+            f"{share_of_tokens_saved(texts):.1%} stand at a shared start and run once where they "
+            "meet"
         )
         if self.settings.method.name == "dpo":
             # The reference is the model as it is now; with it nothing needs to be kept in memory.
