@@ -77,7 +77,7 @@ class Cell:
         Raises:
             ValueError: If two records were measured on different test texts.
         """
-        self.data, self.size = data, size
+        self.data, self.size, self._found = data, size, found
         by_name: dict[str, dict[int, Record]] = defaultdict(dict)
         for record in map(with_spared, found):
             if record["gold"] != found[0]["gold"]:
@@ -91,6 +91,12 @@ class Cell:
             if self.seeds and records.keys() >= set(self.seeds)
         }
         self._resampled: dict[str, FloatArray] = {}
+
+    def shared_with(self, contender: str) -> "Cell | None":
+        """Return the same cell of the seeds that a contender has, too; None where it has none."""
+        seeds = {record["seed"] for record in self._found if record["contender"] == contender}
+        shared = [record for record in self._found if record["seed"] in seeds & set(self.seeds)]
+        return Cell(self.data, self.size, shared) if shared else None
 
     def mean(self, contender: str, measure: str) -> float:
         """Return the mean over seeds of a measure."""
@@ -231,7 +237,8 @@ def goals_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         "tfidf": [(c, TFIDF) for c in cells if TFIDF in c.records],
         "probe": [(c, name) for c in cells if (name := c.best(PROBES)) is not None],
         "best": [(c, name) for c in cells if (name := c.best(c.records)) is not None],
-        "setfit": [(c, SETFIT) for c in cells if SETFIT in c.records],
+        # It is slow, so it need not have all seeds.
+        "setfit": [(s, SETFIT) for c in cells if (s := c.shared_with(SETFIT)) is not None],
     }
     mean = {key: mean_difference(pairs) if pairs else None for key, pairs in chosen.items()}
 

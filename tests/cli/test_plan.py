@@ -97,16 +97,22 @@ def test_what_does_not_fit_comes_with_a_remedy(run: Run) -> None:
     [
         (("adapter.layers=all",), "layers all 2 are trained"),
         (
-            (),
+            ("adapter.layers=half",),
             "layers the upper 1 of 2 are trained; the others run once, what they give out is kept: "
             "0.16 GB in main memory",
         ),
-        (("adapter.cache_gigabytes=0.06",), "kept: 0.06 GB in main memory and 0.10 GB in the run"),
         (
-            ("adapter.cache_gigabytes=null",),
+            ("adapter.layers=half", "adapter.cache_gigabytes=0.06"),
+            "kept: 0.06 GB in main memory and 0.10 GB in the run",
+        ),
+        (
+            ("adapter.layers=half", "adapter.cache_gigabytes=null"),
             "the others run in each step, without gradients; nothing is kept",
         ),
-        (("training.epochs=1",), "the others run in each step, without gradients; nothing is kept"),
+        (
+            ("adapter.layers=half", "training.epochs=1"),
+            "the others run in each step, without gradients; nothing is kept",
+        ),
     ],
 )
 def test_one_line_says_which_layers_are_trained_and_what_is_kept(
@@ -131,6 +137,7 @@ def test_on_a_cpu_kept_states_are_a_part_of_the_peak(run: Run) -> None:
     answer = run(
         *("--config-file", "config.json", "--gpu", "cpu", "--method", "label_words"),
         *("--tokens", "200", "--examples", "12500", "--set", "training.epochs=2"),
+        *("--set", "adapter.layers=half"),
     )
     assert "kept states " in answer.text
     assert "of 2,500,000 tokens" in answer.text

@@ -14,10 +14,11 @@ import pytest
 
 from taskfit.errors import CheckpointError
 from taskfit.report.advice import Advice, Limits, advise
-from taskfit.report.advice_choice import Bench, Candidate, choose, mover
-from taskfit.report.advice_phrases import against
-from taskfit.report.evidence import Evidence, FinishedRun, read_evidence
-from taskfit.report.systems import System
+from taskfit.report.aligned import AlignedPredictions
+from taskfit.report.choice import choose
+from taskfit.report.evidence import Evidence, read_evidence
+from taskfit.report.finished_run import FinishedRun
+from taskfit.report.variants import Candidate, MethodVariant
 from taskfit.settings_file import dump_settings, settings_from_dict
 from taskfit.stats import (
     bootstrap,
@@ -25,6 +26,7 @@ from taskfit.stats import (
     evaluate_probabilities,
     learning_curve,
 )
+from taskfit.stats.comparison import difference_interval
 from taskfit.stats.learning_curve import HELPS
 from tiny_records import run_result
 
@@ -195,7 +197,7 @@ def test_a_method_that_is_better_and_cheaper_is_recommended(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("cost", ["seconds", "memory", "latency"])
-def test_of_methods_that_cannot_be_told_apart_the_cheaper_one_is_taken(
+def test_of_methods_that_are_not_significantly_different_the_cheaper_one_is_taken(
     tmp_path: Path, cost: str
 ) -> None:
     equal = dataclasses.replace(PROBE, name="dear", kind="head", skill=0.91)
@@ -306,18 +308,18 @@ def test_where_labels_are_noise_the_simplest_method_is_taken(tmp_path: Path, see
     assert "No method beats the majority class beyond chance." in advice.text
 
 
-def bench_of(correct: np.ndarray, kinds: Sequence[str], seconds: Sequence[float]) -> Bench:
-    """A bench without files: only costs and answers are looked at."""
+def aligned_of(
+    correct: np.ndarray, kinds: Sequence[str], seconds: Sequence[float]
+) -> AlignedPredictions:
+    """Predictions without files: only costs and answers are looked at."""
     candidates = []
     for place, (kind, cost) in enumerate(zip(kinds, seconds, strict=True)):
         result = dataclasses.replace(run_result(f"m{place}"), method=kind, duration_seconds=cost)
-        runs = {0: FinishedRun(Path(), result)}
-        candidates.append(
-            Candidate(f"m{place}", System(f"m{place}", list(runs.values())), 64, runs)
-        )
+        run = FinishedRun(Path(), result)
+        candidates.append(Candidate(MethodVariant(f"m{place}", [run]), 64, {0: run}))
     gold = np.zeros(correct.shape[-1], np.int64)
     ids = [str(i) for i in range(correct.shape[-1])]
-    return Bench(candidates, [0], ids, np.where(correct, 0, -1), gold, correct, "accuracy")
+    return AlignedPredictions(candidates, [0], ids, np.where(correct, 0, -1), gold, "accuracy")
 
 
 def test_guessing_is_rarely_recommended_over_the_majority_class(
@@ -328,17 +330,17 @@ def test_guessing_is_rarely_recommended_over_the_majority_class(
     wrong = 0
     for _ in range(30):
         correct = generator.random((6, 1, 200)) < 0.5
-        bench = bench_of(correct, ["majority", *["probe"] * 5], range(1, 7))
-        wrong += choose(bench).chosen.kind != "majority"
+        aligned = aligned_of(correct, ["majority", *["probe"] * 5], range(1, 7))
+        wrong += choose(aligned).chosen.kind != "majority"
     assert wrong <= 4  # the chance of more is below 2 % if it happens in 5 %
 
 
 def test_a_cheap_method_is_not_taken_where_only_the_best_beats_the_majority_class() -> None:
-    """Neither neighbour can be told apart from the one in the middle, but the ends can."""
+    """Neither neighbour differs significantly from the one in the middle, but the ends do."""
     right = [(1, 0, 0), (1, 1, 0), (1, 0, 1), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 1, 1), (0, 0, 0)]
     counts = [10, 10, 30, 30, 30, 30, 100, 60]
     correct = np.repeat(np.array(right, bool), counts, axis=0).T[:, None]  # (3, 1, 300)
-    choice = choose(bench_of(correct, ["majority", "knn", "head"], [1, 5, 100]))
+    choice = choose(aligned_of(correct, ["majority", "knn", "head"], [1, 5, 100]))
     assert choice.equals == ["m1", "m2"]
     assert choice.chosen is choice.best
     assert choice.best.kind == "head"
@@ -369,7 +371,7 @@ def test_out_of_domain_the_loss_and_the_one_that_holds_up_are_named(tmp_path: Pa
 
 
 def test_the_interval_of_a_difference_is_normal_theory_for_symmetric_ones() -> None:
-    low, high = mover((0.9, 0.87, 0.93), (0.8, 0.76, 0.84))
+    low, high = difference_interval((0.9, 0.87, 0.93), (0.8, 0.76, 0.84))
     assert (low, high) == pytest.approx((0.05, 0.15))
 
 
@@ -477,7 +479,7 @@ def test_texts_with_several_labels_are_judged_by_the_whole_set(tmp_path: Path) -
     assert facts["metric"] == "accuracy"
     assert facts["abstention"] is None
     assert "share of texts with exactly the right labels" in advice.text
-    (run,) = evidence.select(method=recommended(advice))
+    (run,) = (run for run in evidence.runs if run.name == recommended(advice))
     assert facts["recommended"]["score"] == pytest.approx(run.result.evaluations["here"].accuracy)
 
 
@@ -534,7 +536,8 @@ def test_a_lead_that_only_stands_alone_is_told_from_one_among_many(tmp_path: Pat
         facts = advice.to_dict()
         if recommended(advice) != "head":
             continue
-        found = against(facts)["tfidf"]
+        differences = facts["choice"]["against_recommended"]["differences"]
+        (found,) = (one for one in differences if one["method"] == "tfidf")
         alone, among = found["interval"][1] < 0, found["adjusted_p_value"] < 0.05
         assert ("as one of 28" in advice.text) == (alone and not among)
         assert ("It beats TF-IDF" in advice.text) == among

@@ -11,14 +11,12 @@ from matplotlib.figure import Figure
 
 from taskfit.report.comparison_plots import (
     plot_by_labels,
-    plot_domains,
-    plot_spread,
-    plot_training,
-)
-from taskfit.report.cost_plots import (
     plot_cost,
+    plot_domains,
     plot_reliability,
     plot_risk_coverage,
+    plot_spread,
+    plot_training,
 )
 from taskfit.report.plot_style import Style, fonts, score_limits, styles_of
 from taskfit.report.tables import pareto_front
@@ -257,7 +255,8 @@ def test_confidence_is_drawn_from_zero_to_one_and_risk_from_zero(drawn: list[Axe
     alt = plot_risk_coverage(curves, Path("y"), styles=STYLES)
     assert "cheap 0.070" in alt
     diagram, curve = drawn
-    assert legend_of(diagram) == legend_of(curve) == ["cheap (n = 40)"]
+    assert legend_of(curve) == ["cheap (n = 40)"]
+    assert legend_of(diagram) == [*legend_of(curve), "perfectly calibrated"]
     assert curve.get_ylim()[0] == 0
     np.testing.assert_allclose(curve.lines[0].get_ydata(), [0.0, 0.2])
     for axes in drawn:

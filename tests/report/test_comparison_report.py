@@ -25,12 +25,7 @@ from taskfit.report.advice import Limits
 from taskfit.report.comparison_page import report_comparison
 from taskfit.report.evidence import read_evidence
 from taskfit.report.hard_examples import hard_examples, suspected_label_errors
-from taskfit.report.systems import (
-    AnswerStore,
-    compare_at,
-    summary_size,
-    systems_of,
-)
+from taskfit.report.variants import summary_size
 from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
 from taskfit.settings_file import dump_settings, settings_from_dict
@@ -256,15 +251,12 @@ def test_every_part_of_the_report_is_there_and_named_by_its_table(drawn: Path) -
 
 def test_the_summary_shows_what_the_comparison_computes(drawn: Path) -> None:
     evidence = read_evidence(drawn)
-    runs = [
-        evidence.select(method=name, size=64) or evidence.select(method=name) * 2
-        for name in ("strong", "weak", "zero-shot")
-    ]
+    names = ("strong", "weak", "zero-shot")
+    runs = [[run for run in evidence.runs if (run.name, run.size) == (n, 64)] for n in names]
+    runs[2] = [run for run in evidence.runs if run.name == "zero-shot"] * 2
     found = [[run.predictions("new") for run in own] for own in runs]
     predicted = np.array([[one.predicted for one in own] for own in found])
-    wanted = compare_methods(
-        predicted, found[0][0].gold, methods=["strong", "weak", "zero-shot"], metric="accuracy"
-    )
+    wanted = compare_methods(predicted, found[0][0].gold, methods=names, metric="accuracy")
     assert wanted.best == "strong"
     page = Page((drawn / "report.html").read_text(encoding="utf-8"))
     shown = next(row for row in page.rows if row[0].startswith("weak"))
@@ -302,15 +294,12 @@ def test_half_a_grid_is_compared_over_the_draws_that_all_have(
         write_run(tmp_path, "cheap", size=16, seed=seed)
         write_run(tmp_path, "cheap", size=64, seed=seed)
     write_run(tmp_path, "dear", size=16, seed=2)
-    systems = systems_of(evidence := read_evidence(tmp_path))
-    assert summary_size(systems) == 16
-    store = AnswerStore(evidence)
-    found = compare_at(systems, 16, "new", metric="accuracy", store=store)
-    assert found is not None
+    evidence = read_evidence(tmp_path)
+    assert summary_size(evidence.variants) == 16
+    found = evidence.align(evidence.candidates(16, "new"), "new")
     assert found.draws == [2]
     assert {d.test for d in found.comparison.differences} == {"mcnemar"}
-    larger = compare_at(systems, 64, "new", metric="accuracy", store=store)
-    assert larger is not None
+    larger = evidence.align(evidence.candidates(64, "new"), "new")
     assert [score.method for score in larger.comparison.scores] == ["cheap"]
     assert "draw 2" in Page(report(tmp_path)).text
 
@@ -383,18 +372,19 @@ def test_runs_that_repeat_another_are_counted_once_and_others_kept_apart(tmp_pat
     shutil.copytree(first, first.with_name("zero-shot-copy"))
     changes = {"task.instruction": "Say it."}
     write_run(tmp_path, "zero-shot", size=0, method="in_context", changes=changes)
-    systems = systems_of(read_evidence(tmp_path))
-    assert sorted(system.name for system in systems) == [
+    variants = read_evidence(tmp_path).variants
+    assert sorted(variant.name for variant in variants) == [
         "zero-shot [instruction=None]",
         "zero-shot [instruction=Say it.]",
     ]
-    assert sum(system.num_repeated for system in systems) == 1
+    assert sum(variant.num_repeated for variant in variants) == 1
 
 
 def test_models_of_one_method_are_named_apart(tmp_path: Path) -> None:
     for model in ("owner/tiny", "large"):
         write_run(tmp_path, "head", method="head", model=model, changes={"model.name": model})
-    assert {s.name for s in systems_of(read_evidence(tmp_path))} == {"head (tiny)", "head (large)"}
+    names = {variant.name for variant in read_evidence(tmp_path).variants}
+    assert names == {"head (tiny)", "head (large)"}
 
 
 @pytest.mark.parametrize(
@@ -417,7 +407,7 @@ def test_spread_over_what_the_grid_varies_is_shown_apart(
     # Another setting differs too, so this one is of no group.
     more = {key: values[0], "method.length_normalization": True}
     write_run(tmp_path, "other", method="in_context", changes=more)
-    table = tables.setting_table(systems_of(read_evidence(tmp_path)), keys, metric="accuracy")
+    table = tables.setting_table(read_evidence(tmp_path), keys)
     assert set(table["system"]) == {f"few {value}" for value in values}
     assert set(table["variant"]) == {f"{key.split('.')[1]}={value}" for value in values}
     assert title in Page(report(tmp_path)).text
@@ -425,20 +415,29 @@ def test_spread_over_what_the_grid_varies_is_shown_apart(
 
 def test_hard_examples_are_those_that_most_runs_of_most_methods_get_wrong(drawn: Path) -> None:
     evidence = read_evidence(drawn)
-    systems = systems_of(evidence)
-    found = hard_examples(systems, "new", AnswerStore(evidence), num=NUM_EXAMPLES)
+    found = hard_examples(evidence, "new", num=NUM_EXAMPLES)
     wrong: dict[str, list[float]] = {}
-    for system in systems:
-        runs = [~run.predictions("new").correct for run in system.runs]
-        for name, share in zip(
-            system.runs[0].predictions("new").ids, np.mean(runs, 0), strict=True
-        ):
+    for variant in evidence.variants:
+        runs = [~run.predictions("new").correct for run in variant.runs]
+        ids = variant.runs[0].predictions("new").ids
+        for name, share in zip(ids, np.mean(runs, 0), strict=True):
             wrong.setdefault(name, []).append(float(share))
     wanted = {name for name, shares in wrong.items() if np.mean(np.array(shares) > 0.5) > 0.5}
     assert set(found["id"]) == wanted
     assert list(found["wrong_methods"]) == sorted(found["wrong_methods"], reverse=True)
     for row in found.itertuples():
         assert row.num_runs == sum(int(part.rsplit(" ", 1)[1]) for part in row.answers.split(", "))
+
+
+def test_each_file_of_predictions_is_read_once(
+    tmp_path: Path, undrawn: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_grid(tmp_path)
+    seen: list[Path] = []
+    read = pd.read_parquet
+    monkeypatch.setattr(pd, "read_parquet", lambda path: seen.append(path) or read(path))
+    report(tmp_path)
+    assert sorted(seen) == sorted(tmp_path.glob("runs/*/predictions/*.parquet"))
 
 
 def test_without_texts_no_file_of_the_report_holds_a_text(
@@ -461,7 +460,7 @@ def test_a_wrong_label_is_the_first_suspect(tmp_path: Path) -> None:
         table.loc[7, "gold"] = next(x for x in LABELS if x != table.loc[7, "gold"])
         table.to_parquet(path)
     evidence = read_evidence(tmp_path)
-    found = suspected_label_errors(systems_of(evidence), "new", AnswerStore(evidence))
+    found = suspected_label_errors(evidence, "new")
     assert found["id"].iloc[0] == "new:7"
     assert found["answer"].iloc[0] != found["gold"].iloc[0]
     assert found["answer_probability"].iloc[0] > 0.9

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from taskfit.stats import Evaluation, evaluate_probabilities
 from taskfit.runs.baselines import Row, has_converged, row_of, warnings_of
+from taskfit.stats import Evaluation, evaluate_probabilities
 
 LABELS = ["ham", "spam"]
 

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_screens import Killed, NotingScreen
 
 import tiny
-from taskfit.report.pages import write_page
 from taskfit.errors import ModelError, SettingsError
+from taskfit.models import adapters_off, add_adapter, load_model
+from taskfit.report.pages import write_page
 from taskfit.runs import Classifier, fit, predict_file
 from taskfit.runs.blending import choose_weights
 from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
-from taskfit.models import adapters_off, add_adapter, load_model
 from taskfit.settings import AdapterSettings
 from taskfit.settings_file import load_settings
 from taskfit.tree import TokenTree
+from tiny_screens import Killed, NotingScreen
 
 RNG = np.random.default_rng(0)
 GOLD = RNG.integers(0, 3, 200)

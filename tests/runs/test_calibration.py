@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_screens import NotingScreen
 
 import tiny
-from taskfit.report.pages import write_page
 from taskfit.data import Example
 from taskfit.errors import DataError, SettingsError
-from taskfit.stats.conformal import achieved_coverage
+from taskfit.report.pages import write_page
 from taskfit.runs import Classifier, FittedRun, evaluate_file, fit, predict_file
-from taskfit.screen import SilentScreen
 from taskfit.runs import predict as predict_module
 from taskfit.runs.calibration import ENOUGH_TO_SPLIT, hold_out
+from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
+from taskfit.stats.conformal import achieved_coverage
+from tiny_screens import NotingScreen
 
 
 def noisy_table(path: Path, count: int, *, seed: int, **more: str) -> Path:
@@ -128,7 +128,12 @@ def test_prediction_sets_keep_their_coverage_on_new_examples_of_the_same_kind(
     recorded = next(x for x in details["coverage"]["new"] if x["coverage"] == 0.9)
     assert held == pytest.approx(recorded["achieved"])
     assert [len(chosen) for chosen in sets] == table["prediction_set_size"].tolist()
-    assert sum(found.set_sizes.values()) == found.num_texts == sum(found.counts["predicted"].values()) == 500
+    assert (
+        sum(found.set_sizes.values())
+        == found.num_texts
+        == sum(found.counts["predicted"].values())
+        == 500
+    )
 
 
 def test_per_class_sets_hold_for_each_label(calibrated: FittedRun, tmp_path: Path) -> None:

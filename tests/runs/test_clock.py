@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from taskfit.screen import SilentScreen
 from taskfit.runs import clock as module
 from taskfit.runs.clock import Clock, TickingScreen
+from taskfit.screen import SilentScreen
 
 
 def test_sittings_add_up_and_a_new_run_starts_from_zero(

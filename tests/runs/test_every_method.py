@@ -1,22 +1,19 @@
 """What holds for every method: it learns eight examples, comes back from disk, survives a kill."""
 
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_screens import Killed, NotingScreen
 
 import tiny
 from taskfit.data import Example
 from taskfit.errors import DataError, SettingsError, TaskfitError
-from taskfit.runs import Classifier, fit
-from taskfit.screen import SilentScreen
 from taskfit.methods.table import METHODS
+from taskfit.runs import Classifier, fit
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
+from tiny_screens import Killed, NotingScreen
 
 EIGHT = tiny.toy_examples(8)
 OTHERS = tiny.toy_examples(6, offset=200)

@@ -2,21 +2,20 @@
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_screens import Killed, NotingScreen
 
 import tiny
-from taskfit.runs import fit
-from taskfit.screen import SilentScreen
 from taskfit.files import read_jsonl
 from taskfit.models.frozen_depth import FrozenDepth
+from taskfit.runs import fit
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
+from tiny_screens import Killed, NotingScreen
 
 QUESTIONS = """
 name: toy

@@ -1,7 +1,8 @@
 """Runs of earlier versions still predict, evaluate, report and export.
 
-The fixture was made by commit 4c6323a: a tiny random Llama, a run of `head` and one of `label_words`
-on 40 made-up sentences, with a temperature, and what that version predicted of others.
+The fixture was made by commit 4c6323a: a tiny random Llama, a run of `head` and one of
+`label_words` on 40 made-up sentences, with a temperature, and what that version predicted of
+others.
 """
 
 import shutil

@@ -2,29 +2,29 @@
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_screens import Killed, NotingScreen
 
 import tiny
+from taskfit.cli.flags import parse_options
 from taskfit.data import Example
-from taskfit.files import write_json_atomic
 from taskfit.errors import CheckpointError, DataError, SettingsError, TaskfitError
+from taskfit.files import write_json_atomic
+from taskfit.report.pages import write_page
 from taskfit.runs import FittedRun, RunResult, evaluate_file, fit, predict_file
-from taskfit.screen import SilentScreen
+from taskfit.runs.load import load_run
 from taskfit.runs.questions.classifier import QuestionClassifier, level_metrics
 from taskfit.runs.questions.data import prepare_questions, read_answered
-from taskfit.cli.flags import parse_options
-from taskfit.runs.load import load_run
-from taskfit.report.pages import write_page
+from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.tasks.questions import Option, Question
+from tiny_screens import Killed, NotingScreen
 
 FILE = """
 name: toy

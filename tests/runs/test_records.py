@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny_records import evaluation, run_result
 from taskfit.errors import CheckpointError
-from taskfit.stats import Evaluation, evaluate_probabilities
 from taskfit.runs import RunResult, write_results_csv
 from taskfit.runs.records import describe_machine, library_versions, result_rows
+from taskfit.stats import Evaluation
+from tiny_records import evaluation, run_result
 
 METRICS = ("accuracy", "mcc", "macro_f1")
 

@@ -2,33 +2,32 @@
 
 import json
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_screens import Killed, NotingScreen
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from taskfit.report.pages import write_page
+from taskfit.compare.judge import judge, judge_answers, judge_rows, judgement_rows
 from taskfit.data.instructions import read_instructions
 from taskfit.data.messages import Message
-from taskfit.errors import SettingsError, TaskfitError
-from taskfit.runs import FittedRun, fit
-from taskfit.screen import SilentScreen
-from taskfit.runs.tuning.generate import generate_file
-from taskfit.compare.judge import judge, judge_answers, judge_rows, judgement_rows
-from taskfit.runs.tuning.model import Decoding, TunedModel
-from taskfit.runs.tuning.rows import prompt_of
+from taskfit.errors import TaskfitError
 from taskfit.files import read_jsonl, write_json_atomic
 from taskfit.models import load_model
+from taskfit.report.pages import write_page
+from taskfit.runs import FittedRun, fit
+from taskfit.runs.tuning.generate import generate_file
+from taskfit.runs.tuning.model import Decoding, TunedModel
+from taskfit.runs.tuning.rows import prompt_of
+from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.tasks.chat import EncodedText
+from tiny_screens import Killed, NotingScreen
 
 NAMES = ("dog", "cat", "bird", "train")
 ANSWERS = ("yes", "no", "good", "bad maybe")

@@ -169,9 +169,7 @@ def test_full_weights_are_put_back_after_every_trial(
     settings = settings_of("adapter.weights=full", "search.trials=3", space=space)
     run = fit(settings, tmp_path / "run")
     plain = fit(load_settings(tmp_path / "run" / "settings.yaml"), tmp_path / "plain")
-    np.testing.assert_array_equal(
-        run.fitted.probabilities(TEST), plain.fitted.probabilities(TEST)
-    )
+    np.testing.assert_array_equal(run.fitted.probabilities(TEST), plain.fitted.probabilities(TEST))
 
 
 @pytest.mark.parametrize("when", ["in a trial", "in the final run", "there, within a grid"])

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from taskfit.errors import SettingsError
 from taskfit.stats import bootstrap, paired
-from taskfit.stats.comparison import compare_correct, compare_methods
+from taskfit.stats.comparison import Comparison, compare_methods
 from taskfit.stats.metrics import METRICS
 from taskfit.stats.paired import holm, mcnemar
 
@@ -38,6 +38,12 @@ def planted(
     skill = between * generator.normal(size=(*shape[:2], 1))
     hard = difficulty * generator.normal(size=shape[2])
     return generator.random(shape) < 1 / (1 + np.exp(-1 - skill - hard))
+
+
+def compare_correct(correct: np.ndarray, *, methods: list[str], seed: int = 0) -> Comparison:
+    """Compare methods of which only right and wrong is known."""
+    gold = np.zeros(correct.shape[-1], np.int64)
+    return compare_methods(np.where(correct, 0, -1), gold, methods=methods, seed=seed)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -107,7 +113,7 @@ def test_order_of_examples_alone_changes_nothing_at_all() -> None:
 
 
 @pytest.mark.parametrize("between", [0.0, 0.5])
-def test_intervals_cover_the_truth_and_equal_methods_are_rarely_told_apart(
+def test_intervals_cover_the_truth_and_equal_methods_are_rarely_significantly_different(
     between: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 200)
@@ -137,7 +143,7 @@ def test_picking_the_best_of_many_equal_methods_does_not_make_it_better_than_the
         shown = holm(np.array([difference.p_value for difference in found]))
         among_shown += bool((shown < 0.05).any())
     assert adjusted <= 8
-    assert among_shown > 2 * adjusted  # Holm over the M - 1 shown would tell equals apart
+    assert among_shown > 2 * adjusted  # Holm over the M - 1 shown would call equals different
 
 
 def test_a_clear_difference_is_found() -> None:
@@ -244,7 +250,7 @@ def test_differences_to_another_reference_are_mirrored_and_corrected_alike(metri
     predicted, gold = random_case(5)
     to_best = compare_methods(predicted, gold, methods=NAMES[:3], metric=metric)
     other = next(name for name in NAMES[:3] if name != to_best.best)
-    to_other = compare_methods(predicted, gold, methods=NAMES[:3], metric=metric, reference=other)
+    to_other = to_best.relative_to(other)
     assert to_other.best == to_best.best
     assert to_other.scores == to_best.scores
     there = next(d for d in to_best.differences if d.method == other)
@@ -252,5 +258,5 @@ def test_differences_to_another_reference_are_mirrored_and_corrected_alike(metri
     assert back.difference == -there.difference
     assert back.interval == pytest.approx([-there.interval[1], -there.interval[0]])
     assert back.adjusted_p_value == there.adjusted_p_value
-    with pytest.raises(ValueError, match="not in list"):
-        compare_methods(predicted, gold, methods=NAMES[:3], reference="unknown")
+    with pytest.raises(ValueError, match="'unknown' is not in"):
+        to_best.relative_to("unknown")

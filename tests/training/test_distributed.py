@@ -40,7 +40,7 @@ from taskfit.tree import unique_tokens
 from tiny_screens import Killed, NotingScreen
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["taskfit.cli.screen", "tiny"])
+SERVER.set_forkserver_preload(["taskfit.search.search_and_fit", "tiny"])
 PROCESSES = 2
 LABELS = ["p_bad", "p_good"]
 

@@ -1,34 +1,49 @@
-"""What a comparison says to someone who has to choose: plain words, computed from its evidence.
+"""What a comparison says to someone who has to choose, computed from its evidence.
 
-Nothing here is known beforehand: every sentence follows from the finished runs.
+Nothing here is known beforehand: every fact follows from the finished runs; the words for them are
+in `sentences.py`. Legend: N examples.
 """
 
-import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taskfit.report.advice_choice import (
-    Candidate,
-    Choice,
-    Limits,
-    candidates_of,
-    choose,
-    largest_of_each,
-    lay_side_by_side,
-    nearest_miss,
-)
-from taskfit.report.advice_trust import (
-    abstention_facts,
-    calibration_facts,
-    domain_facts,
-    label_facts,
-)
-from taskfit.report.advice_unknown import unknown_facts
-from taskfit.report.advice_words import write_text
+import numpy as np
+from scipy import stats
+
+from taskfit.errors import CheckpointError
+from taskfit.report.aligned import AlignedPredictions
+from taskfit.report.choice import Choice, Limits, choose, largest_of_each, nearest_miss
+from taskfit.report.confidence import abstention_facts, calibration_facts
 from taskfit.report.evidence import Evidence
-from taskfit.report.systems import AnswerStore, systems_of
+from taskfit.report.facts import (
+    AdviceFacts,
+    AlwaysWrong,
+    CandidateFacts,
+    ChoiceFacts,
+    DomainFacts,
+    LabelFacts,
+    Loss,
+    MethodLabels,
+    UnknownFacts,
+    Waiting,
+    plain,
+)
+from taskfit.report.sentences import paragraphs_of
+from taskfit.report.variants import MAJORITY, REMOTE, Candidate, MethodVariant
+from taskfit.stats.back_test import back_test
+from taskfit.stats.comparison import Difference, MethodScore, difference_interval
+from taskfit.stats.learning_curve import fit_learning_curve
 
 __all__ = ["Advice", "Limits", "advise"]
+
+TIMES = (2, 4)
+# Wall time above this many times the processor time was spent waiting.
+SHARED_MACHINE = 1.3
+SHORTEST_SECONDS = 1.0
+NUM_SHOWN = 5
+FEWEST_METHODS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,16 +51,21 @@ class Advice:
     """The advice of a comparison.
 
     Attributes:
-        text: Paragraphs separated by blank lines, plain words, no markup.
-        facts: Every number behind the text, plain JSON types.
+        paragraphs: Plain words, no markup.
+        facts: Every number behind them.
     """
 
-    text: str
-    facts: dict[str, Any]
+    paragraphs: list[str]
+    facts: AdviceFacts
+
+    @property
+    def text(self) -> str:
+        """Return the paragraphs, separated by blank lines."""
+        return "\n\n".join(self.paragraphs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: the text and every number behind it."""
-        return {"text": self.text, **self.facts}
+        return {"text": self.text, **plain(self.facts)}
 
 
 def advise(evidence: Evidence, *, limits: Limits) -> Advice:
@@ -61,113 +81,229 @@ def advise(evidence: Evidence, *, limits: Limits) -> Advice:
     Raises:
         CheckpointError: If predictions cannot be read, or have no examples in common.
     """
-    metric = "accuracy" if evidence.multi_label else evidence.metric
-    store = AnswerStore(evidence)
-    candidates = candidates_of(evidence, evidence.in_domain)
-    fitting = [candidate for candidate in candidates if not candidate.over(limits)]
+    inside, *outside = evidence.evaluations
+    found = [v.at(size, inside) for v in evidence.variants for size in v.sizes]
+    candidates = sorted((c for c in found if c), key=lambda candidate: candidate.order)
+    fitting = [candidate for candidate in candidates if not limits.exceeded(candidate)]
     judged = largest_of_each(fitting) or [nearest_miss(candidates, limits)]
-    bench = lay_side_by_side(judged, [evidence.in_domain], metric=metric, store=store)
-    choice = choose(bench)
+    choice = choose(_aligned(evidence, judged, inside))
     chosen = choice.chosen
-    others = [n for n in evidence.evaluations[1:] if n in chosen.first.result.evaluations]
-    facts: dict[str, Any] = {
-        "metric": metric,
-        "multi_label": evidence.multi_label,
-        "task": chosen.first.result.task,
-        "in_domain": evidence.in_domain,
-        "recommended": _described(chosen, choice) if fitting else None,
-        "nearest_miss": None if fitting else _described(chosen, choice),
-        "over": chosen.over(limits),
-        "limits": limits.of_costs(),
-        "excluded": _excluded(candidates, choice, limits, evidence.in_domain, store),
-        "choice": _choice_facts(choice),
-        "out_of_domain": domain_facts(choice, evidence.evaluations, metric=metric, store=store),
-        "labels": label_facts(systems_of(evidence), evidence.in_domain, metric=metric),
-        "abstention": None,
-        "calibration": None,
-        "kinds_run": sorted({candidate.kind for candidate in candidates}),
-        "unknown": unknown_facts(evidence, choice, candidates, judged),
-    }
+    others = [name for name in outside if name in chosen.first.result.evaluations]
+    choice_facts = _choice_facts(choice, limits, multi_label=evidence.multi_label)
+    taken = choice_facts.recommended
+    abstention, calibration = None, None
     if not evidence.multi_label:
-        facts["abstention"] = abstention_facts(
-            chosen,
-            evidence.in_domain,
-            others,
-            num_candidates=len(bench.candidates),
-            store=store,
+        num_candidates = len(choice.aligned.candidates)
+        abstention = abstention_facts(evidence, chosen, others, num_candidates=num_candidates)
+        elsewhere = calibration_facts(evidence, chosen, others) if others else None
+        of_inside = calibration_facts(evidence, chosen, [inside])
+        calibration = {"in_domain": of_inside, "elsewhere": elsewhere}
+    facts = AdviceFacts(
+        metric=evidence.metric,
+        multi_label=evidence.multi_label,
+        task=chosen.first.result.task,
+        in_domain=inside,
+        recommended=taken if fitting else None,
+        nearest_miss=None if fitting else taken,
+        over=taken.over,
+        limits=limits.of_costs(),
+        excluded=_excluded(evidence, candidates, choice, limits),
+        kinds_run=sorted({candidate.kind for candidate in candidates}),
+        choice=choice_facts,
+        out_of_domain=_domain_facts(evidence, choice, others) if others else None,
+        labels=_label_facts(evidence),
+        abstention=abstention,
+        calibration=calibration,
+        unknown=_unknown_facts(evidence, choice, candidates, judged),
+    )
+    return Advice(paragraphs_of(facts), facts)
+
+
+def _aligned(
+    evidence: Evidence, candidates: Sequence[Candidate], *evaluations: str
+) -> AlignedPredictions:
+    """Lay candidates side by side; raises CheckpointError unless two examples were seen by all."""
+    found = evidence.align(candidates, *evaluations)
+    if len(found.ids) < 2:
+        raise CheckpointError(
+            f"The runs were evaluated on {len(found.ids)} common examples of "
+            f"{', '.join(evaluations)}, and two are the least to compare on. Evaluate all on the "
+            "same set."
         )
-        inside = calibration_facts(chosen, [evidence.in_domain], store)
-        outside = calibration_facts(chosen, others, store) if others else None
-        facts["calibration"] = {"in_domain": inside, "elsewhere": outside}
-    plain: dict[str, Any] = _plain(facts)
-    return Advice(write_text(plain), plain)
+    return found
 
 
-def _plain(value: object) -> Any:  # noqa: ANN401
-    """Return lists for tuples and None for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _described(
+    candidate: Candidate,
+    limits: Limits,
+    *,
+    score: MethodScore | None = None,
+    gain: Difference | None = None,
+) -> CandidateFacts:
+    return CandidateFacts(
+        method=candidate.name,
+        kind=candidate.kind,
+        model=candidate.variant.model,
+        language_model=candidate.language_model,
+        num_labels=candidate.size,
+        draws=sorted(candidate.runs),
+        train_seconds=candidate.costs["train_seconds"] or 0.0,
+        memory_bytes=candidate.costs["memory_bytes"],
+        latency_seconds=candidate.costs["latency_seconds"],
+        over=limits.exceeded(candidate),
+        score=score.mean if score else None,
+        interval=score.interval if score else None,
+        gain=gain.difference if gain else None,
+        gain_interval=gain.interval if gain else None,
+    )
 
 
-def _described(candidate: Candidate, choice: Choice) -> dict[str, Any]:
-    score = next(s for s in choice.against_best.scores if s.method == candidate.name)
-    return {
-        **candidate.to_dict(),
-        "language_model": candidate.language_model,
-        "score": score.mean,
-        "interval": list(score.interval),
-    }
-
-
-def _choice_facts(choice: Choice) -> dict[str, Any]:
-    bench = choice.bench
-    shares = None
-    if len(bench.gold):
-        counts = [int((bench.gold == label).sum()) for label in range(int(bench.gold.max()) + 1)]
-        shares = max(counts) / len(bench.gold)
-    return {
-        "best": _described(choice.best, choice),
-        "equals": choice.equals,
-        "saves": choice.saves,
-        "draws": bench.draws,
-        "num_examples": len(bench.ids),
-        "candidates": [candidate.to_dict() for candidate in bench.candidates],
-        "most_common_label_share": shares,
-        "against_best": choice.against_best.to_dict(),
-        "against_recommended": choice.against_chosen.to_dict(),
-    }
+def _choice_facts(choice: Choice, limits: Limits, *, multi_label: bool) -> ChoiceFacts:
+    aligned = choice.aligned
+    shares = np.bincount(aligned.gold) / len(aligned.gold)
+    pairs = zip(aligned.candidates, aligned.comparison.scores, strict=True)
+    described = {c.name: _described(c, limits, score=score) for c, score in pairs}
+    return ChoiceFacts(
+        recommended=described[choice.chosen.name],
+        best=described[choice.best.name],
+        equals=choice.equals,
+        saves=choice.saves,
+        draws=aligned.draws,
+        num_examples=len(aligned.ids),
+        candidates=list(described.values()),
+        most_common_label_share=None if multi_label else float(shares.max()),
+        against_best=aligned.comparison,
+        against_recommended=aligned.comparison.relative_to(choice.chosen.name),
+    )
 
 
 def _excluded(
-    candidates: list[Candidate],
-    choice: Choice,
-    limits: Limits,
-    in_domain: str,
-    store: AnswerStore,
-) -> list[dict[str, Any]]:
+    evidence: Evidence, candidates: Sequence[Candidate], choice: Choice, limits: Limits
+) -> list[CandidateFacts]:
     """Return what the limits exclude at its most labels, and how it compares with the chosen."""
-    found = []
-    chosen = choice.chosen
+    found, chosen = [], choice.chosen
     for candidate in largest_of_each(candidates):
-        over = candidate.over(limits)
-        if not over or candidate is chosen:
+        if candidate is chosen or not limits.exceeded(candidate):
             continue
-        entry: dict[str, Any] = {
-            **candidate.to_dict(),
-            "over": over,
-            "gain": None,
-            "gain_interval": None,
-        }
+        gain = None
         if candidate.name != chosen.name:
-            pair = lay_side_by_side(
-                [chosen, candidate], [in_domain], metric=choice.bench.metric, store=store
-            )
+            pair = _aligned(evidence, [chosen, candidate], evidence.in_domain)
             if len(pair.candidates) == 2:
-                (difference,) = pair.compare(chosen.name).differences
-                entry["gain"] = difference.difference
-                entry["gain_interval"] = list(difference.interval)
-        found.append(entry)
-    return sorted(found, key=lambda entry: -(entry["gain"] or 0.0))
+                (gain,) = pair.comparison.relative_to(chosen.name).differences
+        found.append(_described(candidate, limits, gain=gain))
+    return sorted(found, key=lambda entry: -(entry.gain or 0.0))
+
+
+def _domain_facts(evidence: Evidence, choice: Choice, sets: list[str]) -> DomainFacts:
+    """Return scores on the examples of all other sets together, and what is lost there."""
+    candidates = [
+        c
+        for c in choice.aligned.candidates
+        if all(name in run.result.evaluations for run in c.runs.values() for name in sets)
+    ]
+    together = _aligned(evidence, candidates, *sets)
+    compared = together.comparison.relative_to(choice.chosen.name)
+    inside = {score.method: score for score in choice.aligned.comparison.scores}
+    apart = {name: _aligned(evidence, candidates, name).comparison.scores for name in sets}
+    before, after = zip(*((inside[s.method].mean, s.mean) for s in compared.scores), strict=True)
+    ordered = len(before) > 2 and len(set(before)) > 1 and len(set(after)) > 1
+    return DomainFacts(
+        sets=sets,
+        num_examples=len(together.ids),
+        comparison=compared,
+        losses={
+            score.method: _loss(inside[score.method], score)
+            for score in compared.scores
+            if together.draws == choice.aligned.draws
+        },
+        by_set={name: {s.method: s.mean for s in scores} for name, scores in apart.items()},
+        rank_correlation=float(stats.kendalltau(before, after).statistic) if ordered else None,
+    )
+
+
+def _loss(inside: MethodScore, outside: MethodScore) -> Loss:
+    first, second = (inside.mean, *inside.interval), (outside.mean, *outside.interval)
+    return Loss(inside.mean - outside.mean, difference_interval(first, second))
+
+
+def _label_facts(evidence: Evidence) -> LabelFacts:
+    """Return what more labels would bring to each method, and whether such forecasts were right."""
+    by_method, cases = {}, []
+    for variant in evidence.variants:
+        scores = _scores_by_size(variant, evidence)
+        if not scores:
+            continue
+        sizes, draws = list(scores), sorted({seed for found in scores.values() for seed in found})
+        table = np.array([[one.get(seed, np.nan) for seed in draws] for one in scores.values()])
+        curve, tests = fit_learning_curve(sizes, table), back_test(sizes, table)
+        # The majority class hardly depends on size: right forecasts of it are no merit.
+        cases += [] if variant.method == MAJORITY else tests
+        gains = [curve.gain(sizes[-1], factor * sizes[-1]) for factor in TIMES]
+        by_method[variant.name] = MethodLabels(
+            now=sizes[-1], curve=curve, gains=gains, back_tests=tests
+        )
+    return LabelFacts(by_method, len(cases), sum(case.covered for case in cases))
+
+
+def _scores_by_size(variant: MethodVariant, evidence: Evidence) -> dict[int, dict[int, float]]:
+    """Return number of labels -> draw -> score in domain."""
+    name = evidence.in_domain
+    found = {size: variant.at(size, name) for size in variant.sizes if size}
+    return {
+        size: {
+            seed: float(getattr(run.result.evaluations[name], evidence.metric))
+            for seed, run in candidate.runs.items()
+        }
+        for size, candidate in found.items()
+        if candidate
+    }
+
+
+def _unknown_facts(
+    evidence: Evidence, choice: Choice, candidates: Sequence[Candidate], judged: Sequence[Candidate]
+) -> UnknownFacts:
+    """Return what the evidence leaves open; candidates are all, judged those to be compared."""
+    aligned = choice.aligned
+    compared = {candidate.name for candidate in aligned.candidates}
+    largest = {c.name: c.size for c in largest_of_each(candidates)}
+    most = max(largest.values())
+    differences = aligned.comparison.relative_to(choice.chosen.name).differences
+    widths = [(d.interval[1] - d.interval[0]) / 2 for d in differences]
+    evaluation = choice.chosen.first.result.evaluations[evidence.in_domain]
+    return UnknownFacts(
+        num_draws=len(aligned.draws),
+        most_draws=max(len(c.runs) for c in candidates),
+        num_examples=len(aligned.ids),
+        resolution=statistics.median(widths) if widths else None,
+        num_compared=len(compared),
+        chosen_scored_highest=choice.chosen is choice.best,
+        failures=dict(sorted(evidence.failures.items())),
+        largest_size=most,
+        not_at_largest={n: size for n, size in sorted(largest.items()) if 0 < size < most},
+        without_shared_draw=sorted({c.name for c in judged} - compared),
+        language_models=sorted({c.language_model for c in candidates if c.language_model}),
+        waiting=_waiting(evidence),
+        always_wrong=_always_wrong(aligned),
+        one_domain=len(evidence.evaluations) == 1,
+        num_unanswered=evaluation.num_unanswered,
+        num_evaluated=evaluation.num_examples,
+    )
+
+
+def _waiting(evidence: Evidence) -> Waiting:
+    ratios = [
+        run.result.duration_seconds / run.result.cpu_seconds
+        for run in evidence.runs
+        if run.result.method != REMOTE and run.result.cpu_seconds > SHORTEST_SECONDS
+    ]
+    above = sum(ratio > SHARED_MACHINE for ratio in ratios)
+    return Waiting(len(ratios), above, max(ratios, default=None))
+
+
+def _always_wrong(aligned: AlignedPredictions) -> AlwaysWrong | None:
+    kept = [i for i, c in enumerate(aligned.candidates) if c.kind != MAJORITY]
+    if len(kept) < FEWEST_METHODS:
+        return None
+    wrong = ~aligned.correct[kept].reshape(-1, len(aligned.ids)).any(axis=0)  # (N,)
+    ids = [aligned.ids[i] for i in np.flatnonzero(wrong)]
+    return AlwaysWrong(len(kept), len(ids), ids[:NUM_SHOWN])

@@ -1,87 +1,87 @@
-"""Figures of the scores of a comparison: by number of labels, in and out of domain, by draw.
+"""Figures of a comparison: scores by labels, domain, draw and cost, training, abstention.
 
 Each draws a table of `tables.py` and writes PNG and SVG; it returns what the figure shows in
-words, for those who do not see it.
+words, for those who do not see it. `path` is where to write, without an ending; `styles` says how
+to draw each system, and others are left out; `metric` is what the score is called.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from taskfit.report.evidence import FloatArray
+from taskfit.report import run_plots
 from taskfit.report.plot_style import (
-    COLORS,
+    CHARACTER,
+    DOTTED,
     EDGE,
     HEIGHT,
-    MARKERS,
+    ROW,
     WIDTH,
     Style,
-    add_legend,
     area,
     drawing,
-    handle,
     label_ticks,
     legend_height,
+    new_figure,
     score_limits,
     size_handles,
+    styles_of,
+    write_figure,
 )
-from taskfit.report.run_plots import CHARACTER, new_figure, shorten, write_figure
+from taskfit.report.words import MEGABYTE, count, shorten
+from taskfit.stats import Reliability
+from taskfit.stats.metrics import FloatArray
 
 DODGE = 0.17  # decades over which systems of one size are set beside each other
+COST_AXES = {
+    "training_seconds": "training (seconds, log scale)",
+    "total_seconds": "whole run (seconds, log scale)",
+    "processor_seconds": "whole run (processor seconds, log scale)",
+    "peak_memory_bytes": "peak memory (MB, log scale)",
+}
 
 
+@drawing()
 def plot_by_labels(
     scores: pd.DataFrame, path: Path, *, evaluation: str, styles: Mapping[str, Style], metric: str
 ) -> str:
     """Draw the score of every system by number of labels, with 95 % intervals.
 
-    Args:
-        scores: As `score_table` returns it.
-        path: Where to write, without an ending.
-        evaluation: Which evaluation set.
-        styles: How to draw each system; others are left out.
-        metric: What the score is called.
+    Drawn is one evaluation set of what `score_table` returns.
     """
     own = scores[(scores["evaluation"] == evaluation) & scores["system"].isin(list(styles))]
     names = list(dict.fromkeys(own["system"]))
     sizes = sorted(set(own["size"]) - {0})
-    with drawing():
-        figure, axes = new_figure(WIDTH, HEIGHT + legend_height(names))
-        places = np.linspace(-DODGE / 2, DODGE / 2, len(names)) if len(names) > 1 else [0.0]
-        for shift, name in zip(places, names, strict=True):
-            rows, style = own[own["system"] == name].sort_values("size"), styles[name]
-            if not rows["size"].any():
-                axes.axhline(float(rows["score"].iloc[0]), color=style.color, ls=style.line, lw=1.4)
-                continue
-            rows = rows[rows["size"] > 0]
-            axes.errorbar(
-                rows["size"].to_numpy(float) * 10**shift,
-                rows["score"],
-                _reach(rows),
-                color=style.color,
-                ls=style.line,
-                lw=1.2,
-                marker=style.marker,
-                ms=5,
-                mec=EDGE,
-                mew=0.5,
-                elinewidth=0.8,
-                capsize=1.5,
-                zorder=3,
-            )
-        if sizes:
-            label_ticks(axes, sizes)
-        axes.set_ylim(*score_limits([*own["low"], *own["high"], *own["score"]]))
-        _title(axes, evaluation, own)
-        axes.set_ylabel(f"{metric} (95 % interval)")
-        add_legend(figure, [handle(styles[name], name) for name in names])
-        write_figure(figure, path)
-    return f"{metric} on {evaluation} by number of labels. " + _ends(own)
+    figure, axes = new_figure(WIDTH, HEIGHT + legend_height(names))
+    places = np.linspace(-DODGE / 2, DODGE / 2, len(names)) if len(names) > 1 else [0.0]
+    for shift, name in zip(places, names, strict=True):
+        rows, style = own[own["system"] == name].sort_values("size"), styles[name]
+        if not rows["size"].any():
+            axes.axhline(float(rows["score"].iloc[0]), lw=1.4, **style.shown)
+            continue
+        rows = rows[rows["size"] > 0]
+        shown = {**style.shown, **EDGE, "marker": style.marker, "ms": 5, "lw": 1.2}
+        x = rows["size"].to_numpy(float) * 10**shift
+        axes.errorbar(
+            x, rows["score"], _reach(rows), elinewidth=0.8, capsize=1.5, zorder=3, **shown
+        )
+    if sizes:
+        label_ticks(axes, sizes)
+    axes.set_ylim(*score_limits([*own["low"], *own["high"], *own["score"]]))
+    num, fewest, most = own["num_examples"].max(), own["num_draws"].min(), own["num_draws"].max()
+    draws = count(most, "draw") if fewest == most else f"{fewest} to {count(most, 'draw')}"
+    axes.set_title(f"{shorten(evaluation)} (n = {num:,}, {draws} a point)", fontsize=9)
+    axes.set_ylabel(f"{metric} (95 % interval)")
+    write_figure(figure, path, [styles[name].handle(name) for name in names])
+    last = own.sort_values("size").groupby("system", sort=False).last()
+    ends = [f"{n} {row['score']:.3f} at {row['size']:,} labels" for n, row in last.iterrows()]
+    return f"{metric} on {evaluation} by number of labels. {'; '.join(ends)}."
 
 
+@drawing()
 def plot_domains(
     runs: pd.DataFrame,
     path: Path,
@@ -95,52 +95,34 @@ def plot_domains(
 
     The score of zero-shot is a pair of lines: right of and above them labels have helped (as
     Mosbach et al. 2023, "Few-shot Fine-tuning vs. In-context Learning", figure 1).
-
-    Args:
-        runs: As `run_table` returns it.
-        path: Where to write, without an ending.
-        sets: Evaluation set in domain and the one out of domain.
-        styles: How to draw each system; others are left out.
-        metric: What the score is called.
-        score: Its column.
+    `runs` is what `run_table` returns, `sets` names the evaluation set in domain and one out of
+    domain, and `score` is the metric's column.
     """
     inside, outside = sets
     table = runs[runs["system"].isin(list(styles))].pivot_table(
         index=["system", "size", "draw"], columns="evaluation", values=score, sort=False
     )
     table = table.reset_index().dropna(subset=[inside, outside])
-    names = list(dict.fromkeys(table["system"]))
+    by_name = {str(name): rows for name, rows in table.groupby("system", sort=False)}
     sizes = sorted(set(table["size"]) - {0})
     counts = runs.groupby("evaluation")["num_examples"].max()
     keys = [f"{size:,} labels" for size in sizes[:3]]
     limits = score_limits([*table[inside], *table[outside]])
-    with drawing():
-        figure, axes = new_figure(WIDTH, WIDTH + legend_height([*names, *keys, "equal"]))
-        axes.plot(limits, limits, color="0.6", lw=0.8, ls=(0, (1, 3)))
-        for name in names:
-            rows, style = table[table["system"] == name], styles[name]
-            if not rows["size"].any():
-                x, y = float(rows[inside].mean()), float(rows[outside].mean())
-                axes.axvline(x, color=style.color, ls=style.line, lw=1.2, zorder=1)
-                axes.axhline(y, color=style.color, ls=style.line, lw=1.2, zorder=1)
-            axes.scatter(
-                rows[inside],
-                rows[outside],
-                s=[area(int(size)) for size in rows["size"]],
-                color=style.color,
-                marker=style.marker,
-                edgecolors=EDGE,
-                linewidths=0.5,
-                alpha=0.85,
-                zorder=3,
-            )
-        axes.set(xlim=limits, ylim=limits, aspect="equal")
-        axes.set_xlabel(f"{metric} in domain: {shorten(inside)} (n = {counts[inside]:,})")
-        axes.set_ylabel(f"{metric} out of domain:\n{shorten(outside)} (n = {counts[outside]:,})")
-        free = {name for name in names if not table[table["system"] == name]["size"].any()}
-        handles = [handle(styles[name], name, line=name in free) for name in names]
-        add_legend(figure, [*handles, *size_handles(sizes)])
-        write_figure(figure, path)
+    figure, axes = new_figure(WIDTH, WIDTH + legend_height([*by_name, *keys, "equal"]))
+    axes.plot(limits, limits, **DOTTED)
+    handles = []
+    for name, rows in by_name.items():
+        style, free = styles[name], not rows["size"].any()
+        if free:
+            axes.axvline(float(rows[inside].mean()), lw=1.2, zorder=1, **style.shown)
+            axes.axhline(float(rows[outside].mean()), lw=1.2, zorder=1, **style.shown)
+        areas = [area(int(size)) for size in rows["size"]]
+        style.scatter(axes, rows[inside], rows[outside], areas, alpha=0.85)
+        handles.append(style.handle(name, line=free))
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.set_xlabel(f"{metric} in domain: {shorten(inside)} (n = {counts[inside]:,})")
+    axes.set_ylabel(f"{metric} out of domain:\n{shorten(outside)} (n = {counts[outside]:,})")
+    write_figure(figure, path, [*handles, *size_handles(sizes)])
     kept = float((table[outside] < table[inside]).mean()) if len(table) else 0.0
     return (
         f"{metric} of {len(table)} runs on {inside} against {outside}. "
@@ -148,89 +130,138 @@ def plot_domains(
     )
 
 
+@drawing()
 def plot_training(
     history: pd.DataFrame, path: Path, *, size: int, styles: Mapping[str, Style]
 ) -> str:
     """Draw the smoothed training loss of every trained run of a size by optimizer step."""
     own = history[(history["size"] == size) & history["system"].isin(list(styles))]
     names = list(dict.fromkeys(own["system"]))
-    with drawing():
-        figure, axes = new_figure(WIDTH, HEIGHT - 0.3 + legend_height(names))
-        for (name, _), rows in own.groupby(["system", "draw"], sort=False):
-            style = styles[str(name)]
-            axes.plot(
-                rows["step"],
-                rows["smoothed"],
-                color=style.color,
-                ls=style.line,
-                lw=1.3,
-                marker=style.marker,
-                ms=5,
-                mec=EDGE,
-                mew=0.5,
-                markevery=max(1, len(rows) // 7),
-                alpha=0.9,
-            )
-        runs = len(own.groupby(["system", "draw"]))
-        axes.set_title(f"{size:,} labels (n = {runs} {'run' if runs == 1 else 'runs'})", fontsize=9)
-        axes.set_xlabel("optimizer step")
-        axes.set_ylabel("training loss (nats)")
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
-        add_legend(figure, [handle(styles[name], name) for name in names])
-        write_figure(figure, path)
+    figure, axes = new_figure(WIDTH, HEIGHT - 0.3 + legend_height(names))
+    runs = own.groupby(["system", "draw"], sort=False)
+    for (name, _), rows in runs:
+        styles[str(name)].plot(axes, rows["step"], rows["smoothed"], alpha=0.9)
+    axes.set_title(f"{size:,} labels (n = {count(len(runs), 'run')})", fontsize=9)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("training loss (nats)")
+    axes.set(xlim=(0, None), ylim=(0, None))
+    write_figure(figure, path, [styles[name].handle(name) for name in names])
     last = own.groupby("system", sort=False)["smoothed"].last()
     ends = ", ".join(f"{name} {value:.2f}" for name, value in last.items())
     return f"Training loss by step with {size:,} labels; it ends at: {ends}."
 
 
+@drawing()
 def plot_spread(table: pd.DataFrame, path: Path, *, metric: str, varied: str) -> str:
     """Draw the scores of runs that differ in one thing only, a row for each group of them.
 
-    Args:
-        table: Columns group, variant, evaluation and score, as `draw_table` returns it.
-        path: Where to write, without an ending.
-        metric: What the score is called.
-        varied: What differs, such as `draw`.
+    `table` has the columns group, variant, evaluation and score, as from `draw_table`; `varied` is
+    what differs, such as `draw`.
     """
     groups = list(dict.fromkeys(table["group"]))
-    sets = list(dict.fromkeys(table["evaluation"]))
+    styles = styles_of(list(dict.fromkeys(table["evaluation"])))
     names = [shorten(group) for group in groups]
-    row = 0.14 * len(sets) + 0.12
-    longest = CHARACTER * max(map(len, names))
-    with drawing():
-        height = 0.7 + row * len(groups) + legend_height(sets)
-        figure, axes = new_figure(max(WIDTH, 2.6 + longest), height)
-        widest = ("", 0.0)
-        for (group, name), rows in table.groupby(["group", "evaluation"], sort=False):
-            k = sets.index(name)
-            y = groups.index(group) + (k - (len(sets) - 1) / 2) * 0.75 / len(sets)
-            scores = rows["score"].to_numpy(float)
-            color = COLORS[k % len(COLORS)]
-            axes.plot([scores.min(), scores.max()], [y, y], color=color, lw=1.0, zorder=2)
-            axes.scatter(
-                scores,
-                np.full(len(scores), y),
-                s=20,
-                color=color,
-                marker=MARKERS[k % len(MARKERS)],
-                edgecolors=EDGE,
-                linewidths=0.4,
-                zorder=3,
-            )
-            if np.ptp(scores) >= widest[1]:
-                widest = (f"{group} on {name}", float(np.ptp(scores)))
-        axes.set_yticks(range(len(groups)), names)
-        axes.set_ylim(len(groups) - 0.45, -0.55)
-        axes.set_xlim(*score_limits(list(table["score"])))
-        axes.set_xlabel(f"{metric} of each {varied}")
-        marks = [Style(COLORS[k % 7], MARKERS[k % len(MARKERS)], "-") for k in range(len(sets))]
-        add_legend(figure, [handle(m, s) for m, s in zip(marks, sets, strict=True)])
-        write_figure(figure, path)
+    height = 0.7 + (0.14 * len(styles) + 0.12) * len(groups) + legend_height(list(styles))
+    figure, axes = new_figure(max(WIDTH, 2.6 + CHARACTER * max(map(len, names))), height)
+    widest = ("", 0.0)
+    for (group, evaluation), rows in table.groupby(["group", "evaluation"], sort=False):
+        name = str(evaluation)
+        shift = (list(styles).index(name) - (len(styles) - 1) / 2) * 0.75 / len(styles)
+        y, scores = groups.index(str(group)) + shift, rows["score"].to_numpy(float)
+        axes.plot([scores.min(), scores.max()], [y, y], color=styles[name].color, lw=1.0, zorder=2)
+        styles[name].scatter(axes, scores, np.full(len(scores), y), 20)
+        if np.ptp(scores) >= widest[1]:
+            widest = (f"{group} on {name}", float(np.ptp(scores)))
+    axes.set_yticks(range(len(groups)), names)
+    axes.set_ylim(len(groups) - 0.45, -0.55)
+    axes.set_xlim(*score_limits(list(table["score"])))
+    axes.set_xlabel(f"{metric} of each {varied}")
+    write_figure(figure, path, [style.handle(name) for name, style in styles.items()])
     return (
         f"{metric} of each {varied} of {len(groups)} groups of runs. The widest range is "
         f"{widest[1]:.3f}: {widest[0]}."
     )
+
+
+@drawing()
+def plot_cost(
+    table: pd.DataFrame,
+    path: Path,
+    *,
+    cost: str,
+    evaluation: str,
+    styles: Mapping[str, Style],
+    metric: str,
+) -> str:
+    """Draw score against a cost, a marker for each system and size, and the Pareto front.
+
+    What costs nothing stands left of the axis break, at 0. Members of the front are numbered in
+    the picture and named under it.
+    `table` is what `cost_table` returns of an evaluation set, `cost` a column of `COST_AXES`.
+    """
+    own = table[table["system"].isin(list(styles))].reset_index(drop=True)
+    names, sizes = list(dict.fromkeys(own["system"])), sorted(set(own["size"]))
+    front = own[own[f"best_for_{cost}"]].sort_values(cost)
+    pairs = zip(front["system"], front["size"], strict=True)
+    members = [f"{name}, {size:,} labels" if size else name for name, size in pairs]
+    marks = [*names, *(f"{size:,} labels" for size in sizes[:3])]
+    figure, axes = new_figure(WIDTH, HEIGHT + legend_height(marks) + ROW * len(members))
+    unit = MEGABYTE if cost == "peak_memory_bytes" else 1.0
+    at = _place(axes, own[cost].to_numpy(float) / unit)
+    for name in names:
+        rows = own.index[own["system"] == name]
+        areas = [area(int(size)) for size in own.loc[rows, "size"]]
+        styles[name].scatter(axes, at[rows], own.loc[rows, "score"], areas, alpha=0.9)
+    edge = at[front.index]
+    axes.step(edge, front["score"], where="post", color="0.35", lw=1.2, ls="--", zorder=2)
+    _number(axes, edge, front["score"].to_numpy(float))
+    axes.set_ylim(*score_limits([*own["score"], float(own["score"].max()) + 0.03]))
+    axes.set_xlabel(COST_AXES[cost])
+    axes.set_ylabel(f"{metric}: {shorten(evaluation)} (n = {int(own['num_examples'].max()):,})")
+    axes.annotate(
+        "\n".join(shorten(f"{i}  {member}") for i, member in enumerate(members, 1)),
+        (0, 0),
+        xytext=(0, -36),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        fontsize=8,
+    )
+    handles = [styles[name].handle(name, line=False) for name in names]
+    write_figure(figure, path, [*handles, *size_handles(sizes)])
+    return f"{metric} against {COST_AXES[cost]}. Nothing beats: {'; '.join(members)}"
+
+
+def plot_reliability(bins: pd.DataFrame, path: Path, *, styles: Mapping[str, Style]) -> str:
+    """Draw accuracy against confidence, a line for each system, markers as large as their bin."""
+    found = {
+        str(name): Reliability(*(rows[c].to_numpy() for c in ("confidence", "accuracy", "count")))
+        for name, rows in bins.groupby("system", sort=False)
+    }
+    run_plots.plot_reliability(found, path, styles=styles)
+    gaps = [
+        f"{name} {np.average(np.abs(one.confidence - one.accuracy), weights=one.count):.3f}"
+        for name, one in found.items()
+    ]
+    return f"Accuracy by confidence. Mean distance from the diagonal: {', '.join(gaps)}."
+
+
+@drawing()
+def plot_risk_coverage(curves: pd.DataFrame, path: Path, *, styles: Mapping[str, Style]) -> str:
+    """Draw the share of wrong answers among the surest, by how many are answered."""
+    names = list(dict.fromkeys(curves["system"]))
+    first = curves.groupby("system", sort=False).first()
+    figure, axes = new_figure(WIDTH, HEIGHT + legend_height(names))
+    for name, rows in curves.groupby("system", sort=False):
+        styles[str(name)].plot(axes, rows["coverage"], rows["risk"])
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, max(0.05, 1.05 * float(curves["risk"].max())))
+    axes.set_xlabel("coverage: share of texts answered, surest first")
+    axes.set_ylabel("risk: share of wrong answers")
+    counts = {name: f" (n = {num:,})" for name, num in first["num_examples"].items()}
+    write_figure(figure, path, [styles[name].handle(name, counts[name]) for name in names])
+    found = ", ".join(f"{name} {value:.3f}" for name, value in first["aurc"].items())
+    return f"Risk by coverage. Area under the curve: {found}."
 
 
 def _reach(rows: pd.DataFrame) -> FloatArray:
@@ -240,17 +271,44 @@ def _reach(rows: pd.DataFrame) -> FloatArray:
     return np.asarray(np.maximum(np.stack([below, above]), 0.0))
 
 
-def _title(axes: Axes, evaluation: str, own: pd.DataFrame) -> None:
-    num, draws = own["num_examples"].max(), own["num_draws"]
-    span = f"{draws.min()}" if draws.min() == draws.max() else f"{draws.min()} to {draws.max()}"
-    noun = "draw" if draws.max() == 1 else "draws"
-    axes.set_title(f"{shorten(evaluation)} (n = {num:,}, {span} {noun} a point)", fontsize=9)
+def _place(axes: Axes, values: FloatArray) -> FloatArray:
+    """Make the x axis a log scale and return where values stand on it, 0 left of all others."""
+    axes.set_xscale("log")
+    above = values[values > 0]
+    if not len(above):
+        axes.set_xlim(0.1, 10)
+        axes.set_xticks([1.0], ["0"])
+        axes.set_xticks([], minor=True)
+        return np.ones_like(values)
+    low, high = float(above.min()), float(above.max())
+    reach = max(high / low, 10.0)
+    nothing = low / reach**0.15
+    some_free = bool((values == 0).any())
+    axes.set_xlim((nothing if some_free else low) / reach**0.06, high * reach**0.06)
+    first = nothing * reach**0.07 if some_free else axes.get_xlim()[0]
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [10.0**k for k in decades if first <= 10.0**k <= axes.get_xlim()[1]]
+    if len(ticks) < 2:
+        ticks = [low, high] if high > low else [low]
+    labels = [f"{tick:,.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks]
+    if some_free:
+        ticks, labels = [nothing, *ticks], ["0", *labels]
+        axes.axvline(nothing * reach**0.06, color="0.6", lw=0.8, ls=(0, (1, 2)))
+    axes.set_xticks(ticks, labels)
+    axes.set_xticks([], minor=True)
+    return np.where(values > 0, values, nothing)
 
 
-def _ends(own: pd.DataFrame) -> str:
-    """Return the score of each system at its largest size, in words."""
-    last = own.sort_values("size").groupby("system", sort=False).last()
-    found: Sequence[str] = [
-        f"{name} {row['score']:.3f} at {row['size']:,} labels" for name, row in last.iterrows()
-    ]
-    return "; ".join(found) + "."
+def _number(axes: Axes, at: FloatArray, scores: FloatArray) -> None:
+    """Number the points of the front, up and down in turn so that neighbours keep apart."""
+    for i, (x, y) in enumerate(zip(at, scores, strict=True)):
+        axes.annotate(
+            str(i + 1),
+            (float(x), float(y)),
+            xytext=(-5, 6) if i % 2 == 0 else (7, -10),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            fontweight="bold",
+            zorder=4,
+        )

@@ -1,6 +1,7 @@
 """Examples that most methods get wrong, and those where they are sure that the label is wrong.
 
-Every method counts once, however many runs it has; its runs are averaged first.
+Every method counts once, however many runs it has; its runs are averaged first. Legend: R runs,
+M methods, N examples, L labels.
 """
 
 from collections import Counter
@@ -11,52 +12,31 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taskfit.report.evidence import FinishedRun
-from taskfit.report.systems import Answers, AnswerStore, System
+from taskfit.report.aligned import RunAnswers
+from taskfit.report.evidence import Evidence
 
 Array = NDArray[Any]
 NUM_SHOWN = 10
 NO_ANSWER, NO_LABEL = "no answer", "no label"
-COLUMNS = (
-    "evaluation",
-    "id",
-    "text",
-    "gold",
-    "wrong_methods",
-    "num_methods",
-    "wrong_runs",
-    "num_runs",
-    "answers",
-    "gold_probability",
-)
-SUSPECT_COLUMNS = ("answer", "answer_probability")
 
 
-def hard_examples(
-    systems: Sequence[System], evaluation: str, store: AnswerStore, *, num: int = NUM_SHOWN
-) -> pd.DataFrame:
+def hard_examples(evidence: Evidence, evaluation: str, *, num: int = NUM_SHOWN) -> pd.DataFrame:
     """Return the examples that most runs of most methods get wrong, the hardest first.
 
     A method has an example wrong if more than half of its runs do; listed is what more than half
     of the methods have wrong. Equals are ordered by the mean probability of the gold label.
     """
-    found = _gather(systems, evaluation, store)
-    if found is None:
-        return pd.DataFrame(columns=[*COLUMNS])
-    answers, owners = found
-    shares = _by_system(1.0 - answers.correct.astype(np.float64), owners)  # (M, N)
-    wrong = (shares > 0.5).sum(axis=0)
-    gold = _gold_probability(answers, owners)
-    order = np.lexsort((np.nan_to_num(gold), -shares.mean(axis=0), -wrong))
-    places = [int(i) for i in order if wrong[i] > len(shares) / 2][:num]
-    return pd.DataFrame(
-        [_row(answers, evaluation, i, wrong, len(shares), gold) for i in places],
-        columns=[*COLUMNS],
-    )
+    answers, owners = _answers(evidence, evaluation)
+    table = _table(answers, owners, evaluation, single=not evidence.multi_label)
+    shares = _by_method(1.0 - answers.correct, owners).mean(axis=0)
+    wrong, gold = table["wrong_methods"], table["gold_probability"]
+    order = np.lexsort((gold.fillna(0.0), -shares, -wrong))
+    table = table.iloc[order]
+    return _listed(table[table["wrong_methods"] > table["num_methods"] / 2], answers, num)
 
 
 def suspected_label_errors(
-    systems: Sequence[System], evaluation: str, store: AnswerStore, *, num: int = NUM_SHOWN
+    evidence: Evidence, evaluation: str, *, num: int = NUM_SHOWN
 ) -> pd.DataFrame:
     """Return the examples to which methods together give another label with most confidence.
 
@@ -64,80 +44,68 @@ def suspected_label_errors(
     gold label, the label may be wrong (Northcutt, Jiang and Chuang 2021, with an ensemble in
     place of cross-validation). Methods that answer the same to every text have no part in it.
     """
-    empty = pd.DataFrame(columns=[*COLUMNS, *SUSPECT_COLUMNS])
-    found = _gather(systems, evaluation, store)
-    if found is None or not len(found[0].gold_index):
-        return empty
-    answers, owners = found
+    answers, owners = _answers(evidence, evaluation)
     varying = np.array([len(np.unique(row)) > 1 for row in answers.predicted])
-    if not varying.any():
-        return empty
-    filled = np.nan_to_num(answers.probabilities[varying])
+    table = _table(answers, owners, evaluation, single=not evidence.multi_label)
+    if evidence.multi_label or not varying.any():
+        return table.assign(answer="", answer_probability=0.0).head(0)
     kept = [owner for owner, used in zip(owners, varying, strict=True) if used]
-    mean = _by_system(filled, kept).mean(axis=0)  # (N, L)
+    mean = _by_method(np.nan_to_num(answers.probabilities[varying]), kept).mean(axis=0)  # (N, L)
     answer = mean.argmax(axis=1)
-    sure = np.where(answer == answers.gold_index, -1.0, mean.max(axis=1))
-    shares = _by_system(1.0 - answers.correct.astype(np.float64), owners)
-    wrong = (shares > 0.5).sum(axis=0)
-    gold = _gold_probability(answers, owners)
-    places = [int(i) for i in np.argsort(-sure, kind="stable") if sure[i] > 0][:num]
-    rows = [
-        {
-            **_row(answers, evaluation, i, wrong, len(shares), gold),
-            "answer": answers.labels[answer[i]],
-            "answer_probability": float(sure[i]),
-        }
-        for i in places
+    table["answer"] = np.array(answers.labels)[answer]
+    table["answer_probability"] = mean.max(axis=1)
+    suspected = table[(answer != answers.gold) & (table["answer_probability"] > 0)]
+    order = np.argsort(-suspected["answer_probability"], kind="stable")
+    return _listed(suspected.iloc[order], answers, num)
+
+
+def _answers(evidence: Evidence, evaluation: str) -> tuple[RunAnswers, list[str]]:
+    """Return the answers of all runs, and the method variant that each is of."""
+    pairs = [
+        (variant.name, run)
+        for variant in evidence.variants
+        for run in variant.runs
+        if evaluation in run.result.evaluations
     ]
-    return pd.DataFrame(rows, columns=[*COLUMNS, *SUSPECT_COLUMNS])
+    found = evidence.answers(evaluation).of([run for _, run in pairs])
+    return found, [name for name, _ in pairs]
 
 
-def _gather(
-    systems: Sequence[System], evaluation: str, store: AnswerStore
-) -> tuple[Answers, list[str]] | None:
-    """Return the answers of all runs, and the name of the system that each is of."""
-    runs: list[FinishedRun] = []
-    owners: list[str] = []
-    for system in systems:
-        own = [run for run in system.runs if evaluation in run.result.evaluations]
-        runs += own
-        owners += [system.name] * len(own)
-    if not runs:
-        return None
-    answers = store.of(runs, evaluation)
-    return (answers, owners) if answers.ids else None
+def _by_method(values: Array, owners: Sequence[str]) -> Array:
+    """Return means over the runs of each method, (M, ...) from (R, ...)."""
+    names = np.array(owners)
+    return np.stack([values[names == name].mean(axis=0) for name in dict.fromkeys(owners)])
 
 
-def _by_system(values: Array, owners: Sequence[str]) -> Array:
-    """Return means over the runs of each system, (M, ...) from (R, ...)."""
-    names = list(dict.fromkeys(owners))
-    place = np.array([names.index(owner) for owner in owners])
-    return np.stack([values[place == i].mean(axis=0) for i in range(len(names))])
-
-
-def _gold_probability(answers: Answers, owners: Sequence[str]) -> Array:
-    """Return the mean probability of the gold label, NaN where labels may be several, (N,)."""
-    if not len(answers.gold_index):
-        return np.full(len(answers.ids), np.nan)
-    own = answers.probabilities[:, np.arange(len(answers.ids)), answers.gold_index]  # (R, N)
-    # No answer gives the right label nothing.
-    return np.asarray(_by_system(np.nan_to_num(own), owners).mean(axis=0))
-
-
-def _row(
-    answers: Answers, evaluation: str, i: int, wrong: Array, num_methods: int, gold: Array
-) -> dict[str, object]:
-    words = (NO_ANSWER if word is None else word or NO_LABEL for word in answers.words[:, i])
-    counts = Counter(words)
-    return {
+def _table(
+    answers: RunAnswers, owners: Sequence[str], evaluation: str, *, single: bool
+) -> pd.DataFrame:
+    """Return a row for every example; the probability of gold only with a single label a text."""
+    shares = _by_method(1.0 - answers.correct, owners)  # (M, N)
+    gold = np.full(len(answers.ids), np.nan)
+    if single:
+        own = answers.probabilities[:, np.arange(len(answers.ids)), answers.gold]  # (R, N)
+        # No answer gives the right label nothing.
+        gold = _by_method(np.nan_to_num(own), owners).mean(axis=0)
+    columns = {
         "evaluation": evaluation,
-        "id": answers.ids[i],
-        "text": answers.texts[i],
-        "gold": answers.gold[i],
-        "wrong_methods": int(wrong[i]),
-        "num_methods": num_methods,
-        "wrong_runs": int((~answers.correct[:, i]).sum()),
-        "num_runs": len(answers.correct),
-        "answers": ", ".join(f"{word} {count}" for word, count in counts.most_common()),
-        "gold_probability": float(gold[i]),
+        "id": answers.ids,
+        "text": answers.texts,
+        "gold": [answers.classes[place] for place in answers.gold],
+        "wrong_methods": (shares > 0.5).sum(axis=0),
+        "num_methods": len(shares),
+        "wrong_runs": (~answers.correct).sum(axis=0),
+        "num_runs": len(answers.runs),
+        "answers": "",  # of those that are listed
+        "gold_probability": gold,
     }
+    return pd.DataFrame(columns)
+
+
+def _listed(table: pd.DataFrame, answers: RunAnswers, num: int) -> pd.DataFrame:
+    """Return the first rows, with how often each answer was given."""
+    words = np.array([*(name or NO_LABEL for name in answers.classes), NO_ANSWER], object)
+    table = table.head(num)
+    counts = [Counter(words[answers.predicted[:, i]]).most_common() for i in table.index]
+    found = [", ".join(f"{word} {number}" for word, number in one) for one in counts]
+    return table.assign(answers=found)

@@ -1,7 +1,8 @@
-"""What the figures of a comparison share: colours, markers, legends, fonts.
+"""What all figures share: colours, markers, legends, fonts, and how they are written.
 
-A system keeps its colour, marker and line in every figure, and no two of the first 77 share all
-three, so that figures read in grey too.
+A name keeps its colour, marker and line in every figure of a page, and no two of the first 77 share
+all three, so that figures read in grey too. Figures are made without pyplot, so that no state of
+the caller's plots is touched.
 """
 
 import contextlib
@@ -10,30 +11,32 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from taskfit.report.run_plots import CHARACTER, METRIC_NAMES, shorten
+from taskfit.report.words import MAX_CHARACTERS, shorten
 
-# Okabe and Ito's without yellow, which is lost on white.
+# Okabe and Ito's, which people with any colour vision can tell apart, without yellow, which is lost
+# on white.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
-    "-",
-    "--",
-    "-.",
-    ":",
-    (0, (5, 1, 1, 1, 1, 1)),
-)
-EDGE = "0.15"
+LineStyle = str | tuple[int, tuple[float, ...]]
+LINES: tuple[LineStyle, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+EDGE: dict[str, Any] = {"mec": "0.15", "mew": 0.5}
+DOTTED: dict[str, Any] = {"color": "0.6", "lw": 0.8, "ls": (0, (1, 3))}
 WIDTH = 4.2  # inches; a phone shows it at 80 pixels an inch
 HEIGHT = 2.9  # inches of the axes with their labels, legend not counted
 ROW = 0.19  # inches of a legend's row
+CHARACTER = 0.085  # width of a character in legends and labels (inches)
 FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -52,17 +55,32 @@ FONTS = (
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a system is drawn.
-
-    Attributes:
-        color: Of line and marker.
-        marker: Its shape.
-        line: Its line style.
-    """
+    """How a name is drawn: colour of line and marker, the marker's shape, the line's style."""
 
     color: str
     marker: str
-    line: str | tuple[int, tuple[float, ...]]
+    line: LineStyle
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """Return colour and line as matplotlib's arguments."""
+        return {"color": self.color, "ls": self.line}
+
+    def plot(self, axes: Axes, x: Any, y: Any, **more: Any) -> None:  # noqa: ANN401
+        """Draw a line, with its marker at some of the points."""
+        marks = {"marker": self.marker, "markevery": max(1, len(x) // 7), "ms": 5, **EDGE}
+        axes.plot(x, y, lw=1.3, **self.shown, **marks, **more)
+
+    def scatter(self, axes: Axes, x: Any, y: Any, area: Any, **more: Any) -> None:  # noqa: ANN401
+        """Draw markers of some areas (points squared)."""
+        edge = {"edgecolors": EDGE["mec"], "linewidths": EDGE["mew"]}
+        axes.scatter(x, y, area, self.color, marker=self.marker, zorder=3, **edge, **more)
+
+    def handle(self, name: str, more: str = "", *, line: bool = True) -> Line2D:
+        """Return a legend's entry: the name, shortened, and more behind it."""
+        shown = self.shown if line else {"color": self.color, "ls": "none"}
+        marks = {"marker": self.marker, "ms": 5.5, **EDGE}
+        return Line2D([], [], lw=1.4, label=shorten(name) + more, **shown, **marks)
 
 
 def styles_of(names: Sequence[str]) -> dict[str, Style]:
@@ -89,47 +107,48 @@ def drawing() -> Iterator[None]:
         yield
 
 
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of this size (inches) and its axes."""
+    with sns.axes_style("whitegrid", {"grid.color": "0.9", "axes.edgecolor": "0.6"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+    sns.despine(ax=axes)
+    return figure, axes
+
+
+def write_figure(figure: Figure, path: Path, handles: Sequence[Line2D] = ()) -> None:
+    """Put a legend under the axes; write PNG and SVG, equal input giving equal files.
+
+    Text stays text in the SVG. The endings are added, not put in place of another: a name such as
+    `v1.0` has a dot.
+    """
+    if handles:
+        figure.legend(
+            handles=list(handles),
+            loc="outside lower left",
+            ncols=columns_of([str(one.get_label()) for one in handles]),
+            frameon=False,
+            fontsize=8,
+            handlelength=2.6,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "taskfit"}):
+        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+    figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
+
+
 def columns_of(names: Sequence[str], *, width: float = WIDTH) -> int:
     """Return how many columns of a legend fit into a width (inches)."""
-    longest = max((len(shorten(name)) for name in names), default=1)
+    longest = max((min(len(name), MAX_CHARACTERS) for name in names), default=1)
     return max(1, min(3, int(width / (0.5 + 0.8 * CHARACTER * longest))))
 
 
-def legend_height(*blocks: Sequence[str]) -> float:
-    """Return how much height legends with these names take (inches)."""
-    rows = (math.ceil(len(names) / columns_of(names)) for names in blocks if names)
-    return sum(ROW * count + 0.12 for count in rows)
-
-
-def handle(style: Style, label: str, *, line: bool = True) -> Line2D:
-    """Return a legend's entry for a system."""
-    return Line2D(
-        [],
-        [],
-        color=style.color,
-        marker=style.marker,
-        ls=style.line if line else "none",
-        lw=1.4,
-        ms=5.5,
-        mec=EDGE,
-        mew=0.5,
-        label=shorten(label),
-    )
-
-
-def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Put a legend under the axes, over what stands there already."""
-    names = [str(one.get_label()) for one in handles]
-    figure.legend(
-        handles=list(handles),
-        loc="outside lower left",
-        ncols=columns_of(names),
-        frameon=False,
-        fontsize=8,
-        handlelength=2.6,
-        columnspacing=1.2,
-        borderaxespad=0.2,
-    )
+def legend_height(names: Sequence[str]) -> float:
+    """Return how much height a legend with these names takes (inches)."""
+    return ROW * math.ceil(len(names) / columns_of(names)) + 0.12 if names else 0.0
 
 
 def area(size: int) -> float:
@@ -141,25 +160,10 @@ def size_handles(sizes: Sequence[int]) -> list[Line2D]:
     """Return a legend's entries for numbers of labels, smallest and largest and one between."""
     known = [size for size in sizes if size]
     kept = dict.fromkeys((known[0], known[len(known) // 2], known[-1])) if known else ()
+    shown = {"ls": "none", "marker": "o", "color": "0.75", **EDGE}
     return [
-        Line2D(
-            [],
-            [],
-            ls="none",
-            marker="o",
-            color="0.75",
-            mec=EDGE,
-            mew=0.5,
-            ms=math.sqrt(area(size)),
-            label=f"{size:,} labels",
-        )
-        for size in kept
+        Line2D([], [], ms=math.sqrt(area(size)), label=f"{size:,} labels", **shown) for size in kept
     ]
-
-
-def metric_name(metric: str, *, multi_label: bool = False) -> str:
-    """Return what a metric is called on axes."""
-    return "exactly right sets of labels" if multi_label else METRIC_NAMES[metric]
 
 
 def label_ticks(axes: Axes, sizes: Sequence[int]) -> None:
@@ -176,14 +180,19 @@ def label_ticks(axes: Axes, sizes: Sequence[int]) -> None:
     axes.set_xlabel("labelled examples (log scale)")
 
 
-def finite(values: Sequence[float]) -> list[float]:
-    """Return the values that are numbers."""
-    return [float(value) for value in values if np.isfinite(value)]
-
-
 def score_limits(values: Sequence[float]) -> tuple[float, float]:
     """Return limits around scores, with a margin, inside -1 to 1."""
-    known = finite(values) or [0.0, 1.0]
+    known = [float(value) for value in values if np.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
     margin = max(0.04 * (high - low), 0.02)
     return max(low - margin, -1.02), min(high + margin, 1.02)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Return a running mean that forgets with the length of the series, unbiased at its start."""
+    keep = 1 - 1 / max(1.0, len(values) / 20)
+    mean, weight, means = 0.0, 0.0, []
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        means.append(mean / weight)
+    return means

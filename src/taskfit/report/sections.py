@@ -1,29 +1,30 @@
 """The sections of a comparison's report: each draws its figures and says what they show.
 
-Numbers come from `tables.py`, pictures from `comparison_plots.py` and `cost_plots.py`; here is
-which systems and sizes stand in which figure.
+Numbers come from `tables.py` and `confidence.py`, pictures from `comparison_plots.py`; here is
+which method variants and sizes stand in which figure.
 """
 
 import base64
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from taskfit.files import write_text_atomic
-from taskfit.report import comparison_plots, cost_plots, tables
+from taskfit.report import comparison_plots as plots
+from taskfit.report import tables
+from taskfit.report.confidence import confidence_tables
 from taskfit.report.evidence import Evidence
-from taskfit.report.plot_style import Style, drawing
+from taskfit.report.plot_style import Style
 from taskfit.report.run_plots import plot_confusion
-from taskfit.report.systems import AnswerStore, System
-from taskfit.stats import Evaluation
 
-NUM_CONFIDENT = 4  # systems in the diagrams of confidence
+NUM_CONFIDENT = 4  # method variants in the diagrams of confidence
 NUM_CONFUSIONS = 24
-MAX_LINES = 14  # systems in one figure
+MAX_LINES = 14  # method variants in one figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,7 @@ class Figure:
     Attributes:
         alt: What it shows, in words.
         data: Its PNG file, base64.
-        width: Pixels, so that the page does not jump.
-        height: Likewise.
+        width, height: Pixels, so that the page does not jump.
         table: The file with its numbers.
     """
 
@@ -59,30 +59,27 @@ class Draft:
     """What all parts of a report are made from.
 
     Attributes:
-        folder: The comparison's folder.
-        evidence: Its finished runs.
-        systems: The same by method and model.
-        store: Their predictions.
+        evidence: The comparison's finished runs.
         size: Number of labels of the summary.
-        styles: How each system is drawn.
-        metric: The score that is reported, a column of `runs`.
-        name: What it is called on axes.
+        styles: How each method variant is drawn.
+        name: What the metric is called on axes.
         runs: As `run_table` returns it.
         scores: As `score_table` returns it.
         texts: Whether texts of examples are written.
     """
 
-    folder: Path
     evidence: Evidence
-    systems: list[System]
-    store: AnswerStore
     size: int
     styles: dict[str, Style]
-    metric: str
     name: str
     runs: pd.DataFrame
     scores: pd.DataFrame
     texts: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Return the comparison's folder."""
+        return self.evidence.folder
 
     def save(self, name: str, table: pd.DataFrame) -> str:
         """Write a table into the folder and return its path in it."""
@@ -90,227 +87,188 @@ class Draft:
         write_text_atomic(self.folder / path, table.to_csv(index=False))
         return path
 
-    def figure(self, name: str, table: str, draw: Callable[[Path], str]) -> Figure:
+    def figure(self, name: str, table: str, draw: Callable[[Path], str | None]) -> Figure:
         """Draw a figure into the folder and return it for the page."""
         path = self.folder / "plots" / re.sub(r"[^\w.-]+", "-", name)
-        alt = draw(path)
+        alt = draw(path) or ""
         png = path.with_name(f"{path.name}.png").read_bytes()
         # Width and height stand at fixed places of a PNG's header.
         width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
         return Figure(alt, base64.b64encode(png).decode("ascii"), width, height, table)
 
-    def panels(self, systems: Sequence[System]) -> Iterator[tuple[str, dict[str, Style]]]:
-        """Yield an ending for names and the systems of each panel, few enough to tell apart."""
-        names = [system.name for system in systems]
-        for start in range(0, len(names), MAX_LINES):
-            part = names[start : start + MAX_LINES]
-            ending = f"_{start // MAX_LINES + 1}" if len(names) > MAX_LINES else ""
-            yield ending, {name: self.styles[name] for name in part}
+    def figures(
+        self, name: str, table: str, draw: Callable[..., str], shown: Sequence[str]
+    ) -> list[Figure]:
+        """Draw a figure in panels, each of few enough method variants to tell them apart.
+
+        Args:
+            name: Of the file, before the panel's number.
+            table: The file with its numbers.
+            draw: Draws a panel, given its path and `styles`.
+            shown: Names of the method variants.
+        """
+        found = []
+        for start in range(0, len(shown), MAX_LINES):
+            styles = {one: self.styles[one] for one in shown[start : start + MAX_LINES]}
+            ending = f"_{start // MAX_LINES + 1}" if len(shown) > MAX_LINES else ""
+            found.append(self.figure(f"{name}{ending}", table, partial(draw, styles=styles)))
+        return found
 
 
-def sections_of(draft: Draft) -> Iterator[Section]:
-    """Draw and yield the sections that have something to show, one after the other."""
-    yield from (
-        section
-        for part in (_domains, _by_labels, _costs, _confusions, _confidence, _training, _spreads)
-        for section in part(draft)
-        if section.figures
-    )
+def sections_of(draft: Draft) -> list[Section]:
+    """Draw and return the sections that have something to show."""
+    sections = [_domains(draft), _by_labels(draft), _costs(draft)]
+    if not draft.evidence.multi_label:
+        sections += [_confusions(draft), _confidence(draft)]
+    sections += [_training(draft), *_spreads(draft)]
+    return [section for section in sections if section.figures]
 
 
-def _domains(draft: Draft) -> list[Section]:
+def _domains(draft: Draft) -> Section:
     inside, *others = draft.evidence.evaluations
-    table = "tables/runs.csv"
     figures = []
     for outside in others:
-        both = {inside, outside}
-        there = [
-            s for s in draft.systems if any(both <= r.result.evaluations.keys() for r in s.runs)
-        ]
-        for ending, styles in draft.panels(there):
-
-            def draw(path: Path, other: str = outside, shown: dict[str, Style] = styles) -> str:
-                return comparison_plots.plot_domains(
-                    draft.runs,
-                    path,
-                    sets=(inside, other),
-                    styles=shown,
-                    metric=draft.name,
-                    score=draft.metric,
-                )
-
-            figures.append(draft.figure(f"domains_{outside}{ending}", table, draw))
+        own = draft.runs[draft.runs["evaluation"].isin([inside, outside])]
+        both = own.groupby(["system", "size", "draw"])["evaluation"].nunique() > 1
+        there = set(both[both].index.get_level_values("system"))
+        shown = [name for name in draft.styles if name in there]
+        draw = partial(
+            plots.plot_domains,
+            draft.runs,
+            sets=(inside, outside),
+            metric=draft.name,
+            score=draft.evidence.metric,
+        )
+        figures += draft.figures(f"domains_{outside}", "tables/runs.csv", draw, shown)
     note = (
         "A marker is a run; the larger, the more labels it had. Where there is a zero-shot method, "
         "its scores are the two lines. On the dotted line a run is as good out of domain as in it."
     )
-    return [Section("In domain and out of domain", note, figures)]
+    return Section("In domain and out of domain", note, figures)
 
 
-def _by_labels(draft: Draft) -> list[Section]:
-    figures = []
+def _by_labels(draft: Draft) -> Section:
+    figures, scores = [], draft.scores
     for name in draft.evidence.evaluations:
-        own = draft.scores[draft.scores["evaluation"] == name]
-        there = [system for system in draft.systems if system.name in set(own["system"])]
-        for ending, styles in draft.panels(there):
-
-            def draw(path: Path, name: str = name, shown: dict[str, Style] = styles) -> str:
-                return comparison_plots.plot_by_labels(
-                    draft.scores, path, evaluation=name, styles=shown, metric=draft.name
-                )
-
-            figures.append(draft.figure(f"labels_{name}{ending}", "tables/scores.csv", draw))
+        shown = list(dict.fromkeys(scores[scores["evaluation"] == name]["system"]))
+        draw = partial(plots.plot_by_labels, scores, evaluation=name, metric=draft.name)
+        figures += draft.figures(f"labels_{name}", "tables/scores.csv", draw, shown)
     note = (
         "Means over draws. Intervals are over draws and examples, where there is one draw over "
         "examples only. Methods are set a little beside each other; a level line saw no labels."
     )
-    return [Section("More labels", note, figures)]
+    return Section("More labels", note, figures)
 
 
-def _costs(draft: Draft) -> list[Section]:
-    inside = draft.evidence.in_domain
+def _costs(draft: Draft) -> Section:
+    inside, figures = draft.evidence.in_domain, []
     costs = tables.cost_table(draft.scores, draft.runs, evaluation=inside)
     table = draft.save("cost", costs)
-    figures = []
     for cost in tables.costs_of(draft.runs):
-        for ending, styles in draft.panels(draft.systems):
-
-            def draw(path: Path, cost: str = cost, shown: dict[str, Style] = styles) -> str:
-                return cost_plots.plot_cost(
-                    costs, path, cost=cost, evaluation=inside, styles=shown, metric=draft.name
-                )
-
-            figures.append(draft.figure(f"cost_{cost}{ending}", table, draw))
+        draw = partial(plots.plot_cost, costs, cost=cost, evaluation=inside, metric=draft.name)
+        figures += draft.figures(f"cost_{cost}", table, draw, list(draft.styles))
     note = (
         "A marker is a method at a size, the mean over its draws. Nothing beats the numbered ones, "
         "the Pareto front: whatever is better costs more. Seconds are by the clock, which other "
         "work on the machine slows, unless the axis says processor; memory is what a run used "
         "above its start."
     )
-    return [Section("What it costs", note, figures)]
+    return Section("What it costs", note, figures)
 
 
-def _confusions(draft: Draft) -> list[Section]:
-    if draft.evidence.multi_label:
-        return []
-    inside = draft.evidence.in_domain
-    ranked = tables.sorted_by(draft.systems, draft.scores, size=draft.size, evaluation=inside)
-    counts = tables.confusion_table(ranked[:NUM_CONFUSIONS], draft.size, inside, draft.store)
+def _confusions(draft: Draft) -> Section:
+    evidence, inside = draft.evidence, draft.evidence.in_domain
+    best = tables.ranked(evidence, draft.scores, size=draft.size, evaluation=inside)
+    counts = tables.confusion_table(evidence, best[:NUM_CONFUSIONS], inside)
     table = draft.save("confusion", counts)
     figures = []
-    for place, system in enumerate(ranked[:NUM_CONFUSIONS], 1):
-        own = counts[counts["system"] == system.name]
+    for place, candidate in enumerate(best[:NUM_CONFUSIONS], 1):
+        own = counts[counts["system"] == candidate.name]
         matrix = own.pivot_table("count", "gold", "predicted", sort=False)
-        labels = draft.store.labels(inside)
-        unanswered = int(matrix[""].sum()) if "" in matrix else 0
+        labels = evidence.answers(inside).labels
+        unanswered, num_draws = int(matrix[""].sum()), len(candidate.runs)
         shown = dataclasses.replace(
-            next(iter(system.at(draft.size).values())).result.evaluations[inside],
+            candidate.first.result.evaluations[inside],
             confusion_matrix=matrix.loc[labels, labels].astype(int).to_numpy().tolist(),
             labels=labels,
             num_examples=int(own["count"].sum()),
         )
-
-        def draw(path: Path, shown: Evaluation = shown, name: str = system.name) -> str:
-            with drawing():
-                plot_confusion(shown, path, title=name)
-            return ""
-
-        figure = draft.figure(f"confusion_{place:02}_{system.name}", table, draw)
-        num_draws = int(own["num_draws"].iloc[0])
-        alt = f"Confusion matrix of {system.name} on {inside}, {num_draws} draws added up"
+        draw = partial(plot_confusion, shown, title=candidate.name)
+        figure = draft.figure(f"confusion_{place:02}_{candidate.name}", table, draw)
+        alt = f"Confusion matrix of {candidate.name} on {inside}, {num_draws} draws added up"
         alt += f", {unanswered:,} without an answer" if unanswered else ""
-        figures.append(dataclasses.replace(figure, alt=alt + "."))
+        figures.append(dataclasses.replace(figure, alt=f"{alt}."))
     note = f"On {inside}, {_labels(draft.size)}, draws added up, the best method first."
-    return [Section("Confusion matrices", note, figures)]
+    return Section("Confusion matrices", note, figures)
 
 
-def _confidence(draft: Draft) -> list[Section]:
-    if draft.evidence.multi_label:
-        return []
-    inside = draft.evidence.in_domain
-    ranked = tables.sorted_by(draft.systems, draft.scores, size=draft.size, evaluation=inside)
-    best = ranked[:NUM_CONFIDENT]
-    bins, curves = tables.confidence_tables(best, draft.size, inside, draft.store)
-    if bins.empty:
-        return []
-    styles = {system.name: draft.styles[system.name] for system in best}
-    figures = [
-        draft.figure(
-            "reliability",
-            draft.save("reliability", bins),
-            lambda path: cost_plots.plot_reliability(bins, path, styles=styles),
-        ),
-        draft.figure(
-            "risk_coverage",
-            draft.save("risk_coverage", curves),
-            lambda path: cost_plots.plot_risk_coverage(curves, path, styles=styles),
-        ),
-    ]
+def _confidence(draft: Draft) -> Section:
+    evidence, inside, figures = draft.evidence, draft.evidence.in_domain, []
+    best = tables.ranked(evidence, draft.scores, size=draft.size, evaluation=inside)[:NUM_CONFIDENT]
+    bins, curves = confidence_tables(evidence, best, inside)
+    for name, table, draw in (
+        ("reliability", bins, plots.plot_reliability),
+        ("risk_coverage", curves, plots.plot_risk_coverage),
+    ):
+        if len(table):
+            drawn = partial(draw, table, styles=draft.styles)
+            figures.append(draft.figure(name, draft.save(name, table), drawn))
     note = (
         f"The best {len(best)} on {inside}, {_labels(draft.size)}, draws pooled. First: on the "
         "dotted line probabilities are what they say. Second: how many answers are wrong if only "
         "the surest are given."
     )
-    return [Section("How far confidence can be trusted", note, figures)]
+    return Section("How far confidence can be trusted", note, figures)
 
 
-def _training(draft: Draft) -> list[Section]:
-    history = tables.history_table(draft.systems)
-    table = draft.save("training", history)
-    figures = []
+def _training(draft: Draft) -> Section:
+    history = tables.history_table(draft.evidence)
+    table, figures = draft.save("training", history), []
     for size in sorted(set(history["size"])):
-        trained = set(history[history["size"] == size]["system"])
-        there = [system for system in draft.systems if system.name in trained]
-        for ending, styles in draft.panels(there):
-
-            def draw(path: Path, size: int = size, shown: dict[str, Style] = styles) -> str:
-                return comparison_plots.plot_training(history, path, size=size, styles=shown)
-
-            figures.append(draft.figure(f"training_{size}{ending}", table, draw))
+        shown = list(dict.fromkeys(history[history["size"] == size]["system"]))
+        draw = partial(plots.plot_training, history, size=size)
+        figures += draft.figures(f"training_{size}", table, draw, shown)
     note = (
         "Running means. Methods minimise different losses, so compare shapes, not heights; "
         "a line is a run."
     )
-    return [Section("Training", note, figures)]
+    return Section("Training", note, figures)
 
 
 def _spreads(draft: Draft) -> list[Section]:
-    draws = tables.draw_table(draft.runs, metric=draft.metric)
+    evidence = draft.evidence
+    draws = tables.draw_table(draft.runs, metric=evidence.metric)
     draft.save("spread_draws", draws)
-    at_size = draws[draws["size"].isin([draft.size, 0])]
     kinds = (
         (
             "draws",
             "draw",
-            at_size,
+            draws[draws["size"].isin([draft.size, 0])],
             f"Spread over draws, {_labels(draft.size)}",
             "Another draw has other training examples, another order and other first weights.",
         ),
         (
             "orders",
             "choice of demonstrations",
-            tables.setting_table(draft.systems, tables.DEMONSTRATION_KEYS, metric=draft.metric),
+            tables.setting_table(evidence, tables.DEMONSTRATION_KEYS),
             "Spread over demonstrations and their orders",
             "Runs of a row differ in their demonstrations' settings only.",
         ),
         (
             "templates",
             "template",
-            tables.setting_table(draft.systems, tables.TEMPLATE_KEYS, metric=draft.metric),
+            tables.setting_table(evidence, tables.TEMPLATE_KEYS),
             "Spread over templates",
             "Runs of a row differ in the words around the text only.",
         ),
     )
     sections = []
     for kind, varied, found, title, note in kinds:
-        if found.empty:
-            continue
-        table = draft.save(f"spread_{kind}", draws if kind == "draws" else found)
-
-        def draw(path: Path, found: pd.DataFrame = found, varied: str = varied) -> str:
-            return comparison_plots.plot_spread(found, path, metric=draft.name, varied=varied)
-
-        sections.append(Section(title, note, [draft.figure(f"spread_{kind}", table, draw)]))
+        if len(found):
+            table = draft.save(f"spread_{kind}", draws if kind == "draws" else found)
+            draw = partial(plots.plot_spread, found, metric=draft.name, varied=varied)
+            figures = [draft.figure(f"spread_{kind}", table, draw)]
+            sections.append(Section(title, note, figures))
     return sections
 
 

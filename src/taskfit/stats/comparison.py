@@ -9,7 +9,6 @@ Legend: M methods, D draws, N examples, C classes, U distinct columns of answers
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from taskfit.stats.paired import holm, mcnemar
 BoolArray = NDArray[np.bool_]
 
 LEVEL = 0.95
+ALPHA = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,25 @@ class Difference:
     adjusted_p_value: float
     test: str
 
+    @property
+    def significant(self) -> bool:
+        """Return whether the two are significantly different, among all pairs of methods."""
+        return self.adjusted_p_value < ALPHA
+
+    @property
+    def worse(self) -> bool:
+        """Return whether the method is significantly worse than the reference."""
+        return self.significant and self.difference < 0
+
+    @property
+    def worse_alone(self) -> bool:
+        """Return whether it would be if this were the only comparison, but is not among all."""
+        return self.interval[1] < 0 and not self.significant
+
+    def __neg__(self) -> "Difference":
+        low, high = self.interval
+        return dataclasses.replace(self, difference=-self.difference, interval=(-high, -low))
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -79,20 +98,34 @@ class Comparison:
         metric: accuracy, mcc or macro_f1.
         num_draws, num_examples: D and N.
         best: The method with the highest mean, the first of equals.
+        reference: The method that differences are taken to, at first the best.
         scores: A score a method, in the order given.
-        differences: A difference to the reference for every other method, in the order given.
+        differences_to: Reference -> a difference to it for every other method, in the order given.
     """
 
     metric: str
     num_draws: int
     num_examples: int
     best: str
+    reference: str
     scores: list[MethodScore]
-    differences: list[Difference]
+    differences_to: dict[str, list[Difference]]
+
+    @property
+    def differences(self) -> list[Difference]:
+        """Return the differences to the reference."""
+        return self.differences_to[self.reference]
+
+    def relative_to(self, reference: str) -> "Comparison":
+        """Return the same with differences to another method; ValueError if it is unknown."""
+        if reference not in self.differences_to:
+            raise ValueError(f"{reference!r} is not in {', '.join(self.differences_to)}.")
+        return dataclasses.replace(self, reference=reference)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return dataclasses.asdict(self)
+        """Return plain JSON types, of differences those to the reference."""
+        plain = dataclasses.asdict(self)
+        return plain | {"differences": plain.pop("differences_to")[self.reference]}
 
 
 def compare_methods(
@@ -101,7 +134,6 @@ def compare_methods(
     *,
     methods: Sequence[str],
     metric: str = "accuracy",
-    reference: str | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Compare methods by the classes they predict.
@@ -125,73 +157,40 @@ def compare_methods(
         gold: Right classes by index, (N,).
         methods: M different names.
         metric: accuracy, mcc or macro_f1, as `evaluate_probabilities` defines them.
-        reference: The method that differences are taken to; None: the best.
         seed: Seed of the bootstrap.
 
     Raises:
         SettingsError: If the metric is unknown.
-        ValueError: If shapes do not fit, names repeat or lack the reference, or with fewer than
-            two examples.
+        ValueError: If shapes do not fit, names repeat, or with fewer than two examples.
     """
     if metric not in METRICS:
         raise SettingsError(
             f"Metric {metric!r} cannot be compared over draws. Choose one of {', '.join(METRICS)}."
         )
-    _check(predicted, methods)
+    if predicted.ndim != 3 or len(predicted) != len(methods) or 0 in predicted.shape[:2]:
+        raise ValueError(
+            f"Answers of shape {predicted.shape} do not fit {len(methods)} methods; the shape is "
+            "(methods, draws, examples), at least one of each."
+        )
     if gold.shape != predicted.shape[2:] or gold.min() < 0 or predicted.min() < -1:
         raise ValueError(
             f"{gold.shape} gold labels do not fit predictions {predicted.shape}: (examples,) and "
             "(methods, draws, examples), gold from 0 and predictions from -1."
         )
-    correct = predicted == gold
-    if metric == "accuracy":
-        return compare_correct(correct, methods=methods, reference=reference, seed=seed)
-    scores = _score(predicted, gold, metric, seed)
-    return _compare(scores, correct, methods=methods, metric=metric, reference=reference)
-
-
-def compare_correct(
-    correct: BoolArray, *, methods: Sequence[str], reference: str | None = None, seed: int = 0
-) -> Comparison:
-    """Compare methods by accuracy where only right and wrong is known, such as sets of labels.
-
-    The procedure, its sources and its errors are those of `compare_methods`.
-
-    Args:
-        correct: Whether each answer is right, (M, D, N).
-        methods: M different names.
-        reference: The method that differences are taken to; None: the best.
-        seed: Seed of the bootstrap.
-    """
-    _check(correct, methods)
-    # One class and no answer: few cells, whatever the classes were.
-    answers, gold = np.where(correct, 0, -1), np.zeros(correct.shape[2], np.int64)
-    scores = _score(answers, gold, "accuracy", seed)
-    return _compare(scores, correct, methods=methods, metric="accuracy", reference=reference)
-
-
-def _check(answers: NDArray[Any], methods: Sequence[str]) -> None:
-    if answers.ndim != 3 or answers.shape[0] != len(methods) or 0 in answers.shape[:2]:
-        raise ValueError(
-            f"Answers of shape {answers.shape} do not fit {len(methods)} methods; the shape is "
-            "(methods, draws, examples), at least one of each."
-        )
-    if answers.shape[2] < 2:
-        raise ValueError(f"{answers.shape[2]} examples cannot be resampled; at least two can.")
+    if len(gold) < 2:
+        raise ValueError(f"{len(gold)} examples cannot be resampled; at least two can.")
     if len(set(methods)) < len(methods):
         raise ValueError(f"Methods must have different names: {', '.join(methods)}.")
+    correct = predicted == gold
+    if metric == "accuracy":  # one class and no answer: few cells, whatever the classes were
+        predicted, gold = np.where(correct, 0, -1), np.zeros_like(gold)
+    return _compare(*_score(predicted, gold, metric, seed), correct, methods=methods, metric=metric)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    """Scores of every method and draw, (M, D), and the same on resampled examples, (M, D, B)."""
-
-    observed: FloatArray
-    resampled: FloatArray
-
-
-def _score(predicted: IntArray, gold: IntArray, metric: str, seed: int) -> _Scores:
-    """Score by a function of the confusion matrix, as it is and resampled.
+def _score(
+    predicted: IntArray, gold: IntArray, metric: str, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return scores of every method and draw, (M, D), and on resampled examples, (M, D, B).
 
     What is resampled are the cells of the joint table of gold and all predictions, the same
     distribution as resampling examples. A sparse product turns weights of cells into each
@@ -223,9 +222,8 @@ def _score(predicted: IntArray, gold: IntArray, metric: str, seed: int) -> _Scor
     observed = score(counts[None].astype(np.float64))
     blocks = resample_counts(counts, np.random.default_rng(seed))
     resampled = np.concatenate([score(block.astype(np.float64)) for block in blocks], axis=1)
-    return _Scores(
-        observed.reshape(num_methods, num_draws), resampled.reshape(num_methods, num_draws, -1)
-    )
+    shape = (num_methods, num_draws)
+    return observed.reshape(shape), resampled.reshape(*shape, -1)
 
 
 def _indicator(classes: IntArray, num_classes: int) -> sparse.csr_array[np.float64]:
@@ -239,39 +237,86 @@ def _sums(indicator: sparse.csr_array[np.float64], weights: FloatArray) -> Float
     return np.asarray(indicator @ weights.T).T
 
 
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    """Differences of all pairs of rows: M methods, then a row of zeros to take them by themselves.
+def _compare(
+    observed: FloatArray,
+    resampled: FloatArray,
+    correct: BoolArray,
+    *,
+    methods: Sequence[str],
+    metric: str,
+) -> Comparison:
+    num_methods, num_draws, num_examples = correct.shape
+    between = observed.var(axis=1, ddof=1).tolist() if num_draws > 1 else [None] * num_methods
+    within = resampled.var(axis=2, ddof=1).mean(axis=1)
+    # A last row of zeros, to take methods by themselves.
+    observed, resampled = (
+        np.pad(x, [(0, 1)] + [(0, 0)] * (x.ndim - 1)) for x in (observed, resampled)
+    )
+    means, error, degrees = observed.mean(axis=1), *_errors(observed, resampled, num_examples)
+    lowest = -1.0 if metric == "mcc" else 0.0
+    low, high = (
+        _percentiles(resampled[:, 0])
+        if num_draws == 1
+        else _student_intervals(means, error, degrees, lowest)
+    )
+    if num_draws == 1 and metric == "accuracy":
+        test = "mcnemar"
+        p_values = np.array([[mcnemar(a, b) for b in correct[:, 0]] for a in correct[:, 0]])
+    else:
+        test = "bootstrap"
+        p_values = _p_values(means, error, degrees, num_examples)
+    adjusted = _adjusted(p_values)
 
-    Means over draws, (M + 1,); the same on resampled examples, (M + 1, B); standard errors and
-    degrees of freedom of every row minus every other, (M + 1, M + 1).
-    """
+    def difference(i: int, base: int) -> Difference:
+        interval = float(low[i, base]), float(high[i, base])
+        p_value, of_all = float(p_values[i, base]), float(adjusted[i, base])
+        return Difference(
+            methods[i], float(means[i] - means[base]), interval, p_value, of_all, test
+        )
 
-    means: FloatArray
-    resampled: FloatArray
-    error: FloatArray
-    degrees: FloatArray
+    best = methods[int(means[:-1].argmax())]
+    return Comparison(
+        metric=metric,
+        num_draws=num_draws,
+        num_examples=num_examples,
+        best=best,
+        reference=best,
+        scores=[
+            MethodScore(
+                method=name,
+                mean=float(means[i]),
+                interval=(float(low[i, -1]), float(high[i, -1])),
+                draws=tuple(observed[i].tolist()),
+                between_draws=between[i],
+                within_draws=float(within[i]),
+            )
+            for i, name in enumerate(methods)
+        ],
+        differences_to={
+            name: [difference(i, base) for i in range(num_methods) if i != base]
+            for base, name in enumerate(methods)
+        },
+    )
 
 
-def _pairs(scores: _Scores, num_examples: int) -> _Pairs:
-    observed = np.pad(scores.observed, ((0, 1), (0, 0)))
-    per_draw = np.pad(scores.resampled, ((0, 1), (0, 0), (0, 0)))
+def _errors(
+    observed: FloatArray, resampled: FloatArray, num_examples: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return standard errors and degrees of freedom of every row minus every other, (R, R)."""
     num_draws = observed.shape[1]
-    means = per_draw.mean(axis=1)
-    of_examples = _variances_of_differences(means)
+    of_examples = _variances_of_differences(resampled.mean(axis=1))
     if num_draws == 1:
-        degrees = np.full(of_examples.shape, num_examples - 1.0)
-        return _Pairs(observed.mean(axis=1), means, np.sqrt(of_examples), degrees)
+        return np.sqrt(of_examples), np.full(of_examples.shape, num_examples - 1.0)
     # Resampling D - 1 of D draws has this variance exactly, so no draws need to be drawn.
     of_draws = _variances_of_differences(observed) / num_draws
-    one_draw = sum(_variances_of_differences(per_draw[:, d]) for d in range(num_draws)) / num_draws
+    one_draw = sum(map(_variances_of_differences, resampled.swapaxes(0, 1))) / num_draws
     # Both sources count what is peculiar to a draw and an example together; it belongs in once.
     of_both = np.maximum(one_draw - of_examples, 0.0) / (num_draws - 1)
     variance = np.max([of_draws + of_examples - of_both, of_draws, of_examples], axis=0)
     below = of_draws**2 / (num_draws - 1) + of_examples**2 / (num_examples - 1)
     degrees = np.full(below.shape, num_draws - 1.0)
     np.divide(variance**2, below, out=degrees, where=below > 0)
-    return _Pairs(observed.mean(axis=1), means, np.sqrt(variance), degrees)
+    return np.sqrt(variance), degrees
 
 
 def _variances_of_differences(values: FloatArray) -> FloatArray:
@@ -283,85 +328,54 @@ def _variances_of_differences(values: FloatArray) -> FloatArray:
     return np.where(variance > 1e-12 * (own[:, None] + own), variance, 0.0)
 
 
-def _interval(
-    pairs: _Pairs, i: int, j: int, *, num_draws: int, lowest: float
-) -> tuple[float, float]:
-    """Return the 95 % interval of row i minus row j of a metric from `lowest` to 1."""
-    if num_draws == 1:
-        differences = pairs.resampled[i] - pairs.resampled[j]
-        low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return float(low), float(high)
-    alone = j == len(pairs.means) - 1
-    bounds = (lowest, 1.0) if alone else (lowest - 1.0, 1.0 - lowest)
-    center = pairs.means[i] - pairs.means[j]
-    reach = stats.t.ppf((1 + LEVEL) / 2, pairs.degrees[i, j]) * pairs.error[i, j]
-    low, high = np.clip([center - reach, center + reach], *bounds)
-    return float(low), float(high)
+def _percentiles(resampled: FloatArray) -> FloatArray:
+    """Return the ends of 95 % intervals of every row minus every other, (2, R, R) from (R, B)."""
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    return np.stack([np.quantile(row - resampled, ends, axis=1) for row in resampled], axis=1)
 
 
-def _p_values(pairs: _Pairs, num_examples: int) -> FloatArray:
+def _student_intervals(
+    means: FloatArray, error: FloatArray, degrees: FloatArray, lowest: float
+) -> FloatArray:
+    """Return the same from standard errors, of a metric from `lowest` to 1."""
+    center = means[:, None] - means
+    reach = stats.t.ppf((1 + LEVEL) / 2, degrees) * error
+    bounds = np.full((2, *center.shape), [[[lowest - 1.0]], [[1.0 - lowest]]])
+    bounds[:, :, -1] = [[lowest], [1.0]]  # less the row of zeros: the metric itself
+    return np.asarray(np.clip([center - reach, center + reach], *bounds))
+
+
+def _p_values(
+    means: FloatArray, error: FloatArray, degrees: FloatArray, num_examples: int
+) -> FloatArray:
     """Return two-sided p-values that methods do not differ, (M, M)."""
-    gaps = np.abs(pairs.means[:, None] - pairs.means)[:-1, :-1]
-    error = pairs.error[:-1, :-1]
+    gaps, error = np.abs(means[:, None] - means)[:-1, :-1], error[:-1, :-1]
     ratio = np.divide(gaps, error, out=np.where(gaps > 0, np.inf, 0.0), where=error > 0)
-    found = 2 * stats.t.sf(ratio, pairs.degrees[:-1, :-1])
+    found = 2 * stats.t.sf(ratio, degrees[:-1, :-1])
     # No test of exchanging two methods' answers on N examples can go lower.
     return np.asarray(np.clip(found, 2.0 ** (1 - num_examples), 1.0))
 
 
-def _compare(
-    scores: _Scores,
-    correct: BoolArray,
-    *,
-    methods: Sequence[str],
-    metric: str,
-    reference: str | None,
-) -> Comparison:
-    num_methods, num_draws, num_examples = correct.shape
-    pairs = _pairs(scores, num_examples)
-    best = int(pairs.means[:-1].argmax())
-    base = best if reference is None else list(methods).index(reference)
-    if num_draws == 1 and metric == "accuracy":
-        test = "mcnemar"
-        p_values = np.array([[mcnemar(a, b) for b in correct[:, 0]] for a in correct[:, 0]])
-    else:
-        test = "bootstrap"
-        p_values = _p_values(pairs, num_examples)
-    adjusted = np.zeros_like(p_values)
-    upper = np.triu_indices(num_methods, 1)
+def _adjusted(p_values: FloatArray) -> FloatArray:
+    """Return p-values after Holm's correction over all pairs, (M, M)."""
+    adjusted, upper = np.zeros_like(p_values), np.triu_indices(len(p_values), 1)
     adjusted[upper] = holm(p_values[upper])
-    adjusted += adjusted.T
-    between = scores.observed.var(axis=1, ddof=1) if num_draws > 1 else None
-    within = scores.resampled.var(axis=2, ddof=1).mean(axis=1)
-    interval = partial(
-        _interval, pairs, num_draws=num_draws, lowest=-1.0 if metric == "mcc" else 0.0
-    )
-    return Comparison(
-        metric=metric,
-        num_draws=num_draws,
-        num_examples=num_examples,
-        best=methods[best],
-        scores=[
-            MethodScore(
-                method=name,
-                mean=float(pairs.means[i]),
-                interval=interval(i, num_methods),
-                draws=tuple(scores.observed[i].tolist()),
-                between_draws=None if between is None else float(between[i]),
-                within_draws=float(within[i]),
-            )
-            for i, name in enumerate(methods)
-        ],
-        differences=[
-            Difference(
-                method=name,
-                difference=float(pairs.means[i] - pairs.means[base]),
-                interval=interval(i, base),
-                p_value=float(p_values[i, base]),
-                adjusted_p_value=float(adjusted[i, base]),
-                test=test,
-            )
-            for i, name in enumerate(methods)
-            if i != base
-        ],
-    )
+    return adjusted + adjusted.T
+
+
+def difference_interval(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> tuple[float, float]:
+    """Return the interval of the difference of two independent numbers, from their own.
+
+    The method of variance estimates recovery (Zou and Donner 2008, "Construction of confidence
+    limits about effect measures", equation 4).
+
+    Args:
+        first: The value, the low and the high end of its interval.
+        second: Likewise.
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = first, second
+    low = a - b - float(np.hypot(a - a_low, b_high - b))
+    high = a - b + float(np.hypot(a_high - a, b - b_low))
+    return low, high

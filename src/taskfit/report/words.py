@@ -1,11 +1,21 @@
-"""Numbers, counts and lists as words."""
+"""Names, numbers, counts and lists as pages, figures and advice write them."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-Facts = dict[str, Any]
-COST_NAMES = {"train_seconds": "time", "memory_bytes": "memory", "latency_seconds": "latency"}
 METRIC_NAMES = {"accuracy": "accuracy", "mcc": "MCC", "macro_f1": "macro F1"}
+COST_NAMES = {"train_seconds": "time", "memory_bytes": "memory", "latency_seconds": "latency"}
+MEGABYTE = 1e6
+MAX_CHARACTERS = 40  # a longer name is cut, or it would leave no room for the picture
+
+
+def metric_name(metric: str, *, multi_label: bool = False) -> str:
+    """Return what a metric is called on axes and in tables."""
+    return "exactly right sets of labels" if multi_label else METRIC_NAMES[metric]
+
+
+def shorten(name: str, length: int = MAX_CHARACTERS) -> str:
+    """Return a name of at most so many characters, the last an ellipsis if it was cut."""
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def num(value: float) -> str:
@@ -46,24 +56,3 @@ def format_cost(cost: str, value: float) -> str:
     if value < 1:
         return f"{1000 * value:.0f} ms"
     return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-
-
-def subject(facts: Facts) -> Facts:
-    """Return the recommended candidate, or the nearest miss."""
-    found: Facts = facts["recommended"] or facts["nearest_miss"]
-    return found
-
-
-def metric_name(facts: Facts) -> str:
-    """Return the metric in words."""
-    return (
-        "share of texts with exactly the right labels"
-        if facts["multi_label"]
-        else METRIC_NAMES[facts["metric"]]
-    )
-
-
-def against(facts: Facts) -> dict[str, Facts]:
-    """Return method -> its difference to the recommended one."""
-    found = facts["choice"]["against_recommended"]["differences"]
-    return {entry["method"]: entry for entry in found}

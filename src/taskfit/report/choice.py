@@ -1,0 +1,152 @@
+"""Which method to take within limits."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from taskfit.report.aligned import AlignedPredictions
+from taskfit.report.variants import COSTS, MAJORITY, REMOTE, Candidate
+
+# Costs closer than this factor count as equal: times vary so much from run to run.
+MUCH_CHEAPER = 1.2
+# What a cheaper method may score below the best, however little is significant; for the majority
+# class, which is taken where nothing is learned, it is more.
+CLOSE, CLOSE_TO_NOTHING = 0.03, 0.15
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a user can afford; None: no limit.
+
+    Attributes:
+        max_memory_bytes: Peak memory of training.
+        max_latency_seconds: Seconds to predict one text by itself.
+        max_train_seconds: Seconds of the whole run (loading, training, evaluating), fastest draw.
+    """
+
+    max_memory_bytes: int | None = None
+    max_latency_seconds: float | None = None
+    max_train_seconds: float | None = None
+
+    def of_costs(self) -> dict[str, float]:
+        """Return cost -> limit, for the limits that there are."""
+        values = (self.max_train_seconds, self.max_memory_bytes, self.max_latency_seconds)
+        return {cost: v for cost, v in zip(COSTS, values, strict=True) if v is not None}
+
+    def exceeded(self, candidate: Candidate) -> dict[str, float | None]:
+        """Return cost -> how many times its limit it is; None where the cost is unknown.
+
+        A remote model takes no memory of this machine, so no limit on memory excludes it.
+        """
+        found: dict[str, float | None] = {}
+        for name, limit in self.of_costs().items():
+            value = candidate.costs[name]
+            if value is None and not (name == "memory_bytes" and candidate.kind == REMOTE):
+                found[name] = None
+            elif value is not None and value > limit:
+                found[name] = value / limit if limit > 0 else np.inf
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The chosen candidate and why.
+
+    Attributes:
+        chosen: The candidate.
+        best: The one with the highest mean score.
+        equals: Names of those not significantly different from the best, itself included.
+        saves: Cost by which the chosen one is cheaper than the best, or None.
+        aligned: All that were compared.
+    """
+
+    chosen: Candidate
+    best: Candidate
+    equals: list[str]
+    saves: str | None
+    aligned: AlignedPredictions
+
+
+def largest_of_each(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return every method once, with the most labels, from cheap to expensive."""
+    largest: dict[str, Candidate] = {}
+    for candidate in candidates:
+        other = largest.get(candidate.name)
+        if other is None or candidate.size > other.size:
+            largest[candidate.name] = candidate
+    return sorted(largest.values(), key=lambda candidate: candidate.order)
+
+
+def choose(aligned: AlignedPredictions) -> Choice:
+    """Choose the cheapest of the candidates that are not significantly different from the best.
+
+    Significantly different are two whose paired difference has a p-value below 0.05 after Holm's
+    correction over all pairs. That is not transitive: a method between two others may differ from
+    neither. So a cheaper method must itself beat whatever is cheaper still and beaten by the best;
+    otherwise the same reasoning would lead on to that one.
+
+    Few draws or many methods leave large differences open too, so it may score at most `CLOSE`
+    less (the majority class `CLOSE_TO_NOTHING`).
+
+    Of what remains, the majority class is simplest. Otherwise costs decide in the order of
+    `COSTS`: the fewest seconds; among those within `MUCH_CHEAPER` times of it the least memory;
+    of these the lowest latency; then the highest score. One that is not cheaper than the best by
+    that factor in anything is not taken instead of it.
+    """
+    comparison = aligned.comparison
+    scores = {score.method: score.mean for score in comparison.scores}
+    (best,) = (c for c in aligned.candidates if c.name == comparison.best)
+    worse = {d.method for d in comparison.differences if d.significant}
+    equals = [c for c in aligned.candidates if c.name not in worse]
+
+    def admissible(candidate: Candidate) -> bool:
+        reach = CLOSE_TO_NOTHING if candidate.kind == MAJORITY else CLOSE
+        close = scores[best.name] - scores[candidate.name] <= reach
+        return candidate is best or (close and _beats_cheaper(candidate, worse, aligned))
+
+    chosen = _cheapest([c for c in equals if admissible(c)], scores)
+    saves = None if chosen is best else _saving(chosen, best)
+    if saves is None and chosen.kind != MAJORITY:
+        chosen = best
+    return Choice(chosen, best, [candidate.name for candidate in equals], saves, aligned)
+
+
+def _beats_cheaper(candidate: Candidate, worse: set[str], aligned: AlignedPredictions) -> bool:
+    cheaper = {c.name for c in aligned.candidates if c.order < candidate.order} & worse
+    found = aligned.comparison.relative_to(candidate.name).differences
+    return all(d.worse for d in found if d.method in cheaper)
+
+
+def _cheapest(candidates: Sequence[Candidate], scores: dict[str, float]) -> Candidate:
+    left = list(candidates)
+    if left[0].kind == MAJORITY:
+        return left[0]
+    for cost in COSTS:
+        known = [value for c in left if (value := c.costs[cost]) is not None]
+        if known:
+            limit = min(known) * MUCH_CHEAPER
+            left = [c for c in left if (value := c.costs[cost]) is None or value <= limit]
+    return max(left, key=lambda candidate: scores[candidate.name])  # the first, so the cheapest
+
+
+def _saving(chosen: Candidate, best: Candidate) -> str | None:
+    """Return the first cost by which one is clearly cheaper than the other."""
+    for cost in COSTS:
+        own, other = chosen.costs[cost], best.costs[cost]
+        if own is not None and other is not None and own * MUCH_CHEAPER < other:
+            return cost
+    return None
+
+
+def nearest_miss(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
+    """Return the candidate whose largest excess over a limit is smallest; unknown costs are last.
+
+    Of equal ones the one with more labels is taken, then the cheaper.
+    """
+
+    def excess(candidate: Candidate) -> tuple[float, int, tuple[object, ...]]:
+        ratios = [np.inf if r is None else r for r in limits.exceeded(candidate).values()]
+        return (max(ratios, default=0.0), -candidate.size, candidate.order)
+
+    return min(candidates, key=excess)

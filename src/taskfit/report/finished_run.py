@@ -1,0 +1,168 @@
+"""A finished run of a comparison, read back from its folder: settings, record, predictions.
+
+Legend: N examples, L labels.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from taskfit.data.examples import SEVERAL
+from taskfit.errors import CheckpointError
+from taskfit.files import read_jsonl
+from taskfit.methods.table import METHODS
+from taskfit.runs.predictions import renamed_columns
+from taskfit.runs.records import RunResult
+from taskfit.settings import RunSettings
+from taskfit.settings_file import load_settings
+from taskfit.stats.metrics import FloatArray, IntArray
+
+HISTORY_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What a run answered on an evaluation set.
+
+    Attributes:
+        ids: Ids of the examples, N.
+        texts: Their texts, columns joined by ` / `, N.
+        classes: What an answer may be: a label, or a set of labels joined by `|` where a text may
+            have several; of these sets only those that occur.
+        gold: Right answers by index, (N,).
+        predicted: Answers by index, -1 where there was none, (N,).
+        probabilities: Of every label, a row of NaN where there was no answer, (N, L).
+    """
+
+    ids: list[str]
+    texts: list[str]
+    classes: Sequence[str]
+    gold: IntArray
+    predicted: IntArray
+    probabilities: FloatArray
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Return whether each answer is right, (N,)."""
+        return np.equal(self.predicted, self.gold)
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A finished run of a comparison.
+
+    Attributes:
+        folder: Its folder.
+        result: Its record.
+    """
+
+    folder: Path
+    result: RunResult
+
+    @cached_property
+    def settings(self) -> RunSettings:
+        """Return its settings."""
+        return load_settings(self.folder / "settings.yaml")
+
+    @cached_property
+    def flat_settings(self) -> dict[str, Any]:
+        """Return its settings as `section.key` -> value."""
+        flat: dict[str, Any] = {}
+        for section, values in self.settings.model_dump().items():
+            if isinstance(values, Mapping):
+                flat |= {f"{section}.{key}": value for key, value in values.items()}
+            else:
+                flat[section] = values
+        return flat
+
+    @cached_property
+    def task(self) -> dict[str, Any]:
+        """Return its task as the classifier's file holds it."""
+        saved = json.loads((self.folder / "classifier.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = saved["task"]
+        return found
+
+    @property
+    def name(self) -> str:
+        """Return the method's name in tables."""
+        return self.result.name
+
+    @property
+    def seed(self) -> int:
+        """Return the draw."""
+        return self.result.seed
+
+    @cached_property
+    def size(self) -> int:
+        """Return how many labelled examples the run was allowed to use; 0 if it sees none."""
+        allowed, method = self.settings.data.num_train, self.settings.method
+        # Nearest demonstrations are looked up for every text, so none stands in the record.
+        shown = (
+            method.demonstrations == "nearest"
+            if method.num_demonstrations is None
+            else method.num_demonstrations > 0
+        )
+        used = self.result.num_demonstrations
+        learns = METHODS[method.name].learns or method.calibration == "batch"
+        if not (learns or shown or used):
+            return 0
+        # Without a limit it is the whole set: what was trained on, and what stands in the prompt.
+        return self.result.num_train + used if allowed is None else allowed
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the records of its training; empty without training."""
+        path = self.folder / HISTORY_FILE
+        return read_jsonl(path) if path.is_file() else []
+
+    def predictions(self, evaluation: str) -> Predictions:
+        """Read what it answered on an evaluation set.
+
+        Raises:
+            CheckpointError: If its file is missing or does not fit the result.
+        """
+        path = self.folder / "predictions" / f"{evaluation}.parquet"
+        record = self.result.evaluations[evaluation]
+        try:
+            table = pd.read_parquet(path)
+            gold = table["gold"].astype(str).tolist()
+            answers = [None if pd.isna(answer) else str(answer) for answer in table["predicted"]]
+            classes: Sequence[str] = record.labels
+            if record.multi_label:
+                gold = [_in_order(answer, classes) for answer in gold]
+                answers = [a if a is None else _in_order(a, classes) for a in answers]
+                classes = list(dict.fromkeys([*gold, *(a for a in answers if a is not None)]))
+            index: dict[str | None, int] = {name: place for place, name in enumerate(classes)}
+            return Predictions(
+                ids=table["id"].astype(str).tolist(),
+                texts=self._texts(table),
+                classes=classes,
+                gold=np.array([index[answer] for answer in gold], np.int64),
+                predicted=np.array([index.get(answer, -1) for answer in answers], np.int64),
+                probabilities=table[[f"p_{name}" for name in record.labels]].to_numpy(np.float64),
+            )
+        except (OSError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error!r}. Delete the run's folder and run the comparison "
+                "again; finished runs are kept."
+            ) from error
+
+    def _texts(self, table: pd.DataFrame) -> list[str]:
+        labels = [label for e in self.result.evaluations.values() for label in e.labels]
+        columns = self.task["text"]
+        renamed = renamed_columns(columns, labels)
+        present = [name for c in columns if (name := renamed.get(c, c)) in table]
+        rows = table[present].astype(str).itertuples(index=False, name=None)
+        return [" / ".join(row) for row in rows]
+
+
+def _in_order(answer: str, labels: Sequence[str]) -> str:
+    """Return a set of labels as predictions are written, in the order of the labels."""
+    chosen = set(answer.split(SEVERAL))
+    return SEVERAL.join(label for label in labels if label in chosen)
