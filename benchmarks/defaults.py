@@ -49,7 +49,8 @@ from peers import Job as PeerJob
 from peers import child_environment, run_job
 from taskfit.files import write_json_atomic, write_text_atomic
 from taskfit.models.encoder_weights import packaged_encoder_folder
-from taskfit.runs import RunResult, fit
+from taskfit.runs.fit import fit
+from taskfit.runs.records import RunResult
 from taskfit.settings import MethodSettings
 from taskfit.settings_file import load_settings, merge_settings
 

@@ -18,7 +18,9 @@ import torch
 from machine import describe
 from recipe import BATCH, encode, timed
 from taskfit.methods.label_words import LabelWordLoss
-from taskfit.models import add_adapter, first_trained_layer, load_model, trainable_parameters
+from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.frozen_depth import first_trained_layer
+from taskfit.models.load import load_model
 from taskfit.settings import AdapterSettings, ModelSettings, TrainingSettings
 from taskfit.tasks import EncodedExample
 from taskfit.training.optim import MasterOptimizer

@@ -20,8 +20,9 @@ import numpy as np
 from machine import describe
 from peer_hflm import hflm_scores
 from taskfit.data import Example, guess_columns, label_names, load_builtin, read_table, to_examples
-from taskfit.methods import LabelScorer, candidate_log_probs
-from taskfit.models import load_model, packaged_folder
+from taskfit.methods.scoring import LabelScorer, candidate_log_probs
+from taskfit.models.load import load_model
+from taskfit.models.packaged import packaged_folder
 from taskfit.settings import ModelSettings
 from taskfit.tasks import PromptEncoder, Task, choose_demonstrations, load_task, task_from_columns
 

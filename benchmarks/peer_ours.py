@@ -31,12 +31,12 @@ def run_ours(
     """
     with clock.measure("load"):
         from taskfit.data import Example
-        from taskfit.methods.table import METHODS
-        from taskfit.models import load_model
-        from taskfit.runs import fit
+        from taskfit.models.load import load_model
+        from taskfit.runs.fit import fit
+        from taskfit.settings import MethodSettings
         from taskfit.settings_file import load_settings
 
-        needs_model = METHODS[method["name"]].needs_model
+        needs_model = MethodSettings(**method).reads_model
         flags = {
             "seed": options.seed,
             "data": {

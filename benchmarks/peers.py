@@ -33,8 +33,8 @@ from peer_prepare import DATA_SETS, is_present, write_data
 from peer_table import compare, evaluate_job, page, slug
 from taskfit.data import cache_folder
 from taskfit.files import write_json_atomic, write_text_atomic
-from taskfit.models import packaged_folder
 from taskfit.models.encoder_weights import packaged_encoder_folder
+from taskfit.models.packaged import packaged_folder
 
 SETS = ["sentiment:64", "sentiment:256", "sentiment:1024", "cola:1024", "banking77:8"]
 OTHER_SETS = [name for name in SETS if name != "banking77:8"]

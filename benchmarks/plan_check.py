@@ -29,15 +29,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from machine import describe
 from taskfit.methods.scoring import token_log_probs
 from taskfit.methods.sft import sequence_log_probs
-from taskfit.models import (
-    LoadedModel,
-    TreeModel,
-    add_adapter,
-    enable_gradient_checkpointing,
-    first_trained_layer,
-    load_model,
-    trainable_parameters,
-)
+from taskfit.models.adapters import add_adapter, enable_gradient_checkpointing, trainable_parameters
+from taskfit.models.frozen_depth import first_trained_layer
+from taskfit.models.load import LoadedModel, load_model
+from taskfit.models.tree_model import TreeModel
 from taskfit.plan.cards import find_card
 from taskfit.plan.plan import config_of, make_plan
 from taskfit.plan.tokens import LabelWorkload, Workload, made_workload

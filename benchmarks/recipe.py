@@ -27,8 +27,11 @@ from sklearn.metrics import matthews_corrcoef
 from machine import describe, matmul_rate
 from peer_recipe import PeerRecipe
 from taskfit.data import load_builtin
-from taskfit.methods import LabelScorer, LabelWordLoss
-from taskfit.models import add_adapter, load_model, packaged_folder, trainable_parameters
+from taskfit.methods.label_words import LabelWordLoss
+from taskfit.methods.scoring import LabelScorer
+from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.load import load_model
+from taskfit.models.packaged import packaged_folder
 from taskfit.settings import AdapterSettings, ModelSettings, TrainingSettings
 from taskfit.tasks import EncodedExample, PromptEncoder, choose_demonstrations, load_task
 from taskfit.training.loop import step_seed

@@ -29,7 +29,7 @@ import numpy as np
 
 from taskfit.data.instructions import Conversation, InstructionRow, read_instructions
 from taskfit.data.messages import Message
-from taskfit.models import packaged_folder
+from taskfit.models.packaged import packaged_folder
 from taskfit.tasks.chat import ChatEncoder, find_template
 
 RATE = 2e-4
@@ -107,12 +107,15 @@ def our_run(
     from taskfit.methods.adapted import AdaptedModel
     from taskfit.methods.dpo import DpoLoss
     from taskfit.methods.sft import SftLoss
-    from taskfit.models import load_model
+    from taskfit.models.load import load_model
     from taskfit.runs.tuning.measure import pair_log_probs
     from taskfit.runs.tuning.model import TunedModel
     from taskfit.screen import SilentScreen
     from taskfit.settings_file import settings_from_dict
-    from taskfit.training import Checkpoints, MemoryAccount, TrainingJob, TrainingLog, train
+    from taskfit.training.checkpoint import Checkpoints
+    from taskfit.training.log import TrainingLog
+    from taskfit.training.loop import TrainingJob, train
+    from taskfit.training.memory import MemoryAccount
 
     training = {"learning_rate": RATE, "batch_size": options.batch, "epochs": 1, "keep": "last"}
     training |= {"warmup_fraction": 0.0, "save_every_steps": 10**6, "tensorboard": False}

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 import tiny
-from taskfit.models import LoadedModel, TreeModel
+from taskfit.models.load import LoadedModel
+from taskfit.models.tree_model import TreeModel
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 transformers_logging.set_verbosity_error()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from taskfit.runs import RunResult
+from taskfit.runs.records import RunResult
 from taskfit.stats import Evaluation, evaluate_probabilities
 
 

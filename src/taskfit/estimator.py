@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, DataError
 from taskfit.report.pages import write_page
-from taskfit.runs import Classifier
+from taskfit.runs.classifier import Classifier
 from taskfit.search.search_and_fit import search_and_fit
 from taskfit.settings_file import load_settings
 

@@ -110,3 +110,21 @@ class MethodSettings(Section):
     def word_loss(self) -> Literal["labels", "vocabulary", "branches"]:
         """Return what the loss of label words is over, with the method's default filled in."""
         return self.loss or ("branches" if self.name == "label_words" else "labels")
+
+    @property
+    def reads_model(self) -> bool:
+        """Return whether a causal language model must be loaded."""
+        if self.name == "probe":
+            return self.features in ("model", "both")
+        if self.name == "knn":
+            return self.retriever == "model"
+        return self.name not in ("majority", "tfidf", "encoder", "remote")
+
+    @property
+    def shows_demonstrations(self) -> bool:
+        """Return whether demonstrations stand in a prompt, and so are taken out of training."""
+        if self.name in ("probe", "knn"):
+            return self.prompt and self.reads_model
+        if self.name == "head":
+            return self.prompt
+        return self.name not in ("majority", "tfidf", "encoder")

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 import tiny
 from taskfit.files import read_jsonl
-from taskfit.runs import Classifier
+from taskfit.runs.classifier import Classifier
 
 RESULT_KEYS = {
     *("method", "weights", "model", "num_train", "seed", "evaluations", "duration_seconds"),

@@ -63,7 +63,11 @@ def arguments_of(kind: str, model: Path, encoder: Path) -> list[str]:
         sets += ["tuning.num_samples=1", "tuning.max_new_tokens=2", "tuning.chat_template=plain"]
     else:
         sets += ["method.retriever=model", f"method.encoder={encoder}"]
-        sets += ["remote.base_url=http://127.0.0.1:9/v1", "remote.model=none"]
+        sets += [
+            "remote.base_url=http://127.0.0.1:9/v1",
+            "remote.model=none",
+            "remote.max_retries=0",
+        ]
     if kind == "auto":
         sets.append(f"method.blend=[model, {encoder}]")
     end = f"-{kind}.jsonl" if kind in TUNING else ".csv"

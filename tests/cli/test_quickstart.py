@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from taskfit.errors import DataError
-from taskfit.models import packaged_folder
+from taskfit.models.packaged import packaged_folder
 
 
 @pytest.mark.model

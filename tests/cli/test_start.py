@@ -3,8 +3,12 @@
 import subprocess
 import sys
 from importlib import metadata
+from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoTokenizer
+
+from taskfit.models.packaged import packaged_folder, packaged_tokenizer
 
 CODE = """
 import sys
@@ -70,3 +74,30 @@ def test_a_wrong_command_line_is_refused_without_heavy_imports(
     assert code == 2, err
     assert message in " ".join(err.split())
     assert out.endswith("imported:\n")
+
+
+def test_predictions_of_a_run_without_a_model_never_load_pytorch(shell: Any) -> None:
+    code, _, err = shell("fit", "--data", "train.csv", "--method", "tfidf", "--out", "run")
+    assert code == 0, err
+    code, out, err = start("predict", "run", "test.csv", "-o", "labelled.csv")
+    assert code == 0, err
+    assert out.endswith("imported: pandas\n")
+
+
+@pytest.mark.model
+def test_an_inspection_with_a_packaged_model_never_loads_pytorch(shell: Any) -> None:
+    code, out, err = start("inspect", "--data", "train.csv")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "imported: pandas transformers"
+
+
+@pytest.mark.model
+def test_a_packaged_tokenizer_is_the_one_that_a_run_reads() -> None:
+    found, limit = packaged_tokenizer("smollm2-135m")
+    folder = packaged_folder("smollm2-135m")
+    expected = AutoTokenizer.from_pretrained(folder)
+    assert type(found) is type(expected)
+    assert found.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
+    assert found.special_tokens_map == expected.special_tokens_map
+    assert found.chat_template == expected.chat_template
+    assert limit == AutoConfig.from_pretrained(folder).max_position_embeddings

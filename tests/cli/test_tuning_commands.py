@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskfit.files import read_jsonl
-from taskfit.runs import fit
+from taskfit.runs.fit import fit
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.settings_file import load_settings
 

@@ -42,7 +42,8 @@ from taskfit.export.push import plan_upload, push
 from taskfit.methods.head import Head
 from taskfit.methods.label_words import LabelWords
 from taskfit.methods.method import MethodContext
-from taskfit.models import LoadedModel, TreeModel
+from taskfit.models.load import LoadedModel
+from taskfit.models.tree_model import TreeModel
 from taskfit.runs.classifier import ARRAYS, Calibration, Classifier
 from taskfit.runs.fit import fit
 from taskfit.settings import RunSettings

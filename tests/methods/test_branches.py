@@ -9,9 +9,12 @@ import torch
 import tiny
 from taskfit.data import Example
 from taskfit.errors import PromptError
-from taskfit.methods import LabelScorer, LabelWordLoss, apply_prior
 from taskfit.methods.branches import BranchWords, LabelTree
-from taskfit.models import LoadedModel, add_adapter
+from taskfit.methods.calibration import apply_prior
+from taskfit.methods.label_words import LabelWordLoss
+from taskfit.methods.scoring import LabelScorer
+from taskfit.models.adapters import add_adapter
+from taskfit.models.load import LoadedModel
 from taskfit.settings import AdapterSettings
 from taskfit.tasks import Label, PromptEncoder, Task, task_from_columns
 

@@ -10,11 +10,12 @@ from torch.nn import functional
 
 import tiny
 from taskfit.data import Example
-from taskfit.methods import LabelScorer
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.distill import DistillItem, DistillLoss, divergence
+from taskfit.methods.scoring import LabelScorer
 from taskfit.methods.teacher import Redraw, Teacher, student_task
-from taskfit.models import LoadedModel, add_adapter, trainable_parameters
+from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.load import LoadedModel
 from taskfit.settings import AdapterSettings
 from taskfit.tasks import Label, PromptEncoder, Task, task_from_columns
 

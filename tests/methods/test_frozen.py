@@ -19,7 +19,9 @@ from taskfit.methods.method import MethodContext, MethodState
 from taskfit.methods.probe import Probe
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, add_adapter, count_parameters
+from taskfit.models.adapters import add_adapter
+from taskfit.models.load import LoadedModel
+from taskfit.models.quantize import count_parameters
 from taskfit.settings import AdapterSettings, MethodSettings
 from taskfit.settings_file import load_settings
 from taskfit.tasks import Task, task_from_columns
@@ -279,7 +281,7 @@ def test_a_probe_of_several_labels_reads_an_encoder(loaded: LoadedModel, feature
 def test_a_probe_needs_a_language_model_exactly_if_it_reads_one() -> None:
     for name, reads in (("model", True), ("both", True), ("minilm", False), ("a/b", False)):
         settings = MethodSettings(name="probe", features=name)
-        assert Probe.reads_model(settings) is reads
-        assert Probe.shows_demonstrations(settings) is reads
-        assert not Probe.shows_demonstrations(settings.model_copy(update={"prompt": False}))
+        assert settings.reads_model is reads
+        assert settings.shows_demonstrations is reads
+        assert not settings.model_copy(update={"prompt": False}).shows_demonstrations
     assert MethodSettings(name="probe").features == "model"

@@ -9,7 +9,7 @@ from taskfit.methods.head import PROBE_SHARE, Head
 from taskfit.methods.label_words import LabelWords
 from taskfit.methods.method import MethodContext
 from taskfit.methods.probe import Probe
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.settings_file import load_settings
 from taskfit.tasks import Task, task_from_columns
 

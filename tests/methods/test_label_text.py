@@ -11,7 +11,7 @@ import tiny
 from taskfit.errors import PromptError
 from taskfit.methods.label_text import LabelText, greedy_path
 from taskfit.methods.method import MethodContext
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.settings_file import load_settings
 from taskfit.tasks import Label, parse_answer, task_from_columns
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import tiny
-from taskfit.methods import LabelScorer, LabelWordLoss
+from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.question_method import QuestionMethod
 from taskfit.methods.questions import QuestionItem, QuestionLoss
-from taskfit.models import LoadedModel, add_adapter
+from taskfit.methods.scoring import LabelScorer
+from taskfit.models.adapters import add_adapter
+from taskfit.models.load import LoadedModel
 from taskfit.settings import AdapterSettings
 from taskfit.settings_file import load_settings
 from taskfit.tasks.question_files import questionnaire_from_dict

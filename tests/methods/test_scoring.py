@@ -9,15 +9,12 @@ import torch
 
 import tiny
 from taskfit.data import Example
-from taskfit.methods import (
-    LabelScorer,
-    LabelWordLoss,
-    apply_prior,
-    candidate_log_probs,
-    content_free_prior,
-    text_prior,
-)
-from taskfit.models import LoadedModel, TreeModel, add_adapter
+from taskfit.methods.calibration import apply_prior, content_free_prior, text_prior
+from taskfit.methods.label_words import LabelWordLoss
+from taskfit.methods.scoring import LabelScorer, candidate_log_probs
+from taskfit.models.adapters import add_adapter
+from taskfit.models.load import LoadedModel
+from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings
 from taskfit.tasks import Label, PromptEncoder, Task, task_from_columns
 from taskfit.tree import TokenTree

@@ -17,7 +17,8 @@ from taskfit.data.instructions import Conversation, Preference
 from taskfit.data.messages import Message
 from taskfit.methods.dpo import DpoLoss, dpo_loss
 from taskfit.methods.sft import SftLoss, sequence_log_probs, share_of_tokens_saved
-from taskfit.models import LoadedModel, add_adapter, trainable_parameters
+from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.load import LoadedModel
 from taskfit.settings import AdapterSettings
 from taskfit.tasks.chat import ChatEncoder, EncodedPreference, EncodedText, find_template
 

@@ -8,15 +8,15 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from taskfit.errors import CheckpointError
-from taskfit.models import (
-    LoadedModel,
-    TreeModel,
+from taskfit.models.adapters import (
+    CpuDropout,
     add_adapter,
     load_adapter,
     save_weights,
     trainable_parameters,
 )
-from taskfit.models.adapters import CpuDropout
+from taskfit.models.load import LoadedModel
+from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings
 from taskfit.tree import TokenTree
 

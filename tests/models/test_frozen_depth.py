@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from taskfit.errors import SettingsError
-from taskfit.models import LoadedModel, TreeModel, add_adapter, first_trained_layer, save_weights
-from taskfit.models import trainable_parameters as trainable
-from taskfit.models.frozen_depth import sequence_keys
+from taskfit.models.adapters import add_adapter, save_weights
+from taskfit.models.adapters import trainable_parameters as trainable
+from taskfit.models.frozen_depth import first_trained_layer, sequence_keys
+from taskfit.models.load import LoadedModel
+from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings
 from taskfit.tree import TokenTree
 

@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from taskfit.errors import ModelError, SettingsError
-from taskfit.models import load_model, resolve_device, resolve_dtype
+from taskfit.models.load import load_model, resolve_device, resolve_dtype
 from taskfit.settings import ModelSettings
 
 

@@ -12,20 +12,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import tiny
 from taskfit.errors import ModelError, SettingsError
-from taskfit.models import (
-    LoadedModel,
-    TreeModel,
+from taskfit.models.adapters import (
+    CpuDropout,
     add_adapter,
+    enable_gradient_checkpointing,
     load_adapter,
-    load_model,
     save_weights,
     trainable_parameters,
     weight_bytes,
 )
-from taskfit.models.adapters import CpuDropout, enable_gradient_checkpointing
 from taskfit.models.frozen_depth import decoder_layers
-from taskfit.models.load import dtype_reason, resolve_dtype
+from taskfit.models.load import LoadedModel, dtype_reason, load_model, resolve_dtype
 from taskfit.models.quantize import count_parameters, four_bit_layers, require_bitsandbytes
+from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, ModelSettings
 from taskfit.tree import TokenTree
 

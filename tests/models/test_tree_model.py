@@ -9,8 +9,8 @@ from transformers import BertConfig, BloomConfig, MambaConfig, PreTrainedModel, 
 
 import tiny
 from taskfit.errors import ModelError
-from taskfit.models import TreeModel
 from taskfit.models.attention import tree_attention
+from taskfit.models.tree_model import TreeModel
 from taskfit.tree import TokenTree
 
 VOCABULARY = 61

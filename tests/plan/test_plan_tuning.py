@@ -12,13 +12,9 @@ from transformers import AutoConfig, PretrainedConfig
 import tiny
 from taskfit.errors import PromptError, SettingsError
 from taskfit.methods.sft import tokens_to_run
-from taskfit.models import (
-    TreeModel,
-    add_adapter,
-    enable_gradient_checkpointing,
-    load_model,
-    trainable_parameters,
-)
+from taskfit.models.adapters import add_adapter, enable_gradient_checkpointing, trainable_parameters
+from taskfit.models.load import load_model
+from taskfit.models.tree_model import TreeModel
 from taskfit.plan.cards import Card, find_card
 from taskfit.plan.plan import Plan, make_plan
 from taskfit.plan.simulate import Allocations

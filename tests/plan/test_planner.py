@@ -11,24 +11,24 @@ from transformers import AutoConfig, PretrainedConfig
 import tiny
 from taskfit.data import Example
 from taskfit.errors import ModelError, SettingsError
-from taskfit.methods import LabelWordLoss
-from taskfit.models import (
-    TreeModel,
+from taskfit.methods.label_words import LabelWordLoss
+from taskfit.models.adapters import (
     add_adapter,
-    count_parameters,
     enable_gradient_checkpointing,
-    load_model,
     trainable_parameters,
     weight_bytes,
 )
 from taskfit.models.frozen_depth import StateStore
+from taskfit.models.load import load_model
+from taskfit.models.quantize import count_parameters
+from taskfit.models.tree_model import TreeModel
 from taskfit.plan.cards import Card, find_card
 from taskfit.plan.model import meta_model, prepare_weights
 from taskfit.plan.plan import Plan, make_plan
 from taskfit.plan.shapes import KNOWN_SHAPES, find_config, known_config
 from taskfit.plan.simulate import Allocations
 from taskfit.plan.tokens import made_workload, real_workload
-from taskfit.runs import fit
+from taskfit.runs.fit import fit
 from taskfit.settings import AdapterSettings, ModelSettings, RunSettings, TrainingSettings
 from taskfit.settings_file import settings_from_dict
 from taskfit.training.length import sees_texts_again
@@ -342,7 +342,7 @@ def test_half_the_layers_need_less_memory_and_time_than_all(
 
 def test_frozen_layers_run_once_for_several_epochs_else_in_each_step() -> None:
     again, once, not_kept = (
-        plan(adapter=adapter, training={"epochs": epochs})
+        plan(adapter={"layers": "half", **adapter}, training={"epochs": epochs})
         for adapter, epochs in (({}, 1), ({}, 3), ({"cache_gigabytes": None}, 3))
     )
     count, tokens = again.memory.count, again.memory.epoch.num_unique

@@ -21,7 +21,7 @@ from taskfit.report.run_page import (
     report_run,
     write_report,
 )
-from taskfit.runs import RunResult, write_results_csv
+from taskfit.runs.records import RunResult, write_results_csv
 from taskfit.stats import evaluate_probabilities
 from tiny_records import evaluation, run_result
 

@@ -10,10 +10,13 @@ import pytest
 
 import tiny
 from taskfit.errors import ModelError, SettingsError
-from taskfit.models import adapters_off, add_adapter, load_model
+from taskfit.models.adapters import adapters_off, add_adapter
+from taskfit.models.load import load_model
 from taskfit.report.pages import write_page
-from taskfit.runs import Classifier, fit, predict_file
 from taskfit.runs.blending import choose_weights
+from taskfit.runs.classifier import Classifier
+from taskfit.runs.fit import fit
+from taskfit.runs.predict import predict_file
 from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
 from taskfit.settings import AdapterSettings

@@ -10,7 +10,8 @@ import tiny
 from taskfit.data import Example
 from taskfit.errors import DataError, SettingsError, TaskfitError
 from taskfit.methods.table import METHODS
-from taskfit.runs import Classifier, fit
+from taskfit.runs.classifier import Classifier
+from taskfit.runs.fit import fit
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from tiny_screens import Killed, NotingScreen

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from taskfit.files import read_jsonl
 from taskfit.models.frozen_depth import FrozenDepth
-from taskfit.runs import fit
+from taskfit.runs.fit import fit
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from tiny_screens import Killed, NotingScreen

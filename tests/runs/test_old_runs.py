@@ -14,7 +14,8 @@ import pytest
 
 from taskfit.export.export import export_run
 from taskfit.report.pages import write_page
-from taskfit.runs import RunResult, evaluate_file, predict_file
+from taskfit.runs.predict import evaluate_file, predict_file
+from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-4c6323a"

@@ -16,10 +16,12 @@ from taskfit.data import Example
 from taskfit.errors import CheckpointError, DataError, SettingsError, TaskfitError
 from taskfit.files import write_json_atomic
 from taskfit.report.pages import write_page
-from taskfit.runs import FittedRun, RunResult, evaluate_file, fit, predict_file
+from taskfit.runs.fit import FittedRun, fit
 from taskfit.runs.load import load_run
+from taskfit.runs.predict import evaluate_file, predict_file
 from taskfit.runs.questions.classifier import QuestionClassifier, level_metrics
 from taskfit.runs.questions.data import prepare_questions, read_answered
+from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings

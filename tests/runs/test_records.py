@@ -11,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskfit.errors import CheckpointError
-from taskfit.runs import RunResult, write_results_csv
-from taskfit.runs.records import describe_machine, library_versions, result_rows
+from taskfit.runs.records import (
+    RunResult,
+    describe_machine,
+    library_versions,
+    result_rows,
+    write_results_csv,
+)
 from taskfit.stats import Evaluation
 from tiny_records import evaluation, run_result
 

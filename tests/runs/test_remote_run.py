@@ -15,7 +15,8 @@ from chat_server import ChatServer, answer, error
 
 import tiny
 from taskfit.errors import TaskfitError
-from taskfit.runs import Classifier, fit
+from taskfit.runs.classifier import Classifier
+from taskfit.runs.fit import fit
 from taskfit.settings_file import load_settings
 
 EXAMPLES = tiny.toy_examples(8)

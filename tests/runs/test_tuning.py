@@ -17,9 +17,9 @@ from taskfit.data.instructions import read_instructions
 from taskfit.data.messages import Message
 from taskfit.errors import TaskfitError
 from taskfit.files import read_jsonl, write_json_atomic
-from taskfit.models import load_model
+from taskfit.models.load import load_model
 from taskfit.report.pages import write_page
-from taskfit.runs import FittedRun, fit
+from taskfit.runs.fit import FittedRun, fit
 from taskfit.runs.tuning.generate import generate_file
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of

@@ -12,8 +12,8 @@ import pytest
 import tiny
 from taskfit.data import Example
 from taskfit.errors import SettingsError
-from taskfit.methods import LabelScorer
-from taskfit.models import LoadedModel
+from taskfit.methods.scoring import LabelScorer
+from taskfit.models.load import LoadedModel
 from taskfit.screen import SilentScreen
 from taskfit.search import wording_scores as prompt_scoring
 from taskfit.search.wordings import (

@@ -27,9 +27,10 @@ from taskfit.cli.main import main
 from taskfit.cli.screen import RichScreen
 from taskfit.errors import SettingsError, TaskfitError
 from taskfit.files import read_jsonl
-from taskfit.methods import LabelWordLoss
-from taskfit.models import LoadedModel, resolve_device
-from taskfit.runs import Classifier, fit
+from taskfit.methods.label_words import LabelWordLoss
+from taskfit.models.load import LoadedModel, resolve_device
+from taskfit.runs.classifier import Classifier
+from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings

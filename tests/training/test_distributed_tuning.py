@@ -11,7 +11,7 @@ from test_distributed import FULL, SHARDED, fit_together, steps, weights
 
 import tiny
 from taskfit.files import read_jsonl
-from taskfit.runs import fit
+from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskfit.training import TrainingLog
+from taskfit.training.log import TrainingLog
 
 STEP = {"kind": "step", "step": 1, "loss": 0.5}
 

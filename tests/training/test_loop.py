@@ -14,20 +14,18 @@ import torch
 import tiny
 from taskfit.errors import CheckpointError, TrainingError
 from taskfit.files import read_jsonl
-from taskfit.methods import LabelScorer, LabelWordLoss, apply_prior
-from taskfit.models import LoadedModel, TreeModel, add_adapter, trainable_parameters
+from taskfit.methods.calibration import apply_prior
+from taskfit.methods.label_words import LabelWordLoss
+from taskfit.methods.scoring import LabelScorer
+from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.load import LoadedModel
+from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.tasks import EncodedExample, PromptEncoder, task_from_columns
-from taskfit.training import (
-    Checkpoints,
-    MemoryAccount,
-    TrainingJob,
-    TrainingLog,
-    TrainingState,
-    Validation,
-    train,
-)
-from taskfit.training.loop import count_steps, is_worse
+from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training.log import TrainingLog
+from taskfit.training.loop import TrainingJob, Validation, count_steps, is_worse, train
+from taskfit.training.memory import MemoryAccount
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
 from tiny_screens import Killed
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from taskfit.errors import ModelError, TrainingError
-from taskfit.models import TreeModel, add_adapter, trainable_parameters
+from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.training import optim
 from taskfit.training.optim import MasterOptimizer

@@ -16,7 +16,8 @@ import tiny
 from taskfit.errors import SettingsError
 from taskfit.files import read_jsonl
 from taskfit.report.pages import write_page
-from taskfit.runs import RunResult, fit
+from taskfit.runs.fit import fit
+from taskfit.runs.records import RunResult
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.training.trackers import Tracker, Trackers, flat_settings, numbers, open_trackers

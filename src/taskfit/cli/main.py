@@ -137,7 +137,7 @@ def fit(
     from taskfit.cli.screen import RichScreen, baselines_table, results_table
     from taskfit.report.pages import write_page
     from taskfit.search.search_and_fit import search_and_fit
-    from taskfit.training import is_main, process_group
+    from taskfit.training.distributed import is_main, process_group
 
     with process_group(folder, settings) as place:
         # Under torchrun, only the main process speaks.
@@ -173,7 +173,7 @@ def evaluate(
 ) -> None:
     """Measure a finished run on another labelled table; adds it to the run's results."""
     from taskfit.cli.screen import RichScreen, evaluation_cells
-    from taskfit.runs import evaluate_file
+    from taskfit.runs.predict import evaluate_file
 
     console = Console()
     called = name or Path(data).name.split(".")[0]
@@ -221,7 +221,7 @@ def predict(
     asked = parse_options(options or [])
 
     from taskfit.cli.screen import RichScreen
-    from taskfit.runs import predict_file
+    from taskfit.runs.predict import predict_file
 
     console = Console()
     found = predict_file(

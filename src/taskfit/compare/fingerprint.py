@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from taskfit.data import BUILTIN_NAMES
-from taskfit.methods.table import METHODS
 from taskfit.runs.prepare import fingerprint
 from taskfit.runs.sources import read_builtin, read_source
 from taskfit.settings import RunSettings
@@ -37,7 +36,7 @@ def identity(settings: RunSettings, *, defaults: bool = False) -> dict[str, Any]
         defaults: Whether to include those that have their default value.
     """
     left_out = dict(NO_PART)
-    if not METHODS[settings.method.name].reads_model(settings.method):
+    if not settings.method.reads_model:
         left_out["model"] = NO_PART["model"] | MODEL_NAME
     return settings.model_dump(mode="json", exclude=left_out, exclude_defaults=not defaults)
 

@@ -212,9 +212,10 @@ class _Cell:
             update["data"] = settings.data.model_copy(update={"num_train": size})
         # Checked again, as a grid file may hold any value as size or seed.
         settings = settings_from_dict(settings.model_copy(update=update).model_dump(warnings=False))
-        reads_model = METHODS[method.name].reads_model(settings.method)
         slug = _slug(
-            f"{self.name} {settings.model.name.rsplit('/', 1)[-1]}" if reads_model else self.name
+            f"{self.name} {settings.model.name.rsplit('/', 1)[-1]}"
+            if settings.method.reads_model
+            else self.name
         )
         folder = f"{slug}-{size or 'all'}-{seed}-{prints.of(settings)}"
         return GridRun(self.name, settings, size, folder)
@@ -232,7 +233,7 @@ def _slug(text: str) -> str:
 
 def _cost(run: GridRun) -> int:
     method = run.settings.method
-    if method.name == "probe" and not METHODS["probe"].reads_model(method):
+    if method.name == "probe" and not method.reads_model:
         # As dear as the neighbours in an encoder's features.
         return COST["knn"]
     return COST.get(method.name, TRAINED_COST)

@@ -17,8 +17,8 @@ import numpy as np
 from taskfit.data.instructions import InstructionRow, Preference
 from taskfit.errors import DataError, SettingsError
 from taskfit.files import write_json_atomic
-from taskfit.models import load_model
-from taskfit.report.evidence import FinishedRun
+from taskfit.models.load import load_model
+from taskfit.report.finished_run import FinishedRun
 from taskfit.runs.classifier import SETTINGS_FILE
 from taskfit.runs.fit import fit
 from taskfit.runs.records import RESULT_FILE, RunResult

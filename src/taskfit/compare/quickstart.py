@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from taskfit.models import load_model
+from taskfit.models.load import load_model
 from taskfit.report.pages import write_page
 from taskfit.report.run_page import comparison_picture, write_report
 from taskfit.runs.fit import fit

@@ -8,7 +8,7 @@ from taskfit.compare.fingerprint import identity
 from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, load_model
+from taskfit.models.load import LoadedModel, load_model
 from taskfit.runs.classifier import SETTINGS_FILE
 from taskfit.runs.prepare import prepare_data
 from taskfit.runs.records import RESULT_FILE
@@ -110,7 +110,7 @@ class Runner:
             self._model = None
 
     def _base_model(self, settings: RunSettings) -> LoadedModel | None:
-        if not METHODS[settings.method.name].reads_model(settings.method):
+        if not settings.method.reads_model:
             return None
         quantized = settings.adapter.weights == "qlora"
         key = settings.model.model_dump_json() + (

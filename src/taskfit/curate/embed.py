@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from taskfit.curate.items import digest
 from taskfit.data.fetch import cache_folder
-from taskfit.models import resolve_device, resolve_dtype
 from taskfit.models.encoder import embed_texts, load_encoder
 from taskfit.models.fingerprint import fingerprint
+from taskfit.models.load import resolve_device, resolve_dtype
 
 Vectors = NDArray[np.float32]
 # Texts between two savings: what a killed run loses.

@@ -12,7 +12,7 @@ from taskfit.curate.items import Item, part_of
 from taskfit.data.instructions import Conversation, InstructionRow, Preference, Raw
 from taskfit.data.messages import Message
 from taskfit.errors import ModelError
-from taskfit.models.load import locate_model
+from taskfit.models.packaged import locate_model
 
 # Lower edges of the histogram's bins (tokens).
 EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

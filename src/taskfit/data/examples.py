@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
@@ -327,3 +328,8 @@ def _rows(lines: Sequence[str]) -> str:
 def class_counts(examples: Sequence[Example]) -> Counter[str]:
     """Return how many examples each label has."""
     return Counter(str(example.label) for example in examples)
+
+
+def mean_words(examples: Sequence[Example]) -> float:
+    """Return the words of a text on average, all columns together; 0 without texts."""
+    return fmean([sum(len(text.split()) for text in e.texts.values()) for e in examples] or [0.0])

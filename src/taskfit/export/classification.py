@@ -39,8 +39,7 @@ from taskfit.methods.branches import BranchWords
 from taskfit.methods.head import Head
 from taskfit.methods.label_words import LabelWords
 from taskfit.methods.tree_method import TreeMethod
-from taskfit.models import LoadedModel
-from taskfit.models.load import DTYPES
+from taskfit.models.load import DTYPES, LoadedModel
 from taskfit.runs.classifier import Classifier
 from taskfit.tasks import PromptEncoder
 

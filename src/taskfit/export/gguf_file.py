@@ -31,7 +31,8 @@ from taskfit.export.merge import (
     write_merged,
 )
 from taskfit.export.source import Source, forget, token_log_probs
-from taskfit.models import LoadedModel, count_parameters
+from taskfit.models.load import LoadedModel
+from taskfit.models.quantize import count_parameters
 
 SCRIPT = "convert_hf_to_gguf.py"
 TYPES = {

@@ -12,8 +12,8 @@ from taskfit.errors import CheckpointError
 from taskfit.export.check import Comparison, FloatArray, compare
 from taskfit.export.source import Source, forget, model_folder, widen
 from taskfit.methods.head import BIAS, WEIGHT
-from taskfit.models import LoadedModel, count_parameters
-from taskfit.models.load import DTYPES
+from taskfit.models.load import DTYPES, LoadedModel
+from taskfit.models.quantize import count_parameters
 from taskfit.runs.classifier import ARRAYS
 
 HEAD_FILE = "head.safetensors"

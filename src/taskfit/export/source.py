@@ -25,7 +25,9 @@ from taskfit.files import read_jsonl
 from taskfit.method_settings import TUNING
 from taskfit.methods.method import MethodContext, MethodState
 from taskfit.methods.table import label_method
-from taskfit.models import LoadedModel, count_parameters, load_adapter, load_model
+from taskfit.models.adapters import load_adapter
+from taskfit.models.load import LoadedModel, load_model
+from taskfit.models.quantize import count_parameters
 from taskfit.runs.classifier import (
     ADAPTER,
     ARRAYS,
@@ -38,8 +40,7 @@ from taskfit.runs.classifier import (
     settings_for_prediction,
 )
 from taskfit.runs.predictions import renamed_columns
-from taskfit.runs.records import RESULT_FILE, RunResult
-from taskfit.runs.tuning.model import FILE as TUNED_FILE
+from taskfit.runs.records import RESULT_FILE, TUNED_FILE, RunResult
 from taskfit.runs.tuning.model import TunedModel
 from taskfit.settings import RunSettings
 from taskfit.tasks import task_from_dict

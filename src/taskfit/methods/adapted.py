@@ -5,16 +5,16 @@ from pathlib import Path
 from peft import PeftModel
 from torch import nn
 
-from taskfit.models import (
-    LoadedModel,
-    TreeModel,
+from taskfit.models.adapters import (
     add_adapter,
-    count_parameters,
     enable_gradient_checkpointing,
-    first_trained_layer,
     save_weights,
     trainable_parameters,
 )
+from taskfit.models.frozen_depth import first_trained_layer
+from taskfit.models.load import LoadedModel
+from taskfit.models.quantize import count_parameters
+from taskfit.models.tree_model import TreeModel
 from taskfit.settings import RunSettings
 
 

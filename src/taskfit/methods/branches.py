@@ -21,7 +21,8 @@ from torch import Tensor
 
 from taskfit.errors import PromptError
 from taskfit.methods.scoring import JointWords, WordReader
-from taskfit.models import KeyValueCache, TreeModel
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.tree_model import TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
 from taskfit.tree import TokenTree

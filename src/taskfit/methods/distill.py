@@ -28,7 +28,8 @@ from taskfit.methods.scoring import (
 )
 from taskfit.methods.teacher import Redraw, Teacher, student_task
 from taskfit.methods.tree_method import TreeMethod, prompt_encoder
-from taskfit.models import KeyValueCache, TreeModel
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.tree_model import TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
 from taskfit.tree.build import IntArray

@@ -19,7 +19,7 @@ from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import Gather, Reference, learned_log_probs, tokens_to_run
-from taskfit.models import TreeModel
+from taskfit.models.tree_model import TreeModel
 from taskfit.tasks.chat import EncodedPreference
 from taskfit.tree.build import IntArray
 

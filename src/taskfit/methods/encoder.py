@@ -25,7 +25,6 @@ from taskfit.methods.losses import (
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, FloatArray, MethodContext, TrainedMethod
 from taskfit.methods.objective import Objective
-from taskfit.models import resolve_device
 from taskfit.models.encoder import (
     EncodedText,
     LoadedEncoder,
@@ -34,20 +33,13 @@ from taskfit.models.encoder import (
     plan_padded,
 )
 from taskfit.models.evaluation_mode import evaluation_mode
-from taskfit.models.load import DTYPES
-from taskfit.settings import MethodSettings
+from taskfit.models.load import DTYPES, resolve_device
 
 
 class Encoder(TrainedMethod):
     """Fine-tunes every weight of an encoder; texts run as padded batches of like length."""
 
-    needs_model = False
     serves_multi_label = True
-
-    @classmethod
-    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
-        """Return False: there is no prompt."""
-        return False
 
     def __init__(self, context: MethodContext) -> None:
         """Load the encoder with a new head, or with the saved one."""

@@ -21,9 +21,13 @@ from taskfit.data.fetch import cache_folder
 from taskfit.methods.method import Advance, MethodContext
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.tree_method import prompt_encoder
-from taskfit.models import KeyValueCache, TreeModel, adapters_off, count_parameters, resolve_device
+from taskfit.models.adapters import adapters_off
+from taskfit.models.attention import KeyValueCache
 from taskfit.models.encoder import embed_texts, load_encoder
 from taskfit.models.fingerprint import fingerprint
+from taskfit.models.load import resolve_device
+from taskfit.models.quantize import count_parameters
+from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.tree import TokenTree
 from taskfit.tree.build import IntArray

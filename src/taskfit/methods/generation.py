@@ -7,7 +7,8 @@ import torch
 from torch.compiler import set_stance
 from transformers import GenerationConfig, TextStreamer
 
-from taskfit.models import LoadedModel, is_out_of_memory
+from taskfit.models.load import LoadedModel
+from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.tree.build import IntArray
 
 GENERATION_TOKENS = 4096  # padded prompt tokens in one batch

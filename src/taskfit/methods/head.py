@@ -23,8 +23,7 @@ from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.probe import Probe
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.tree_method import TreeMethod
-from taskfit.models import TreeModel
-from taskfit.settings import MethodSettings
+from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample
 from taskfit.tasks.text_encoder import TextEncoder
 from taskfit.tree.build import IntArray
@@ -43,11 +42,6 @@ class Head(TreeMethod):
     """
 
     serves_multi_label = True
-
-    @classmethod
-    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
-        """Return whether there is a prompt."""
-        return settings.prompt
 
     def __init__(self, context: MethodContext) -> None:
         """Make the head."""

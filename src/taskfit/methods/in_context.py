@@ -17,7 +17,7 @@ from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, M
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.scoring import LabelScorer
 from taskfit.methods.tree_method import prompt_encoder
-from taskfit.models import count_parameters
+from taskfit.models.quantize import count_parameters
 
 
 class InContext(Method):

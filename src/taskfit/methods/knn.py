@@ -7,8 +7,7 @@ import numpy as np
 from taskfit.data import Example
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
-from taskfit.methods.retrieval import MODEL, Retriever
-from taskfit.settings import MethodSettings
+from taskfit.methods.retrieval import Retriever
 
 # Similarities are cosines; this is how much a tenth of one counts (e for each).
 SHARPNESS = 10.0
@@ -21,16 +20,6 @@ class NearestNeighbors(Method):
     """
 
     serves_multi_label = True
-
-    @classmethod
-    def reads_model(cls, settings: MethodSettings) -> bool:
-        """Return whether similarity is measured by the causal language model."""
-        return settings.retriever == MODEL
-
-    @classmethod
-    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
-        """Return whether there is a prompt."""
-        return settings.prompt and cls.reads_model(settings)
 
     def __init__(self, context: MethodContext) -> None:
         """Load what measures similarity."""

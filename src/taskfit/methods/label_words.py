@@ -15,7 +15,7 @@ from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.scoring import JointWords, LabelScorer, read_plan, sum_over_words
 from taskfit.methods.tree_method import TreeMethod, prompt_encoder
-from taskfit.models import TreeModel
+from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample
 from taskfit.tree.build import IntArray
 

@@ -17,7 +17,6 @@ from scipy.special import expit, softmax
 from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
-from taskfit.methods.losses import balanced_weights
 from taskfit.methods.softmax_fit import SoftmaxFit
 
 FloatArray = NDArray[np.float64]
@@ -113,6 +112,8 @@ def _fit(
         )
     weights = targets
     if balanced:
+        from taskfit.methods.losses import balanced_weights
+
         weights = targets * balanced_weights(targets, multi_label=False)
     classes = targets.argmax(axis=1)
     folds = _folds(classes, seed)

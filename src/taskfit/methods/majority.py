@@ -7,19 +7,12 @@ import numpy as np
 from taskfit.data import Example
 from taskfit.errors import DataError
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
-from taskfit.settings import MethodSettings
 
 
 class Majority(Method):
     """Gives every text the labels' frequencies in training."""
 
-    needs_model = False
     serves_multi_label = True
-
-    @classmethod
-    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
-        """Return False: there is no prompt."""
-        return False
 
     def __init__(self, context: MethodContext) -> None:
         """Know nothing yet."""

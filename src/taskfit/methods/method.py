@@ -11,18 +11,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from taskfit.data import Example
 from taskfit.errors import SettingsError
-from taskfit.methods.objective import Item, Objective
-from taskfit.models import LoadedModel, TreeModel
-from taskfit.settings import MethodSettings, RunSettings
+from taskfit.settings import RunSettings
 from taskfit.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from taskfit.methods.objective import Item, Objective
+    from taskfit.models.load import LoadedModel
+    from taskfit.models.tree_model import TreeModel
 
 FloatArray = NDArray[np.float64]
 Advance = Callable[[int], None]
@@ -43,12 +47,12 @@ class MethodContext:
     settings: RunSettings
     task: Task
     demonstrations: Sequence[Example]
-    model: LoadedModel | None
+    model: "LoadedModel | None"
     saved: Path | None = None
 
-    def need_model(self) -> LoadedModel:
+    def need_model(self) -> "LoadedModel":
         """Return the model of a method that has one."""
-        assert self.model is not None, "a method with needs_model got no model"
+        assert self.model is not None, "a method that reads a model got none"
         return self.model
 
 
@@ -69,24 +73,12 @@ class MethodTraits:
     """What every row of the table of methods says of itself, before there is data or a model.
 
     Attributes:
-        needs_model: Whether it reads a causal language model; see `reads_model`.
         serves_multi_label: Whether a text may have several labels.
         learns: Whether it needs labelled training examples, beyond its demonstrations.
     """
 
-    needs_model: ClassVar[bool] = True
     serves_multi_label: ClassVar[bool] = False
     learns: ClassVar[bool] = True
-
-    @classmethod
-    def reads_model(cls, settings: MethodSettings) -> bool:
-        """Return whether a causal language model must be loaded under these settings."""
-        return cls.needs_model
-
-    @classmethod
-    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
-        """Return whether demonstrations stand in a prompt, and so are taken out of training."""
-        return True
 
 
 class Method(MethodTraits, ABC):
@@ -163,24 +155,24 @@ class TrainedMethod(Method):
 
     @property
     @abstractmethod
-    def module(self) -> nn.Module:
+    def module(self) -> "nn.Module":
         """Return the model in training."""
 
     @property
-    def tree(self) -> TreeModel | None:
+    def tree(self) -> "TreeModel | None":
         """Return what runs its token trees; None: it has none."""
         return None
 
     @abstractmethod
-    def make_trainable(self) -> dict[str, nn.Parameter]:
+    def make_trainable(self) -> "dict[str, nn.Parameter]":
         """Choose or add the weights to train; return them by name."""
 
     @abstractmethod
-    def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
+    def encode(self, examples: Sequence[Example]) -> "Sequence[Item]":
         """Turn training examples into items of the loop."""
 
     @abstractmethod
-    def objective(self) -> Objective[Any]:
+    def objective(self) -> "Objective[Any]":
         """Return the loss."""
 
     @abstractmethod

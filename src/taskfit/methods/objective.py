@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from taskfit.models import KeyValueCache
+from taskfit.models.attention import KeyValueCache
 from taskfit.tree import TokenTree, plan_trees, unique_tokens
 from taskfit.tree.build import IntArray
 

@@ -13,7 +13,6 @@ from taskfit.methods.features import EncoderFeatures, FeatureReader, Features
 from taskfit.methods.linear import FloatArray, LinearModel, fit_linear
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, Method, MethodContext, MethodState
-from taskfit.settings import MethodSettings
 
 MODEL, BOTH = "model", "both"
 # The encoder whose embeddings stand beside the model's features.
@@ -25,16 +24,6 @@ class Probe(Method):
 
     serves_multi_label = True
 
-    @classmethod
-    def reads_model(cls, settings: MethodSettings) -> bool:
-        """Return whether features of the causal language model are read."""
-        return settings.features in (MODEL, BOTH)
-
-    @classmethod
-    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
-        """Return whether there is a prompt."""
-        return settings.prompt and cls.reads_model(settings)
-
     def __init__(self, context: MethodContext) -> None:
         """Make the readers of the features that `method.features` names.
 
@@ -44,7 +33,7 @@ class Probe(Method):
         super().__init__(context)
         name = self.settings.features
         self._readers: list[FeatureReader | EncoderFeatures] = []
-        if self.reads_model(self.settings):
+        if name in (MODEL, BOTH):
             self._readers.append(FeatureReader(context))
         if name != MODEL:
             self._readers.append(EncoderFeatures(context, BESIDE if name == BOTH else name))

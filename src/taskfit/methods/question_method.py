@@ -19,7 +19,7 @@ from taskfit.methods.losses import balanced_weights
 from taskfit.methods.method import Advance, MethodContext
 from taskfit.methods.questions import QuestionEncoders, QuestionLoss, QuestionScorer
 from taskfit.methods.tree_method import prompt_encoder
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.settings import RunSettings
 from taskfit.tasks import PromptEncoder
 from taskfit.tasks.questions import AnsweredExample, Questionnaire

@@ -20,7 +20,8 @@ from taskfit.methods.method import Advance
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.scoring import JointWords, WordReader, sum_over_words
-from taskfit.models import KeyValueCache, TreeModel
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tasks.questions import AnsweredExample
 from taskfit.tree.build import IntArray

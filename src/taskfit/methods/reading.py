@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from taskfit.errors import ModelError
-from taskfit.models import KeyValueCache, TreeModel, is_out_of_memory
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.out_of_memory import is_out_of_memory
+from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.tree import common_prefix_length, plan_trees, unique_tokens
 from taskfit.tree.build import IntArray

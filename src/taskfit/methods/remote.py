@@ -23,7 +23,6 @@ class Remote(Method):
     Every answer is stored on disk the moment it arrives, so an interruption costs nothing.
     """
 
-    needs_model = False
     learns = False
 
     def __init__(self, context: MethodContext) -> None:

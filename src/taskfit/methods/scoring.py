@@ -17,7 +17,8 @@ from torch import Tensor
 
 from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache, run_in_trees
-from taskfit.models import KeyValueCache, TreeModel
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tree import TokenTree
 from taskfit.tree.build import IntArray

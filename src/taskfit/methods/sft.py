@@ -19,8 +19,7 @@ from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import run_in_trees
-from taskfit.models import TreeModel
-from taskfit.models.tree_model import LOGIT_ROWS
+from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
 from taskfit.tasks.chat import EncodedText
 from taskfit.tree import TokenTree, unique_tokens
 from taskfit.tree.build import IntArray

@@ -12,7 +12,8 @@ from peft import PeftModel
 
 from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache
-from taskfit.models import KeyValueCache, TreeModel
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder, Task, choose_demonstrations
 
 

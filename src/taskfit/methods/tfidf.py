@@ -12,19 +12,12 @@ from taskfit.errors import DataError
 from taskfit.methods.linear import FloatArray, LinearModel, fit_linear
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, Method, MethodContext, MethodState
-from taskfit.settings import MethodSettings
 
 
 class Tfidf(Method):
     """scikit-learn's TF-IDF over words and pairs of words, logarithmic counts, L2 norm."""
 
-    needs_model = False
     serves_multi_label = True
-
-    @classmethod
-    def shows_demonstrations(cls, settings: MethodSettings) -> bool:
-        """Return False: there is no prompt."""
-        return False
 
     def __init__(self, context: MethodContext) -> None:
         """Know no words yet."""

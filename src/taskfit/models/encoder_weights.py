@@ -25,8 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from taskfit.data import PinnedPackage
 from taskfit.errors import ModelError
-from taskfit.models.load import locate_model
-from taskfit.models.packaged import PACKAGED_MODELS, WEIGHTS, cached_model
+from taskfit.models.packaged import PACKAGED_MODELS, WEIGHTS, cached_model, locate_model
 
 MODEL_FILES = (
     "config.json",

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from taskfit.errors import ModelError, SettingsError
-from taskfit.models.packaged import PACKAGED_MODELS, packaged_folder
+from taskfit.models.packaged import PACKAGED_MODELS, locate_model
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, ModelSettings
@@ -191,33 +191,6 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
             f"The tokenizer of {name} has {len(tokenizer)} tokens, its model only "
             f"{model.get_input_embeddings().weight.shape[0]} embeddings: they are not a pair."
         )
-
-
-def locate_model(name: str) -> str:
-    """Return the folder of a packaged or local model, or the hub id itself."""
-    if name in PACKAGED_MODELS and not Path(name).is_dir():
-        return str(packaged_folder(name))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{name} is a folder without config.json; a model folder is what "
-                "`save_pretrained` writes (config.json, *.safetensors, tokenizer files)."
-            )
-        if not any(folder.glob("*.safetensors")):
-            others = sorted(path.name for path in folder.glob("*.bin"))
-            hint = f" ({others[0]} is a pickle, which is never loaded)" if others else ""
-            raise ModelError(
-                f"{name} holds no weights: no *.safetensors file in it{hint}. Save the model "
-                "with `model.save_pretrained(folder)` or copy its weights there."
-            )
-        return str(folder)
-    if name.startswith((".", "/", "~")):
-        raise ModelError(
-            f"There is no folder {name}. A model is a folder, a hub id such as "
-            f"HuggingFaceTB/SmolLM2-135M, or one of: {', '.join(PACKAGED_MODELS)}."
-        )
-    return name
 
 
 def _explain(name: str, folder: str, error: Exception) -> str:

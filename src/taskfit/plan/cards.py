@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from taskfit.errors import SettingsError
-from taskfit.models import resolve_dtype
+from taskfit.models.load import resolve_dtype
 
 GIB = 2**30
 MATMUL_SECONDS = 1.0

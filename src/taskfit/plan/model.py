@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from taskfit.errors import ModelError
-from taskfit.models import add_adapter, first_trained_layer, trainable_parameters
-from taskfit.models.frozen_depth import decoder_layers
+from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.frozen_depth import decoder_layers, first_trained_layer
 from taskfit.settings import AdapterSettings
 
 # NF4 as bitsandbytes stores it: blocks of 64 weights share a float32 scale; with double

@@ -13,7 +13,6 @@ from transformers import PretrainedConfig
 
 from taskfit.errors import SettingsError
 from taskfit.method_settings import TUNING
-from taskfit.methods.table import METHODS
 from taskfit.plan.cards import Card
 from taskfit.plan.frozen import FrozenPlan, plan_frozen
 from taskfit.plan.host import HostMemory, host_memory
@@ -187,7 +186,7 @@ def refuse_without_model(settings: RunSettings) -> None:
         SettingsError: If these settings name one.
     """
     method = settings.resolved().method
-    if METHODS[method.name].reads_model(method):
+    if method.reads_model:
         return
     read = {"knn": ("retriever", method.retriever), "probe": ("features", method.features)}
     setting = read.get(method.name)

@@ -8,7 +8,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from taskfit.data import cache_folder
 from taskfit.errors import ModelError
-from taskfit.models import PACKAGED_MODELS
+from taskfit.models.packaged import PACKAGED_MODELS
 
 # Shapes of well-known models, as their config.json states them, so that a plan needs no network:
 # type, vocabulary, hidden and intermediate width, layers, query and key-value heads, longest

@@ -26,15 +26,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
 from taskfit.methods.objective import Objective
-from taskfit.models import (
-    KeyValueCache,
-    TreeModel,
-    enable_gradient_checkpointing,
-    first_trained_layer,
-    trainable_parameters,
-)
-from taskfit.models.adapters import CpuDropout
+from taskfit.models.adapters import CpuDropout, enable_gradient_checkpointing, trainable_parameters
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.frozen_depth import first_trained_layer
 from taskfit.models.served import refuse_unserved
+from taskfit.models.tree_model import TreeModel
 from taskfit.plan.model import meta_model, prepare_weights
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.training.optim import MasterOptimizer

@@ -10,15 +10,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from taskfit.data.examples import mean_words
 from taskfit.errors import SettingsError
-from taskfit.methods import LabelWordLoss
 from taskfit.methods.branches import word_reader
+from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.scoring import JointWords, WordReader
-from taskfit.models import KeyValueCache, TreeModel
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.tree_model import TreeModel
 from taskfit.plan.shapes import tokenizer_folder
 from taskfit.runs.prepare import PreparedData, prepare_data
-from taskfit.runs.settle import mean_words
 from taskfit.settings import ModelSettings, RunSettings, known
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.training.loop import padded_tokens

@@ -12,7 +12,9 @@ from taskfit.errors import SettingsError
 from taskfit.methods.dpo import DpoLoss
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import SftLoss, learned_log_probs, tokens_to_run
-from taskfit.models import KeyValueCache, LoadedModel, TreeModel
+from taskfit.models.attention import KeyValueCache
+from taskfit.models.load import LoadedModel
+from taskfit.models.tree_model import TreeModel
 from taskfit.plan.model import meta_model
 from taskfit.plan.tokens import (
     SCORE_TOKEN_BUDGET,

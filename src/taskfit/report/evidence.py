@@ -17,8 +17,6 @@ from taskfit.report.finished_run import FinishedRun
 from taskfit.report.variants import Candidate, MethodVariant, variants_of
 from taskfit.runs.records import RESULT_FILE, RunResult
 
-__all__ = ["Evidence", "FinishedRun", "read_evidence"]
-
 FAILURE_FILE = "failure.json"
 
 

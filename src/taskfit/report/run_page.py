@@ -14,13 +14,13 @@ from taskfit.files import read_jsonl, write_text_atomic
 from taskfit.methods.calibration import FloatArray
 from taskfit.report.read_predictions import read_predictions
 from taskfit.report.run_plots import (
-    METRIC_NAMES,
     plot_comparison,
     plot_confusion,
     plot_history,
     plot_memory,
     plot_reliability,
 )
+from taskfit.report.words import METRIC_NAMES, shorten
 from taskfit.runs.records import RunResult
 from taskfit.runs.slices import read_slices
 from taskfit.stats import METRICS
@@ -79,7 +79,7 @@ def hardest(
         HardExample(
             evaluation=name,
             id=examples[i].id,
-            text=_shorten(" / ".join(examples[i].texts.values())),
+            text=shorten(" / ".join(examples[i].texts.values()), SHOWN_CHARACTERS),
             gold=str(examples[i].label),
             predicted=labels[predicted[i]],
             probability=float(probabilities[i, predicted[i]]),
@@ -200,7 +200,3 @@ def _picture(folder: Path, path: Path, title: str) -> Picture:
     png = path.with_name(f"{path.name}.png")
     data = base64.b64encode(png.read_bytes()).decode("ascii")
     return Picture(title, str(png.relative_to(folder)), data)
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"

@@ -21,8 +21,7 @@ from taskfit.report.plot_style import (
     styles_of,
     write_figure,
 )
-from taskfit.report.words import MEGABYTE, shorten
-from taskfit.report.words import METRIC_NAMES as METRIC_NAMES
+from taskfit.report.words import MEGABYTE, METRIC_NAMES, shorten
 from taskfit.runs.records import RunResult
 from taskfit.stats import Evaluation, Reliability
 

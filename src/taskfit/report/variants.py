@@ -9,7 +9,6 @@ from functools import cached_property
 
 import numpy as np
 
-from taskfit.methods.table import METHODS
 from taskfit.report.finished_run import FinishedRun
 from taskfit.stats import Evaluation
 
@@ -99,7 +98,7 @@ class Candidate:
     def language_model(self) -> str | None:
         """Return the language model it reads; None where it reads none."""
         settings = self.first.settings.method
-        reads = METHODS[settings.name].reads_model(settings)
+        reads = settings.reads_model
         return self.first.result.model if reads or self.kind == REMOTE else None
 
     @cached_property

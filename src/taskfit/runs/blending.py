@@ -10,7 +10,7 @@ Legend: N examples, L labels, K parts: the tuned method, then the probes.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from taskfit.data import Example
 from taskfit.errors import DataError, ModelError
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Method, MethodContext, MethodState
-from taskfit.methods.probe import Probe
+
+if TYPE_CHECKING:
+    from taskfit.methods.probe import Probe
 
 FloatArray = NDArray[np.float64]
 
@@ -43,7 +45,7 @@ class Blend:
         num_held_out: Texts that chose the weights; 0: none did, the shares are equal.
     """
 
-    probes: tuple[Probe, ...]
+    probes: "tuple[Probe, ...]"
     weights: tuple[float, ...]
     num_held_out: int
 
@@ -109,7 +111,7 @@ def _name(features: str) -> str:
     return "probe on the model" if features == "model" else f"probe on {features}"
 
 
-def fit_probes(context: MethodContext, train: Sequence[Example]) -> tuple[Probe, ...]:
+def fit_probes(context: MethodContext, train: Sequence[Example]) -> "tuple[Probe, ...]":
     """Fit the probes that a run's settings blend with; none without training texts.
 
     Call it before an adapter is on the model: features are cached under the model's own weights.
@@ -132,7 +134,7 @@ def fit_probes(context: MethodContext, train: Sequence[Example]) -> tuple[Probe,
 
 
 def make_blend(
-    method: Method, probes: Sequence[Probe], validation: Sequence[Example]
+    method: Method, probes: "Sequence[Probe]", validation: Sequence[Example]
 ) -> Blend | None:
     """Choose the weights of a tuned method and fitted probes; None where nothing is blended.
 
@@ -199,7 +201,9 @@ def _simplex(count: int) -> list[tuple[float, ...]]:
     return [(1 / count,) * count, *(tuple(part / STEPS for part in one) for one in found)]
 
 
-def _make_probe(context: MethodContext, features: str) -> Probe:
+def _make_probe(context: MethodContext, features: str) -> "Probe":
+    from taskfit.methods.probe import Probe
+
     changed = {"name": "probe", "features": features, "blend": None}
     method = context.settings.method.model_copy(update=changed)
     settings = context.settings.model_copy(update={"method": method})

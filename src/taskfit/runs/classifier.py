@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from taskfit.files import file_atomic, write_json_atomic
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import label_method
-from taskfit.models import LoadedModel, is_out_of_memory, load_adapter, load_model
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
 from taskfit.runs.records import library_versions
 from taskfit.settings import RunSettings
@@ -26,6 +25,9 @@ from taskfit.stats import Evaluation, evaluate_multi_label, evaluate_probabiliti
 from taskfit.stats.conformal import class_thresholds, prediction_sets, threshold
 from taskfit.stats.temperature import apply_temperature
 from taskfit.tasks import Task, task_from_dict, task_to_dict
+
+if TYPE_CHECKING:
+    from taskfit.models.load import LoadedModel
 
 FILE = "classifier.json"
 ARRAYS = "method.safetensors"
@@ -258,7 +260,7 @@ class Classifier:
             raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
         method = label_method(settings.method.name)
         model: LoadedModel | None = None
-        if method.reads_model(settings.method):
+        if settings.method.reads_model:
             model = load_fitted_model(settings, folder, weights)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
         context = MethodContext(settings, task, demonstrations, model, saved=saved_weights)
@@ -283,12 +285,16 @@ def _calibration_of(kept: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Ca
     return Calibration(float(kept["temperature"]), arrays.pop(SCORES), arrays.pop(SCORE_LABELS))
 
 
-def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> LoadedModel:
+def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> "LoadedModel":
     """Load the model of a run, with the adapter that lies in its folder where there is one.
 
     Raises:
         TaskfitError: If the model cannot be had, or files of the run were damaged.
     """
+    from taskfit.models.adapters import load_adapter
+    from taskfit.models.load import load_model
+    from taskfit.models.out_of_memory import is_out_of_memory
+
     try:
         model = load_model(settings.model, quantization=settings.adapter)
         if weights in ("lora", "qlora"):

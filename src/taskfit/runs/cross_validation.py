@@ -20,7 +20,7 @@ from taskfit.data.splits import stratified_order
 from taskfit.files import file_atomic
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
 from taskfit.methods.table import label_method
-from taskfit.models import LoadedModel, resolve_device
+from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.baselines import fit_baselines
 from taskfit.runs.blending import fit_probes, make_blend
 from taskfit.runs.classifier import Classifier
@@ -30,7 +30,8 @@ from taskfit.runs.shared_model import SharedModel
 from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen, SilentScreen
 from taskfit.settings import RunSettings
-from taskfit.training import MemoryAccount, num_processes
+from taskfit.training.distributed import num_processes
+from taskfit.training.memory import MemoryAccount
 from taskfit.training.trackers import Trackers
 
 FloatArray = NDArray[np.float64]

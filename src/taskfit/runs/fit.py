@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from taskfit.errors import SettingsError
-from taskfit.models import LoadedModel, resolve_device
+from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.clock import Clock, TickingScreen
 from taskfit.runs.kind import Measured, RunKind
 from taskfit.runs.labels import LabelRun
@@ -23,15 +23,14 @@ from taskfit.runs.tuning.run import TuningRun
 from taskfit.screen import Screen, SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.tasks.question_files import is_questionnaire
-from taskfit.training import (
-    Checkpoints,
-    MemoryAccount,
-    TrainingState,
+from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training.distributed import (
     first_on_each_machine,
     is_main,
     process_group,
     sum_over_processes,
 )
+from taskfit.training.memory import MemoryAccount
 from taskfit.training.trackers import check_trackers, open_trackers
 
 F = TypeVar("F")

@@ -1,19 +1,22 @@
 """Everything `taskfit inspect` tells: the check-up, duplicates, and what prefix sharing saves."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from taskfit.data import Overlap
+from taskfit.data.examples import mean_words
 from taskfit.errors import ModelError, SettingsError
-from taskfit.models.load import locate_model
+from taskfit.models.packaged import is_packaged, locate_model, packaged_tokenizer
 from taskfit.runs.prepare import PreparedData, prepare_data
-from taskfit.runs.settle import mean_words
 from taskfit.settings import ModelSettings, RunSettings
 from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
 from taskfit.training.length import training_length
 from taskfit.tree import unique_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 2000  # examples
 
@@ -81,9 +84,15 @@ def inspect_task(settings: RunSettings) -> Inspection:
     )
 
 
-def _tokenizer_and_limit(settings: ModelSettings) -> tuple[PreTrainedTokenizerBase, int]:
+def _tokenizer_and_limit(settings: ModelSettings) -> "tuple[PreTrainedTokenizerBase, int]":
     """Return the tokenizer, and the longest prompt with its completion (tokens)."""
     source = locate_model(settings.name)
+    if is_packaged(settings.name):
+        tokenizer, limit = packaged_tokenizer(settings.name)
+        return tokenizer, min(limit, settings.max_length or limit)
+
+    from transformers import AutoConfig, AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
         config = AutoConfig.from_pretrained(source, revision=settings.revision)

@@ -11,12 +11,13 @@ from typing import Any, Generic, TypeVar
 
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.method import Method
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.runs.classifier import Weights
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.stats import Evaluation
-from taskfit.training import MemoryAccount, TrainingState
+from taskfit.training.checkpoint import TrainingState
+from taskfit.training.memory import MemoryAccount
 from taskfit.training.trackers import Trackers
 
 F = TypeVar("F")

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from taskfit.data.examples import class_counts
+from taskfit.data.examples import class_counts, mean_words
 from taskfit.errors import DataError, SettingsError
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS, label_method
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.runs.baselines import MISLEADING
 from taskfit.runs.blending import fit_probes, make_blend
 from taskfit.runs.calibration import HeldOut, calibrate, hold_out
@@ -26,12 +26,12 @@ from taskfit.runs.measure_run import (
 from taskfit.runs.predictions import renaming_note
 from taskfit.runs.prepare import PreparedData, prepare_data
 from taskfit.runs.run import Run, model_of
-from taskfit.runs.settle import mean_words
 from taskfit.runs.slices import check_slices
 from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen
 from taskfit.stats import Evaluation
-from taskfit.training import TrainingState, gather, on_main
+from taskfit.training.checkpoint import TrainingState
+from taskfit.training.distributed import gather, on_main
 from taskfit.training.trackers import Trackers
 
 

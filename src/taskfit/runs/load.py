@@ -1,16 +1,20 @@
 """What a finished run fitted, back from its folder, whatever its kind."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from taskfit.errors import CheckpointError
 from taskfit.runs.classifier import Classifier
-from taskfit.runs.questions.classifier import FILE as QUESTIONS_FILE
-from taskfit.runs.questions.classifier import QuestionClassifier
-from taskfit.runs.tuning.model import FILE as TUNED_FILE
-from taskfit.runs.tuning.model import TunedModel
+from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE
+
+if TYPE_CHECKING:
+    from taskfit.runs.questions.classifier import QuestionClassifier
+    from taskfit.runs.tuning.model import TunedModel
 
 
-def load_run(folder: Path, *, device: str = "auto") -> Classifier | QuestionClassifier | TunedModel:
+def load_run(
+    folder: Path, *, device: str = "auto"
+) -> "Classifier | QuestionClassifier | TunedModel":
     """Load what a finished run fitted.
 
     Args:
@@ -20,23 +24,26 @@ def load_run(folder: Path, *, device: str = "auto") -> Classifier | QuestionClas
     Raises:
         CheckpointError: If the folder holds no finished run, or part of it is missing.
     """
-    if (folder / QUESTIONS_FILE).is_file():
-        return QuestionClassifier.load(folder, device=device)
     if (folder / TUNED_FILE).is_file():
+        from taskfit.runs.tuning.model import TunedModel
+
         return TunedModel.load(folder, device=device)
-    return Classifier.load(folder, device=device)
+    return load_classifier(folder, device=device)
 
 
-def load_classifier(folder: Path, *, device: str = "auto") -> Classifier | QuestionClassifier:
+def load_classifier(folder: Path, *, device: str = "auto") -> "Classifier | QuestionClassifier":
     """Load a finished run that answers with labels.
 
     Raises:
         CheckpointError: Also if the run answers with text.
     """
-    fitted = load_run(folder, device=device)
-    if isinstance(fitted, TunedModel):
+    if (folder / TUNED_FILE).is_file():
         raise CheckpointError(
             f"{folder} is a tuned model, which answers with text: use `taskfit generate {folder}`, "
             f"or measure it with `taskfit judge {folder}`."
         )
-    return fitted
+    if (folder / QUESTIONS_FILE).is_file():
+        from taskfit.runs.questions.classifier import QuestionClassifier
+
+        return QuestionClassifier.load(folder, device=device)
+    return Classifier.load(folder, device=device)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -24,9 +25,6 @@ from taskfit.runs.predictions import (
     write_predictions,
 )
 from taskfit.runs.prepare import fingerprint, task_columns
-from taskfit.runs.questions.classifier import QuestionClassifier, answer_table
-from taskfit.runs.questions.data import read_answered, read_texts
-from taskfit.runs.questions.run import LEVELS, evaluate_set, levels_of
 from taskfit.runs.records import RunResult, library_versions
 from taskfit.runs.slices import (
     GOLD,
@@ -38,6 +36,9 @@ from taskfit.runs.slices import (
 from taskfit.screen import Screen
 from taskfit.settings import DataSettings
 from taskfit.stats import Evaluation
+
+if TYPE_CHECKING:
+    from taskfit.runs.questions.classifier import QuestionClassifier
 
 CHUNK = 5000
 WRITERS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -96,14 +97,14 @@ def predict_file(
     """
     check_target(target)
     fitted = load_classifier(folder, device=device)
-    if isinstance(fitted, QuestionClassifier):
-        if coverage is not None:
-            raise SettingsError(f"--coverage is for runs of one question; {folder} has several.")
-        read, answer, columns = _of_questions(fitted.with_options(options or {}), source)
-    else:
+    if isinstance(fitted, Classifier):
         if options:
             raise SettingsError(f"--options is for runs of questions; {folder} is none.")
         read, answer, columns = _of_labels(fitted, source, coverage, screen, per_class=per_class)
+    else:
+        if coverage is not None:
+            raise SettingsError(f"--coverage is for runs of one question; {folder} has several.")
+        read, answer, columns = _of_questions(fitted.with_options(options or {}), source)
     table = read_table(source, encoding=encoding, split="test")
     partial = PartialPredictions(
         target,
@@ -171,8 +172,11 @@ def _of_labels(
     return read, answer, ["predicted"]
 
 
-def _of_questions(classifier: QuestionClassifier, source: str) -> tuple[Read, Answer, list[str]]:
+def _of_questions(classifier: "QuestionClassifier", source: str) -> tuple[Read, Answer, list[str]]:
     """Return how texts are read and answered, and the columns of answers."""
+    from taskfit.runs.questions.classifier import answer_table
+    from taskfit.runs.questions.data import read_texts
+
     questionnaire = classifier.questionnaire
 
     def read(rows: pd.DataFrame) -> list[Example]:
@@ -216,7 +220,13 @@ def evaluate_file(
     checked_set_name(name)
     result = RunResult.load(folder)
     fitted = load_classifier(folder, device=device)
-    if isinstance(fitted, QuestionClassifier):
+    if isinstance(fitted, Classifier):
+        found = _evaluate(fitted, source, name, result, folder, encoding, screen, by)
+        evaluations = {name: found}
+    else:
+        from taskfit.runs.questions.data import read_answered
+        from taskfit.runs.questions.run import LEVELS, evaluate_set, levels_of
+
         if by:
             raise SettingsError(f"--by is for runs of one question; {folder} is one of several.")
         examples = read_answered(
@@ -225,9 +235,6 @@ def evaluate_file(
         measured, _ = evaluate_set(fitted, name, examples, folder, screen)
         result.details.setdefault(LEVELS, {}).update(levels_of(measured))
         evaluations = {key: found.evaluation for key, found in measured.items()}
-    else:
-        found = _evaluate(fitted, source, name, result, folder, encoding, screen, by)
-        evaluations = {name: found}
     result.evaluations.update(evaluations)
     result.save(folder)
     return evaluations

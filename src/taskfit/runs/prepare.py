@@ -22,7 +22,6 @@ from taskfit.data import (
 )
 from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError
-from taskfit.methods.table import METHODS
 from taskfit.runs.sources import check_one_question, read_builtin, read_source
 from taskfit.settings import DataSettings, RunSettings
 from taskfit.tasks import (
@@ -373,7 +372,7 @@ def _demonstrations(
             "method.demonstrations=nearest gives every text a prompt of its own, which only "
             f"in_context reads; method is {method.name}. Use balanced, random or fixed."
         )
-    if task.num_demonstrations == 0 or not METHODS[method.name].shows_demonstrations(method):
+    if task.num_demonstrations == 0 or not method.shows_demonstrations:
         return [], train
     if method.demonstrations == "nearest":
         # They are chosen for each text from the whole training set.

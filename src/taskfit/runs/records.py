@@ -18,6 +18,9 @@ from taskfit.files import write_json_atomic, write_text_atomic
 from taskfit.stats import Evaluation
 
 PACKAGES = ("taskfit", "torch", "transformers", "peft", "tokenizers", "numpy")
+# What was fitted, where it is no classifier of one question.
+QUESTIONS_FILE = "questions.json"
+TUNED_FILE = "tuned.json"
 RESULT_FILE = "result.json"
 SEARCH_FILE = "search/search.json"
 

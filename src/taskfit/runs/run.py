@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel, dtype_reason, load_model, resolve_device, weight_bytes
+from taskfit.models.adapters import weight_bytes
+from taskfit.models.load import LoadedModel, dtype_reason, load_model, resolve_device
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.prepare import PreparedData
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
-from taskfit.training import MemoryAccount
+from taskfit.training.memory import MemoryAccount
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ def model_of(
     settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount, screen: Screen
 ) -> LoadedModel | None:
     """Return the model that the method reads: the caller's, a new one, or none."""
-    if not METHODS[settings.method.name].reads_model(settings.method):
+    if not settings.method.reads_model:
         return None
     return base_model(settings, model, memory, screen)
 

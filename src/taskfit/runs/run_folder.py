@@ -11,7 +11,7 @@ from taskfit.runs.records import RESULT_FILE
 from taskfit.runs.settle import as_settled
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_settings, settings_differences
-from taskfit.training import check_same, on_main
+from taskfit.training.distributed import check_same, on_main
 
 DATA_FILE = "data.json"
 

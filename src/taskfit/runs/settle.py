@@ -1,16 +1,13 @@
 """Put numbers in place of the settings that were left open, once the data are known."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
-from taskfit.data import Example
 from taskfit.runs.classifier import SETTINGS_FILE
 from taskfit.runs.kind import Size
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings
-from taskfit.training import on_main
+from taskfit.training.distributed import on_main
 from taskfit.training.length import training_length, with_length
 
 # Below this a head learns faster from a probe's weights; above it they leave too little gradient.
@@ -66,8 +63,3 @@ def as_settled(wanted: RunSettings, found: RunSettings) -> RunSettings:
             "method": wanted.method.model_copy(update=start),
         }
     )
-
-
-def mean_words(examples: Sequence[Example]) -> float:
-    """Return the words of a text on average, all columns together; 0 without texts."""
-    return fmean([sum(len(text.split()) for text in e.texts.values()) for e in examples] or [0.0])

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from taskfit.methods.method import Method, TrainedMethod
 from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.settings import RunSettings
 
 

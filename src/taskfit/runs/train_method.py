@@ -15,29 +15,22 @@ from taskfit.files import folder_atomic
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.objective import Item, Objective
-from taskfit.models import TreeModel, is_out_of_memory, resolve_device
 from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.models.load import resolve_device
+from taskfit.models.out_of_memory import is_out_of_memory
+from taskfit.models.tree_model import TreeModel
 from taskfit.runs.classifier import ADAPTER, MODEL
 from taskfit.runs.run import Run
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
-from taskfit.training import (
-    Checkpoints,
-    MemoryAccount,
-    ShardedModel,
-    TrainingJob,
-    TrainingLog,
-    TrainingState,
-    Validation,
-    compile_pays,
-    divided,
-    is_main,
-    num_processes,
-    on_main,
-    train,
-)
+from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training.compiling import compile_pays
+from taskfit.training.distributed import divided, is_main, num_processes, on_main
 from taskfit.training.length import sees_texts_again
-from taskfit.training.loop import TOKEN_BUDGET
+from taskfit.training.log import TrainingLog
+from taskfit.training.loop import TOKEN_BUDGET, TrainingJob, Validation, train
+from taskfit.training.memory import MemoryAccount
+from taskfit.training.sharding import ShardedModel
 from taskfit.training.trackers import Trackers, open_trackers
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from taskfit.errors import CheckpointError, TaskfitError, TrainingError
 from taskfit.files import write_json_atomic
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.runs.classifier import SETTINGS_FILE
 from taskfit.runs.prepare import PreparedData
 from taskfit.runs.run_folder import DATA_FILE

@@ -8,7 +8,7 @@ from typing import Any
 from taskfit.errors import SettingsError
 from taskfit.methods.method import MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS, label_method
-from taskfit.models import LoadedModel, resolve_device
+from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.calibration import hold_out
 from taskfit.runs.clock import Clock, TickingScreen
 from taskfit.runs.fit import FittedRun, Report, fit
@@ -22,7 +22,8 @@ from taskfit.search.search import search_settings, settings_of_search
 from taskfit.search.setup import refuse_unserved
 from taskfit.settings import RunSettings
 from taskfit.tasks.question_files import is_questionnaire
-from taskfit.training import MemoryAccount, process_group
+from taskfit.training.distributed import process_group
+from taskfit.training.memory import MemoryAccount
 
 
 def search_and_fit(

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from taskfit.errors import DataError, SettingsError
-from taskfit.methods.table import METHODS
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.runs.prepare import PreparedData, prepare_data
 from taskfit.search.space import Space, Value
 from taskfit.settings import RunSettings
 from taskfit.tasks import override_task
 from taskfit.tasks.variants import AS_GIVEN, NamedTask, encode_candidates, generate_variants
-from taskfit.training import num_processes
+from taskfit.training.distributed import num_processes
 
 MIN_VALIDATION = 30
 DRAWS = ("num_demonstrations", "demonstrations", "prompt")  # of method; they decide the examples
@@ -57,8 +56,7 @@ def wordings(
     settings: RunSettings, data: PreparedData, model: LoadedModel | None
 ) -> list[NamedTask]:
     """Return the wordings of the task that method and model can read, the one as given first."""
-    method = METHODS[settings.method.name]
-    if model is None or not method.shows_demonstrations(settings.method):
+    if model is None or not settings.method.shows_demonstrations:
         return [NamedTask(AS_GIVEN, data.task)]
     limit = min(model.tree.max_length, settings.model.max_length or model.tree.max_length)
     found = generate_variants(data.task)

@@ -193,9 +193,7 @@ def default_space(
         if settings.adapter.weights != "full":
             ranks = {4, 8, 16, 32, settings.adapter.lora_rank}
             space["adapter.lora_rank"] = {"choices": sorted(ranks)}
-    reads_prompt = name in READS_PROMPT or (
-        METHODS[name].shows_demonstrations(method) and METHODS[name].reads_model(method)
-    )
+    reads_prompt = name in READS_PROMPT or (method.shows_demonstrations and method.reads_model)
     wordings = [one for one in TEMPLATES if one in templates]
     if reads_prompt and name != "remote" and len(wordings) > 1:
         space[TEMPLATE] = {"choices": wordings}

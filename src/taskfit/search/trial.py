@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from taskfit.data import Example
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
 from taskfit.methods.table import label_method
-from taskfit.models import resolve_device
+from taskfit.models.load import resolve_device
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.prepare import PreparedData
 from taskfit.runs.run import Run
@@ -23,7 +23,7 @@ from taskfit.runs.train_method import train_method
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.stats import Evaluation
-from taskfit.training import MemoryAccount
+from taskfit.training.memory import MemoryAccount
 from taskfit.training.trackers import Trackers
 
 FloatArray = NDArray[np.float64]

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskfit.data import Example
-from taskfit.methods import LabelScorer, apply_prior, candidate_log_probs, content_free_prior
+from taskfit.methods.calibration import apply_prior, content_free_prior
 from taskfit.methods.reading import PrefixCache, run_in_trees
-from taskfit.methods.scoring import sequences_of, sum_over_words
-from taskfit.models import LoadedModel
+from taskfit.methods.scoring import LabelScorer, candidate_log_probs, sequences_of, sum_over_words
+from taskfit.models.load import LoadedModel
 from taskfit.settings import RunSettings
 from taskfit.stats import Evaluation, evaluate_probabilities
 from taskfit.tasks import EncodedExample, PromptEncoder, Task

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from taskfit.data import Example, draw
 from taskfit.errors import DataError, PromptError, SettingsError
 from taskfit.files import write_text_atomic
-from taskfit.models import load_model
+from taskfit.models.load import load_model
 from taskfit.runs.prepare import PreparedData, prepare_data
 from taskfit.screen import Screen
 from taskfit.search.wording_scores import CandidateResult, SharedScorer

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from taskfit.errors import TrainingError
 from taskfit.methods.objective import Item, Objective
-from taskfit.models import count_parameters, is_out_of_memory
+from taskfit.models.out_of_memory import is_out_of_memory
+from taskfit.models.quantize import count_parameters
 from taskfit.settings import TrainingSettings, known
 from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.distributed import (

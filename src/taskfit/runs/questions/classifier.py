@@ -20,13 +20,12 @@ from taskfit.files import write_json_atomic
 from taskfit.methods.method import Advance
 from taskfit.methods.question_method import QuestionMethod
 from taskfit.runs.classifier import MODEL, SETTINGS_FILE, Weights, load_fitted_model
-from taskfit.runs.records import library_versions
+from taskfit.runs.records import QUESTIONS_FILE, library_versions
 from taskfit.settings_file import settings_from_dict
 from taskfit.stats import Evaluation, evaluate_probabilities
 from taskfit.tasks.question_files import questionnaire_from_dict, questionnaire_to_dict
 from taskfit.tasks.questions import AnsweredExample, Question, Questionnaire
 
-FILE = "questions.json"
 FloatArray = NDArray[np.float64]
 
 
@@ -129,7 +128,7 @@ class QuestionClassifier:
         used = {"name": model.name, "revision": model.revision, "dtype": dtype}
         settings = settings.model_copy(update={"model": settings.model.model_copy(update=used)})
         write_json_atomic(
-            folder / FILE,
+            folder / QUESTIONS_FILE,
             {
                 **extra,
                 "weights": weights,
@@ -150,7 +149,7 @@ class QuestionClassifier:
         Raises:
             CheckpointError: If the folder holds no finished run of questions.
         """
-        path = folder / FILE
+        path = folder / QUESTIONS_FILE
         if not path.is_file():
             hint = (
                 f" If it was interrupted, continue with `taskfit fit --resume {folder}`."
@@ -158,7 +157,7 @@ class QuestionClassifier:
                 else " Give the folder that `taskfit fit --out` made."
             )
             raise CheckpointError(
-                f"{folder} holds no finished run of questions: no {FILE} in it.{hint}"
+                f"{folder} holds no finished run of questions: no {QUESTIONS_FILE} in it.{hint}"
             )
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))

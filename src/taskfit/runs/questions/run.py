@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from taskfit.data import Example
+from taskfit.data.examples import mean_words
 from taskfit.errors import SettingsError
 from taskfit.files import file_atomic
 from taskfit.methods.method import Advance
 from taskfit.methods.question_method import QuestionMethod
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.runs.kind import Measured, RunKind, Size
 from taskfit.runs.labels import metrics_by_set
 from taskfit.runs.measure_run import time_of_one_text
@@ -24,12 +25,13 @@ from taskfit.runs.questions.classifier import (
 )
 from taskfit.runs.questions.data import QuestionData, check_trainable, prepare_questions
 from taskfit.runs.run import base_model
-from taskfit.runs.settle import mean_words
 from taskfit.runs.train_method import train_items
 from taskfit.screen import Screen
 from taskfit.stats import METRICS
 from taskfit.tasks.questions import AnsweredExample
-from taskfit.training import TrainingState, Validation, divided, is_main
+from taskfit.training.checkpoint import TrainingState
+from taskfit.training.distributed import divided, is_main
+from taskfit.training.loop import Validation
 from taskfit.training.trackers import Trackers
 
 # Under this name `result.json` keeps what scores have besides the usual metrics.

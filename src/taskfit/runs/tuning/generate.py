@@ -9,12 +9,12 @@ import torch
 
 from taskfit.data.instructions import InstructionRow, Raw, read_instructions
 from taskfit.errors import CheckpointError, PromptError
-from taskfit.models import load_model
+from taskfit.models.load import load_model
 from taskfit.runs.classifier import FILE as CLASSIFIER_FILE
 from taskfit.runs.partial import PartialPredictions, describe_run
 from taskfit.runs.predict import check_target
-from taskfit.runs.records import library_versions
-from taskfit.runs.tuning.model import FILE, Decoding, TunedModel
+from taskfit.runs.records import TUNED_FILE, library_versions
+from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import Prompt, for_people, hash_rows, prompt_of, reference_of
 from taskfit.screen import Screen
 from taskfit.settings import ModelSettings, RunSettings, TuningSettings
@@ -36,7 +36,7 @@ def load_generator(name: str, *, device: str = "auto", template: str | None = No
     """
     folder = Path(name).expanduser()
     tuning = TuningSettings(chat_template=template)
-    if (folder / FILE).is_file():
+    if (folder / TUNED_FILE).is_file():
         tuned = TunedModel.load(folder, device=device)
         if template is None:
             return tuned
@@ -104,7 +104,7 @@ def generate_file(
         target,
         {
             "source": hash_rows(rows),
-            "model": describe_run(folder) if (folder / FILE).is_file() else name,
+            "model": describe_run(folder) if (folder / TUNED_FILE).is_file() else name,
             "options": f"{asdict(decoding)}, template {template}, seed {seed}, chunks of {CHUNK}",
             "versions": str(library_versions()),
         },

@@ -18,7 +18,7 @@ from taskfit.runs.tuning.model import TunedModel
 from taskfit.screen import Screen
 from taskfit.stats.bootstrap import percentile_interval, resample
 from taskfit.tasks.chat import EncodedPreference, EncodedText
-from taskfit.training import divided
+from taskfit.training.distributed import divided
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,18 @@ from taskfit.errors import CheckpointError, PromptError, TaskfitError
 from taskfit.files import write_json_atomic
 from taskfit.methods.generation import generate_texts, generation_config, stream_text
 from taskfit.methods.sft import sequence_log_probs
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.runs.classifier import (
     SETTINGS_FILE,
     Weights,
     load_fitted_model,
     settings_for_prediction,
 )
-from taskfit.runs.records import library_versions
+from taskfit.runs.records import TUNED_FILE, library_versions
 from taskfit.runs.tuning.rows import Prompt, for_people
 from taskfit.settings import RunSettings
 from taskfit.tasks.chat import ChatEncoder, EncodedPreference, EncodedText, find_template
 
-FILE = "tuned.json"
 FloatArray = NDArray[np.float64]
 Advance = Callable[[int], None]
 
@@ -182,7 +181,7 @@ class TunedModel:
     def save(self, folder: Path, *, weights: Weights, name: str) -> None:
         """Write what loading needs beside the weights."""
         write_json_atomic(
-            folder / FILE,
+            folder / TUNED_FILE,
             {
                 "method": self.settings.method.name,
                 "name": name,
@@ -202,14 +201,14 @@ class TunedModel:
         Raises:
             CheckpointError: If the folder holds no finished tuning run, or part of it is missing.
         """
-        path = folder / FILE
+        path = folder / TUNED_FILE
         if not path.is_file():
             hint = (
                 f" It was interrupted: continue with `taskfit fit --resume {folder}`."
                 if (folder / SETTINGS_FILE).is_file()
                 else " Give the folder that `taskfit fit --method sft --out` made."
             )
-            raise CheckpointError(f"{folder} holds no tuned model: no {FILE} in it.{hint}")
+            raise CheckpointError(f"{folder} holds no tuned model: no {TUNED_FILE} in it.{hint}")
         try:
             saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             settings = settings_for_prediction(folder, saved, device=device)

@@ -9,7 +9,7 @@ from taskfit.data.instructions import InstructionRow
 from taskfit.files import read_jsonl, write_text_atomic
 from taskfit.methods.dpo import Dpo
 from taskfit.methods.sft import Reference, Sft, share_of_tokens_saved
-from taskfit.models import LoadedModel
+from taskfit.models.load import LoadedModel
 from taskfit.runs.kind import Measured, RunKind, Size
 from taskfit.runs.run import base_model
 from taskfit.runs.train_method import train_items
@@ -25,7 +25,9 @@ from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, prompt_text, reference_of
 from taskfit.screen import Screen, SilentScreen
 from taskfit.tasks.chat import EncodedPreference, EncodedText
-from taskfit.training import TrainingState, Validation, gather, on_main
+from taskfit.training.checkpoint import TrainingState
+from taskfit.training.distributed import gather, on_main
+from taskfit.training.loop import Validation
 from taskfit.training.trackers import Trackers
 
 SAMPLES = "samples.jsonl"
