@@ -108,6 +108,7 @@ def test_a_command_works_or_says_why_not(
     check("plan", ["plan", *without(given, "--test")], refused=kind in REFUSED["plan"])
     check("resume", ["fit", "--resume", "run"], refused=True)  # it is finished, or never began
     data = "test.csv"
+    check("report", ["report", "run"], refused=not works)
     check("evaluate", ["evaluate", "run", "--data", data, "--name", "again"],
           refused=refuses("evaluate"))  # fmt: skip
     check("predict", ["predict", "run", data, "-o", "out.csv"], refused=refuses("predict"))

@@ -1,4 +1,4 @@
-"""`taskfit report`: report and advice of a comparison, made anew from its folder."""
+"""`taskfit report`: the page of a run, or report and advice of a comparison, made anew."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,9 @@ ADVICE_FILE = "advice.txt"
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a comparison, also a half-done one.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a run, or of a comparison, also a half-done one.")
+    ],
     max_memory: MaxMemoryOption = None,
     max_latency: MaxLatencyOption = None,
     max_train_time: MaxTrainTimeOption = None,
@@ -25,13 +27,20 @@ def report(
         bool, typer.Option("--texts/--no-texts", help="Whether hard examples stand there in full.")
     ] = True,
 ) -> None:
-    """Make report and advice of a comparison anew, from what its runs left behind."""
+    """Make the page of a run, or report and advice of a comparison, anew from its folder."""
     limits = parse_limits(max_memory, max_latency, max_train_time)
+    console = Console()
+    if (folder / "result.json").is_file():
+        from taskfit.report.pages import write_page
+
+        write_page(folder)
+        path = folder / "report.html"
+        console.print(f"Report: {path}", markup=False, highlight=False, soft_wrap=True)
+        return
 
     from taskfit.cli.screen import RichScreen
     from taskfit.report.comparison_page import report_comparison
 
-    console = Console()
     path = report_comparison(folder, limits=limits, screen=RichScreen(console), texts=texts)
     show_advice(folder, path, console)
 
