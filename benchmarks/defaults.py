@@ -181,7 +181,7 @@ def run_ours(job: Job, table: Table, rows: Sequence[Row], scratch: Path) -> dict
 def figures_of(result: RunResult) -> dict[str, Any]:
     """Return what a run's result says of quality and cost."""
     test = result.evaluations["test"]
-    names = ("method", "num_train", "spared_seconds", "cpu_seconds", "training_seconds")
+    names = ("method", "num_train", "cached_seconds", "cpu_seconds", "training_seconds")
     names += ("latency_seconds", "peak_memory_bytes", "best_step", "versions")
     return {
         **{name: getattr(result, name) for name in names},

@@ -78,13 +78,13 @@ def test_what_a_cache_spares_is_counted_once_and_only_if_another_run_paid_it(
     first = FeatureReader(context, cache=tmp_path)
     first.features(EXAMPLES[:2])
     first.features(EXAMPLES[:2])
-    assert first.spared_seconds == 0
+    assert first.cached_seconds == 0
     second = FeatureReader(context, cache=tmp_path)
     second.features(EXAMPLES[:1])
-    one = second.spared_seconds
+    one = second.cached_seconds
     second.features(EXAMPLES)
     assert one > 0
-    assert second.spared_seconds == pytest.approx(2 * one)
+    assert second.cached_seconds == pytest.approx(2 * one)
 
 
 @pytest.mark.parametrize("method", ["probe", "knn"])
@@ -148,12 +148,12 @@ def test_an_encoder_embeds_a_text_once_whatever_the_run_and_pays_for_it_once(
     context = context_of(loaded)
     first = encoder_reader(context, encoder_folder, tmp_path)
     found = first.features(EXAMPLES[:4])
-    assert first.spared_seconds == 0
+    assert first.cached_seconds == 0
     second = encoder_reader(context, encoder_folder, tmp_path)
     seen: list[int] = []
     np.testing.assert_array_equal(second.features(EXAMPLES[3::-1]), found[::-1])
     assert second._encoder.num_tokens_run == 0
-    assert second.spared_seconds > 0
+    assert second.cached_seconds > 0
     second.features(EXAMPLES[:6], advance=seen.append)
     assert (seen[0], sum(seen)) == (4, 6)
     [file] = tmp_path.iterdir()
@@ -229,11 +229,11 @@ def test_a_probe_reads_an_encoder_and_comes_back_the_same(
 def test_a_second_probe_reads_what_the_first_has_left(loaded: LoadedModel, features: str) -> None:
     first, second = probe_of(loaded, features), probe_of(loaded, features)
     first.prepare(TRAIN, [])
-    assert first.spared_seconds == 0
+    assert first.cached_seconds == 0
     before = loaded.tree.num_tokens_run
     second.prepare(TRAIN, [])
     assert loaded.tree.num_tokens_run == before
-    assert all(reader.spared_seconds > 0 for reader in second._readers)
+    assert all(reader.cached_seconds > 0 for reader in second._readers)
     np.testing.assert_array_equal(second.probabilities(NEW), first.probabilities(NEW))
 
 

@@ -166,7 +166,7 @@ def test_features_that_were_in_the_cache_are_counted(
     settings = settings_of(tmp_path, model_folder, f"method.blend=[model, {encoder_folder}]")
     first = fit(settings, tmp_path / "one", baselines=False).result
     again = fit(settings, tmp_path / "two", baselines=False).result
-    assert again.spared_seconds > first.spared_seconds
+    assert again.cached_seconds > first.cached_seconds
 
 
 def test_full_fine_tuning_cannot_blend_with_a_model_that_is_gone() -> None:

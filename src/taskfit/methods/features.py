@@ -72,7 +72,7 @@ class CachedFeatures:
         """Keep features of `width` numbers, which `model` computes, in `cache`."""
         self._cache = cache
         self._width = width
-        self._spared: dict[bytes, float] = {}
+        self._cached: dict[bytes, float] = {}
         self._keeps = True
         self.num_parameters = count_parameters(model)
 
@@ -81,9 +81,9 @@ class CachedFeatures:
         self._keeps = False
 
     @property
-    def spared_seconds(self) -> float:
+    def cached_seconds(self) -> float:
         """Return the seconds that reading took once for what came from the cache since."""
-        return sum(self._spared.values())
+        return sum(self._cached.values())
 
     def _read(
         self,
@@ -105,7 +105,7 @@ class CachedFeatures:
                 missing.append(place)
             else:
                 result[place] = stored[0]
-                self._spared.setdefault(keys[place], stored[1])
+                self._cached.setdefault(keys[place], stored[1])
         if advance is not None:
             advance(len(keys) - len(missing))
         if missing:
@@ -115,7 +115,7 @@ class CachedFeatures:
             if self._keeps:
                 self._cache.save([keys[i] for i in missing], result[missing], seconds=seconds)
                 # This run has paid for them.
-                self._spared |= {keys[i]: 0.0 for i in missing}
+                self._cached |= {keys[i]: 0.0 for i in missing}
         return result
 
 

@@ -104,9 +104,9 @@ class InContext(Method):
             self.retriever.restore(state)
 
     @property
-    def spared_seconds(self) -> float:
+    def cached_seconds(self) -> float:
         """Return the seconds of features that were in the cache."""
-        return 0.0 if self.retriever is None else self.retriever.spared_seconds
+        return 0.0 if self.retriever is None else self.retriever.cached_seconds
 
     @property
     def num_parameters(self) -> int:

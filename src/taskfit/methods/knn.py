@@ -47,9 +47,9 @@ class NearestNeighbors(Method):
         return np.asarray(total / (votes.sum(axis=1, keepdims=True) + 1))
 
     @property
-    def spared_seconds(self) -> float:
+    def cached_seconds(self) -> float:
         """Return the seconds of features that were in the cache."""
-        return self._retriever.spared_seconds
+        return self._retriever.cached_seconds
 
     def rehearse(self, examples: Sequence[Example]) -> None:
         """Embed a few examples."""

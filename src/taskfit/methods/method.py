@@ -134,7 +134,7 @@ class Method(MethodTraits, ABC):
         return {}
 
     @property
-    def spared_seconds(self) -> float:
+    def cached_seconds(self) -> float:
         """Return the seconds of this method's work that an earlier run did and a cache kept."""
         return 0.0
 

@@ -76,9 +76,9 @@ class Probe(Method):
         return weight, self._linear.bias - weight @ self._mean
 
     @property
-    def spared_seconds(self) -> float:
+    def cached_seconds(self) -> float:
         """Return the seconds of features that were in the cache."""
-        return sum(reader.spared_seconds for reader in self._readers)
+        return sum(reader.cached_seconds for reader in self._readers)
 
     def rehearse(self, examples: Sequence[Example]) -> None:
         """Read the features of a few examples."""

@@ -37,9 +37,9 @@ class Retriever:
         return self._train
 
     @property
-    def spared_seconds(self) -> float:
+    def cached_seconds(self) -> float:
         """Return the seconds of features that were in the cache."""
-        return self._reader.spared_seconds
+        return self._reader.cached_seconds
 
     def fit(self, train: Sequence[Example]) -> None:
         """Embed the training texts.

@@ -50,9 +50,9 @@ class Blend:
     num_held_out: int
 
     @property
-    def spared_seconds(self) -> float:
+    def cached_seconds(self) -> float:
         """Return the seconds of features that were in the cache."""
-        return sum(probe.spared_seconds for probe in self.probes)
+        return sum(probe.cached_seconds for probe in self.probes)
 
     @property
     def names(self) -> list[str]:

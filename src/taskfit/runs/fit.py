@@ -158,7 +158,7 @@ def _result(
         num_trainable=num_trainable,
         best_step=state.best_step,
         cpu_seconds=sum_over_processes(clock.cpu_seconds),
-        spared_seconds=run.cached_seconds,
+        cached_seconds=run.cached_seconds,
         evaluation_seconds=measured.seconds,
         latency_seconds=latency,
         details=measured.details,

@@ -148,9 +148,9 @@ class LabelRun(RunKind[Classifier]):
 
     @property
     def cached_seconds(self) -> float:
-        """Return what cached features have spared method and blend."""
+        """Return what method and blend would have taken in addition without cached features."""
         blend = self.fitted.blend
-        return self.method.spared_seconds + (blend.spared_seconds if blend is not None else 0.0)
+        return self.method.cached_seconds + (blend.cached_seconds if blend is not None else 0.0)
 
     def latency(self) -> float | None:
         """Return the median seconds to predict one text by itself."""

@@ -22,6 +22,8 @@ PACKAGES = ("taskfit", "torch", "transformers", "peft", "tokenizers", "numpy")
 QUESTIONS_FILE = "questions.json"
 TUNED_FILE = "tuned.json"
 RESULT_FILE = "result.json"
+# Old name -> name, of what finished runs of earlier versions recorded.
+RENAMED = {"spared_seconds": "cached_seconds"}
 SEARCH_FILE = "search/search.json"
 
 
@@ -49,7 +51,7 @@ class RunResult:
         num_parameters: Of the model.
         num_trainable: Of them, trained.
         best_step: Step whose weights were kept; 0 without training.
-        spared_seconds: What the run would have taken in addition, had no earlier run left features
+        cached_seconds: What the run would have taken in addition, had no earlier run left features
             in the cache; costs are compared with it.
         evaluation_seconds: Seconds to score each evaluation set, all of it at once.
         latency_seconds: Median seconds to predict one text by itself; None if it was not measured.
@@ -79,7 +81,7 @@ class RunResult:
     num_trainable: int
     best_step: int
     cpu_seconds: float = 0.0
-    spared_seconds: float = 0.0
+    cached_seconds: float = 0.0
     evaluation_seconds: dict[str, float] = field(default_factory=dict)
     latency_seconds: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +94,7 @@ class RunResult:
     @property
     def whole_seconds(self) -> float:
         """Return what the run takes where nothing is cached."""
-        return self.duration_seconds + self.spared_seconds
+        return self.duration_seconds + self.cached_seconds
 
     def save(self, folder: Path) -> None:
         """Write `result.json` into a run's folder."""
@@ -114,7 +116,8 @@ class RunResult:
                 f"interrupted, continue with `taskfit fit --resume {folder}`."
             )
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            data = {RENAMED.get(key, key): value for key, value in stored.items()}
             evaluations = {n: Evaluation.from_dict(e) for n, e in data.pop("evaluations").items()}
             return cls(evaluations=evaluations, **data)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -153,7 +156,7 @@ def result_rows(result: RunResult) -> list[dict[str, Any]]:
         row["search_seconds"] = result.search_seconds
         row["search_trials"] = result.search.get("num_trials", 0)
         row["cpu_seconds"] = result.cpu_seconds
-        row["spared_seconds"] = result.spared_seconds
+        row["cached_seconds"] = result.cached_seconds
         seconds = result.evaluation_seconds.get(name)
         row["samples_per_second"] = evaluation.num_examples / seconds if seconds else None
         row["latency_seconds"] = result.latency_seconds
