@@ -1,6 +1,7 @@
 """The report is one file that needs nothing else, and shows the users' texts as they are."""
 
 import base64
+import json
 import re
 from html import escape
 from html.parser import HTMLParser
@@ -86,6 +87,7 @@ def finished_run(
     """A run's folder as it is before the report is written."""
     result, hard = run_result(), []
     (folder / "predictions").mkdir(parents=True)
+    (folder / "classifier.json").write_text(json.dumps({"task": {"text": ["p_text"]}}))
     for seed, name in enumerate(names):
         generator = np.random.default_rng(seed)
         probabilities = generator.dirichlet(np.ones(len(labels)), num_examples)
@@ -176,6 +178,7 @@ def test_one_label_and_77_are_reported(tmp_path: Path, num_labels: int) -> None:
     table["predicted"] = labels[0]
     table[[f"p_{label}" for label in labels]] = 1 / num_labels
     (tmp_path / "predictions").mkdir()
+    (tmp_path / "classifier.json").write_text(json.dumps({"task": {"text": ["text"]}}))
     table.to_parquet(tmp_path / "predictions" / "new.parquet")
     report_run(tmp_path, result)
     assert_self_contained((tmp_path / "report.html").read_text(encoding="utf-8"))
@@ -247,3 +250,32 @@ def test_long_texts_are_shortened_and_all_columns_shown() -> None:
         assert found.text.endswith("…") == (length > SHOWN_CHARACTERS)
     both = Example("x", {"premise": "It rains.", "hypothesis": "It is wet."}, "a")
     assert hardest("new", [both], wrong, ["a", "b"])[0].text == "It rains. / It is wet."
+
+
+def test_hard_texts_are_the_tasks_columns_and_nothing_beside_them(tmp_path: Path) -> None:
+    result = run_result(new=evaluation(2))
+    table = pd.DataFrame({"id": ["a", "b"], "gold_price": ["12", "7"], "place": "north"})
+    table["gold"], table["predicted"] = ["bad", "good"], ["good", "good"]
+    table[["p_bad", "p_good"]] = [[0.1, 0.9], [0.2, 0.8]]
+    (tmp_path / "predictions").mkdir()
+    table.to_parquet(tmp_path / "predictions" / "new.parquet")
+    (tmp_path / "classifier.json").write_text(json.dumps({"task": {"text": ["gold_price"]}}))
+    report_run(tmp_path, result)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ["a", "12", "bad", "good", "0.900"] in Page(source).rows
+    assert "north" not in source
+
+
+def test_questions_without_a_label_in_a_set_are_no_text_of_it(tmp_path: Path) -> None:
+    result = run_result(**{"new/mood": evaluation(2)})
+    result.details["questions"] = ["park", "mood"]
+    table = pd.DataFrame({"id": ["a", "b"], "text": ["A dog.", "A cat."]})
+    table["predicted_park"], table["p_park_yes"] = "yes", 1.0
+    table["gold_mood"], table["predicted_mood"] = ["bad", None], ["good", "good"]
+    table[["p_mood_bad", "p_mood_good"]] = [[0.1, 0.9], [0.2, 0.8]]
+    (tmp_path / "predictions").mkdir()
+    table.to_parquet(tmp_path / "predictions" / "new.parquet")
+    (tmp_path / "questions.json").write_text(json.dumps({"questions": {"text": ["text"]}}))
+    report_run(tmp_path, result)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ["a", "A dog.", "bad", "good", "0.900"] in Page(source).rows

@@ -1,4 +1,4 @@
-"""A finished run of a comparison, read back from its folder: settings, record, predictions.
+"""A finished run, read back from its folder: settings, record, predictions.
 
 Legend: N examples, L labels.
 """
@@ -19,10 +19,10 @@ from taskfit.errors import CheckpointError
 from taskfit.files import read_jsonl
 from taskfit.methods.table import METHODS
 from taskfit.runs.predictions import renamed_columns
-from taskfit.runs.records import RunResult
+from taskfit.runs.records import QUESTIONS_FILE, RunResult
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
-from taskfit.stats.metrics import FloatArray, IntArray
+from taskfit.stats.metrics import FloatArray, IntArray, Reliability, reliability
 
 HISTORY_FILE = "metrics.jsonl"
 
@@ -49,6 +49,12 @@ class Predictions:
     probabilities: FloatArray
 
     @property
+    def reliability(self) -> Reliability:
+        """Return how often answers of each confidence are right; no answer is left out."""
+        answered = ~np.isnan(self.probabilities).any(axis=1)
+        return reliability(self.probabilities[answered], self.gold[answered])
+
+    @property
     def correct(self) -> NDArray[np.bool_]:
         """Return whether each answer is right, (N,)."""
         return np.equal(self.predicted, self.gold)
@@ -56,7 +62,7 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """A finished run of a comparison.
+    """A finished run.
 
     Attributes:
         folder: Its folder.
@@ -88,6 +94,11 @@ class FinishedRun:
         saved = json.loads((self.folder / "classifier.json").read_text(encoding="utf-8"))
         found: dict[str, Any] = saved["task"]
         return found
+
+    @property
+    def asks_several(self) -> bool:
+        """Return whether its task has several questions; evaluations are called SET/QUESTION."""
+        return "questions" in self.result.details
 
     @property
     def name(self) -> str:
@@ -127,12 +138,18 @@ class FinishedRun:
         Raises:
             CheckpointError: If its file is missing or does not fit the result.
         """
-        path = self.folder / "predictions" / f"{evaluation}.parquet"
+        # Of several questions a set has one file, with columns of each question.
+        name, _, question = evaluation.partition("/") if self.asks_several else (evaluation, "", "")
+        ending = f"_{question}" if question else ""
+        path = self.folder / "predictions" / f"{name}.parquet"
         record = self.result.evaluations[evaluation]
         try:
             table = pd.read_parquet(path)
-            gold = table["gold"].astype(str).tolist()
-            answers = [None if pd.isna(answer) else str(answer) for answer in table["predicted"]]
+            if question:  # a text may lack the label of one of them
+                table = table[table[f"gold{ending}"].notna()]
+            gold = table[f"gold{ending}"].astype(str).tolist()
+            predicted = table[f"predicted{ending}"]
+            answers = [None if pd.isna(answer) else str(answer) for answer in predicted]
             classes: Sequence[str] = record.labels
             if record.multi_label:
                 gold = [_in_order(answer, classes) for answer in gold]
@@ -145,7 +162,9 @@ class FinishedRun:
                 classes=classes,
                 gold=np.array([index[answer] for answer in gold], np.int64),
                 predicted=np.array([index.get(answer, -1) for answer in answers], np.int64),
-                probabilities=table[[f"p_{name}" for name in record.labels]].to_numpy(np.float64),
+                probabilities=table[[f"p{ending}_{label}" for label in record.labels]].to_numpy(
+                    np.float64
+                ),
             )
         except (OSError, KeyError, ValueError) as error:
             raise CheckpointError(
@@ -154,9 +173,13 @@ class FinishedRun:
             ) from error
 
     def _texts(self, table: pd.DataFrame) -> list[str]:
-        labels = [label for e in self.result.evaluations.values() for label in e.labels]
-        columns = self.task["text"]
-        renamed = renamed_columns(columns, labels)
+        if self.asks_several:
+            saved = json.loads((self.folder / QUESTIONS_FILE).read_text(encoding="utf-8"))
+            columns, renamed = saved["questions"]["text"], dict[str, str]()
+        else:
+            labels = [label for e in self.result.evaluations.values() for label in e.labels]
+            columns = self.task["text"]
+            renamed = dict(renamed_columns(columns, labels))
         present = [name for c in columns if (name := renamed.get(c, c)) in table]
         rows = table[present].astype(str).itertuples(index=False, name=None)
         return [" / ".join(row) for row in rows]

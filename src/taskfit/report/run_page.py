@@ -12,7 +12,7 @@ import numpy as np
 from taskfit.data import Example
 from taskfit.files import read_jsonl, write_text_atomic
 from taskfit.methods.calibration import FloatArray
-from taskfit.report.read_predictions import read_predictions
+from taskfit.report.finished_run import FinishedRun, Predictions
 from taskfit.report.run_plots import (
     plot_comparison,
     plot_confusion,
@@ -91,7 +91,7 @@ def hardest(
 def report_run(folder: Path, result: RunResult) -> None:
     """Draw the pictures of a run of one or several questions and write its `report.html`."""
     metric = _metric_of(result)
-    is_several = "questions" in result.details
+    run = FinishedRun(folder, result)
     plots = folder / "plots"
     pictures = []
     if result.evaluations:
@@ -100,24 +100,20 @@ def report_run(folder: Path, result: RunResult) -> None:
     records = read_jsonl(folder / "metrics.jsonl")
     if any(record["kind"] == "step" for record in records):
         plot_history(records, plots / "history", metric=metric)
-        shown = "Training; the metric is the questions' mean" if is_several else "Training"
+        shown = "Training; the metric is the questions' mean" if run.asks_several else "Training"
         pictures.append(_picture(folder, plots / "history", shown))
     single = {name: e for name, e in result.evaluations.items() if not e.multi_label}
     for name, evaluation in single.items():
         path = plots / f"confusion_{name.replace('/', '_')}"
         plot_confusion(evaluation, path, title=name)
         pictures.append(_picture(folder, path, f"Confusion matrix: {name}"))
-    kept = {}
-    for name, evaluation in single.items():
-        # Of several questions each set has one file, and evaluations are called SET/QUESTION.
-        file, question = name.split("/", 1) if is_several else (name, None)
-        kept[name] = read_predictions(folder, file, evaluation.labels, question=question)
+    kept = {name: run.predictions(name) for name in single}
     bins = {name: found.reliability for name, found in kept.items()}
     bins = {name: found for name, found in bins.items() if len(found.count)}
     hard = [
         example
         for name, found in kept.items()
-        for example in hardest(name, found.examples, found.probabilities, found.labels)
+        for example in hardest(name, _examples_of(found), found.probabilities, found.classes)
     ]
     if bins:
         plot_reliability(bins, plots / "reliability")
@@ -188,6 +184,13 @@ def comparison_picture(folder: Path, results: Sequence[RunResult]) -> Picture:
     path = folder / "plots" / "comparison"
     plot_comparison(results, path, metric=_metric_of(results[0]))
     return _picture(folder, path, "All methods, all evaluation sets")
+
+
+def _examples_of(found: Predictions) -> list[Example]:
+    return [
+        Example(id_, {"text": text}, found.classes[gold])
+        for id_, text, gold in zip(found.ids, found.texts, found.gold, strict=True)
+    ]
 
 
 def _metric_of(result: RunResult) -> str:

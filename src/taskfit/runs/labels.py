@@ -25,7 +25,7 @@ from taskfit.runs.measure_run import (
 )
 from taskfit.runs.predictions import renaming_note
 from taskfit.runs.prepare import PreparedData, prepare_data
-from taskfit.runs.run import Run, model_of
+from taskfit.runs.run import Run, longest_texts, model_of
 from taskfit.runs.slices import check_slices
 from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen
@@ -237,11 +237,7 @@ def _tell_about_data(data: PreparedData, screen: Screen) -> None:
 
 def _rehearse(run: Run) -> None:
     """Predict the longest few examples, so that what will fail fails now."""
-    sets = [*run.data.evaluations.values(), run.data.validation, run.data.train]
-    longest = sorted(
-        (example for examples in sets for example in examples),
-        key=lambda e: -sum(map(len, e.texts.values())),
-    )[:8]
+    longest = longest_texts(run.data)
     if not longest:
         raise SettingsError("There is nothing to train on and nothing to evaluate.")
     run.classifier.method.rehearse(longest)

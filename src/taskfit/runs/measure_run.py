@@ -25,19 +25,12 @@ from taskfit.runs.classifier import Classifier
 from taskfit.runs.cross_validation import RUN, TUNED
 from taskfit.runs.cross_validation import SET as CROSS
 from taskfit.runs.predictions import write_predictions
-from taskfit.runs.run import Run
+from taskfit.runs.run import Run, evaluation_sets
 from taskfit.runs.slices import measure_slices, slice_columns, slices_text, write_slices
 from taskfit.stats import Evaluation
 from taskfit.training.distributed import divided
 
 LATENCY_TEXTS = 5
-
-
-def evaluation_sets(run: Run) -> Mapping[str, Sequence[Example]]:
-    """Return the sets to evaluate; the validation set serves where there is none."""
-    return run.data.evaluations or (
-        {"validation": run.data.validation} if run.data.validation else {}
-    )
 
 
 def latency(run: Run) -> float | None:
@@ -47,7 +40,7 @@ def latency(run: Run) -> float | None:
     """
     if run.settings.method.name == "remote":
         return None
-    examples = [e for found in evaluation_sets(run).values() for e in found]
+    examples = [e for found in evaluation_sets(run.data).values() for e in found]
     return time_of_one_text(run.classifier.probabilities, examples)
 
 
@@ -159,11 +152,7 @@ def evaluate_sets(run: Run, baselines: Mapping[str, Method] = MappingProxyType({
         run: The run, trained and calibrated.
         baselines: What its results are shown beside.
     """
-    sets = evaluation_sets(run)
-    if not sets:
-        run.screen.note(
-            "no evaluation set: give one with --test NAME=FILE, or raise data.validation_fraction"
-        )
+    sets = evaluation_sets(run.data, run.screen)
     evaluations: dict[str, Evaluation] = {}
     seconds: dict[str, float] = {}
     coverage: dict[str, Any] = {}

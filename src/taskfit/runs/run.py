@@ -1,15 +1,41 @@
 """A run under way: what its stages hand to each other."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
+from taskfit.data import Example
 from taskfit.models.adapters import weight_bytes
 from taskfit.models.load import LoadedModel, dtype_reason, load_model, resolve_device
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.prepare import PreparedData
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
+from taskfit.tasks.questions import AnsweredExample
 from taskfit.training.memory import MemoryAccount
+
+E = TypeVar("E", bound=Example | AnsweredExample)
+NUM_LONGEST = 8
+
+
+class Sets(Protocol[E]):
+    """The examples of a run."""
+
+    @property
+    def train(self) -> list[E]:
+        """Return the training examples."""
+        ...
+
+    @property
+    def validation(self) -> list[E]:
+        """Return the held-out part of the training table."""
+        ...
+
+    @property
+    def evaluations(self) -> dict[str, list[E]]:
+        """Return the evaluation sets by name."""
+        ...
 
 
 @dataclass(slots=True)
@@ -33,6 +59,28 @@ class Run:
     memory: MemoryAccount
     screen: Screen
     name: str
+
+
+def longest_texts(data: Sets[E]) -> list[E]:
+    """Return the longest few examples of all sets, by which what will fail fails early."""
+    sets = [*data.evaluations.values(), data.validation, data.train]
+    examples = (example for found in sets for example in found)
+    return sorted(examples, key=lambda e: -sum(map(len, e.texts.values())))[:NUM_LONGEST]
+
+
+def evaluation_sets(data: Sets[E], screen: Screen | None = None) -> Mapping[str, Sequence[E]]:
+    """Return the sets to evaluate; the validation set serves where there is none.
+
+    Args:
+        data: Of the run.
+        screen: Where it is said that there is neither; None: it is not said.
+    """
+    sets = data.evaluations or ({"validation": data.validation} if data.validation else {})
+    if not sets and screen is not None:
+        screen.note(
+            "no evaluation set: give one with --test NAME=FILE, or raise data.validation_fraction"
+        )
+    return sets
 
 
 def model_of(

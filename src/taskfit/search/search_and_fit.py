@@ -1,6 +1,6 @@
 """Fit one run, with a search for its settings first where they ask for one."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from taskfit.runs.prepare import AUTO_VALIDATION_FRACTION, prepare_data
 from taskfit.runs.run import model_of
 from taskfit.runs.run_folder import check_fingerprint, open_folder
 from taskfit.runs.settle import settle
+from taskfit.runs.sources import share_sources
 from taskfit.screen import Screen, SilentScreen
 from taskfit.search.search import search_settings, settings_of_search
 from taskfit.search.setup import refuse_unserved
@@ -43,7 +44,9 @@ def search_and_fit(
     part of the run's.
     """
     screen = screen or SilentScreen()
-    with process_group(folder, settings) as own:
+    # A search and the run after it read the same tables.
+    sharing = share_sources() if settings.search.wanted else nullcontext()
+    with process_group(folder, settings) as own, sharing:
         several = is_questionnaire(settings.task.name)
         if settings.search.wanted and several:
             raise SettingsError(

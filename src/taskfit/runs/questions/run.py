@@ -24,7 +24,7 @@ from taskfit.runs.questions.classifier import (
     answer_table,
 )
 from taskfit.runs.questions.data import QuestionData, check_trainable, prepare_questions
-from taskfit.runs.run import base_model
+from taskfit.runs.run import base_model, evaluation_sets, longest_texts
 from taskfit.runs.train_method import train_items
 from taskfit.screen import Screen
 from taskfit.stats import METRICS
@@ -81,11 +81,7 @@ class QuestionRun(RunKind[QuestionClassifier]):
 
     def start(self, *, resume: bool) -> None:
         """Answer the longest few texts, so that what will fail fails now."""
-        sets = [*self.data.evaluations.values(), self.data.validation, self.data.train]
-        longest = sorted(
-            (example.bare() for examples in sets for example in examples),
-            key=lambda example: -sum(map(len, example.texts.values())),
-        )[:8]
+        longest = [example.bare() for example in longest_texts(self.data)]
         self.fitted.probabilities(longest)
         self.memory.stage("forward")
 
@@ -111,12 +107,7 @@ class QuestionRun(RunKind[QuestionClassifier]):
 
     def measure(self, *, baselines: bool) -> Measured:
         """Measure every set; the validation set serves where there is none."""
-        sets = self._sets
-        if not sets:
-            self.screen.note(
-                "no evaluation set: give one with --test NAME=FILE, or raise "
-                "data.validation_fraction"
-            )
+        sets = evaluation_sets(self.data, self.screen)
         measured: dict[str, QuestionEvaluation] = {}
         seconds: dict[str, float] = {}
         for name, examples in sets.items():
@@ -155,13 +146,12 @@ class QuestionRun(RunKind[QuestionClassifier]):
 
     def latency(self) -> float | None:
         """Return the median seconds to answer all questions about one text by itself."""
-        texts = [example.bare() for examples in self._sets.values() for example in examples]
+        texts = [
+            example.bare()
+            for examples in evaluation_sets(self.data).values()
+            for example in examples
+        ]
         return time_of_one_text(self.fitted.probabilities, texts)
-
-    @property
-    def _sets(self) -> Mapping[str, Sequence[AnsweredExample]]:
-        data = self.data
-        return data.evaluations or ({"validation": data.validation} if data.validation else {})
 
     def _validate(self) -> Validation:
         """Measure all questions on the validation set; the score is the mean of their metrics."""

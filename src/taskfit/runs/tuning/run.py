@@ -9,6 +9,7 @@ from taskfit.data.instructions import InstructionRow
 from taskfit.files import read_jsonl, write_text_atomic
 from taskfit.methods.dpo import Dpo
 from taskfit.methods.sft import Reference, Sft, share_of_tokens_saved
+from taskfit.methods.table import METHODS
 from taskfit.models.load import LoadedModel
 from taskfit.runs.kind import Measured, RunKind, Size
 from taskfit.runs.run import base_model
@@ -72,7 +73,8 @@ class TuningRun(RunKind[TunedModel]):
         """Load the model."""
         loaded = base_model(self.settings, model, self.memory, self.screen)
         self.fitted = TunedModel(self.settings, loaded)
-        method = Dpo if self.settings.method.name == "dpo" else Sft
+        method = METHODS[self.settings.method.name]
+        assert issubclass(method, (Sft, Dpo)), "a run of tuning has a method of it"
         self._adapted = method(loaded, self.settings)
 
     def start(self, *, resume: bool) -> None:
