@@ -194,15 +194,20 @@ def test_two_columns_are_scored_as_a_pair_in_the_given_order(encoder: LoadedEnco
 def test_eight_examples_are_learned_by_heart_and_predicted_alike_after_saving(
     encoder: LoadedEncoder, texts: ExampleTokenizer, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)  # dropout; other tests of this process leave the generator anywhere
     examples = tiny.toy_examples(8)
     items, loss = texts.encode(examples), EncoderLoss(encoder)
-    optimizer = torch.optim.AdamW(encoder.model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(encoder.model.parameters(), lr=1e-3)
     encoder.model.train()
-    for _ in range(30):
+    for _ in range(300):  # some 40 are needed; the tokenizer, trained anew, is not always the same
         optimizer.zero_grad()
+        total = 0.0
         for piece in loss.plan(items, 64):
-            (loss.loss_sum([items[i] for i in piece]) / len(items)).backward()
+            step_loss = loss.loss_sum([items[i] for i in piece]) / len(items)
+            step_loss.backward()
+            total += step_loss.item()
+
+        if total < 0.01:
+            break
         optimizer.step()
     log_probs = EncoderScorer(encoder, texts).log_probs(examples)
     gold = [LABELS.index(str(example.label)) for example in examples]
