@@ -165,46 +165,55 @@ def tree_attention(
         kept = tree_layout.record.length
         tree_layout.record.keys[layer] = keys[:, :kept]
         tree_layout.record.values[layer] = values[:, :kept]
-    outputs = []
-    for block in tree_layout.blocks:
-        block_keys, block_values = _visible_keys(module, keys, values, block, tree_layout.prefix)
-        bias = block.bias if sliding_window is None else block.window_bias
-        outputs.append(
-            _attend(
-                queries[:, :, block.start : block.stop],
-                block_keys,
-                block_values,
-                bias,
-                softcap=softcap,
-                dropout=dropout if module.training else 0.0,
-            )
+    # Split once, not sliced block by block: the backward pass of a slice fills and adds a tensor as
+    # long as the whole tree, for each block again.
+    sizes = [block.stop - block.start for block in tree_layout.blocks]
+    outputs = [
+        _attend(
+            block_queries,
+            *_visible_keys(module, (keys, values), own, block, tree_layout.prefix),
+            block.bias if sliding_window is None else block.window_bias,
+            softcap=softcap,
+            dropout=dropout if module.training else 0.0,
         )
+        for block, block_queries, *own in zip(
+            tree_layout.blocks,
+            queries.split(sizes, dim=2),
+            keys.split(sizes, dim=1),
+            values.split(sizes, dim=1),
+            strict=True,
+        )
+    ]
     mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # (N, G, T, E)
     return mixed.reshape(1, num_heads, num_tokens, width).transpose(1, 2), None
 
 
 def _visible_keys(
     module: nn.Module,
-    keys: Tensor,
-    values: Tensor,
+    whole: tuple[Tensor, Tensor],
+    own: Sequence[Tensor],
     block: BlockTensors,
     prefix: KeyValueCache | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the keys and values of prefix, ancestors and block, each (N, K, E)."""
-    num_tokens = keys.shape[1]
-    whole = block.start == 0 and block.stop == num_tokens
-    key_parts = [keys if whole else keys[:, block.start : block.stop]]
-    value_parts = [values if whole else values[:, block.start : block.stop]]
+    """Return the keys and values of prefix, ancestors and block, each (N, K, E).
+
+    Args:
+        module: The attention layer.
+        whole: Keys and values of the tree, each (N, T, E).
+        own: Keys and values of the block's own tokens, each (N, Q, E).
+        block: The block.
+        prefix: Keys and values before the tree's root, or None.
+    """
+    parts = [[part] for part in own]
     if block.ancestors is not None:
-        key_parts.insert(0, keys.index_select(1, block.ancestors))
-        value_parts.insert(0, values.index_select(1, block.ancestors))
+        for part, tree_part in zip(parts, whole, strict=True):
+            part.insert(0, tree_part.index_select(1, block.ancestors))
     if prefix is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        key_parts.insert(0, prefix.keys[layer])
-        value_parts.insert(0, prefix.values[layer])
-    if len(key_parts) == 1:
-        return key_parts[0], value_parts[0]
-    return torch.cat(key_parts, dim=1), torch.cat(value_parts, dim=1)
+        parts[0].insert(0, prefix.keys[layer])
+        parts[1].insert(0, prefix.values[layer])
+    keys, values = (part[0] if len(part) == 1 else torch.cat(part, dim=1) for part in parts)
+    return keys, values
 
 
 def _attend(
