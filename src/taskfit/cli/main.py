@@ -37,6 +37,7 @@ from taskfit.cli.flags import (
 from taskfit.cli.plan import plan
 from taskfit.cli.prompts import prompts
 from taskfit.cli.report import report
+from taskfit.cli.runs import runs
 from taskfit.cli.search import SearchBudgetOption, SearchOption, search_flags, show_search
 from taskfit.cli.tuning import chat, generate, judge, tuning_table
 from taskfit.errors import SettingsError, TaskfitError
@@ -277,6 +278,7 @@ def inspect(
 app.command()(prompts)
 app.command()(compare)
 app.command()(report)
+app.command()(runs)
 app.command()(plan)
 app.command()(curate)
 app.command()(export)

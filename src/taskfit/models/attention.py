@@ -178,9 +178,9 @@ def tree_attention(
         )
         for block, block_queries, *own in zip(
             tree_layout.blocks,
-            queries.split(sizes, dim=2),
-            keys.split(sizes, dim=1),
-            values.split(sizes, dim=1),
+            torch.split(queries, sizes, dim=2),
+            torch.split(keys, sizes, dim=1),
+            torch.split(values, sizes, dim=1),
             strict=True,
         )
     ]
