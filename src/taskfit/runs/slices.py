@@ -13,7 +13,7 @@ from taskfit.data.builtin import DEFAULT_SLICES
 from taskfit.data.tables import suggestion
 from taskfit.errors import DataError
 from taskfit.files import write_text_atomic
-from taskfit.runs.classifier import Classifier
+from taskfit.runs.asked import AskedQuestion
 from taskfit.runs.sources import read_source
 from taskfit.settings import RunSettings
 from taskfit.stats.multi_label import THRESHOLD
@@ -89,27 +89,27 @@ def group_examples(
 
 
 def measure_slices(
-    classifier: Classifier,
+    question: AskedQuestion,
     name: str,
     examples: Sequence[Example],
     probabilities: FloatArray,
     by: Sequence[str],
 ) -> list[Slice]:
-    """Measure the slices of an evaluation set; empty where it has none of the columns.
+    """Measure a question in the slices of an evaluation set; empty where it has no such column.
 
     Args:
-        classifier: Whose probabilities they are.
-        name: Of the evaluation set.
-        examples: Labelled.
+        question: Whose probabilities they are.
+        name: Of the evaluation.
+        examples: With a label of the question.
         probabilities: (N, L).
         by: Columns; `gold` is the right label.
     """
     columns = group_examples(name, examples, by)
     if not columns:
         return []
-    if classifier.task.multi_label:
-        return slice_label_sets(columns, probabilities >= THRESHOLD, classifier.present(examples))
-    return slice_classes(columns, probabilities, classifier.gold(examples))
+    if question.task.multi_label:
+        return slice_label_sets(columns, probabilities >= THRESHOLD, question.present(examples))
+    return slice_classes(columns, probabilities, question.gold(examples))
 
 
 def write_slices(folder: Path, measured: Mapping[str, Sequence[Slice]]) -> None:

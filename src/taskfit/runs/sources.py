@@ -39,18 +39,22 @@ def share_sources() -> Iterator[Sources]:
         _shared = before
 
 
-def check_one_question(settings: RunSettings) -> None:
-    """Check that settings are of a task of one question with labels.
+def check_labels_task(settings: RunSettings, *, several: bool) -> None:
+    """Check that settings are of a task with labels.
+
+    Args:
+        settings: All settings.
+        several: Whether it may have several questions.
 
     Raises:
-        SettingsError: If the task has several, or the method learns from rows of text.
+        SettingsError: If it may not and has, or the method learns from rows of text.
     """
     if settings.method.is_tuning:
         raise SettingsError(
             f"method {settings.method.name} learns from rows of text, not from labels, so there is "
             "nothing to do here: `taskfit fit`, `plan`, `generate`, `judge` and `export` serve it."
         )
-    if is_questionnaire(settings.task.name):
+    if not several and is_questionnaire(settings.task.name):
         raise SettingsError(
             f"{settings.task.name} asks several questions, which `taskfit fit`, `evaluate` and "
             "`predict` serve; give a task of one question here."

@@ -23,6 +23,8 @@ from taskfit.runs.classifier import ADAPTER, MODEL
 from taskfit.runs.run import Run
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
+from taskfit.stats import METRICS, Evaluation
+from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.compiling import compile_pays
 from taskfit.training.distributed import divided, is_main, num_processes, on_main
@@ -274,10 +276,29 @@ def _keeping_states(
 def _validate(run: Run, method: TrainedMethod) -> Validation:
     method.weights_changed()
     probabilities = divided(method.probabilities, run.data.validation)
-    evaluation = run.classifier.evaluate(run.data.validation, probabilities)
-    metrics = {name: getattr(evaluation, name) for name in ("accuracy", "mcc", "macro_f1")}
-    losses = run.classifier.losses(run.data.validation, probabilities)
+    found = run.classifier.evaluate(run.data.validation, probabilities)
+    if isinstance(run.data.asked, Questionnaire):
+        return _validation_of_questions(run, found)
+    evaluation = found[""]
+    metrics = {name: getattr(evaluation, name) for name in METRICS}
+    losses = run.classifier.only.losses(run.data.validation, probabilities)
     return Validation(evaluation.log_loss, metrics, losses)
+
+
+def _validation_of_questions(run: Run, found: Mapping[str, Evaluation]) -> Validation:
+    """Return the mean of each metric over questions; of the questions' own metric all of them.
+
+    Not every text has the labels of all questions, so there is no score of each text to compare.
+    """
+    tasks = run.data.asked.tasks
+    metric = next(iter(tasks.values())).metric
+    means = {
+        name: float(np.mean([getattr(one, name) for one in found.values()])) for name in METRICS
+    }
+    own = {f"{name}/{metric}": float(getattr(one, metric)) for name, one in found.items()}
+    # An example's loss is a sum over its questions, in training and here.
+    losses = [tasks[name].weight * one.log_loss * one.num_examples for name, one in found.items()]
+    return Validation(sum(losses) / len(run.data.validation), {**means, **own})
 
 
 def _sampling(run: Run) -> NDArray[np.float64]:
