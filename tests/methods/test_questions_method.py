@@ -12,7 +12,7 @@ import tiny
 from taskfit.data import Example
 from taskfit.methods.label_words import LabelWordLoss, LabelWords
 from taskfit.methods.method import FloatArray, MethodContext
-from taskfit.methods.questions import QuestionEncoders, QuestionItem, QuestionLoss
+from taskfit.methods.questions import QuestionItem, QuestionLoss
 from taskfit.methods.scoring import LabelScorer
 from taskfit.models.adapters import add_adapter
 from taskfit.models.load import LoadedModel
@@ -80,16 +80,11 @@ def by_question(method: LabelWords, found: FloatArray) -> dict[str, FloatArray]:
     return dict(zip(method.context.asked.tasks, parts, strict=True))
 
 
-def encoders_of(method: LabelWords) -> QuestionEncoders:
-    assert method.questions is not None
-    return method.questions
-
-
 def alone(loaded: LoadedModel, method: LabelWords) -> dict[str, LabelScorer]:
     words = method.scorer.words
     return {
         name: LabelScorer(loaded.tree, encoder, words=words)
-        for name, encoder in encoders_of(method).by_name.items()
+        for name, encoder in method.encoders.items()
     }
 
 
@@ -119,7 +114,7 @@ def test_texts_that_are_shortened_for_one_question_score_as_alone(loaded: Loaded
     answers = {"mood": "good", "park": "yes", "stars": "1"}
     long = [replace(e, texts={"text": e.texts["text"] * 8}, answers=answers) for e in TOY[:3]]
     method = method_of(loaded, QUESTIONS, "model.max_length=110")
-    items = encoders_of(method).encode(long)
+    items = method.encode(long)
     cuts = {item.branches[name].num_tokens_cut for item in items for name in item.branches}
     assert len(cuts) > 1
     found = log_probs(method, long)
@@ -156,7 +151,7 @@ def test_one_tree_runs_fewer_tokens_than_the_questions_alone(loaded: LoadedModel
 
     together = tokens(lambda: log_probs(method, TOY))
     apart = tokens(lambda: [scorer.log_probs(TOY) for scorer in scorers.values()])
-    texts = sum(len(encoders_of(method).by_name["mood"].text.ids(e.texts["text"])) for e in TOY)
+    texts = sum(len(method.encoders["mood"].text.ids(e.texts["text"])) for e in TOY)
     # The static prefix and the texts stand once instead of three times.
     assert together < apart - texts
 
@@ -168,14 +163,14 @@ def test_loss_and_gradient_are_the_weighted_sum_of_the_questions_alone(
 ) -> None:
     method, examples = method_of(loaded, data, f"method.loss={over}"), answered()
     add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
-    items = encoders_of(method).encode(examples)
+    items = method.encode(examples)
     loss, gradient = gradient_of(method, lambda: loss_of(method, examples).loss_sum(items))
 
     def apart() -> torch.Tensor:
         total = torch.zeros(())
         for name, task in method.context.asked.tasks.items():
-            encoder = encoders_of(method).by_name[name]
-            owners = encoders_of(method).label_of_candidate[name]
+            encoder = method.encoders[name]
+            owners = [c.label_index for c in encoder.candidates]
             known = [e.of(name) for e in examples if name in e.answers]
             one = LabelWordLoss(
                 loaded.tree, owners, over=over, end_id=loaded.tokenizer.eos_token_id
@@ -206,7 +201,7 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
     loaded: LoadedModel, budget: int
 ) -> None:
     method, examples = method_of(loaded), answered()
-    items = encoders_of(method).encode(examples)
+    items = method.encode(examples)
     add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
     objective = loss_of(method, examples)
     assert objective.largest(items) <= budget
@@ -223,7 +218,7 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
 
 def test_a_question_without_a_label_is_not_asked(loaded: LoadedModel) -> None:
     method, examples = method_of(loaded), answered()
-    items = encoders_of(method).encode([*examples, Example("none", TOY[0].texts, answers={})])
+    items = method.encode([*examples, Example("none", TOY[0].texts, answers={})])
     asked = [set(item.branches) for item in items]
     assert asked == [set(example.answers) for example in examples]
     before = loaded.tree.num_tokens_run
@@ -234,7 +229,7 @@ def test_a_question_without_a_label_is_not_asked(loaded: LoadedModel) -> None:
 
 
 def test_an_item_counts_the_tokens_of_all_its_questions(loaded: LoadedModel) -> None:
-    items = encoders_of(method_of(loaded)).encode(answered())
+    items = method_of(loaded).encode(answered())
     item: QuestionItem = items[1]
     assert item.num_tokens == sum(b.num_tokens for b in item.branches.values())
     assert item.num_tokens_cut == 0
@@ -243,11 +238,11 @@ def test_an_item_counts_the_tokens_of_all_its_questions(loaded: LoadedModel) -> 
 def test_balanced_class_weights_are_those_of_each_question(loaded: LoadedModel) -> None:
     method = method_of(loaded, SINGLE, "method.class_weights=balanced", "method.focal_gamma=1.5")
     examples = answered()
-    items = encoders_of(method).encode(examples)
+    items = method.encode(examples)
     with torch.no_grad():
         found = float(loss_of(method, examples).loss_sum(items))
     expected = 0.0
-    for name, encoder in encoders_of(method).by_name.items():
+    for name, encoder in method.encoders.items():
         known = [e.of(name) for e in examples if name in e.answers]
         log_probs = np.log(by_question(method, method.probabilities(known))[name])
         gold = np.array([encoder.task.label_names.index(str(e.label)) for e in known])

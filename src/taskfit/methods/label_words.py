@@ -13,11 +13,12 @@ from taskfit.methods.calibration import apply_prior
 from taskfit.methods.losses import classification_loss_sum, label_targets, likelihood_loss_sum
 from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.objective import Item, Objective, TreeObjective
-from taskfit.methods.questions import QuestionEncoders, QuestionLoss
+from taskfit.methods.questions import QuestionLoss, encode_questions
 from taskfit.methods.scoring import JointWords, LabelScorer, read_plan, sum_over_words
 from taskfit.methods.tree_method import TreeMethod, prompt_encoders
 from taskfit.models.tree_model import TreeModel
-from taskfit.tasks import EncodedExample, Task
+from taskfit.tasks import EncodedExample
+from taskfit.tasks.questions import Questionnaire
 from taskfit.tree.build import IntArray
 
 # A log-probability that no word has, finite so that 0 times it is 0.
@@ -28,25 +29,26 @@ class LabelWords(TreeMethod):
     """Trains the label words in their prompt; reads them off the LM head.
 
     Attributes:
+        encoders: One a question.
         scorer: Reads the words of all questions.
-        questions: Encodes the questions of a text together; None where there is one.
     """
 
     def __init__(self, context: MethodContext) -> None:
         """Make encoders and scorer."""
-        encoders = prompt_encoders(context, context.demonstrations)
-        super().__init__(context, next(iter(encoders.values())))
+        self.encoders = prompt_encoders(context, context.demonstrations)
+        super().__init__(context, next(iter(self.encoders.values())))
         budget = context.settings.training.score_token_budget
         words = word_reader(self.settings, end_id=self.model.tokenizer.eos_token_id)
         self.scorer = LabelScorer(
-            self.model.tree, *encoders.values(), token_budget=budget, words=words
+            self.model.tree, *self.encoders.values(), token_budget=budget, words=words
         )
-        several = not isinstance(context.asked, Task)
-        self.questions = QuestionEncoders(encoders, words=words) if several else None
+        self._asks_several = isinstance(context.asked, Questionnaire)
 
     def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
         """Return prompts with completions as token ids, several questions of a text together."""
-        return (self.questions or self.encoder).encode(examples)
+        if self._asks_several:
+            return encode_questions(self.encoders, examples)
+        return super().encode(examples)
 
     def probabilities(
         self, examples: Sequence[Example], *, advance: Advance | None = None
@@ -60,10 +62,11 @@ class LabelWords(TreeMethod):
 
     def objective(self) -> Objective[Any]:
         """Return the cross-entropy over labels, vocabulary or branches."""
-        if self.questions is not None:
+        if self._asks_several:
             return QuestionLoss(
                 self.model.tree,
-                self.questions,
+                self.encoders,
+                words=self.scorer.words,
                 class_weights=self.class_weight_tensor(),
                 focal_gamma=self.settings.focal_gamma,
             )
@@ -82,13 +85,13 @@ class LabelWords(TreeMethod):
 
     def rendered(self, examples: Sequence[Example]) -> list[str]:
         """Return prompts with what is learned between guillemets, of each question."""
-        if self.questions is None:
+        if not self._asks_several:
             return super().rendered(examples)
         decode = self.model.tokenizer.decode
         return [
             f"{item.id}: {decode(branch.prompt_ids.tolist())}"
-            f"{self.supervised_word(branch, self.questions.by_name[name])}"
-            for item in self.questions.encode(examples)
+            f"{self.supervised_word(branch, self.encoders[name])}"
+            for item in encode_questions(self.encoders, examples)
             for name, branch in item.branches.items()
         ]
 

@@ -2,8 +2,6 @@
 
 The prompts of an example's questions share instruction and text, so these run once for all
 questions; what comes out is what every question gives alone.
-
-Legend: L_q labels of question q.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,103 +42,29 @@ class QuestionItem:
         return max(item.num_tokens_cut for item in self.branches.values())
 
 
-class QuestionEncoders:
-    """One encoder a question.
+def encode_questions(
+    encoders: Mapping[str, PromptEncoder], examples: Sequence[Example]
+) -> list[QuestionItem]:
+    """Encode examples for those of their questions that have a label.
 
-    Attributes:
-        by_name: Question -> its encoder, in order.
-        label_of_candidate: Question -> for every candidate word the index of its label.
-        num_labels: Question -> L_q.
-        words: How label words are read.
+    Examples without any label are left out.
+
+    Args:
+        encoders: Question -> its encoder, all of the same tokenizer and limit.
+        examples: With the answers that are known.
     """
-
-    def __init__(self, by_name: Mapping[str, PromptEncoder], *, words: WordReader) -> None:
-        """Take over encoders of the same tokenizer and limit."""
-        self.words = words
-        self.by_name = dict(by_name)
-        self.label_of_candidate = {
-            name: [candidate.label_index for candidate in encoder.candidates]
-            for name, encoder in self.by_name.items()
-        }
-        self.num_labels = {name: len(encoder.task.labels) for name, encoder in self.by_name.items()}
-
-    def encode(self, examples: Sequence[Example]) -> list[QuestionItem]:
-        """Encode examples for those of their questions that have a label.
-
-        Examples without any label are left out.
-        """
-        branches: list[dict[str, EncodedExample]] = [{} for _ in examples]
-        for name, encoder in self.by_name.items():
-            asked = [example.of(name) for example in examples]
-            places = [i for i, example in enumerate(asked) if example.label is not None]
-            encoded = encoder.encode([asked[i] for i in places])
-            for place, item in zip(places, encoded, strict=True):
-                branches[place][name] = item
-        return [
-            QuestionItem(example.id, found)
-            for example, found in zip(examples, branches, strict=True)
-            if found
-        ]
-
-    def sequences(self, item: QuestionItem) -> list[IntArray]:
-        """Return what must run to score all candidates of an item's questions, as one group."""
-        return [
-            sequence
-            for branch in item.branches.values()
-            for sequence in self.words.sequences(branch, range(len(branch.completions)))
-        ]
-
-
-class Branches:
-    """The questions of several items laid side by side, to be run as one tree.
-
-    Attributes:
-        rows: Question -> the places of the items that ask it.
-    """
-
-    def __init__(self, encoders: QuestionEncoders, items: Sequence[QuestionItem]) -> None:
-        """Collect the branches, item by item."""
-        self._encoders = encoders
-        self.rows: dict[str, list[int]] = {name: [] for name in encoders.by_name}
-        self._encoded: list[EncodedExample] = []
-        self._owners: list[str] = []
-        for place, item in enumerate(items):
-            for name, branch in item.branches.items():
-                self.rows[name].append(place)
-                self._encoded.append(branch)
-                self._owners.append(name)
-
-    @property
-    def all_single(self) -> bool:
-        """Return whether every candidate is one token."""
-        return all(len(ids) == 1 for branch in self._encoded for ids in branch.completions)
-
-    def scores(self, model: TreeModel, *, normalize: bool) -> dict[str, Tensor]:
-        """Run the tree; return log p(label words | prompt) of every question that is asked.
-
-        Args:
-            model: The model.
-            normalize: See `WordReader.log_probs`.
-
-        Returns:
-            Question -> (rows of the question, L_q), with gradient where enabled.
-        """
-        wanted = [list(range(len(branch.completions))) for branch in self._encoded]
-        joint = self._encoders.words.log_probs(model, self._encoded, wanted, normalize=normalize)
-        words: dict[str, list[Tensor]] = {name: [] for name in self.rows}
-        for name, found in zip(
-            self._owners, torch.split(joint, [len(chosen) for chosen in wanted]), strict=True
-        ):
-            words[name].append(found)
-        return {
-            name: sum_over_words(
-                torch.stack(rows),
-                self._encoders.label_of_candidate[name],
-                self._encoders.num_labels[name],
-            )
-            for name, rows in words.items()
-            if rows
-        }
+    branches: list[dict[str, EncodedExample]] = [{} for _ in examples]
+    for name, encoder in encoders.items():
+        asked = [example.of(name) for example in examples]
+        places = [i for i, example in enumerate(asked) if example.label is not None]
+        encoded = encoder.encode([asked[i] for i in places])
+        for place, item in zip(places, encoded, strict=True):
+            branches[place][name] = item
+    return [
+        QuestionItem(example.id, found)
+        for example, found in zip(examples, branches, strict=True)
+        if found
+    ]
 
 
 class QuestionLoss(TreeObjective[QuestionItem]):
@@ -153,8 +77,9 @@ class QuestionLoss(TreeObjective[QuestionItem]):
     def __init__(
         self,
         model: TreeModel,
-        encoders: QuestionEncoders,
+        encoders: Mapping[str, PromptEncoder],
         *,
+        words: WordReader,
         class_weights: Tensor | None = None,
         focal_gamma: float = 0.0,
     ) -> None:
@@ -162,35 +87,53 @@ class QuestionLoss(TreeObjective[QuestionItem]):
 
         Args:
             model: The model in training.
-            encoders: One a question.
+            encoders: Question -> its encoder.
+            words: How label words are read.
             class_weights: Weight of each label, those of all questions side by side; None: all 1.
             focal_gamma: Exponent of the focal factor, see `classification_loss_sum`.
         """
         self.model = model
         self.encoders = encoders
+        self.words = words
         self.class_weights: dict[str, Tensor] = {}
         if class_weights is not None:
-            parts = torch.split(class_weights, list(encoders.num_labels.values()))
-            self.class_weights = dict(zip(encoders.num_labels, parts, strict=True))
+            counts = [len(encoder.task.labels) for encoder in encoders.values()]
+            parts = torch.split(class_weights, counts)
+            self.class_weights = dict(zip(encoders, parts, strict=True))
         self.focal_gamma = focal_gamma
 
-    def sequences(self, item: QuestionItem) -> Sequence[IntArray]:
+    def sequences(self, item: QuestionItem) -> list[IntArray]:
         """Return all questions of an example with all their label words."""
-        return self.encoders.sequences(item)
+        return [
+            sequence
+            for branch in item.branches.values()
+            for sequence in self.words.sequences(branch, range(len(branch.completions)))
+        ]
 
     def loss_sum(self, items: Sequence[QuestionItem]) -> Tensor:
         """Return the summed loss of examples and their questions, run as one tree (nats)."""
-        branches = Branches(self.encoders, items)
+        owners = [name for item in items for name in item.branches]
+        branches = [branch for item in items for branch in item.branches.values()]
+        every = [range(len(branch.completions)) for branch in branches]
         # Over single-token labels the normaliser of the vocabulary cancels.
-        scores = branches.scores(self.model, normalize=not branches.all_single)
+        normalize = any(len(ids) > 1 for branch in branches for ids in branch.completions)
+        joint = self.words.log_probs(self.model, branches, every, normalize=normalize)
+        words = torch.split(joint, [len(chosen) for chosen in every])
         total = torch.zeros((), device=self.model.device)
-        for name, found in scores.items():
-            targets = [items[i].branches[name].target for i in branches.rows[name]]
+        for name, encoder in self.encoders.items():
+            own = [place for place, owner in enumerate(owners) if owner == name]
+            if not own:
+                continue
+            scores = sum_over_words(
+                torch.stack([words[place] for place in own]),
+                [candidate.label_index for candidate in encoder.candidates],
+                len(encoder.task.labels),
+            )
             loss = classification_loss_sum(
-                found,
-                label_targets(targets, self.model.device),
+                scores,
+                label_targets([branches[place].target for place in own], self.model.device),
                 class_weights=self.class_weights.get(name),
                 focal_gamma=self.focal_gamma,
             )
-            total = total + self.encoders.by_name[name].task.weight * loss
+            total = total + encoder.task.weight * loss
         return total

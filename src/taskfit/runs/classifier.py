@@ -224,12 +224,7 @@ class Classifier:
         """
         path = folder / (QUESTIONS_FILE if (folder / QUESTIONS_FILE).is_file() else FILE)
         if not path.is_file():
-            hint = (
-                f" It was interrupted: continue with `taskfit fit --resume {folder}`."
-                if (folder / SETTINGS_FILE).is_file()
-                else " Give the folder that `taskfit fit --out` made."
-            )
-            raise CheckpointError(f"{folder} holds no finished run: no {FILE} in it.{hint}")
+            raise nothing_saved(folder, "finished run", FILE)
         try:
             saved = _with_defaults(json.loads(path.read_text(encoding="utf-8")))
             asked = _asked_from_dict(saved)
@@ -335,6 +330,23 @@ def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> 
             "changed or copied in part, or its base model is another one now."
         ) from error
     return model
+
+
+def nothing_saved(folder: Path, what: str, file: str, *, flags: str = "") -> CheckpointError:
+    """Return the error of a folder without the file that a run saves at its end.
+
+    Args:
+        folder: Where it was looked for.
+        what: What the folder should hold.
+        file: The file.
+        flags: Of the command that writes it.
+    """
+    hint = (
+        f"It was interrupted: continue with `taskfit fit --resume {folder}`."
+        if (folder / SETTINGS_FILE).is_file()
+        else f"Give the folder that `taskfit fit{flags} --out` made."
+    )
+    return CheckpointError(f"{folder} holds no {what}: no {file} in it. {hint}")
 
 
 def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:

@@ -131,7 +131,6 @@ def _fit_fold(
                 classifier=classifier,
                 memory=MemoryAccount(resolve_device(settings.model.device)),
                 screen=SilentScreen(),
-                name=settings.method.name,
             )
             run.folder.mkdir(parents=True, exist_ok=True)
             train_method(run, method, trackers=Trackers({}), save=False)

@@ -175,10 +175,7 @@ class LabelRun(RunKind[Classifier]):
 
     @property
     def _run(self) -> Run:
-        return Run(
-            *(self.settings, self.folder, self.data, self.fitted),
-            *(self.memory, self.screen, self.name),
-        )
+        return Run(self.settings, self.folder, self.data, self.fitted, self.memory, self.screen)
 
 
 def size_of(data: PreparedData) -> Size:

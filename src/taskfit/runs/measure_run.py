@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,24 +38,13 @@ LATENCY_TEXTS = 5
 
 
 def latency(run: Run) -> float | None:
-    """Return the median seconds to predict one text by itself, see `time_of_one_text`.
-
-    An endpoint is not asked for texts of no use.
-    """
-    if run.settings.method.name == "remote":
-        return None
-    examples = [e for found in evaluation_sets(run.data).values() for e in found]
-    return time_of_one_text(run.classifier.probabilities, examples)
-
-
-def time_of_one_text(
-    predict: Callable[[Sequence[Example]], object], examples: Sequence[Example]
-) -> float | None:
     """Return the median seconds to predict one text by itself, of the first few; None of none.
 
-    The words stand in a new order, so that no cache knows the text.
+    The words stand in a new order, so that no cache knows the text. An endpoint is not asked for
+    texts of no use.
     """
-    if not examples:
+    examples = [e for found in evaluation_sets(run.data).values() for e in found]
+    if not examples or run.settings.method.name == "remote":
         return None
     generator = random.Random(time.time_ns())
     seconds = []
@@ -65,7 +54,7 @@ def time_of_one_text(
             generator.shuffle(words)
         shuffled = Example(example.id, {column: " ".join(w) for column, w in texts.items()})
         started = time.perf_counter()
-        predict([shuffled])
+        run.classifier.probabilities([shuffled])
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

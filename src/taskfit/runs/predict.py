@@ -11,6 +11,7 @@ import pandas as pd
 from taskfit.data import Example, read_table
 from taskfit.data.tables import suggestion
 from taskfit.errors import DataError
+from taskfit.methods.method import Advance
 from taskfit.runs.labels import LEVELS
 from taskfit.runs.load import load_classifier
 from taskfit.runs.measure_run import MeasuredSets
@@ -21,7 +22,7 @@ from taskfit.runs.predictions import (
     prediction_table,
     renaming_note,
 )
-from taskfit.runs.records import RunResult, library_versions
+from taskfit.runs.records import RunResult
 from taskfit.runs.rows import fingerprint, labelled_examples, text_examples
 from taskfit.runs.slices import GOLD, group_examples
 from taskfit.screen import Screen
@@ -91,44 +92,34 @@ def predict_file(
         limits = {n: q.set_limit(coverage, per_class=per_class) for n, q in questions.items()}
     read = functools.partial(text_examples, asked=classifier.asked, source=source)
     table = read_table(source, encoding=encoding, split="test")
-    partial = PartialPredictions(
-        target,
-        {
-            # All chunks are read once before any is predicted, so that what is wrong in the last
-            # one is said now.
-            "source": _fingerprint(table, read),
-            "run": describe_run(folder),
-            "options": f"{dict(options or {})}, coverage {coverage}, per class {per_class}, "
-            f"chunks of {CHUNK}",
-            "versions": str(library_versions()),
-        },
-    )
-    starts = range(0, len(table), CHUNK)
-    _tell_about_partial(partial, len(starts), screen)
-    with screen.progress(f"predicting {source}", len(table)) as advance:
-        for index, start in enumerate(starts):
-            if partial.has(index):
-                advance(min(CHUNK, len(table) - start))
-                continue
-            texts = read(table.iloc[start : start + CHUNK])
-            if index == 0 and (note := renaming_note(texts, classifier.asked.tasks)):
-                screen.note(note)
-            found = classifier.probabilities(texts, advance=advance)
-            sets = {
-                name: prediction_sets(found[:, questions[name].columns], limit)
-                for name, limit in limits.items()
-            }
-            partial.write(index, prediction_table(texts, found, questions, sets=sets))
-    num_chunks = len(starts)
+    # All chunks are read once before any is predicted, so that what is wrong in the last one is
+    # said now.
+    digest = _fingerprint(table, read)
+    given = f"{dict(options or {})}, coverage {coverage}, per class {per_class}"
+    made_from = {"source": digest, "run": describe_run(folder), "options": given}
+    partial = PartialPredictions(target, made_from, num_rows=len(table), chunk=CHUNK, screen=screen)
+
+    def answer(index: int, rows: slice, advance: Advance) -> pd.DataFrame:
+        texts = read(table.iloc[rows])
+        found = classifier.probabilities(texts, advance=advance)
+        sets = {
+            name: prediction_sets(found[:, questions[name].columns], limit)
+            for name, limit in limits.items()
+        }
+        return prediction_table(texts, found, questions, sets=sets)
+
+    if note := renaming_note(read(table.iloc[:1]), classifier.asked.tasks):
+        screen.note(note)
+    partial.fill(f"predicting {source}", answer)
     counts, sizes = {}, {}
     for question in questions.values():
         column = f"predicted{question.ending}"
-        counts[column] = dict(partial.count(column, num_chunks=num_chunks).most_common())
+        counts[column] = dict(partial.count(column).most_common())
         if limits:
             column = f"{SET_SIZE}{question.ending}"
-            by_size = partial.count(column, num_chunks=num_chunks)
+            by_size = partial.count(column)
             sizes[column] = {size: by_size[str(size)] for size in sorted(map(int, by_size))}
-    partial.join(target, num_chunks=num_chunks)
+    partial.join()
     return PredictedFile(len(table), counts, sizes)
 
 
@@ -200,17 +191,6 @@ def _fingerprint(table: pd.DataFrame, read: Read) -> str:
     for start in range(0, len(table), CHUNK):
         digest.update(fingerprint(read(table.iloc[start : start + CHUNK])).encode())
     return digest.hexdigest()[:16]
-
-
-def _tell_about_partial(partial: PartialPredictions, num_chunks: int, screen: Screen) -> None:
-    done = sum(partial.has(index) for index in range(num_chunks))
-    if done:
-        screen.note(f"going on from {partial.folder}: {done} of {num_chunks} parts are finished")
-    if partial.started_anew:
-        screen.note(
-            f"{partial.folder} held parts made from something else "
-            f"({', '.join(partial.started_anew)}); started anew"
-        )
 
 
 def _check_carried(table: pd.DataFrame, carried: Sequence[str], source: str) -> None:

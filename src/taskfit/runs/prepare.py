@@ -113,7 +113,7 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
         validation = read_test(data.validation, asked, data)
     overlap = None
     if train:
-        held_out = _by_name({"validation": validation} if validation else {}, evaluations)
+        held_out = sets_by_name({"validation": validation} if validation else {}, evaluations)
         train, overlap = drop_overlap(train, held_out)
         if not train:
             raise DataError(
@@ -133,7 +133,7 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
         "demonstrations": demonstrations,
         **({"unlabeled": unlabeled} if unlabeled else {}),
     }
-    hashes = {name: fingerprint(found) for name, found in _by_name(sets, evaluations).items()}
+    hashes = {name: fingerprint(found) for name, found in sets_by_name(sets, evaluations).items()}
     if isinstance(asked, Questionnaire):
         shown = json.dumps(questionnaire_to_dict(asked), ensure_ascii=False)
         hashes["questions"] = hashlib.sha256(shown.encode()).hexdigest()[:16]
@@ -179,7 +179,7 @@ def _unlabeled(
     return texts
 
 
-def _by_name(
+def sets_by_name(
     parts: Mapping[str, list[Example]], evaluations: Mapping[str, list[Example]]
 ) -> dict[str, list[Example]]:
     """Return all sets by name; an evaluation set may be called like a part, and hides none."""

@@ -27,7 +27,6 @@ class Run:
         classifier: What it fits.
         memory: Its memory account.
         screen: What it shows.
-        name: How tables call it.
     """
 
     settings: RunSettings
@@ -36,7 +35,6 @@ class Run:
     classifier: Classifier
     memory: MemoryAccount
     screen: Screen
-    name: str
 
 
 def longest_texts(data: PreparedData) -> list[Example]:

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskfit.files import folder_atomic
+from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.objective import Item, Objective
@@ -20,9 +20,8 @@ from taskfit.models.load import resolve_device
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.tree_model import TreeModel
 from taskfit.runs.classifier import ADAPTER, MODEL
+from taskfit.runs.kind import RunKind
 from taskfit.runs.run import Run
-from taskfit.screen import Screen
-from taskfit.settings import RunSettings
 from taskfit.stats import METRICS, Evaluation
 from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import Checkpoints, TrainingState
@@ -31,67 +30,12 @@ from taskfit.training.distributed import divided, is_main, num_processes, on_mai
 from taskfit.training.length import sees_texts_again
 from taskfit.training.log import TrainingLog
 from taskfit.training.loop import TOKEN_BUDGET, TrainingJob, Validation, train
-from taskfit.training.memory import MemoryAccount
 from taskfit.training.sharding import ShardedModel
 from taskfit.training.trackers import Trackers, open_trackers
 
-
-class Trainable(Protocol):
-    """What training in steps needs of a method, whatever it makes of examples."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Return the model in training."""
-        ...
-
-    @property
-    def tree(self) -> TreeModel | None:
-        """Return what runs its token trees; None: it has none."""
-        ...
-
-    def make_trainable(self) -> dict[str, nn.Parameter]:
-        """Choose or add the weights to train; return them by name."""
-        ...
-
-    def compile(self) -> None:
-        """Compile the layers in place, where that is possible."""
-        ...
-
-    def tokens_run(self) -> int:
-        """Return the unique tokens run so far."""
-        ...
-
-    def weights_changed(self) -> None:
-        """Forget what was computed with earlier weights."""
-        ...
-
-    def save_weights(self, folder: Path) -> None:
-        """Write the trained weights of the model, or its adapter, into a folder."""
-        ...
-
-
-class RunParts(Protocol):
-    """What training in steps needs of a run."""
-
-    @property
-    def settings(self) -> RunSettings:
-        """Return its settings."""
-        ...
-
-    @property
-    def folder(self) -> Path:
-        """Return its folder."""
-        ...
-
-    @property
-    def memory(self) -> MemoryAccount:
-        """Return its memory account."""
-        ...
-
-    @property
-    def screen(self) -> Screen:
-        """Return what it shows."""
-        ...
+# What is trained in steps, whatever it makes of examples, and in which run.
+Trainable = TrainedMethod | AdaptedModel
+AnyRun = Run | RunKind[Any]
 
 
 class NoCheckpoints(Checkpoints):
@@ -134,7 +78,7 @@ def train_method(
 
 
 def train_items(
-    run: RunParts,
+    run: AnyRun,
     method: Trainable,
     items: Sequence[Item],
     *,
@@ -228,7 +172,7 @@ def train_items(
 
 
 def _run_frozen(
-    run: RunParts, tree: TreeModel, objective: Objective[Item], items: Sequence[Item]
+    run: AnyRun, tree: TreeModel, objective: Objective[Item], items: Sequence[Item]
 ) -> None:
     """Run the layers that training leaves alone over all items, once for all epochs."""
     settings, gigabytes = run.settings.training, run.settings.adapter.cache_gigabytes

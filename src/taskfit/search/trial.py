@@ -97,7 +97,6 @@ def run_trial(
             classifier=classifier,
             memory=memory,
             screen=watch,
-            name=folder.name,
         )
         try:
             train_method(run, method, trackers=Trackers({}), save=False)
