@@ -41,7 +41,7 @@ FOLDER = "folds"
 TUNED, RUN = "tuned", "run"
 
 
-def wants_cross_validation(method: Method, settings: RunSettings, data: PreparedData) -> bool:
+def needs_cross_validation(method: Method, settings: RunSettings, data: PreparedData) -> bool:
     """Return whether a run is measured on its own small table, since it has no other set.
 
     With a test share that was given, 0 too, the user has decided how to measure.

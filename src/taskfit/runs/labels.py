@@ -14,7 +14,7 @@ from taskfit.runs.baselines import MISLEADING
 from taskfit.runs.blending import fit_probes, make_blend
 from taskfit.runs.calibration import HeldOut, calibrate, hold_out
 from taskfit.runs.classifier import Classifier
-from taskfit.runs.cross_validation import FOLDER, cross_validate, wants_cross_validation
+from taskfit.runs.cross_validation import FOLDER, cross_validate, needs_cross_validation
 from taskfit.runs.kind import Measured, RunKind, Size
 from taskfit.runs.measure_run import (
     baselines_of,
@@ -84,7 +84,7 @@ class LabelRun(RunKind[Classifier]):
     def start(self, *, resume: bool) -> None:
         """Predict the longest texts, and cross-validate a small table."""
         _rehearse(self._run)
-        if wants_cross_validation(self.method, self.settings, self.data):
+        if needs_cross_validation(self.method, self.settings, self.data):
             model = self.method.context.model
             self._crossed = cross_validate(
                 self.settings, self.data, self.folder, model=model, screen=self.screen

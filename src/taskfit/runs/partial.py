@@ -23,7 +23,7 @@ from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE, library_versions
 from taskfit.screen import Screen
 
 MADE_FROM = "made_from.json"
-# Larger files, such as a whole model's weights, are told apart by size and time.
+# Larger files, such as a whole model's weights, are known by size and time.
 HASHED_BYTES = 256 * 2**20
 
 

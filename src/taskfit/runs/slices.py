@@ -45,8 +45,7 @@ def check_slices(settings: RunSettings, evaluations: Mapping[str, Sequence[Examp
         DataError: If no set has a column, or a cut gives too many slices.
     """
     carried = {column for examples in evaluations.values() for column in _values(examples[:1])}
-    wanted = settings.data.slices
-    missing = [column for column in wanted if column not in carried]
+    missing = [column for column in settings.data.slices if column not in carried]
     if missing and evaluations:
         data = settings.data
         sources = [*data.tests.values(), *([data.train] if data.train and not data.tests else [])]
@@ -67,12 +66,12 @@ def check_slices(settings: RunSettings, evaluations: Mapping[str, Sequence[Examp
 def group_examples(
     name: str, examples: Sequence[Example], by: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return each wanted column that the examples have, with its values.
+    """Return each requested column that the examples have, with its values.
 
     Args:
         name: Of the evaluation set, for messages.
         examples: Labelled.
-        by: Wanted columns; `gold` is the right label.
+        by: Requested columns; `gold` is the right label.
 
     Raises:
         DataError: If the columns make too many slices.

@@ -39,7 +39,7 @@ AnyRun = Run | RunKind[Any]
 
 
 class NoCheckpoints(Checkpoints):
-    """Saves nothing, for a training of which only the record is wanted."""
+    """Saves nothing, for a training of which only the record is of use."""
 
     def save(self, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
         """Save nothing."""
@@ -252,8 +252,8 @@ def _sampling(run: Run) -> NDArray[np.float64]:
     """
     targets = target_matrix(run.data.train, run.data.task.label_names)  # (N, L)
     counts = targets.sum(axis=0)
-    wanted = np.divide(targets, counts, out=np.zeros_like(targets), where=counts > 0)
-    per_example = wanted.max(axis=1) if run.data.task.multi_label else wanted.sum(axis=1)
+    shares = np.divide(targets, counts, out=np.zeros_like(targets), where=counts > 0)
+    per_example = shares.max(axis=1) if run.data.task.multi_label else shares.sum(axis=1)
     # Examples without any label are a class of their own.
     none = per_example == 0
     per_example[none] = 1 / max(1, none.sum())

@@ -14,7 +14,7 @@ from taskfit.models.load import load_model
 from taskfit.runs.classifier import FILE as CLASSIFIER_FILE
 from taskfit.runs.partial import PartialPredictions, describe_run
 from taskfit.runs.predict import check_target
-from taskfit.runs.records import TUNED_FILE
+from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import Prompt, for_people, hash_rows, prompt_of, reference_of
 from taskfit.screen import Screen
@@ -42,7 +42,7 @@ def load_generator(name: str, *, device: str = "auto", template: str | None = No
         if template is None:
             return tuned
         return TunedModel(tuned.settings.model_copy(update={"tuning": tuning}), tuned.model)
-    if (folder / CLASSIFIER_FILE).is_file():
+    if any((folder / file).is_file() for file in (CLASSIFIER_FILE, QUESTIONS_FILE)):
         raise CheckpointError(
             f"{folder} is a classifier, which answers with labels: use `taskfit predict {folder}`."
         )

@@ -63,10 +63,10 @@ class TunedModel:
         self.model = model
         if settings.tuning.chat_template is not None:
             model.tokenizer.chat_template = find_template(settings.tuning.chat_template)
-        limit, wanted = model.tree.max_length, settings.model.max_length
+        limit, requested = model.tree.max_length, settings.model.max_length
         self.encoder = ChatEncoder(
             model.tokenizer,
-            max_length=min(limit, wanted) if wanted else limit,
+            max_length=min(limit, requested) if requested else limit,
             turns=settings.tuning.turns,
         )
 
