@@ -19,6 +19,7 @@ from taskfit.report.pages import write_page
 from taskfit.runs.classifier import Classifier
 from taskfit.search.search_and_fit import search_and_fit
 from taskfit.settings_file import load_settings
+from taskfit.tasks.questions import Questionnaire
 
 LABEL = "label"
 Texts = Sequence[str] | Sequence[Mapping[str, str]]
@@ -112,7 +113,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> NDArray[np.bool_]:
         """Return which classes are in each set that holds the right one with a chosen probability.
 
-        Fit with `settings={"calibration.prediction_sets": True}`; see `Classifier.prediction_sets`.
+        Fit with `settings={"calibration.prediction_sets": True}`; see
+        `AskedQuestion.prediction_sets`.
 
         Args:
             texts: As for `predict`.
@@ -126,7 +128,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             SettingsError: If no scores were kept, or too few for the coverage.
         """
         probabilities = self.predict_proba(texts)
-        return self.classifier_.prediction_sets(probabilities, coverage, per_class=per_class)
+        return self.classifier_.only.prediction_sets(probabilities, coverage, per_class=per_class)
 
     def predict(self, texts: Texts) -> NDArray[Any]:
         """Return the most probable class of each text."""
@@ -152,6 +154,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             CheckpointError: If the folder holds no finished run.
         """
         classifier = Classifier.load(Path(folder), device=device)
+        if isinstance(classifier.asked, Questionnaire):
+            raise CheckpointError(
+                f"{folder} is a run of several questions; use `taskfit predict {folder}`."
+            )
         estimator = cls(model=classifier.model_name, method=classifier.method.settings.name)
         estimator.classes_ = np.array(classifier.task.label_names)
         estimator.classifier_ = classifier

@@ -44,7 +44,8 @@ from taskfit.methods.label_words import LabelWords
 from taskfit.methods.method import MethodContext
 from taskfit.models.load import LoadedModel
 from taskfit.models.tree_model import TreeModel
-from taskfit.runs.classifier import ARRAYS, Calibration, Classifier
+from taskfit.runs.asked import Calibration
+from taskfit.runs.classifier import ARRAYS, Classifier
 from taskfit.runs.fit import fit
 from taskfit.settings import RunSettings
 from taskfit.tasks import Label, Task, Template
@@ -199,7 +200,7 @@ def test_label_words_become_a_classification_head_on_every_architecture(
     if (bias := model.tree.model.get_output_embeddings().bias) is not None:
         bias.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
     method = LabelWords(MethodContext(RunSettings(), toy_task(), [], model))
-    classifier = Classifier(method, calibration=Calibration(8.0))
+    classifier = Classifier(method, calibrations={"": Calibration(8.0)})
     assert_equal_when_exported(classifier, tmp_path)
 
 
@@ -212,7 +213,7 @@ def test_a_trained_head_with_its_bias_moves_into_the_final_layer_norm(
     tmp_path: Path,
 ) -> None:
     method = head_of(architecture, byte_level_tokenizer, multi_label=several)
-    assert_equal_when_exported(Classifier(method, calibration=Calibration(1.3)), tmp_path)
+    assert_equal_when_exported(Classifier(method, calibrations={"": Calibration(1.3)}), tmp_path)
 
 
 def head_of(architecture: str, tokenizer: PreTrainedTokenizerFast, **changes: bool) -> Head:
@@ -453,7 +454,7 @@ def test_adapters_of_every_shape_merge_to_the_same_predictions(
         for item in classifier.method.encoder.encode(texts()):
             scores = of(torch.tensor([item.prompt_ids.tolist()])).logits[0, -1].detach()
             own = scores[[int(ids[0]) for ids in item.completions]].double().numpy()
-            rows.append(softmax(own / classifier.calibration.temperature))
+            rows.append(softmax(own / classifier.only.calibration.temperature))
         return np.stack(rows)
 
     np.testing.assert_allclose(probabilities(model), expected, atol=1e-4)

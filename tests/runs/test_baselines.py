@@ -16,7 +16,9 @@ def evaluation(predicted: list[int], gold: list[int]) -> Evaluation:
 def told(predicted: list[int], gold: list[int], others: list[Row], **kw: list[float]) -> str:
     found = evaluation(predicted, gold)
     rows = [*others, row_of("this run", found)]
-    return "\n".join(warnings_of(rows, found, test_set="test", losses=kw.get("losses", [])))
+    return "\n".join(
+        warnings_of(rows, found, test_set="test", losses=kw.get("losses", []), guessing=np.log(2))
+    )
 
 
 GOLD = [0] * 12 + [1] * 8

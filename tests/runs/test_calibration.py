@@ -88,7 +88,7 @@ def test_calibration_comes_back_from_disk_and_the_answers_are_those_without(tmp_
     np.testing.assert_array_equal(
         loaded.probabilities(examples), fitted.fitted.probabilities(examples)
     )
-    assert loaded.calibration.temperature == found["temperature"]
+    assert loaded.only.calibration.temperature == found["temperature"]
     assert "calibration" not in plain.result.details
 
 
@@ -131,7 +131,7 @@ def test_prediction_sets_keep_their_coverage_on_new_examples_of_the_same_kind(
     assert held == pytest.approx(recorded["achieved"])
     assert [len(chosen) for chosen in sets] == table["prediction_set_size"].tolist()
     assert (
-        sum(found.set_sizes.values())
+        sum(found.set_sizes["prediction_set_size"].values())
         == found.num_texts
         == sum(found.counts["predicted"].values())
         == 500
@@ -142,8 +142,8 @@ def test_per_class_sets_hold_for_each_label(calibrated: FittedRun, tmp_path: Pat
     classifier = calibrated.fitted
     table = pd.read_csv(tmp_path / "test.csv")
     examples = [Example("", {"text": t}, y) for t, y in zip(table.text, table.label, strict=True)]
-    sets = classifier.prediction_sets(classifier.probabilities(examples), 0.8, per_class=True)
-    gold = classifier.gold(examples)
+    sets = classifier.only.prediction_sets(classifier.probabilities(examples), 0.8, per_class=True)
+    gold = classifier.only.gold(examples)
     for label in (0, 1):
         found = achieved_coverage(sets[gold == label], gold[gold == label], coverage=0.8)
         assert found.achieved > 0.68
@@ -167,11 +167,11 @@ def test_too_few_validation_examples_are_said_once_and_change_nothing(tmp_path: 
     notes = NotingScreen()
     settings = settings_for(tmp_path, *BOTH, "data.max_validation=12")
     fitted = fit(settings, tmp_path / "run", baselines=False, screen=notes)
-    assert fitted.fitted.calibration.temperature == 1
+    assert fitted.fitted.only.calibration.temperature == 1
     assert len([said for said in notes.notes if "temperature stays 1" in said]) == 1
     assert len([said for said in notes.notes if "also chose weights" in said]) == 1
     with pytest.raises(SettingsError, match=r"at least 19 held-out examples; there are 12"):
-        fitted.fitted.set_limit(0.95)
+        fitted.fitted.only.set_limit(0.95)
     none = settings_for(tmp_path, *BOTH, "data.validation_fraction=0")
     bare = fit(none, tmp_path / "bare", baselines=False, screen=notes)
     assert len([said for said in notes.notes if "no validation set" in said]) == 1
@@ -181,7 +181,7 @@ def test_too_few_validation_examples_are_said_once_and_change_nothing(tmp_path: 
 def test_prediction_sets_are_refused_where_there_can_be_none(tmp_path: Path) -> None:
     plain = fit(settings_for(tmp_path, BOTH[0]), tmp_path / "run", baselines=False)
     with pytest.raises(SettingsError, match=r"calibration\.prediction_sets=true"):
-        plain.fitted.set_limit(0.9)
+        plain.fitted.only.set_limit(0.9)
 
 
 def test_a_killed_prediction_goes_on_and_ends_as_if_it_had_not_been_killed(

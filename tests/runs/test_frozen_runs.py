@@ -50,7 +50,7 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
         own.append("data.test_fraction=0")
         if kind == "questions":
             own = [f"data.train={tmp_path / 'asked.csv'}", "method.name=label_words"]
-            own.append(f"task.name={tmp_path / 'questions.yaml'}")
+            own += [f"task.name={tmp_path / 'questions.yaml'}", "data.test_fraction=0"]
         elif kind in ("sft", "dpo"):
             name = "rows" if kind == "sft" else "pairs"
             own = [f"data.train={tmp_path / name}.jsonl", f"method.name={kind}"]

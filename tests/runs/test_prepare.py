@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import tiny
 from taskfit.data import Example
 from taskfit.errors import DataError, SettingsError
-from taskfit.runs.prepare import PreparedData, fingerprint, prepare_data
+from taskfit.runs.prepare import PreparedData, prepare_data
+from taskfit.runs.rows import fingerprint
 from taskfit.settings_file import settings_from_dict
 
 TASK_FILE = """

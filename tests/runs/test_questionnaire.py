@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 import tiny
 from taskfit.cli.flags import parse_options
@@ -16,16 +17,18 @@ from taskfit.data import Example
 from taskfit.errors import CheckpointError, DataError, SettingsError, TaskfitError
 from taskfit.files import write_json_atomic
 from taskfit.report.pages import write_page
+from taskfit.runs.asked import AskedQuestion, Calibration
+from taskfit.runs.classifier import Classifier
 from taskfit.runs.fit import FittedRun, fit
 from taskfit.runs.load import load_run
 from taskfit.runs.predict import evaluate_file, predict_file
-from taskfit.runs.questions.classifier import QuestionClassifier, level_metrics
-from taskfit.runs.questions.data import prepare_questions, read_answered
+from taskfit.runs.prepare import prepare_data
 from taskfit.runs.records import RunResult
+from taskfit.runs.rows import labelled_examples
 from taskfit.screen import SilentScreen
-from taskfit.settings import RunSettings
+from taskfit.settings import DataSettings, RunSettings
 from taskfit.settings_file import load_settings
-from taskfit.tasks.questions import Option, Question
+from taskfit.tasks.questions import Option, Question, Questionnaire
 from tiny_screens import Killed, NotingScreen
 
 FILE = """
@@ -84,7 +87,12 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
 
 def gold_of(run: FittedRun, examples: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     columns = dict(zip(HEADER[1:], zip(*[r[1:] for r in examples], strict=True), strict=True))
-    return {q.name: list(columns[q.label_column]) for q in run.fitted.questionnaire.questions}
+    return {q.name: list(columns[q.label_column]) for q in run.fitted.asked.questions}
+
+
+def shares_of(classifier: Classifier, texts: Sequence[Example]) -> dict[str, NDArray[np.float64]]:
+    found = classifier.probabilities(texts)
+    return {name: found[:, asked.columns] for name, asked in classifier.questions.items()}
 
 
 @pytest.mark.parametrize(
@@ -94,16 +102,16 @@ def test_eight_examples_are_learned_in_all_questions_and_the_run_comes_back_from
     make: Make, tmp_path: Path, extra: list[str]
 ) -> None:
     run = fit(make(*extra), tmp_path / "run")
-    found = run.fitted.probabilities(TEXTS)
-    for question in run.fitted.questionnaire.questions:
+    found = shares_of(run.fitted, TEXTS)
+    for question in run.fitted.asked.questions:
         answers = [question.option_names[i] for i in found[question.name].argmax(axis=1)]
         assert answers == gold_of(run, rows(8))[question.name]
     # The file of questions is not needed any more.
     (tmp_path / "questions.yaml").unlink()
     (tmp_path / "run" / "settings.yaml").unlink()
-    again = QuestionClassifier.load(tmp_path / "run", device="cpu")
-    assert again.questionnaire == run.fitted.questionnaire
-    for name, shares in again.probabilities(TEXTS).items():
+    again = Classifier.load(tmp_path / "run", device="cpu")
+    assert again.asked == run.fitted.asked
+    for name, shares in shares_of(again, TEXTS).items():
         np.testing.assert_allclose(shares, found[name], atol=1e-5)
 
 
@@ -112,7 +120,7 @@ def test_the_run_folder_holds_every_set_and_question(make: Make, tmp_path: Path)
     settings = make("data.validation_fraction=0.2", "training.max_steps=3")
     run = fit(settings, tmp_path / "run", name="together")
     folder = tmp_path / "run"
-    assert isinstance(load_run(folder), QuestionClassifier)
+    assert isinstance(load_run(folder), Classifier)
     result = RunResult.load(folder)
     assert result.name == "together"
     assert list(result.evaluations) == ["new/mood", "new/park", "new/stars"]
@@ -148,6 +156,82 @@ def test_the_report_shows_every_question(make: Make, tmp_path: Path) -> None:
         assert part in page
 
 
+def test_calibration_and_slices_are_those_of_each_question(make: Make, tmp_path: Path) -> None:
+    header = (*HEADER, "place")
+    places = ("north", "south")
+    table = [[*row, places[i % 2]] for i, row in enumerate(rows(120))]
+    write(tmp_path / "train.csv", table, header=header)
+    table = [[*row, places[i % 2]] for i, row in enumerate(rows(24, offset=200))]
+    table[0][3] = ""
+    write(tmp_path / "new.csv", table, header=header)
+    settings = make(
+        "data.validation_fraction=0.5",
+        "data.slices=[place]",
+        "calibration.temperature=true",
+        "calibration.prediction_sets=true",
+        "training.max_steps=3",
+    )
+    run = fit(settings, tmp_path / "run")
+    folder, asked = tmp_path / "run", run.fitted.questions
+    record = run.result.details["calibration"]
+    assert list(record) == ["mood", "park", "stars"]
+    temperatures = [record[name]["temperature"] for name in record]
+    assert temperatures == [asked[name].calibration.temperature for name in record]
+    assert len(set(temperatures)) == 3
+    again = Classifier.load(folder, device="cpu")
+    np.testing.assert_allclose(again.probabilities(TEXTS), run.fitted.probabilities(TEXTS))
+    for name, question in again.questions.items():
+        assert question.calibration.temperature == record[name]["temperature"]
+        np.testing.assert_array_equal(question.calibration.scores, asked[name].calibration.scores)
+    assert set(run.result.details["coverage"]) == {"new/mood", "new/park", "new/stars"}
+    slices = pd.read_csv(folder / "slices.csv")
+    counts = slices.set_index(["evaluation", "value"])["num_examples"]
+    assert counts["new/mood", "north"] == 12
+    assert counts["new/stars", "north"] == 11
+    found = predict_file(
+        folder,
+        str(tmp_path / "new.csv"),
+        tmp_path / "out.csv",
+        coverage=0.8,
+        encoding="utf-8",
+        device="cpu",
+        screen=SilentScreen(),
+    )
+    out = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    for name, question in again.questions.items():
+        sizes = out[f"prediction_set_size_{name}"].value_counts().to_dict()
+        assert found.set_sizes[f"prediction_set_size_{name}"] == dict(sorted(sizes.items()))
+        shares = out[[f"p_{name}_{label}" for label in question.task.label_names]].to_numpy()
+        size = out[f"prediction_set_size_{name}"].to_numpy()
+        np.testing.assert_array_equal(question.prediction_sets(shares, 0.8).sum(axis=1), size)
+
+
+def test_new_options_are_asked_without_the_correction_of_the_old_ones(
+    zero_shot: FittedRun,
+) -> None:
+    classifier = zero_shot.fitted
+    classifier.questions["mood"].calibration = Calibration(7.0)
+    classifier.questions["park"].calibration = Calibration(3.0)
+    changed = classifier.with_options({"mood": ["lovely", "bad"]})
+    temperatures = [q.calibration.temperature for q in changed.questions.values()]
+    assert temperatures == [1.0, 3.0, 1.0]
+
+
+def test_a_small_table_is_cross_validated_beside_baselines(make: Make, tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", rows(24))
+    settings = make("training.max_steps=2")
+    alone = settings.data.model_copy(update={"tests": {}})
+    run = fit(settings.model_copy(update={"data": alone}), tmp_path / "run")
+    names = [f"cross-validation/{name}" for name in ("mood", "park", "stars")]
+    assert list(run.result.evaluations) == names
+    table = pd.read_parquet(tmp_path / "run" / "predictions" / "cross-validation.parquet")
+    assert len(table) == 24
+    assert table["gold_park"].tolist() == [row[2] for row in rows(24)]
+    for name in names:
+        beside = [row["name"] for row in run.result.details["baselines"][name]]
+        assert beside == ["majority", "tfidf", "this run"]
+
+
 def test_a_killed_run_ends_bitwise_equal(make: Make, tmp_path: Path) -> None:
     write(tmp_path / "train.csv", [[*row[:1], *(row[1:3]), ""] for row in rows(4)] + rows(8)[4:])
     settings = make(
@@ -159,16 +243,15 @@ def test_a_killed_run_ends_bitwise_equal(make: Make, tmp_path: Path) -> None:
     whole = fit(settings, tmp_path / "whole").fitted.probabilities(TEXTS)
     with pytest.raises(Killed):
         fit(settings, tmp_path / "broken", screen=NotingScreen(5))
-    with pytest.raises(CheckpointError, match="interrupted, continue with"):
-        QuestionClassifier.load(tmp_path / "broken")
+    with pytest.raises(CheckpointError, match="interrupted: continue with"):
+        Classifier.load(tmp_path / "broken")
     with pytest.raises(CheckpointError, match="holds a run already"):
         fit(settings, tmp_path / "broken")
     write_json_atomic(tmp_path / "broken" / "clock.json", {"seconds": 900.0, "cpu_seconds": 700.0})
     resumed = fit(settings, tmp_path / "broken", resume=True)
     assert 900 < resumed.result.duration_seconds < 1000
     assert 700 < resumed.result.cpu_seconds < 900
-    for name, found in resumed.fitted.probabilities(TEXTS).items():
-        assert np.array_equal(found, whole[name])
+    assert np.array_equal(resumed.fitted.probabilities(TEXTS), whole)
 
 
 def test_a_run_is_not_resumed_with_other_questions_or_data(make: Make, tmp_path: Path) -> None:
@@ -180,7 +263,7 @@ def test_a_run_is_not_resumed_with_other_questions_or_data(make: Make, tmp_path:
         fit(settings, tmp_path / "run", resume=True)
     (tmp_path / "questions.yaml").write_text(FILE)
     write(tmp_path / "new.csv", rows(5, offset=200))
-    with pytest.raises(CheckpointError, match="evaluation new"):
+    with pytest.raises(CheckpointError, match=r"data changed.*: new"):
         fit(settings, tmp_path / "run", resume=True)
 
 
@@ -196,9 +279,8 @@ def test_zero_shot_trains_nothing_and_comes_back_from_disk(
     assert zero_shot.result.num_train == zero_shot.result.num_trainable == 0
     assert not (tmp_path / "run" / "adapter").exists()
     found = zero_shot.fitted.probabilities(TEXTS)
-    again = QuestionClassifier.load(tmp_path / "run", device="cpu").probabilities(TEXTS)
-    for name in found:
-        np.testing.assert_allclose(again[name], found[name], atol=1e-6)
+    again = Classifier.load(tmp_path / "run", device="cpu").probabilities(TEXTS)
+    np.testing.assert_allclose(again, found, atol=1e-6)
 
 
 def test_predict_answers_as_evaluate_and_takes_new_options(
@@ -260,7 +342,7 @@ def test_held_out_texts_never_stand_in_training(make: Make, tmp_path: Path) -> N
     table = rows(30)
     write(tmp_path / "train.csv", [*table, *table[:6], ["Nobody asked.", "", "", ""]])
     write(tmp_path / "new.csv", [[f" {table[3][0].upper()}", *table[3][1:]]])
-    data = prepare_questions(make("data.validation_fraction=0.3"))
+    data = prepare_data(make("data.validation_fraction=0.3"), several=True)
     held = {e.texts["text"] for e in data.validation}
     trained = {e.texts["text"] for e in data.train}
     assert held
@@ -342,8 +424,13 @@ def test_values_of_a_table_stand_for_yes_and_no(
 ) -> None:
     table = [["A", "good", value, "1"] for value in ("1", "true", "No", "FALSE", "")]
     path = write(tmp_path / "values.csv", table)
-    found = read_answered(str(path), zero_shot.fitted.questionnaire, encoding="utf-8")
-    assert [e.answers.get("park") for e in found] == ["yes", "yes", "no", "no", None]
+    found = labelled_examples(
+        pd.read_csv(path, dtype=str, keep_default_na=False),
+        zero_shot.fitted.asked,
+        DataSettings(),
+        source=str(path),
+    )
+    assert [e.of("park").label for e in found] == ["yes", "yes", "no", "no", None]
 
 
 def test_options_are_read_from_the_command_line() -> None:
@@ -358,12 +445,14 @@ def test_options_are_read_from_the_command_line() -> None:
 
 def test_a_score_is_measured_by_distance() -> None:
     options = tuple(Option(str(n), (f" {n}",), number=float(n)) for n in (1, 2, 5))
-    score = Question("s", "?", "score", "s", options)
+    asked = Questionnaire("q", 1, ("text",), (Question("s", "?", "score", "s", options),))
+    score = AskedQuestion("s", asked.tasks["s"], slice(0, 3), Calibration())
+    known = [Example("x", {}, name) for name in ("1", "5", "5")]
     probabilities = np.array([[1.0, 0, 0], [0, 0.5, 0.5], [0.2, 0.8, 0]])
-    found = level_metrics(probabilities, np.array([0, 2, 2]), score)
-    assert found.mean_absolute_error == pytest.approx((0 + 1.5 + 3.2) / 3)
+    found = score.level_metrics(known, probabilities)
+    assert found["mean_absolute_error"] == pytest.approx((0 + 1.5 + 3.2) / 3)
     observed = sum((p - g) ** 2 for p, g in zip((0, 1, 1), (0, 2, 2), strict=True)) / 3
     chance = sum((p - g) ** 2 for p in (0, 1, 1) for g in (0, 2, 2)) / 9
-    assert found.quadratic_kappa == pytest.approx(1 - observed / chance)
-    same = level_metrics(np.array([[1.0, 0, 0]]), np.array([0]), score)
-    assert (same.mean_absolute_error, same.quadratic_kappa) == (0.0, 0.0)
+    assert found["quadratic_kappa"] == pytest.approx(1 - observed / chance)
+    same = score.level_metrics(known[:1], np.array([[1.0, 0, 0]]))
+    assert same == {"mean_absolute_error": 0.0, "quadratic_kappa": 0.0}

@@ -19,7 +19,7 @@ from taskfit.tasks.question_files import (
     questionnaire_from_dict,
     questionnaire_to_dict,
 )
-from taskfit.tasks.questions import AnsweredExample, Option, Question, Questionnaire, with_options
+from taskfit.tasks.questions import Option, Question, Questionnaire, with_options
 
 TEXT = """
 name: reviews
@@ -95,11 +95,11 @@ def test_every_question_is_an_ordinary_task_for_the_encoder(
     chat_tokenizer: PreTrainedTokenizerFast, chat: bool
 ) -> None:
     found = replace(questionnaire_from_dict(questions()), chat=chat)
-    example = AnsweredExample("x", TEXTS, {"mood": "very_bad", "stars": "most"})
+    example = Example("x", TEXTS, answers={"mood": "very_bad", "stars": "most"})
     gold = {}
     for name, task in found.tasks.items():
         encoder = PromptEncoder(chat_tokenizer, task, [], max_length=512)
-        item = encoder.encode([example.example(name)])[0]
+        item = encoder.encode([example.of(name)])[0]
         words = [encoder.text.ids(c.word) for c in encoder.candidates]
         assert [ids.tolist() for ids in item.completions] == words
         gold[name] = item.label_index

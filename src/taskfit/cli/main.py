@@ -243,11 +243,12 @@ def predict(
         for column, by_label in found.counts.items()
     )
     console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}", highlight=False)
-    if found.set_sizes:
-        sizes = ", ".join(f"{count:,} of size {size}" for size, count in found.set_sizes.items())
+    for column, by_size in found.set_sizes.items():
+        sizes = ", ".join(f"{count:,} of size {size}" for size, count in by_size.items())
+        whose = f" of {column.removeprefix('prediction_set_size_')}" if several else ""
         console.print(
-            f"prediction sets at coverage {coverage:g}: {sizes}; they keep it on texts like the "
-            "validation set's",
+            f"prediction sets{whose} at coverage {coverage:g}: {sizes}; they keep it on texts like "
+            "the validation set's",
             highlight=False,
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taskfit.data import BUILTIN_NAMES
-from taskfit.runs.prepare import fingerprint
+from taskfit.runs.rows import fingerprint
 from taskfit.runs.sources import read_builtin, read_source
 from taskfit.settings import RunSettings
 from taskfit.tasks import load_task

@@ -29,11 +29,13 @@ class Example:
             and in the predictions file.
         texts: The text columns by name, in the task's order.
         label: The label's name, or None where it is not known. Of a text with several labels, their
-            names with `|` between; of one with a distribution, the most probable.
+            names with `|` between; of one with a distribution, the most probable; of one with
+            several questions, the first that is answered and its answer, by which draws go.
         target: Label -> weight where one name does not say it all: shares that sum to 1, or 1 for
             each of several labels.
         columns: Further columns that are carried along for slices, not shown to any model; None
             without any.
+        answers: Question -> its label, those that are known; None where there is one question.
     """
 
     id: str
@@ -41,6 +43,17 @@ class Example:
     label: str | None = None
     target: Mapping[str, float] | None = None
     columns: Mapping[str, str] | None = None
+    answers: Mapping[str, str] | None = None
+
+    def of(self, question: str) -> "Example":
+        """Return it as an example of one of its questions; itself where it has one."""
+        if self.answers is None:
+            return self
+        return Example(self.id, self.texts, self.answers.get(question), columns=self.columns)
+
+    def bare(self) -> "Example":
+        """Return the texts without labels."""
+        return Example(self.id, self.texts)
 
     def target_vector(self, labels: Sequence[str]) -> FloatArray | None:
         """Return the weights of the labels in order, (L,), or None without a label."""

@@ -127,7 +127,7 @@ def read_linear(classifier: Classifier) -> LinearReading:
     """
     method = classifier.method
     assert isinstance(method, TreeMethod)
-    temperature = classifier.calibration.temperature
+    temperature = classifier.only.calibration.temperature
     if isinstance(method, Head):
         weight, bias = method.head.weight.double(), method.head.bias.double()
     else:

@@ -28,13 +28,13 @@ from taskfit.methods.table import label_method
 from taskfit.models.adapters import load_adapter
 from taskfit.models.load import LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
+from taskfit.runs.asked import Calibration
 from taskfit.runs.classifier import (
     ADAPTER,
     ARRAYS,
     FILE,
     MODEL,
     SETTINGS_FILE,
-    Calibration,
     Classifier,
     Weights,
     settings_for_prediction,
@@ -134,7 +134,7 @@ class Source:
         arrays = load_file(path) if path.is_file() else {}
         method = label_method(self.method)(MethodContext(self.settings, task, shown, model))
         method.restore(MethodState(self.saved["state"], arrays))
-        return Classifier(method, calibration=self.calibration)
+        return Classifier(method, calibrations={"": self.calibration})
 
     @property
     def calibration(self) -> Calibration:
@@ -162,7 +162,7 @@ class Source:
         files = sorted((self.folder / "predictions").glob("*.parquet"))
         for path in files:
             table = pd.read_parquet(path)
-            names = renamed_columns(task.text, task.label_names)
+            names = renamed_columns(task.text, {"": task.label_names})
             columns = {column: names.get(column, column) for column in task.text}
             if set(columns.values()) <= set(table.columns):
                 rows = table.head(-(-NUM_TEXTS // len(files))).to_dict("records")

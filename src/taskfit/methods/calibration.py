@@ -20,18 +20,22 @@ CONTENT_FREE = ("N/A", "[MASK]", "")
 FloatArray = NDArray[np.float64]
 
 
-def apply_prior(log_probs: FloatArray, log_prior: FloatArray | None) -> FloatArray:
+def apply_prior(
+    log_probs: FloatArray, log_prior: FloatArray | None, *, num_labels: Sequence[int] = ()
+) -> FloatArray:
     """Return label probabilities from joint log-probabilities.
 
     Args:
         log_probs: log p(label words | prompt), (N, L).
         log_prior: Logarithm of the prior to divide by, (L,), or None.
+        num_labels: Of several questions, how many of the labels each has, in order.
 
     Returns:
-        Probabilities over the labels, rows sum to 1, (N, L).
+        Probabilities over the labels, rows sum to 1 for each question, (N, L).
     """
     scores = log_probs if log_prior is None else log_probs - log_prior
-    return np.exp(log_softmax(scores, axis=1))
+    parts = np.split(scores, np.cumsum(num_labels)[:-1].astype(int), axis=1)
+    return np.concatenate([np.exp(log_softmax(part, axis=1)) for part in parts], axis=1)
 
 
 def content_free_prior(scorer: LabelScorer) -> FloatArray:

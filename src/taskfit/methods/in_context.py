@@ -16,7 +16,7 @@ from taskfit.methods.calibration import (
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.scoring import LabelScorer
-from taskfit.methods.tree_method import prompt_encoder
+from taskfit.methods.tree_method import prompt_encoders
 from taskfit.models.quantize import count_parameters
 
 
@@ -33,7 +33,8 @@ class InContext(Method):
         """Make a scorer for each order of the demonstrations."""
         super().__init__(context)
         model = context.need_model()
-        nearest = self.settings.demonstrations == "nearest" and self.task.num_demonstrations > 0
+        num_shown = context.asked.num_demonstrations
+        nearest = self.settings.demonstrations == "nearest" and num_shown > 0
         if nearest and self.settings.num_orders > 1:
             raise SettingsError(
                 "method.num_orders averages orders of fixed demonstrations; with "
@@ -47,7 +48,7 @@ class InContext(Method):
         self.scorers = [
             LabelScorer(
                 model.tree,
-                prompt_encoder(context, self.task, order),
+                *prompt_encoders(context, order).values(),
                 token_budget=context.settings.training.score_token_budget,
                 length_normalization=self.settings.length_normalization,
             )
@@ -86,7 +87,8 @@ class InContext(Method):
         self, examples: Sequence[Example], *, advance: Advance | None = None
     ) -> FloatArray:
         """Return label probabilities after the prompt, divided by the prior, (N, L)."""
-        return apply_prior(self._log_probs(examples, advance), self.log_prior)
+        found = self._log_probs(examples, advance)
+        return apply_prior(found, self.log_prior, num_labels=self.scorers[0].num_labels)
 
     def state(self) -> MethodState:
         """Return the prior, and the texts that demonstrations are retrieved from."""

@@ -1,7 +1,7 @@
 """Label-word fine-tuning: cross-entropy of the label's word at its place in the prompt."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,11 +12,13 @@ from taskfit.methods.branches import BranchWords, word_reader
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.losses import classification_loss_sum, label_targets, likelihood_loss_sum
 from taskfit.methods.method import Advance, FloatArray, MethodContext
-from taskfit.methods.objective import Objective, TreeObjective
+from taskfit.methods.objective import Item, Objective, TreeObjective
+from taskfit.methods.questions import QuestionLoss, encode_questions
 from taskfit.methods.scoring import JointWords, LabelScorer, read_plan, sum_over_words
-from taskfit.methods.tree_method import TreeMethod, prompt_encoder
+from taskfit.methods.tree_method import TreeMethod, prompt_encoders
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample
+from taskfit.tasks.questions import Questionnaire
 from taskfit.tree.build import IntArray
 
 # A log-probability that no word has, finite so that 0 times it is 0.
@@ -24,27 +26,50 @@ FLOOR = -1e30
 
 
 class LabelWords(TreeMethod):
-    """Trains the label words in their prompt; reads them off the LM head."""
+    """Trains the label words in their prompt; reads them off the LM head.
+
+    Attributes:
+        encoders: One a question.
+        scorer: Reads the words of all questions.
+    """
 
     def __init__(self, context: MethodContext) -> None:
-        """Make encoder and scorer."""
-        encoder = prompt_encoder(context, context.task, context.demonstrations)
-        super().__init__(context, encoder)
+        """Make encoders and scorer."""
+        self.encoders = prompt_encoders(context, context.demonstrations)
+        super().__init__(context, next(iter(self.encoders.values())))
         budget = context.settings.training.score_token_budget
         words = word_reader(self.settings, end_id=self.model.tokenizer.eos_token_id)
-        self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget, words=words)
+        self.scorer = LabelScorer(
+            self.model.tree, *self.encoders.values(), token_budget=budget, words=words
+        )
+        self._asks_several = isinstance(context.asked, Questionnaire)
+
+    def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
+        """Return prompts with completions as token ids, several questions of a text together."""
+        if self._asks_several:
+            return encode_questions(self.encoders, examples)
+        return super().encode(examples)
 
     def probabilities(
         self, examples: Sequence[Example], *, advance: Advance | None = None
     ) -> FloatArray:
-        """Return each label's share of the probability of all label words, (N, L).
+        """Return each label's share of the probability of its question's label words, (N, L).
 
         Words are read as the loss reads them: by their joint probability, or branch by branch.
         """
-        return apply_prior(self.scorer.log_probs(examples, advance=advance), None)
+        found = self.scorer.log_probs(examples, advance=advance)
+        return apply_prior(found, None, num_labels=self.scorer.num_labels)
 
-    def objective(self) -> Objective[EncodedExample]:
+    def objective(self) -> Objective[Any]:
         """Return the cross-entropy over labels, vocabulary or branches."""
+        if self._asks_several:
+            return QuestionLoss(
+                self.model.tree,
+                self.encoders,
+                words=self.scorer.words,
+                class_weights=self.class_weight_tensor(),
+                focal_gamma=self.settings.focal_gamma,
+            )
         return LabelWordLoss(
             self.model.tree,
             self.scorer.label_of_candidate,
@@ -57,6 +82,18 @@ class LabelWords(TreeMethod):
     def weights_changed(self) -> None:
         """Drop the cached prefix."""
         self.scorer.forget_prefix()
+
+    def rendered(self, examples: Sequence[Example]) -> list[str]:
+        """Return prompts with what is learned between guillemets, of each question."""
+        if not self._asks_several:
+            return super().rendered(examples)
+        decode = self.model.tokenizer.decode
+        return [
+            f"{item.id}: {decode(branch.prompt_ids.tolist())}"
+            f"{self.supervised_word(branch, self.encoders[name])}"
+            for item in encode_questions(self.encoders, examples)
+            for name, branch in item.branches.items()
+        ]
 
     def supervised(self, item: EncodedExample) -> str:
         """Return the label's word; what decides between words stands between guillemets."""

@@ -4,7 +4,7 @@ A method is bound to a task (and mostly to a model), learns from labelled exampl
 once, or not at all, and then turns texts into probabilities of the labels. Evaluation, prediction
 and validation only ever call `probabilities`.
 
-Legend: N examples, L labels.
+Legend: N examples, L labels; of several questions the labels of all, side by side.
 """
 
 from abc import ABC, abstractmethod
@@ -20,6 +20,7 @@ from taskfit.data import Example
 from taskfit.errors import SettingsError
 from taskfit.settings import RunSettings
 from taskfit.tasks import Task
+from taskfit.tasks.questions import Asked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,17 +39,23 @@ class MethodContext:
 
     Attributes:
         settings: All settings of the run.
-        task: The task.
+        asked: The task of one question, or several questions.
         demonstrations: Labelled examples for the prompt, taken out of training.
         model: The causal language model, or None for methods without one.
         saved: Folder of weights that the method itself saved, to predict with; None: it is fitted.
     """
 
     settings: RunSettings
-    task: Task
+    asked: Asked
     demonstrations: Sequence[Example]
     model: "LoadedModel | None"
     saved: Path | None = None
+
+    @property
+    def task(self) -> Task:
+        """Return the task of one question."""
+        assert isinstance(self.asked, Task), "several questions for what serves one"
+        return self.asked
 
     def need_model(self) -> "LoadedModel":
         """Return the model of a method that has one."""
@@ -91,13 +98,18 @@ class Method(MethodTraits, ABC):
             SettingsError: If the method cannot serve the task.
         """
         self.context = context
-        self.task = context.task
         self.settings = context.settings.method
-        if self.task.multi_label and not self.serves_multi_label:
+        several = any(task.multi_label for task in context.asked.tasks.values())
+        if several and not self.serves_multi_label:
             raise SettingsError(
                 f"method {self.settings.name} gives a text one label, but task.multi_label is set. "
                 "Use head, probe, tfidf, majority or encoder."
             )
+
+    @property
+    def task(self) -> Task:
+        """Return the task of one question."""
+        return self.context.task
 
     @abstractmethod
     def probabilities(
@@ -105,7 +117,8 @@ class Method(MethodTraits, ABC):
     ) -> FloatArray:
         """Return the probability of every label, (N, L).
 
-        Rows sum to 1, unless a text may have several labels. A row of NaN is no answer.
+        Rows sum to 1 for each question, unless a text may have several labels. A row of NaN is no
+        answer.
 
         Args:
             examples: Texts; labels are not looked at.

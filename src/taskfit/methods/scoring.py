@@ -206,36 +206,44 @@ def sum_over_words(scores: Tensor, label_of_candidate: Sequence[int], num_labels
 class LabelScorer:
     """Scores texts against all label words, with the static prefix of the prompt run once.
 
-    The prefix's keys and values are kept across calls; call `forget_prefix` when the weights
-    have changed.
+    The prompts of several questions about a text share instruction and text, so they run in one
+    tree; what comes out is what every question gives alone. The prefix's keys and values are kept
+    across calls; call `forget_prefix` when the weights have changed.
     """
 
     def __init__(
         self,
         model: TreeModel,
-        encoder: PromptEncoder,
-        *,
+        *encoders: PromptEncoder,
         token_budget: int | None = None,
         length_normalization: bool = False,
         words: WordReader | None = None,
     ) -> None:
-        """Bind a model to a task's encoder.
+        """Bind a model to the encoders of a task's questions, of which there is mostly one.
 
         Args:
             model: The model.
-            encoder: Turns examples into prompts and candidates.
+            encoders: Turn examples into prompts and candidates, one a question.
             token_budget: Most unique tokens in one forward pass (tokens), prefix not counted.
-                None: 1,024, or what the largest example needs.
+                None: 1,024, or what the largest example with all its questions needs.
             length_normalization: Divide a word's log-probability by its number of tokens.
             words: How words are read. None: their joint probability.
         """
         self.model = model
-        self.encoder = encoder
+        self.encoders = encoders
+        self.encoder = encoders[0]
         self.token_budget = token_budget
         self.length_normalization = length_normalization
         self.words = words or JointWords()
-        self.label_of_candidate = [c.label_index for c in encoder.candidates]
-        self.prefixes = PrefixCache(model, encoder)
+        self.num_labels = [len(encoder.task.labels) for encoder in encoders]
+        starts = np.cumsum([0, *self.num_labels]).tolist()
+        self.label_of_candidate = [
+            start + candidate.label_index
+            for start, encoder in zip(starts, encoders, strict=False)
+            for candidate in encoder.candidates
+        ]
+        # What is static in the prompts of one question is so in all, up to where they part.
+        self.prefixes = PrefixCache(model, self.encoder)
 
     def forget_prefix(self) -> None:
         """Drop the cached keys and values."""
@@ -250,29 +258,38 @@ class LabelScorer:
             examples: Texts; labels are not looked at.
             advance: Called with the number of examples just finished.
         """
-        return self.score_encoded(self.encoder.encode(examples), advance=advance)
+        encoded = [encoder.encode(examples) for encoder in self.encoders]
+        return self._score(list(zip(*encoded, strict=True)), advance)
 
     def score_encoded(
         self, items: Sequence[EncodedExample], *, advance: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
-        """Score examples that are encoded already; see `log_probs`."""
-        num_labels = max(self.label_of_candidate) + 1
-        result = np.empty((len(items), num_labels))
-        if not items:
+        """Score examples of one question that are encoded already; see `log_probs`."""
+        return self._score([(item,) for item in items], advance)
+
+    def _score(
+        self,
+        groups: Sequence[Sequence[EncodedExample]],
+        advance: Callable[[int], None] | None,
+    ) -> NDArray[np.float64]:
+        """Score texts, each as an example of every question."""
+        result = np.empty((len(groups), sum(self.num_labels)))
+        if not groups:
             return result
-        every = list(range(len(self.label_of_candidate)))
-        prefix = self.prefixes.shared_by(items)
+        prefix = self.prefixes.shared_by([item for group in groups for item in group])
         lengths = torch.tensor(
-            [[len(ids) for ids in item.completions] for item in items], device=self.model.device
+            [[len(ids) for item in group for ids in item.completions] for group in groups],
+            device=self.model.device,
         )
 
         def score(chosen: list[int]) -> None:
-            found = [items[i] for i in chosen]
-            joint = self.words.log_probs(self.model, found, [every] * len(found), prefix=prefix)
-            words = joint.view(len(found), len(every))  # (N, C)
+            found = [item for i in chosen for item in groups[i]]
+            every = [range(len(item.completions)) for item in found]
+            joint = self.words.log_probs(self.model, found, every, prefix=prefix)
+            words = joint.view(len(chosen), len(self.label_of_candidate))  # (N, C)
             if self.length_normalization:
                 words = words / lengths[chosen]
-            labels = sum_over_words(words, self.label_of_candidate, num_labels)
+            labels = sum_over_words(words, self.label_of_candidate, sum(self.num_labels))
             result[chosen] = labels.double().cpu().numpy()
             if advance is not None:
                 advance(len(chosen))
@@ -280,9 +297,18 @@ class LabelScorer:
         skip = prefix.length if prefix else 0
         run_in_trees(
             self.model,
-            [self.words.sequences(item, every, skip=skip) for item in items],
+            [
+                [
+                    sequence
+                    for item in group
+                    for sequence in self.words.sequences(
+                        item, range(len(item.completions)), skip=skip
+                    )
+                ]
+                for group in groups
+            ],
             score,
             token_budget=self.token_budget,
-            names=[item.id for item in items],
+            names=[group[0].id for group in groups],
         )
         return result

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from taskfit.data import Example
+from taskfit.errors import PromptError
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.losses import balanced_weights
+from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import FloatArray, MethodContext, TrainedMethod
 from taskfit.methods.objective import Item
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder, Task
@@ -32,10 +34,14 @@ class TreeMethod(AdaptedModel, TrainedMethod):
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Measure class weights, where they are wanted."""
         if self.settings.class_weights == "balanced":
-            names = self.task.label_names
-            targets = [example.target_vector(names) for example in train]
-            self.class_weights = balanced_weights(
-                np.stack([t for t in targets if t is not None]), multi_label=self.task.multi_label
+            self.class_weights = np.concatenate(
+                [
+                    balanced_weights(
+                        target_matrix([example.of(name) for example in train], task.label_names),
+                        multi_label=task.multi_label,
+                    )
+                    for name, task in self.context.asked.tasks.items()
+                ]
             )
 
     def class_weight_tensor(self) -> Tensor | None:
@@ -64,15 +70,32 @@ class TreeMethod(AdaptedModel, TrainedMethod):
     def supervised(self, item: EncodedExample) -> str:
         """Return what is learned of an item, between guillemets."""
 
-    def gold_word(self, item: EncodedExample) -> int:
+    def gold_word(self, item: EncodedExample, encoder: PromptEncoder | None = None) -> int:
         """Return the candidate that is the gold label's first word; the first where none is."""
-        owners = [candidate.label_index for candidate in self.encoder.candidates]
+        owners = [candidate.label_index for candidate in (encoder or self.encoder).candidates]
         return next((c for c, label in enumerate(owners) if label == item.label_index), 0)
 
-    def supervised_word(self, item: EncodedExample) -> str:
+    def supervised_word(self, item: EncodedExample, encoder: PromptEncoder | None = None) -> str:
         """Return the gold label's first word, each token between guillemets."""
-        decode = self.model.tokenizer.decode
-        return "".join(f"«{decode([int(i)])}»" for i in item.completions[self.gold_word(item)])
+        decode, gold = self.model.tokenizer.decode, self.gold_word(item, encoder)
+        return "".join(f"«{decode([int(i)])}»" for i in item.completions[gold])
+
+
+def prompt_encoders(
+    context: MethodContext, demonstrations: Sequence[Example]
+) -> dict[str, PromptEncoder]:
+    """Return the encoder of each question of the context's task, by name.
+
+    Raises:
+        PromptError: If the words of a question cannot be told apart by the model's tokens.
+    """
+    encoders = {}
+    for name, task in context.asked.tasks.items():
+        try:
+            encoders[name] = prompt_encoder(context, task, demonstrations)
+        except PromptError as error:
+            raise PromptError(f"Question {name}: {error}" if name else str(error)) from error
+    return encoders
 
 
 def prompt_encoder(

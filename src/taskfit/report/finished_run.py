@@ -18,6 +18,7 @@ from taskfit.data.examples import SEVERAL
 from taskfit.errors import CheckpointError
 from taskfit.files import read_jsonl
 from taskfit.methods.table import METHODS
+from taskfit.runs.classifier import FILE
 from taskfit.runs.predictions import renamed_columns
 from taskfit.runs.records import QUESTIONS_FILE, RunResult
 from taskfit.settings import RunSettings
@@ -90,9 +91,10 @@ class FinishedRun:
 
     @cached_property
     def task(self) -> dict[str, Any]:
-        """Return its task as the classifier's file holds it."""
-        saved = json.loads((self.folder / "classifier.json").read_text(encoding="utf-8"))
-        found: dict[str, Any] = saved["task"]
+        """Return its task, or its questions, as the classifier's file holds it."""
+        file, key = (QUESTIONS_FILE, "questions") if self.asks_several else (FILE, "task")
+        saved = json.loads((self.folder / file).read_text(encoding="utf-8"))
+        found: dict[str, Any] = saved[key]
         return found
 
     @property
@@ -173,13 +175,12 @@ class FinishedRun:
             ) from error
 
     def _texts(self, table: pd.DataFrame) -> list[str]:
-        if self.asks_several:
-            saved = json.loads((self.folder / QUESTIONS_FILE).read_text(encoding="utf-8"))
-            columns, renamed = saved["questions"]["text"], dict[str, str]()
-        else:
-            labels = [label for e in self.result.evaluations.values() for label in e.labels]
-            columns = self.task["text"]
-            renamed = dict(renamed_columns(columns, labels))
+        labels: dict[str, list[str]] = {}
+        for name, evaluation in self.result.evaluations.items():
+            question = name.partition("/")[2] if self.asks_several else ""
+            labels.setdefault(question, []).extend(evaluation.labels)
+        columns = self.task["text"]
+        renamed = renamed_columns(columns, labels)
         present = [name for c in columns if (name := renamed.get(c, c)) in table]
         rows = table[present].astype(str).itertuples(index=False, name=None)
         return [" / ".join(row) for row in rows]

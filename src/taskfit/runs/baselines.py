@@ -6,8 +6,9 @@ while it still learned looks like any other in a table of its own numbers.
 Legend: N examples, L labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -21,9 +22,11 @@ from taskfit.methods.method import Method, MethodContext
 from taskfit.methods.tfidf import Tfidf
 from taskfit.settings import MethodSettings, RunSettings
 from taskfit.stats import Evaluation
-from taskfit.tasks import Task
+from taskfit.tasks.questions import Asked
 
 FloatArray = NDArray[np.float64]
+# Probabilities of texts, (N, L).
+Predict = Callable[[Sequence[Example]], FloatArray]
 
 BASELINES: dict[str, type[Method]] = {"majority": Majority, "tfidf": Tfidf}
 METRICS = ("accuracy", "mcc", "macro_f1", "log_loss")
@@ -36,19 +39,30 @@ MISLEADING = 0.8
 LEARNED = 0.3
 
 
-def fit_baselines(settings: RunSettings, task: Task, train: Sequence[Example]) -> dict[str, Method]:
-    """Fit the baselines on labelled texts; one that cannot be fitted is left out."""
-    fitted = {}
+def fit_baselines(
+    settings: RunSettings, asked: Asked, train: Sequence[Example]
+) -> dict[str, Predict]:
+    """Fit the baselines on labelled texts, one a question; what cannot be fitted is left out."""
+    fitted: dict[str, Predict] = {}
     for name, kind in BASELINES.items():
         method = MethodSettings.model_validate({"name": name})
         own = settings.model_copy(update={"method": method})
-        baseline = kind(MethodContext(own, task, (), None))
+        baselines = []
         try:
-            baseline.prepare(train, ())
+            for question, task in asked.tasks.items():
+                baseline = kind(MethodContext(own, task, (), None))
+                answered = [example.of(question) for example in train]
+                baseline.prepare([e for e in answered if e.label is not None], ())
+                baselines.append(baseline)
         except TaskfitError:  # such as texts without a word
             continue
-        fitted[name] = baseline
+        fitted[name] = partial(_side_by_side, baselines)
     return fitted
+
+
+def _side_by_side(baselines: Sequence[Method], examples: Sequence[Example]) -> FloatArray:
+    """Return the probabilities of the labels of all questions, (N, L)."""
+    return np.concatenate([baseline.probabilities(examples) for baseline in baselines], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,7 @@ def warnings_of(
     *,
     test_set: str,
     losses: Sequence[float],
+    guessing: float,
 ) -> list[str]:
     """Return what a user should know before using a run, each with what to do.
 
@@ -91,6 +106,7 @@ def warnings_of(
         evaluation: This run's, on that set.
         test_set: Name of the set.
         losses: Of the training steps, in order; empty without training.
+        guessing: Loss of guessing among all classes (nats).
     """
     found = []
     run, others = rows[-1], rows[:-1]
@@ -118,7 +134,7 @@ def warnings_of(
             found.append(
                 f"{share:.0%} of {test_set} are {most!r}, so accuracy says little; read MCC or F1."
             )
-    if not has_converged(losses, guessing=float(np.log(max(2, len(evaluation.labels))))):
+    if not has_converged(losses, guessing=guessing):
         found.append(
             "the training loss was still falling at the end. Train longer: --set "
             "training.epochs=N, twice those of settings.yaml."

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskfit.data import Example
-from taskfit.runs.classifier import Calibration, Classifier
+from taskfit.runs.asked import AskedQuestion
+from taskfit.runs.classifier import Classifier
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.stats.conformal import (
@@ -27,7 +28,6 @@ from taskfit.stats.conformal import (
 )
 from taskfit.stats.temperature import (
     TemperatureFit,
-    apply_temperature,
     fit_multi_label_temperature,
     fit_temperature,
 )
@@ -54,7 +54,7 @@ class HeldOut:
 
 
 def hold_out(validation: Sequence[Example], settings: RunSettings) -> HeldOut:
-    """Cut the validation set by a seeded draw, if prediction sets are wanted and it suffices."""
+    """Cut the validation set by a seeded draw, if prediction sets are requested and it suffices."""
     examples = list(validation)
     if not settings.calibration.prediction_sets or len(examples) < ENOUGH_TO_SPLIT:
         return HeldOut(examples, examples, is_fresh=False)
@@ -70,7 +70,7 @@ def hold_out(validation: Sequence[Example], settings: RunSettings) -> HeldOut:
 def calibrate(
     classifier: Classifier, held_out: HeldOut, settings: RunSettings, screen: Screen
 ) -> dict[str, Any]:
-    """Fit what the settings ask for, and put it into the classifier.
+    """Fit what the settings ask for, for every question, and put it into the classifier.
 
     Args:
         classifier: Fitted, not yet calibrated.
@@ -79,10 +79,11 @@ def calibrate(
         screen: Where it is said what could not be done.
 
     Returns:
-        What `result.json` records under `calibration`; empty where nothing is asked for.
+        What `result.json` records under `calibration`, of several questions by question; empty
+        where nothing is asked for.
     """
-    wanted = settings.calibration
-    if not wanted.temperature and not wanted.prediction_sets:
+    requested = settings.calibration
+    if not requested.temperature and not requested.prediction_sets:
         return {}
     if not held_out.validation:
         screen.note(
@@ -90,32 +91,42 @@ def calibrate(
             "data.validation, or training data with data.validation_fraction above 0"
         )
         return {}
-    details: dict[str, Any] = {}
+    details: dict[str, dict[str, Any]] = {name: {} for name in classifier.questions}
     raw: FloatArray | None = None
-    if wanted.temperature:
+    if requested.temperature:
         raw = classifier.probabilities(held_out.validation)
-        details |= _fit_temperature(classifier, held_out.validation, raw, screen)
-    if wanted.prediction_sets and classifier.task.multi_label:
+        for question, examples, own in classifier.by_question(held_out.validation, raw):
+            details[question.name] |= _fit_temperature(question, examples, own, screen)
+    if requested.prediction_sets and any(
+        question.task.multi_label for question in classifier.questions.values()
+    ):
         screen.note("calibration: prediction sets are for tasks with one label a text; none kept")
-    elif wanted.prediction_sets:
-        details |= _keep_scores(classifier, held_out, raw, screen)
-    return {"calibration": details} if details else {}
+    elif requested.prediction_sets:
+        if raw is None or held_out.is_fresh:
+            found = classifier.probabilities(held_out.for_sets)
+        else:  # both are the same texts, at temperature 1
+            found = classifier.at_temperature(raw)
+        for question, examples, own in classifier.by_question(held_out.for_sets, found):
+            details[question.name] |= _keep_scores(question, examples, own, held_out, screen)
+    if not any(details.values()):
+        return {}
+    return {"calibration": details.get("", details)}
 
 
 def coverage_record(
-    classifier: Classifier, examples: Sequence[Example], probabilities: FloatArray
+    question: AskedQuestion, examples: Sequence[Example], probabilities: FloatArray
 ) -> list[dict[str, Any]]:
     """Return how often prediction sets of usual coverages hold the right label of examples.
 
     Args:
-        classifier: With its calibration.
-        examples: Labelled.
+        question: With its calibration.
+        examples: With a label of it.
         probabilities: Of theirs, (N, L).
     """
-    scores = classifier.calibration.scores
+    scores = question.calibration.scores
     if scores is None:
         return []
-    gold = classifier.gold(examples)
+    gold = question.gold(examples)
     return [
         achieved_coverage(
             prediction_sets(probabilities, threshold(scores, level)), gold, coverage=level
@@ -126,25 +137,22 @@ def coverage_record(
 
 
 def _fit_temperature(
-    classifier: Classifier, examples: Sequence[Example], raw: FloatArray, screen: Screen
+    question: AskedQuestion, examples: Sequence[Example], raw: FloatArray, screen: Screen
 ) -> dict[str, Any]:
-    several = classifier.task.multi_label
     fitted: TemperatureFit
-    if several:
-        fitted = fit_multi_label_temperature(raw, classifier.present(examples))
+    if question.task.multi_label:
+        fitted = fit_multi_label_temperature(raw, question.present(examples))
     else:
-        fitted = fit_temperature(raw, classifier.gold(examples))
+        fitted = fit_temperature(raw, question.gold(examples))
+    whose = f" of {question.name}" if question.name else ""
     if fitted.reason is not None:
-        screen.note(f"calibration: the temperature stays 1, as {fitted.reason}")
-    before = classifier.evaluate(examples, raw)
-    scaled = apply_temperature(raw, fitted.temperature, multi_label=several)
-    after = classifier.evaluate(examples, scaled)
-    classifier.calibration = dataclasses.replace(
-        classifier.calibration, temperature=fitted.temperature
-    )
+        screen.note(f"calibration: the temperature{whose} stays 1, as {fitted.reason}")
+    before = question.evaluate(examples, raw)
+    question.calibration = dataclasses.replace(question.calibration, temperature=fitted.temperature)
+    after = question.evaluate(examples, question.calibrated(raw))
     if fitted.reason is None:
         screen.note(
-            f"temperature {fitted.temperature:.3g} from {fitted.num_examples:,} validation "
+            f"temperature{whose} {fitted.temperature:.3g} from {fitted.num_examples:,} validation "
             f"examples: log loss {before.log_loss:.3f} -> {after.log_loss:.3f}, ECE "
             f"{before.ece:.3f} -> {after.ece:.3f}"
         )
@@ -160,25 +168,26 @@ def _fit_temperature(
 
 
 def _keep_scores(
-    classifier: Classifier, held_out: HeldOut, raw: FloatArray | None, screen: Screen
+    question: AskedQuestion,
+    examples: Sequence[Example],
+    probabilities: FloatArray,
+    held_out: HeldOut,
+    screen: Screen,
 ) -> dict[str, Any]:
-    examples = held_out.for_sets
-    calibration: Calibration = classifier.calibration
-    if raw is not None and not held_out.is_fresh:
-        probabilities = apply_temperature(raw, calibration.temperature)
-    else:
-        probabilities = classifier.probabilities(examples)
-    gold = classifier.gold(examples)
+    gold = question.gold(examples)
     scores = conformal_scores(probabilities, gold)
     order = np.argsort(scores, kind="stable")
-    classifier.calibration = dataclasses.replace(
-        calibration, scores=scores[order], score_labels=gold[order]
+    question.calibration = dataclasses.replace(
+        question.calibration, scores=scores[order], score_labels=gold[order]
     )
+    whose = f" of {question.name}" if question.name else ""
     if held_out.is_fresh:
-        screen.note(f"prediction sets: {len(examples):,} validation examples were kept for them")
+        screen.note(
+            f"prediction sets{whose}: {len(examples):,} validation examples were kept for them"
+        )
     else:
         screen.note(
-            f"calibration: the {len(examples)} validation examples also chose weights or "
+            f"calibration: the {len(examples)} validation examples{whose} also chose weights or "
             "temperature, so prediction sets may hold the right label a little less often than "
             f"asked for; from {ENOUGH_TO_SPLIT} validation examples on, half are kept apart"
         )

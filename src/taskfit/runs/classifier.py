@@ -1,9 +1,10 @@
 """A fitted classifier: what evaluation, prediction and the estimator all score with."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,17 +15,17 @@ from safetensors.numpy import load_file, save_file
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.files import file_atomic, write_json_atomic
-from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import label_method
+from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
-from taskfit.runs.records import library_versions
+from taskfit.runs.records import QUESTIONS_FILE, library_versions
 from taskfit.settings import RunSettings
-from taskfit.settings_file import load_settings
-from taskfit.stats import Evaluation, evaluate_multi_label, evaluate_probabilities
-from taskfit.stats.conformal import class_thresholds, prediction_sets, threshold
-from taskfit.stats.temperature import apply_temperature
+from taskfit.settings_file import load_settings, settings_from_dict
+from taskfit.stats import Evaluation
 from taskfit.tasks import Task, task_from_dict, task_to_dict
+from taskfit.tasks.question_files import questionnaire_from_dict, questionnaire_to_dict
+from taskfit.tasks.questions import Asked, Questionnaire
 
 if TYPE_CHECKING:
     from taskfit.models.load import LoadedModel
@@ -36,34 +37,17 @@ ADAPTER = "adapter"
 MODEL = "model"
 Weights = Literal["none", "lora", "qlora", "full"]
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
-# Their names in the file of the method's arrays.
-SCORES, SCORE_LABELS = "calibration.scores", "calibration.score_labels"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Calibration:
-    """What held-out examples say about a fitted method; see `taskfit.stats`.
-
-    Attributes:
-        temperature: Divides the log-probabilities; 1 changes nothing.
-        scores: Conformal scores of the n held-out examples in rising order, (n,), or None.
-        score_labels: Indices of their right labels, (n,), or None.
-    """
-
-    temperature: float = 1.0
-    scores: FloatArray | None = None
-    score_labels: IntArray | None = None
 
 
 class Classifier:
     """A method bound to a task and a model: texts in, probabilities of the labels out.
 
+    The labels of several questions stand side by side.
+
     Attributes:
         method: The fitted method.
-        task: The task.
-        calibration: What corrects its probabilities.
+        asked: The task of one question, or several questions.
+        questions: What the probabilities mean, by question; one without a name for the usual task.
         blend: A probe that they are averaged with, or None.
     """
 
@@ -71,14 +55,56 @@ class Classifier:
         self,
         method: Method,
         *,
-        calibration: Calibration | None = None,
+        calibrations: Mapping[str, Calibration] = MappingProxyType({}),
         blend: Blend | None = None,
     ) -> None:
-        """Wrap a method."""
+        """Wrap a method.
+
+        Args:
+            method: The method.
+            calibrations: What corrects the probabilities, by question.
+            blend: A probe that they are averaged with.
+        """
         self.method = method
-        self.task: Task = method.task
-        self.calibration = calibration or Calibration()
+        self.asked = method.context.asked
         self.blend = blend
+        self.questions: dict[str, AskedQuestion] = {}
+        start = 0
+        for name, task in self.asked.tasks.items():
+            own = slice(start, start := start + len(task.labels))
+            calibration = calibrations.get(name, Calibration())
+            self.questions[name] = AskedQuestion(name, task, own, calibration)
+
+    @property
+    def only(self) -> AskedQuestion:
+        """Return the question of a task of one."""
+        (question,) = self.questions.values()
+        return question
+
+    @property
+    def task(self) -> Task:
+        """Return the task of one question."""
+        return self.method.task
+
+    def with_options(self, options: Mapping[str, Sequence[str]]) -> "Classifier":
+        """Return the same model asked the same questions, some of them over other options.
+
+        What corrected the probabilities of those says nothing about the new ones.
+
+        Args:
+            options: Question -> names of its options.
+
+        Raises:
+            PromptError: If there is no such question, or its options cannot be these.
+            SettingsError: If there is one question, whose labels are part of the task.
+        """
+        if not options:
+            return self
+        if not isinstance(self.asked, Questionnaire):
+            raise SettingsError("--options is for runs of several questions; this one has one.")
+        context = replace(self.method.context, asked=self.asked.with_options(options))
+        kept = {name: q.calibration for name, q in self.questions.items() if name not in options}
+        return Classifier(type(self.method)(context), calibrations=kept)
 
     @property
     def model_name(self) -> str:
@@ -112,74 +138,38 @@ class Classifier:
             assert found is not None, "the only part has all of the weight"
         else:
             found = self.blend.mean(parts)
-        return apply_temperature(
-            found, self.calibration.temperature, multi_label=self.task.multi_label
+        return self.at_temperature(found)
+
+    def at_temperature(self, probabilities: FloatArray) -> FloatArray:
+        """Return probabilities at the temperature of each question, (N, L)."""
+        return np.concatenate(
+            [q.calibrated(probabilities[:, q.columns]) for q in self.questions.values()], axis=1
         )
 
-    def prediction_sets(
-        self, probabilities: FloatArray, coverage: float, *, per_class: bool = False
-    ) -> BoolArray:
-        """Return the labels of each set that holds the right one with a chosen probability.
+    def by_question(
+        self, examples: Sequence[Example], probabilities: FloatArray
+    ) -> Iterator[tuple[AskedQuestion, list[Example], FloatArray]]:
+        """Give each question the examples that have a label of it, with their probabilities.
+
+        Questions without any label are left out.
 
         Args:
-            probabilities: As `probabilities` returns them, (N, L).
-            coverage: The probability, over texts like the held-out ones.
-            per_class: Whether it is to hold for the texts of every label, and not only for all.
-
-        Returns:
-            Which labels are in each set, (N, L).
-
-        Raises:
-            SettingsError: If the run keeps no held-out scores, or too few for the coverage.
+            examples: N texts.
+            probabilities: Of the labels of all questions, (N, L).
         """
-        limit = self.set_limit(coverage, per_class=per_class)
-        return prediction_sets(probabilities, limit)
+        for name, question in self.questions.items():
+            own = [example.of(name) for example in examples]
+            rows = [i for i, example in enumerate(own) if example.label is not None]
+            if rows:
+                part = np.ascontiguousarray(probabilities[:, question.columns][rows])
+                yield question, [own[i] for i in rows], part
 
-    def set_limit(self, coverage: float, *, per_class: bool = False) -> float | FloatArray:
-        """Return up to which score labels are in a set; see `prediction_sets`."""
-        scores, labels = self.calibration.scores, self.calibration.score_labels
-        if self.task.multi_label:
-            raise SettingsError(
-                "Prediction sets are for tasks in which a text has one label; here it may have "
-                "several (task.multi_label). Leave out the coverage."
-            )
-        if scores is None or labels is None:
-            raise SettingsError(
-                "This run kept no held-out scores, which prediction sets need. Fit it with "
-                "--set calibration.prediction_sets=true and a validation set."
-            )
-        if per_class:
-            num_labels = len(self.task.label_names)
-            return class_thresholds(scores, labels, coverage, num_labels=num_labels)
-        return threshold(scores, coverage)
-
-    def gold(self, examples: Sequence[Example]) -> IntArray:
-        """Return the indices of the right labels of labelled examples, (N,)."""
-        places = {name: place for place, name in enumerate(self.task.label_names)}
-        return np.array([places[str(example.label)] for example in examples], np.int64)
-
-    def present(self, examples: Sequence[Example]) -> BoolArray:
-        """Return which labels hold of labelled examples with several labels, (N, L)."""
-        targets = [example.target_vector(self.task.label_names) for example in examples]
-        return np.stack([target for target in targets if target is not None]) > 0
-
-    def losses(self, examples: Sequence[Example], probabilities: FloatArray) -> FloatArray:
-        """Return the Brier score of each labelled example, lower is better, (N,).
-
-        A proper score (Gneiting & Raftery 2007, section 3.1) that, unlike the log loss, a single
-        confident mistake cannot decide. No answer counts as undecided.
-        """
-        targets = target_matrix(examples, self.task.label_names)
-        even = 0.5 if self.task.multi_label else 1 / len(self.task.label_names)
-        found = np.nan_to_num(probabilities, nan=even)
-        return np.asarray(((found - targets) ** 2).sum(axis=1))
-
-    def evaluate(self, examples: Sequence[Example], probabilities: FloatArray) -> Evaluation:
-        """Measure probabilities of labelled examples."""
-        names = self.task.label_names
-        if self.task.multi_label:
-            return evaluate_multi_label(probabilities, self.present(examples), labels=names)
-        return evaluate_probabilities(probabilities, self.gold(examples), labels=names)
+    def evaluate(
+        self, examples: Sequence[Example], probabilities: FloatArray
+    ) -> dict[str, Evaluation]:
+        """Measure probabilities of labelled examples, (N, L); return metrics by question."""
+        found = self.by_question(examples, probabilities)
+        return {question.name: question.evaluate(own, part) for question, own, part in found}
 
     def save(self, folder: Path, *, weights: Weights, extra: dict[str, Any]) -> None:
         """Write everything but the model's weights that prediction needs.
@@ -190,38 +180,33 @@ class Classifier:
             extra: More to record, such as the run's name.
         """
         context, state = self.method.context, self.method.state()
-        model = context.model
-        arrays = dict(state.arrays)
-        blend = None if self.blend is None else self.blend.state()
-        if blend is not None:
-            arrays |= blend.arrays
-        if self.calibration.scores is not None and self.calibration.score_labels is not None:
-            arrays[SCORES] = self.calibration.scores
-            arrays[SCORE_LABELS] = self.calibration.score_labels
+        model, blend = context.model, None if self.blend is None else self.blend.state()
+        arrays = {**state.arrays, **({} if blend is None else blend.arrays)}
+        calibrations = {}
+        for name, question in self.questions.items():
+            calibrations[name], own = _calibration_state(question)
+            arrays |= own
         if arrays:
             with file_atomic(folder / ARRAYS) as path:
                 save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+        several = isinstance(self.asked, Questionnaire)
+        dtype = None if model is None else str(model.tree.model.dtype).removeprefix("torch.")
         write_json_atomic(
-            folder / FILE,
+            folder / (QUESTIONS_FILE if several else FILE),
             {
                 **extra,
                 "weights": weights,
                 "model": None if model is None else model.name,
                 "revision": None if model is None else model.revision,
-                "dtype": (
-                    None if model is None else str(model.tree.model.dtype).removeprefix("torch.")
-                ),
-                "task": task_to_dict(self.task),
+                "dtype": dtype,
+                **_asked_to_dict(self.asked, context.settings),
                 "demonstrations": [
                     {"id": d.id, "texts": dict(d.texts), "label": d.label}
                     for d in context.demonstrations
                 ],
                 "state": dict(state.values),
                 "blend": None if blend is None else dict(blend.values),
-                "calibration": {
-                    "temperature": self.calibration.temperature,
-                    "prediction_sets": SCORES in arrays,
-                },
+                "calibration": calibrations if several else calibrations[""],
                 "versions": library_versions(),
             },
         )
@@ -237,24 +222,18 @@ class Classifier:
         Raises:
             CheckpointError: If the folder holds no finished run, or part of it is missing.
         """
-        path = folder / FILE
+        path = folder / (QUESTIONS_FILE if (folder / QUESTIONS_FILE).is_file() else FILE)
         if not path.is_file():
-            hint = (
-                f" It was interrupted: continue with `taskfit fit --resume {folder}`."
-                if (folder / SETTINGS_FILE).is_file()
-                else " Give the folder that `taskfit fit --out` made."
-            )
-            raise CheckpointError(f"{folder} holds no finished run: no {FILE} in it.{hint}")
+            raise nothing_saved(folder, "finished run", FILE)
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            task = task_from_dict(saved["task"])
+            saved = _with_defaults(json.loads(path.read_text(encoding="utf-8")))
+            asked = _asked_from_dict(saved)
             demonstrations = [Example(**entry) for entry in saved["demonstrations"]]
             weights, values = saved["weights"], saved["state"]
             settings = settings_for_prediction(folder, saved, device=device)
             arrays = load_file(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
-            # Runs from before there was calibration have no such entry.
-            kept = saved.get("calibration", {"temperature": 1.0, "prediction_sets": False})
-            calibration = _calibration_of(kept, arrays)
+            kept = saved["calibration"] if "questions" in saved else {"": saved["calibration"]}
+            calibrations = {name: _calibration_of(name, one, arrays) for name, one in kept.items()}
             blended = _blend_of(saved.get("blend"), arrays)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
@@ -263,11 +242,35 @@ class Classifier:
         if settings.method.reads_model:
             model = load_fitted_model(settings, folder, weights)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
-        context = MethodContext(settings, task, demonstrations, model, saved=saved_weights)
+        context = MethodContext(settings, asked, demonstrations, model, saved=saved_weights)
         fitted = method(context)
         fitted.restore(MethodState(values, arrays))
         blend = None if blended is None else restore_blend(context, blended)
-        return cls(fitted, calibration=calibration, blend=blend)
+        return cls(fitted, calibrations=calibrations, blend=blend)
+
+
+def _asked_to_dict(asked: Asked, settings: RunSettings) -> dict[str, Any]:
+    if isinstance(asked, Task):
+        return {"task": task_to_dict(asked)}
+    settings_dict = settings.model_dump(mode="json")
+    return {"questions": questionnaire_to_dict(asked), "settings": settings_dict}
+
+
+def _asked_from_dict(saved: Mapping[str, Any]) -> Asked:
+    if "questions" in saved:
+        return questionnaire_from_dict(saved["questions"])
+    return task_from_dict(saved["task"])
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """Add what runs of earlier versions do not hold."""
+    if "questions" not in saved:
+        # From before there was calibration.
+        return {"calibration": {"temperature": 1.0, "prediction_sets": False}, **saved}
+    # Questions had no state, and their model stood in the settings alone.
+    model = saved["settings"]["model"]
+    own = {"model": model["name"], "revision": model["revision"], "dtype": model["dtype"]}
+    return {**own, "demonstrations": [], "state": {}, "calibration": {}, **saved}
 
 
 def _blend_of(values: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> MethodState | None:
@@ -278,11 +281,27 @@ def _blend_of(values: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) ->
     return MethodState(values, {name: arrays.pop(name) for name in names})
 
 
-def _calibration_of(kept: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Calibration:
-    """Return the calibration of a run, and take its arrays from those of the method."""
-    if not kept["prediction_sets"]:
-        return Calibration(float(kept["temperature"]))
-    return Calibration(float(kept["temperature"]), arrays.pop(SCORES), arrays.pop(SCORE_LABELS))
+def _calibration_state(question: AskedQuestion) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return what is saved of a question's calibration: values, and arrays by name."""
+    own, arrays = question.calibration, dict[str, NDArray[Any]]()
+    if own.scores is not None and own.score_labels is not None:
+        names = _score_names(question.name)
+        arrays = dict(zip(names, (own.scores, own.score_labels), strict=True))
+    return {"temperature": own.temperature, "prediction_sets": bool(arrays)}, arrays
+
+
+def _calibration_of(
+    name: str, kept: dict[str, Any], arrays: dict[str, NDArray[Any]]
+) -> Calibration:
+    """Return the calibration of a question, and take its arrays from those of the method."""
+    names = _score_names(name) if kept["prediction_sets"] else ()
+    return Calibration(float(kept["temperature"]), *(arrays.pop(one) for one in names))
+
+
+def _score_names(question: str) -> tuple[str, str]:
+    """Return the names of a question's scores and their labels in the file of arrays."""
+    ending = f".{question}" if question else ""
+    return f"calibration.scores{ending}", f"calibration.score_labels{ending}"
 
 
 def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> "LoadedModel":
@@ -313,9 +332,29 @@ def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> 
     return model
 
 
+def nothing_saved(folder: Path, what: str, file: str, *, flags: str = "") -> CheckpointError:
+    """Return the error of a folder without the file that a run saves at its end.
+
+    Args:
+        folder: Where it was looked for.
+        what: What the folder should hold.
+        file: The file.
+        flags: Of the command that writes it.
+    """
+    hint = (
+        f"It was interrupted: continue with `taskfit fit --resume {folder}`."
+        if (folder / SETTINGS_FILE).is_file()
+        else f"Give the folder that `taskfit fit{flags} --out` made."
+    )
+    return CheckpointError(f"{folder} holds no {what}: no {file} in it. {hint}")
+
+
 def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:
     """Return the run's settings, with the model that prediction takes."""
-    settings = load_settings(folder / SETTINGS_FILE)
+    stored = saved.get("settings")  # several questions have theirs beside them
+    settings = (
+        load_settings(folder / SETTINGS_FILE) if stored is None else settings_from_dict(stored)
+    )
     changed: dict[str, Any] = {"device": device}
     if saved["dtype"] is not None:
         changed |= {"dtype": saved["dtype"], "name": saved["model"], "revision": saved["revision"]}

@@ -3,7 +3,7 @@
 Of a few dozen rows a held-out test set would tell nothing and cost a fifth of the labels. The run
 itself then learns from all of them; what is reported is of fits on two thirds each.
 
-Legend: N examples, L labels.
+Legend: N examples, L labels, of all questions side by side.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ FOLDER = "folds"
 TUNED, RUN = "tuned", "run"
 
 
-def wants_cross_validation(method: Method, settings: RunSettings, data: PreparedData) -> bool:
+def needs_cross_validation(method: Method, settings: RunSettings, data: PreparedData) -> bool:
     """Return whether a run is measured on its own small table, since it has no other set.
 
     With a test share that was given, 0 too, the user has decided how to measure.
@@ -51,7 +51,7 @@ def wants_cross_validation(method: Method, settings: RunSettings, data: Prepared
         and settings.data.test_fraction == "auto"
         and not data.evaluations
         and not data.unlabeled
-        and len(data.train) >= FOLDS * len(data.task.labels)
+        and len(data.train) >= FOLDS * max(len(t.labels) for t in data.asked.tasks.values())
         and num_processes() == 1
     )
 
@@ -99,7 +99,7 @@ def cross_validate(
             with file_atomic(path) as scratch:
                 save_file({name: np.ascontiguousarray(p) for name, p in found.items()}, scratch)
         for name, saved in load_file(path).items():
-            shape = (len(data.train), len(data.task.labels))
+            shape = (len(data.train), saved.shape[1])
             parts.setdefault(name, np.full(shape, np.nan))[folds == fold] = saved
     return parts
 
@@ -118,7 +118,7 @@ def _fit_fold(
     found: dict[str, FloatArray] = {}
     method: Method | None = None
     try:
-        context = MethodContext(settings, data.task, data.demonstrations, shared.model)
+        context = MethodContext(settings, data.asked, data.demonstrations, shared.model)
         method = label_method(settings.method.name)(context)
         classifier = Classifier(method)
         probes = fit_probes(context, learned)
@@ -131,7 +131,6 @@ def _fit_fold(
                 classifier=classifier,
                 memory=MemoryAccount(resolve_device(settings.model.device)),
                 screen=SilentScreen(),
-                name=settings.method.name,
             )
             run.folder.mkdir(parents=True, exist_ok=True)
             train_method(run, method, trackers=Trackers({}), save=False)
@@ -142,6 +141,6 @@ def _fit_fold(
         found[RUN] = classifier.combined(parts)
     finally:
         shared.restore(method)
-    for name, baseline in fit_baselines(settings, data.task, learned).items():
-        found[name] = baseline.probabilities(texts)
+    for name, predict in fit_baselines(settings, data.asked, learned).items():
+        found[name] = predict(texts)
     return found

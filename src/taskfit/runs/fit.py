@@ -15,7 +15,6 @@ from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.clock import Clock, TickingScreen
 from taskfit.runs.kind import Measured, RunKind
 from taskfit.runs.labels import LabelRun
-from taskfit.runs.questions.run import QuestionRun
 from taskfit.runs.records import RunResult, read_search
 from taskfit.runs.run_folder import check_fingerprint, open_folder
 from taskfit.runs.settle import settle
@@ -45,7 +44,7 @@ class FittedRun(Generic[F]):
 
     Attributes:
         result: The contents of `result.json`.
-        fitted: Ready for use: a `Classifier`, a `QuestionClassifier`, or a `TunedModel`.
+        fitted: Ready for use: a `Classifier`, or a `TunedModel`.
     """
 
     result: RunResult
@@ -119,7 +118,7 @@ def _make(settings: RunSettings, folder: Path, screen: Screen, name: str | None)
             "`taskfit.search.search_and_fit` do, and then fit."
         )
     several = is_questionnaire(settings.task.name)
-    kind = TuningRun if settings.method.is_tuning else QuestionRun if several else LabelRun
+    kind = TuningRun if settings.method.is_tuning else LabelRun
     if settings.method.name == "auto" and not several:
         screen.note(
             "method auto: a classification head behind the prompt, blended with probes, which was "

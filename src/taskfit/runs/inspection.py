@@ -9,7 +9,7 @@ from taskfit.data import Overlap
 from taskfit.data.examples import mean_words
 from taskfit.errors import ModelError, SettingsError
 from taskfit.models.packaged import is_packaged, locate_model, packaged_tokenizer
-from taskfit.runs.prepare import PreparedData, prepare_data
+from taskfit.runs.prepare import PreparedData, prepare_data, sets_by_name
 from taskfit.settings import ModelSettings, RunSettings
 from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
 from taskfit.training.length import training_length
@@ -112,10 +112,9 @@ def _tokenizer_and_limit(settings: ModelSettings) -> "tuple[PreTrainedTokenizerB
 
 
 def _sizes(data: PreparedData) -> dict[str, int]:
-    sets = {"train": data.train, "validation": data.validation}
-    # An evaluation set may be called like a part.
-    named = {f"evaluation {n}" if n in sets else n: e for n, e in data.evaluations.items()}
-    return {name: len(examples) for name, examples in {**sets, **named}.items() if examples}
+    parts = {"train": data.train, "validation": data.validation}
+    sets = sets_by_name(parts, data.evaluations)
+    return {name: len(examples) for name, examples in sets.items() if examples}
 
 
 def _tokens_of_pass(

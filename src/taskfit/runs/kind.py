@@ -1,4 +1,4 @@
-"""What is particular to a kind of run: one question, several questions, or answers as text.
+"""What is particular to a kind of run: labels, or answers as text.
 
 `fit` is the same for all of them and calls these methods in their order.
 """

@@ -1,4 +1,4 @@
-"""A run of a task of one question: texts in, probabilities of its labels out."""
+"""A run of a task with labels, of one question or several: texts in, probabilities out."""
 
 import shutil
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from taskfit.runs.baselines import MISLEADING
 from taskfit.runs.blending import fit_probes, make_blend
 from taskfit.runs.calibration import HeldOut, calibrate, hold_out
 from taskfit.runs.classifier import Classifier
-from taskfit.runs.cross_validation import FOLDER, cross_validate, wants_cross_validation
+from taskfit.runs.cross_validation import FOLDER, cross_validate, needs_cross_validation
 from taskfit.runs.kind import Measured, RunKind, Size
 from taskfit.runs.measure_run import (
     baselines_of,
@@ -25,18 +25,23 @@ from taskfit.runs.measure_run import (
 )
 from taskfit.runs.predictions import renaming_note
 from taskfit.runs.prepare import PreparedData, prepare_data
+from taskfit.runs.rows import check_every_question
 from taskfit.runs.run import Run, longest_texts, model_of
 from taskfit.runs.slices import check_slices
 from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen
-from taskfit.stats import Evaluation
+from taskfit.settings import RunSettings
+from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import TrainingState
 from taskfit.training.distributed import gather, on_main
 from taskfit.training.trackers import Trackers
 
+# Under this name `result.json` keeps what scores have besides the usual metrics.
+LEVELS = "levels"
+
 
 class LabelRun(RunKind[Classifier]):
-    """A run of one question.
+    """A run of a task with labels.
 
     Attributes:
         data: Its examples, without what is kept for calibration.
@@ -48,15 +53,16 @@ class LabelRun(RunKind[Classifier]):
 
     def read(self) -> Mapping[str, str]:
         """Read the data; return the hash of each set by name."""
-        self.data = prepare_data(self.settings)
+        self.data = prepare_data(self.settings, several=True)
         return self.data.fingerprint
 
     def tell(self) -> None:
         """Say what the data are, check slices, and keep a part for calibration where asked to."""
         data = self.data
         check_slices(self.settings, data.evaluations or {"validation": data.validation})
+        notes = check_learnable(self.settings, data)
         self._held_out = hold_out(data.validation, self.settings)
-        self.data = replace(data, validation=self._held_out.validation)
+        self.data = replace(data, validation=self._held_out.validation, notes=(*data.notes, *notes))
         _tell_about_data(self.data, self.screen)
 
     @property
@@ -72,15 +78,13 @@ class LabelRun(RunKind[Classifier]):
         """Load the model where the method reads one, and make the method."""
         data, name = self.data, self.settings.method.name
         loaded = model_of(self.settings, model, self.memory, self.screen)
-        context = MethodContext(self.settings, data.task, data.demonstrations, loaded)
-        method = label_method(name)(context)
-        check_learnable(method, data)
-        self.fitted = Classifier(method)
+        context = MethodContext(self.settings, data.asked, data.demonstrations, loaded)
+        self.fitted = Classifier(label_method(name)(context))
 
     def start(self, *, resume: bool) -> None:
         """Predict the longest texts, and cross-validate a small table."""
         _rehearse(self._run)
-        if wants_cross_validation(self.method, self.settings, self.data):
+        if needs_cross_validation(self.method, self.settings, self.data):
             model = self.method.context.model
             self._crossed = cross_validate(
                 self.settings, self.data, self.folder, model=model, screen=self.screen
@@ -115,8 +119,17 @@ class LabelRun(RunKind[Classifier]):
         else:
             found = evaluate_sets(run, baselines_of(run) if baselines else {})
         beside = held_against(run, found)
-        details = {**_method_report(self.method), **self._details, **beside, **found.coverage}
-        metrics = metrics_by_set(found.evaluations)
+        details = {**_method_report(self.method), **self._details, **beside}
+        if found.coverage:
+            details["coverage"] = found.coverage
+        asked = self.data.asked
+        if isinstance(asked, Questionnaire):
+            details |= {"questions": asked.names, "metric": asked.metric, LEVELS: found.levels}
+        metrics = {
+            f"{name}/{metric}": float(getattr(evaluation, metric))
+            for name, evaluation in found.evaluations.items()
+            for metric in ("accuracy", "mcc", "macro_f1", "log_loss", "ece")
+        }
         return Measured(found.evaluations, metrics, found.seconds, details)
 
     @property
@@ -132,7 +145,7 @@ class LabelRun(RunKind[Classifier]):
     @property
     def task_name(self) -> str:
         """Return name and version of the task."""
-        return f"{self.data.task.name} v{self.data.task.version}"
+        return f"{self.data.asked.name} v{self.data.asked.version}"
 
     @property
     def num_train(self) -> int:
@@ -162,25 +175,14 @@ class LabelRun(RunKind[Classifier]):
 
     @property
     def _run(self) -> Run:
-        return Run(
-            *(self.settings, self.folder, self.data, self.fitted),
-            *(self.memory, self.screen, self.name),
-        )
+        return Run(self.settings, self.folder, self.data, self.fitted, self.memory, self.screen)
 
 
 def size_of(data: PreparedData) -> Size:
     """Return how many texts a method trains on, and their labels and words."""
     learned = data.unlabeled or data.train
-    return Size(len(learned), len(data.task.labels), mean_words(learned))
-
-
-def metrics_by_set(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
-    """Return the metrics that trackers get, by SET/METRIC."""
-    return {
-        f"{name}/{metric}": float(getattr(evaluation, metric))
-        for name, evaluation in evaluations.items()
-        for metric in ("accuracy", "mcc", "macro_f1", "log_loss", "ece")
-    }
+    num_labels = max(len(task.labels) for task in data.asked.tasks.values())
+    return Size(len(learned), num_labels, mean_words(learned))
 
 
 def _method_report(method: Method) -> dict[str, Any]:
@@ -189,39 +191,52 @@ def _method_report(method: Method) -> dict[str, Any]:
     return found[0] if len(found) == 1 else {name: sum(f[name] for f in found) for name in found[0]}
 
 
-def check_learnable(method: Method, data: PreparedData) -> None:
-    """Raise if a method that learns has nothing to learn from, or is given what it cannot use."""
-    settings = method.settings
-    texts_suffice = isinstance(method, TrainedMethod) and not method.needs_labels
-    if method.learns and not data.train and not (texts_suffice and data.unlabeled):
-        raise DataError(
-            f"{settings.name} needs training examples: give --data, or a built-in task."
-        )
-    if settings.calibration != "none" and settings.name not in ("in_context", "distill"):
+def check_learnable(settings: RunSettings, data: PreparedData) -> list[str]:
+    """Check that a method that learns has something to learn from, and no use for what it is given.
+
+    Returns:
+        What people should know about it.
+
+    Raises:
+        TaskfitError: If not.
+    """
+    method = settings.method
+    kind = label_method(method.name)
+    texts_suffice = issubclass(kind, TrainedMethod) and not kind.needs_labels
+    if kind.learns and not data.train and not (texts_suffice and data.unlabeled):
+        raise DataError(f"{method.name} needs training examples: give --data, or a built-in task.")
+    if method.calibration != "none" and method.name not in ("in_context", "distill"):
         raise SettingsError(
-            f"method.calibration={settings.calibration} is for in_context and distill; method "
-            f"{settings.name} needs none. Leave it out."
+            f"method.calibration={method.calibration} is for in_context and distill; method "
+            f"{method.name} needs none. Leave it out."
         )
+    return check_every_question(data.asked, data.train) if kind.learns else []
 
 
 def _tell_about_data(data: PreparedData, screen: Screen) -> None:
     sets = ", ".join(f"{name} {len(found):,}" for name, found in data.evaluations.items())
+    asked = data.asked
+    several = isinstance(asked, Questionnaire)
+    what = f"questions {asked.name} ({', '.join(asked.tasks)})" if several else f"task {asked.name}"
     screen.note(
-        f"task {data.task.name}: {len(data.train):,} training, {len(data.validation):,} validation "
+        f"{what}: {len(data.train):,} training, {len(data.validation):,} validation "
         f"examples, {len(data.demonstrations)} demonstrations; test sets: {sets or 'none'}"
     )
-    labels = data.task.label_names
-    counts = class_counts(data.train)
-    if counts:
-        label, most = counts.most_common(1)[0]
-        if most >= MISLEADING * counts.total():
+    for note in data.notes:
+        screen.note(note)
+    for name in asked.tasks:
+        answered = [example.of(name) for example in data.train]
+        counts = class_counts([example for example in answered if example.label is not None])
+        label, most = counts.most_common(1)[0] if counts else ("", 0)
+        if most > 0 and most >= MISLEADING * counts.total():
+            what = f" that answer {name}" if name else ""
             screen.note(
-                f"{most / counts.total():.0%} of the training texts are {label!r}: read MCC or F1, "
-                "not accuracy"
+                f"{most / counts.total():.0%} of the training texts{what} are {label!r}: read MCC "
+                "or F1, not accuracy"
             )
-    for note in {renaming_note(found, labels): None for found in data.evaluations.values()}:
-        if note is not None:
-            screen.note(note)
+    for found in {renaming_note(found, asked.tasks): None for found in data.evaluations.values()}:
+        if found is not None:
+            screen.note(found)
     overlap = data.overlap
     if overlap is not None and overlap.num_dropped:
         where = ", ".join(f"{name} {count}" for name, count in overlap.dropped_by_set.items())

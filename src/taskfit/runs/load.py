@@ -5,16 +5,13 @@ from typing import TYPE_CHECKING
 
 from taskfit.errors import CheckpointError
 from taskfit.runs.classifier import Classifier
-from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE
+from taskfit.runs.records import TUNED_FILE
 
 if TYPE_CHECKING:
-    from taskfit.runs.questions.classifier import QuestionClassifier
     from taskfit.runs.tuning.model import TunedModel
 
 
-def load_run(
-    folder: Path, *, device: str = "auto"
-) -> "Classifier | QuestionClassifier | TunedModel":
+def load_run(folder: Path, *, device: str = "auto") -> "Classifier | TunedModel":
     """Load what a finished run fitted.
 
     Args:
@@ -31,7 +28,7 @@ def load_run(
     return load_classifier(folder, device=device)
 
 
-def load_classifier(folder: Path, *, device: str = "auto") -> "Classifier | QuestionClassifier":
+def load_classifier(folder: Path, *, device: str = "auto") -> Classifier:
     """Load a finished run that answers with labels.
 
     Raises:
@@ -42,8 +39,4 @@ def load_classifier(folder: Path, *, device: str = "auto") -> "Classifier | Ques
             f"{folder} is a tuned model, which answers with text: use `taskfit generate {folder}`, "
             f"or measure it with `taskfit judge {folder}`."
         )
-    if (folder / QUESTIONS_FILE).is_file():
-        from taskfit.runs.questions.classifier import QuestionClassifier
-
-        return QuestionClassifier.load(folder, device=device)
     return Classifier.load(folder, device=device)

@@ -3,17 +3,20 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from taskfit.data import Example
 from taskfit.files import read_jsonl
-from taskfit.methods.method import Advance, FloatArray, Method
+from taskfit.methods.method import Advance, FloatArray
 from taskfit.runs.baselines import (
     BASELINES,
+    Predict,
     Row,
     fit_baselines,
     row_of,
@@ -27,6 +30,7 @@ from taskfit.runs.cross_validation import SET as CROSS
 from taskfit.runs.predictions import write_predictions
 from taskfit.runs.run import Run, evaluation_sets
 from taskfit.runs.slices import measure_slices, slice_columns, slices_text, write_slices
+from taskfit.screen import Screen
 from taskfit.stats import Evaluation
 from taskfit.training.distributed import divided
 
@@ -34,24 +38,13 @@ LATENCY_TEXTS = 5
 
 
 def latency(run: Run) -> float | None:
-    """Return the median seconds to predict one text by itself, see `time_of_one_text`.
-
-    An endpoint is not asked for texts of no use.
-    """
-    if run.settings.method.name == "remote":
-        return None
-    examples = [e for found in evaluation_sets(run.data).values() for e in found]
-    return time_of_one_text(run.classifier.probabilities, examples)
-
-
-def time_of_one_text(
-    predict: Callable[[Sequence[Example]], object], examples: Sequence[Example]
-) -> float | None:
     """Return the median seconds to predict one text by itself, of the first few; None of none.
 
-    The words stand in a new order, so that no cache knows the text.
+    The words stand in a new order, so that no cache knows the text. An endpoint is not asked for
+    texts of no use.
     """
-    if not examples:
+    examples = [e for found in evaluation_sets(run.data).values() for e in found]
+    if not examples or run.settings.method.name == "remote":
         return None
     generator = random.Random(time.time_ns())
     seconds = []
@@ -61,53 +54,98 @@ def time_of_one_text(
             generator.shuffle(words)
         shuffled = Example(example.id, {column: " ".join(w) for column, w in texts.items()})
         started = time.perf_counter()
-        predict([shuffled])
+        run.classifier.probabilities([shuffled])
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MeasuredSets:
-    """What was measured on the evaluation sets.
+    """What was measured on evaluation sets; of several questions under SET/QUESTION.
 
     Attributes:
-        evaluations, seconds: Metrics and time by set.
+        evaluations: Metrics.
+        seconds: Time by set.
         coverage: Of prediction sets, for the record.
-        tables: Baselines, parts of the run, and the run itself, by set.
+        levels: How far scores are off, for the record.
+        tables: Baselines, parts of the run, and the run itself.
     """
 
-    evaluations: dict[str, Evaluation]
-    seconds: dict[str, float]
-    coverage: dict[str, Any]
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    coverage: dict[str, Any] = field(default_factory=dict)
+    levels: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[Row]] = field(default_factory=dict)
+
+    def add(
+        self,
+        classifier: Classifier,
+        name: str,
+        examples: Sequence[Example],
+        probabilities: FloatArray,
+        folder: Path,
+        screen: Screen,
+        *,
+        by: Sequence[str] = (),
+        with_coverage: bool = True,
+    ) -> None:
+        """Measure every question on a set; write predictions and slices.
+
+        Args:
+            classifier: Whose probabilities they are.
+            name: Of the set.
+            examples: Labelled, N.
+            probabilities: Of them, (N, L).
+            folder: Of the run.
+            screen: Where slices are shown.
+            by: Columns to cut the metrics up by.
+            with_coverage: Whether prediction sets are checked.
+        """
+        write_predictions(folder, name, examples, probabilities, classifier.questions)
+        for question, own, part in classifier.by_question(examples, probabilities):
+            key = question.of_set(name)
+            self.evaluations[key] = question.evaluate(own, part)
+            if levels := question.level_metrics(own, part):
+                self.levels[key] = levels
+            if with_coverage and (record := coverage_record(question, own, part)):
+                self.coverage[key] = record
+            if slices := measure_slices(question, key, own, part, by):
+                write_slices(folder, {key: slices})
+                screen.note(slices_text(key, slices))
 
 
 def measure_cross_validation(run: Run, parts: Mapping[str, FloatArray]) -> MeasuredSets:
     """Evaluate what cross-validation predicted of the training texts; write the predictions."""
-    examples = run.data.train
-    evaluation = run.classifier.evaluate(examples, parts[RUN])
-    write_predictions(run.folder, CROSS, examples, parts[RUN], run.data.task)
-    others = {name: p for name, p in parts.items() if name != RUN}
-    table = _table(run, examples, others, evaluation)
-    return MeasuredSets({CROSS: evaluation}, {}, {}, {CROSS: table})
+    examples, found = run.data.train, MeasuredSets()
+    found.add(
+        *(run.classifier, CROSS, examples, parts[RUN], run.folder, run.screen), with_coverage=False
+    )
+    others = {name: part for name, part in parts.items() if name != RUN}
+    _add_tables(found, run, CROSS, examples, others)
+    return found
 
 
-def _table(
+def _add_tables(
+    measured: MeasuredSets,
     run: Run,
+    name: str,
     examples: Sequence[Example],
     others: Mapping[str, FloatArray],
-    evaluation: Evaluation,
-) -> list[Row]:
-    """Return the rows of baselines and parts, and the run's last."""
+) -> None:
+    """Put a run beside baselines and its own parts on a set, the run's row last."""
     blend = run.classifier.blend
     names = {TUNED: f"{run.settings.method.name} alone"}
     order = [*BASELINES, *(() if blend is None else (*blend.names, TUNED))]
-    rows = [
-        row_of(names.get(name, name), run.classifier.evaluate(examples, others[name]))
-        for name in order
-        if name in others
-    ]
-    return [*rows, row_of("this run", evaluation)]
+    compared = {
+        names.get(key, key): run.classifier.evaluate(examples, others[key])
+        for key in order
+        if key in others
+    }
+    for question in run.classifier.questions.values():
+        key = question.of_set(name)
+        if key in measured.evaluations:
+            rows = [row_of(what, found[question.name]) for what, found in compared.items()]
+            measured.tables[key] = [*rows, row_of("this run", measured.evaluations[key])]
 
 
 def _divided_parts(
@@ -123,12 +161,12 @@ def _divided_parts(
     return parts
 
 
-def baselines_of(run: Run) -> dict[str, Method]:
+def baselines_of(run: Run) -> dict[str, Predict]:
     """Return fitted baselines for a run that learns from labels; they get all of its labels."""
     labelled = [e for e in (*run.data.train, *run.data.validation) if e.label is not None]
     if not run.classifier.method.learns or not labelled:
         return {}
-    return fit_baselines(run.settings, run.data.task, labelled)
+    return fit_baselines(run.settings, run.data.asked, labelled)
 
 
 def held_against(run: Run, measured: MeasuredSets) -> dict[str, Any]:
@@ -137,46 +175,38 @@ def held_against(run: Run, measured: MeasuredSets) -> dict[str, Any]:
         return {}
     records = read_jsonl(run.folder / "metrics.jsonl")
     losses = [float(record["loss"]) for record in records if record["kind"] == "step"]
+    tasks = run.data.asked.tasks.values()
+    guessing = sum(task.weight * float(np.log(max(2, len(task.labels)))) for task in tasks)
     found: dict[str, None] = {}
     for name, rows in measured.tables.items():
         evaluation = measured.evaluations[name]
-        for text in warnings_of(rows, evaluation, test_set=name, losses=losses):
+        for text in warnings_of(rows, evaluation, test_set=name, losses=losses, guessing=guessing):
             found.setdefault(text)
     return {"baselines": to_plain(measured.tables), "warnings": list(found)}
 
 
-def evaluate_sets(run: Run, baselines: Mapping[str, Method] = MappingProxyType({})) -> MeasuredSets:
+def evaluate_sets(run: Run, baselines: Mapping[str, Predict]) -> MeasuredSets:
     """Evaluate every set; write its predictions and slices.
 
     Args:
         run: The run, trained and calibrated.
         baselines: What its results are shown beside.
     """
-    sets = evaluation_sets(run.data, run.screen)
-    evaluations: dict[str, Evaluation] = {}
-    seconds: dict[str, float] = {}
-    coverage: dict[str, Any] = {}
-    tables: dict[str, list[Row]] = {}
-    for name, examples in sets.items():
+    measured = MeasuredSets()
+    for name, examples in evaluation_sets(run.data, run.screen).items():
         started = time.perf_counter()
         with run.screen.progress(f"evaluating {name}", len(examples)) as advance:
             parts = _divided_parts(run.classifier, examples, advance)
         probabilities = run.classifier.combined(list(parts.values()))
-        seconds[name] = time.perf_counter() - started
-        evaluations[name] = run.classifier.evaluate(examples, probabilities)
+        measured.seconds[name] = time.perf_counter() - started
+        measured.add(
+            *(run.classifier, name, examples, probabilities, run.folder, run.screen),
+            by=slice_columns(run.settings),
+            # On the validation set the promise would be checked with the examples that made it.
+            with_coverage=name in run.data.evaluations,
+        )
         if baselines:
             others = {key: part for key, part in parts.items() if part is not None}
-            others |= {key: method.probabilities(examples) for key, method in baselines.items()}
-            tables[name] = _table(run, examples, others, evaluations[name])
-        write_predictions(run.folder, name, examples, probabilities, run.data.task)
-        if slices := measure_slices(
-            run.classifier, name, examples, probabilities, slice_columns(run.settings)
-        ):
-            write_slices(run.folder, {name: slices})
-            run.screen.note(slices_text(name, slices))
-        # On the validation set the promise would be checked with the examples that made it.
-        checkable = name in run.data.evaluations
-        if checkable and (record := coverage_record(run.classifier, examples, probabilities)):
-            coverage[name] = record
-    told = {"coverage": coverage} if coverage else {}
-    return MeasuredSets(evaluations, seconds, told, tables)
+            others |= {key: predict(examples) for key, predict in baselines.items()}
+            _add_tables(measured, run, name, examples, others)
+    return measured

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,82 +17,109 @@ import pyarrow.parquet as pq
 
 from taskfit.errors import DataError
 from taskfit.files import file_atomic, write_json_atomic
+from taskfit.methods.method import Advance
 from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL, SETTINGS_FILE
-from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE
+from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE, library_versions
+from taskfit.screen import Screen
 
 MADE_FROM = "made_from.json"
-# Larger files, such as a whole model's weights, are told apart by size and time.
+# Larger files, such as a whole model's weights, are known by size and time.
 HASHED_BYTES = 256 * 2**20
 
 
 class PartialPredictions:
-    """The finished chunks of a prediction.
+    """The finished chunks of a prediction."""
 
-    Attributes:
-        folder: `OUT.partial`.
-        started_anew: What differed from the chunks of another command that were thrown away.
-    """
-
-    def __init__(self, target: Path, made_from: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        target: Path,
+        made_from: Mapping[str, str],
+        *,
+        num_rows: int,
+        chunk: int,
+        screen: Screen,
+    ) -> None:
         """Open the folder beside a target, with the chunks that the same command left.
 
         Args:
             target: The file of predictions.
             made_from: What the predictions depend on, by name.
+            num_rows: Rows to predict.
+            chunk: Rows of a chunk.
+            screen: Where progress is shown.
 
         Raises:
             DataError: If there is something else of this name.
         """
-        self.folder = target.with_name(f"{target.name}.partial")
-        self.started_anew: list[str] = []
-        marker = self.folder / MADE_FROM
-        if self.folder.exists() and not marker.is_file() and not _is_empty(self.folder):
+        self._target = target
+        self._folder = folder = target.with_name(f"{target.name}.partial")
+        self._num_rows, self._chunk, self._screen = num_rows, chunk, screen
+        starts = range(0, num_rows, chunk)
+        self._paths = [folder / f"part-{index:06d}.parquet" for index in range(len(starts))]
+        marker = folder / MADE_FROM
+        if folder.exists() and not marker.is_file() and not _is_empty(folder):
             raise DataError(
-                f"{self.folder} is where finished chunks are kept, but it holds something else. "
+                f"{folder} is where finished chunks are kept, but it holds something else. "
                 "Rename it, or give another file with --out."
             )
+        made_from = {**made_from, "chunks": str(chunk), "versions": str(library_versions())}
         if marker.is_file():
             before = _read_marker(marker)
             names = before.keys() | made_from.keys()
-            self.started_anew = sorted(n for n in names if before.get(n) != made_from.get(n))
-            if self.started_anew:
-                shutil.rmtree(self.folder)
+            changed = sorted(n for n in names if before.get(n) != made_from.get(n))
+            if changed:
+                shutil.rmtree(folder)
+                screen.note(
+                    f"{folder} held parts made from something else ({', '.join(changed)}); "
+                    "started anew"
+                )
         write_json_atomic(marker, made_from)
 
-    def path(self, index: int) -> Path:
-        """Return the file of a chunk."""
-        return self.folder / f"part-{index:06d}.parquet"
+    def fill(self, label: str, answer: Callable[[int, slice, Advance], pd.DataFrame]) -> None:
+        """Make the chunks that are missing.
 
-    def has(self, index: int) -> bool:
-        """Return whether a chunk is finished."""
-        return self.path(index).is_file()
+        Args:
+            label: What progress shows.
+            answer: Returns the table of a chunk, given its place among them, its rows, and what
+                counts those just finished.
+        """
+        done = sum(path.is_file() for path in self._paths)
+        if done:
+            self._screen.note(
+                f"going on from {self._folder}: {done} of {len(self._paths)} parts are finished"
+            )
+        with self._screen.progress(label, self._num_rows) as advance:
+            for index, path in enumerate(self._paths):
+                start = index * self._chunk
+                end = min(start + self._chunk, self._num_rows)
+                if path.is_file():
+                    advance(end - start)
+                    continue
+                table = answer(index, slice(start, end), advance)
+                with file_atomic(path) as scratch:
+                    # A chunk without any answer would otherwise have a column of no type.
+                    found = pa.Table.from_pandas(table, _schema(table), preserve_index=False)
+                    pq.write_table(found, scratch)
 
-    def write(self, index: int, table: pd.DataFrame) -> None:
-        """Keep a finished chunk."""
-        with file_atomic(self.path(index)) as scratch:
-            # A chunk without any answer would otherwise have a column of no type.
-            chunk = pa.Table.from_pandas(table, schema=_schema(table), preserve_index=False)
-            pq.write_table(chunk, scratch)
-
-    def count(self, column: str, *, num_chunks: int) -> Counter[str]:
+    def count(self, column: str) -> Counter[str]:
         """Return how often each value of a column occurs in all chunks."""
         counts: Counter[str] = Counter()
-        for index in range(num_chunks):
-            values = pq.read_table(self.path(index), columns=[column]).column(column)
+        for path in self._paths:
+            values = pq.read_table(path, columns=[column]).column(column)
             counts.update(str(value) for value in values.to_pylist() if value is not None)
         return counts
 
-    def join(self, target: Path, *, num_chunks: int) -> None:
+    def join(self) -> None:
         """Write all chunks to the target, whole or not at all, one at a time; remove the folder."""
-        with file_atomic(target) as scratch:
-            paths = [self.path(index) for index in range(num_chunks)]
-            if target.suffix.lower() == ".parquet":
-                with pq.ParquetWriter(scratch, pq.read_schema(paths[0])) as writer:
-                    for path in paths:
+        kind = self._target.suffix.lower()
+        with file_atomic(self._target) as scratch:
+            if kind == ".parquet":
+                with pq.ParquetWriter(scratch, pq.read_schema(self._paths[0])) as writer:
+                    for path in self._paths:
                         writer.write_table(pq.read_table(path))
             else:
-                _join_text(paths, scratch, kind=target.suffix.lower())
-        shutil.rmtree(self.folder)
+                _join_text(self._paths, scratch, kind=kind)
+        shutil.rmtree(self._folder)
 
 
 def describe_run(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from taskfit.data import Example
 from taskfit.data.examples import SEVERAL
 from taskfit.errors import SettingsError
+from taskfit.files import file_atomic
+from taskfit.runs.asked import AskedQuestion
 from taskfit.settings import check_set_name
 from taskfit.stats.multi_label import THRESHOLD
 from taskfit.tasks import Task
@@ -18,7 +21,7 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 SET, SET_SIZE = "prediction_set", "prediction_set_size"
-OWN = ("id", "gold", "predicted", SET, SET_SIZE)
+OWN = ("gold", "predicted", "expected", SET, SET_SIZE)
 
 
 def write_predictions(
@@ -26,7 +29,7 @@ def write_predictions(
     name: str,
     examples: Sequence[Example],
     probabilities: FloatArray,
-    task: Task,
+    questions: Mapping[str, AskedQuestion],
 ) -> None:
     """Write `predictions/NAME.parquet`, as `prediction_table` makes it.
 
@@ -34,9 +37,8 @@ def write_predictions(
         SettingsError: If no file can have the set's name.
     """
     checked_set_name(name)
-    table = prediction_table(examples, probabilities, task)
-    (folder / "predictions").mkdir(exist_ok=True)
-    table.to_parquet(folder / "predictions" / f"{name}.parquet", index=False)
+    with file_atomic(folder / "predictions" / f"{name}.parquet") as path:
+        prediction_table(examples, probabilities, questions).to_parquet(path, index=False)
 
 
 def checked_set_name(name: str) -> str:
@@ -55,47 +57,64 @@ def checked_set_name(name: str) -> str:
 def prediction_table(
     examples: Sequence[Example],
     probabilities: FloatArray,
-    task: Task,
+    questions: Mapping[str, AskedQuestion],
     *,
-    sets: BoolArray | None = None,
+    sets: Mapping[str, BoolArray] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Return one row an example: id, texts, carried columns, gold, predicted, p_LABEL each.
 
-    Gold stands there where it is known. Several labels stand with `|` between them; where there is
-    no answer, `predicted` is empty. Columns of the user's that are called like ours are renamed;
-    see `renamed_columns`.
+    Of several questions there are gold_QUESTION, predicted_QUESTION, p_QUESTION_LABEL, and of a
+    score expected_QUESTION, the expected level. Gold stands there where it is known. Several labels
+    stand with `|` between them; where there is no answer, `predicted` is empty. Columns of the
+    user's that are called like ours are renamed; see `renamed_columns`.
 
     Args:
         examples: N texts.
-        probabilities: (N, L).
-        task: The task.
-        sets: Which labels are in each prediction set, (N, L); adds the sets and their sizes.
+        probabilities: (N, L), the labels of all questions side by side.
+        questions: By name.
+        sets: Question -> which labels are in each prediction set, (N, L_q); adds sets and sizes.
     """
-    labels = task.label_names
     columns: dict[str, Sequence[object]] = {"id": [example.id for example in examples]}
     first = examples[0]
-    renamed = renamed_columns([*first.texts, *(first.columns or ())], labels)
+    renamed = _renamed(first, {name: question.task for name, question in questions.items()})
     for column in first.texts:
         columns[renamed.get(column, column)] = [example.texts[column] for example in examples]
     for column in first.columns or ():
         columns[renamed.get(column, column)] = [
             (example.columns or {}).get(column) for example in examples
         ]
-    if any(example.label is not None for example in examples):
-        columns["gold"] = [example.label for example in examples]
-    columns["predicted"] = [_answer(row, labels, several=task.multi_label) for row in probabilities]
-    for index, label in enumerate(labels):
-        columns[f"p_{label}"] = probabilities[:, index].tolist()
-    if sets is not None:
-        names = np.array(labels, dtype=object)
-        columns[SET] = [SEVERAL.join(names[row]) for row in sets]
-        columns[SET_SIZE] = sets.sum(axis=1).tolist()
+    for name, question in questions.items():
+        task, end = question.task, question.ending
+        labels, own = task.label_names, probabilities[:, question.columns]
+        gold = [example.of(name).label for example in examples]
+        if any(label is not None for label in gold):
+            columns[f"gold{end}"] = gold
+        columns[f"predicted{end}"] = [_answer(row, labels, several=task.multi_label) for row in own]
+        if task.levels:
+            columns[f"expected{end}"] = (own @ np.array(task.levels)).tolist()
+        for index, label in enumerate(labels):
+            columns[f"p{end}_{label}"] = own[:, index].tolist()
+        if name in sets:
+            names = np.array(labels, dtype=object)
+            columns[f"{SET}{end}"] = [SEVERAL.join(names[row]) for row in sets[name]]
+            columns[f"{SET_SIZE}{end}"] = sets[name].sum(axis=1).tolist()
     return pd.DataFrame(columns)
 
 
-def renamed_columns(columns: Sequence[str], labels: Sequence[str]) -> Mapping[str, str]:
-    """Return new names of the user's columns that are called like one of ours: `text_gold`."""
-    ours = {*OWN, *(f"p_{label}" for label in labels)}
+def renamed_columns(
+    columns: Sequence[str], labels: Mapping[str, Sequence[str]]
+) -> Mapping[str, str]:
+    """Return new names of the user's columns that are called like one of ours: `text_gold`.
+
+    Args:
+        columns: The user's.
+        labels: Question -> its labels.
+    """
+    ours = {"id"}
+    for name, own in labels.items():
+        end = f"_{name}" if name else ""
+        ours |= {f"{column}{end}" for column in OWN if name or column != "expected"}
+        ours |= {f"p{end}_{label}" for label in own}
     taken = {*ours, *columns}
     renamed: dict[str, str] = {}
     for column in columns:
@@ -108,15 +127,18 @@ def renamed_columns(columns: Sequence[str], labels: Sequence[str]) -> Mapping[st
     return renamed
 
 
-def renaming_note(examples: Sequence[Example], labels: Sequence[str]) -> str | None:
+def renaming_note(examples: Sequence[Example], tasks: Mapping[str, Task]) -> str | None:
     """Return a line that says which columns stand under other names in predictions, or None."""
-    if not examples:
-        return None
-    renamed = renamed_columns([*examples[0].texts, *(examples[0].columns or ())], labels)
+    renamed = _renamed(examples[0], tasks) if examples else {}
     if not renamed:
         return None
     pairs = ", ".join(f"{old} is called {new}" for old, new in renamed.items())
     return f"in predictions the table's column {pairs}, as they have a column of that name"
+
+
+def _renamed(example: Example, tasks: Mapping[str, Task]) -> Mapping[str, str]:
+    labels = {name: task.label_names for name, task in tasks.items()}
+    return renamed_columns([*example.texts, *(example.columns or ())], labels)
 
 
 def _answer(row: FloatArray, labels: Sequence[str], *, several: bool) -> str | None:

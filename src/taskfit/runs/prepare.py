@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from taskfit.data import (
     BUILTIN_NAMES,
-    Columns,
     Example,
     Overlap,
     check_labels,
@@ -22,7 +21,14 @@ from taskfit.data import (
 )
 from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError
-from taskfit.runs.sources import check_one_question, read_builtin, read_source
+from taskfit.runs.rows import (
+    fingerprint,
+    labelled_examples,
+    read_test,
+    settings_questionnaire,
+    text_examples,
+)
+from taskfit.runs.sources import check_labels_task, read_builtin, read_source
 from taskfit.settings import DataSettings, RunSettings
 from taskfit.tasks import (
     Task,
@@ -31,6 +37,8 @@ from taskfit.tasks import (
     override_task,
     task_from_columns,
 )
+from taskfit.tasks.question_files import is_questionnaire, questionnaire_to_dict
+from taskfit.tasks.questions import Asked, Questionnaire
 
 # Seed of the split that `data.test_fraction` asks for; it must not depend on the run's.
 TEST_SPLIT_SEED = 20140602
@@ -47,17 +55,18 @@ class PreparedData:
     """A task with its examples.
 
     Attributes:
-        task: What is asked.
+        asked: The task of one question, or several questions.
         train: Training examples; no text of the other sets is among them.
         validation: Held-out part of the training table.
         demonstrations: Shown in every prompt.
         evaluations: Evaluation sets by name, in domain first.
         overlap: Duplicates found, or None without training data.
         unlabeled: Further texts; no text of the evaluation sets is among them.
-        fingerprint: Hash of each set's ids, texts and labels, by name.
+        fingerprint: Hash of each set's ids, texts and labels, by name, and of several questions.
+        notes: What people should know about them.
     """
 
-    task: Task
+    asked: Asked
     train: list[Example]
     validation: list[Example]
     demonstrations: list[Example]
@@ -65,37 +74,46 @@ class PreparedData:
     overlap: Overlap | None
     unlabeled: list[Example]
     fingerprint: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """Return the task of one question."""
+        assert isinstance(self.asked, Task), "several questions for what serves one"
+        return self.asked
 
 
-def prepare_data(settings: RunSettings) -> PreparedData:
+def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedData:
     """Read and split everything that a run needs.
+
+    Args:
+        settings: All settings.
+        several: Whether the task may have several questions.
 
     Raises:
         DataError: If a table cannot be read or does not fit the task.
         SettingsError: If the settings name no data.
     """
-    check_one_question(settings)
-    settings = settings.resolved()
+    check_labels_task(settings, several=several)
+    settings = settings.resolved(questions=is_questionnaire(settings.task.name))
     data = settings.data
     if data.num_train is not None and data.shots_per_class is not None:
         raise SettingsError("Give data.num_train or data.shots_per_class, not both.")
-    task, train, evaluations = _task_and_train(settings)
-    task = override_task(task, settings.task, settings.method.num_demonstrations)
-    columns = task_columns(task, data)
-    labels = [label.name for label in task.labels]
+    asked, read, evaluations = _asked_and_train(settings)
+    if read and isinstance(asked, Task):
+        check_several_classes(read)
+    train = [example for example in read if example.answers != {}]
+    num_answered = len(train)
     share = test_share(data, len(train), has_tests=bool(evaluations))
     if share:
-        check_labels(train, labels)
         train, evaluations = _hold_out_test(train, evaluations, data, share)
-    evaluations = _all_evaluations(evaluations, columns, labels, data)
+    evaluations = _all_evaluations(evaluations, asked, data)
     validation: list[Example] = []
     if data.validation is not None:
-        validation = read_examples(data.validation, columns, labels, encoding=data.encoding)
+        validation = read_test(data.validation, asked, data)
     overlap = None
     if train:
-        check_labels(train, labels)
-        check_several_classes(train)
-        held_out = _by_name({"validation": validation} if validation else {}, evaluations)
+        held_out = sets_by_name({"validation": validation} if validation else {}, evaluations)
         train, overlap = drop_overlap(train, held_out)
         if not train:
             raise DataError(
@@ -105,65 +123,54 @@ def prepare_data(settings: RunSettings) -> PreparedData:
     if overlap is not None and data.validation is None:
         train, validation, overlap = _hold_out(train, overlap, settings)
     if data.num_train is not None or data.shots_per_class is not None:
-        train = draw(
-            train,
-            num_examples=data.num_train,
-            shots_per_class=data.shots_per_class,
-            seed=settings.seed,
-        )
-    demonstrations, train = _demonstrations(task, train, settings)
-    unlabeled = _unlabeled(data, columns, {**evaluations, "validation": validation})
+        drawn = {"num_examples": data.num_train, "shots_per_class": data.shots_per_class}
+        train = draw(train, **drawn, seed=settings.seed)
+    demonstrations, train = _demonstrations(asked, train, settings)
+    unlabeled = _unlabeled(asked, data, {**evaluations, "validation": validation})
     sets = {
         "train": train,
         "validation": validation,
         "demonstrations": demonstrations,
         **({"unlabeled": unlabeled} if unlabeled else {}),
     }
+    hashes = {name: fingerprint(found) for name, found in sets_by_name(sets, evaluations).items()}
+    if isinstance(asked, Questionnaire):
+        shown = json.dumps(questionnaire_to_dict(asked), ensure_ascii=False)
+        hashes["questions"] = hashlib.sha256(shown.encode()).hexdigest()[:16]
     return PreparedData(
-        task=task,
+        asked=asked,
         train=train,
         validation=validation,
         demonstrations=demonstrations,
         evaluations=evaluations,
         overlap=overlap,
         unlabeled=unlabeled,
-        fingerprint={
-            name: fingerprint(examples) for name, examples in _by_name(sets, evaluations).items()
-        },
+        fingerprint=hashes,
+        notes=tuple(_notes(asked, len(read) - num_answered, evaluations)),
     )
 
 
-def task_columns(task: Task, data: DataSettings) -> Columns:
-    """Return the columns that a task's tables must have."""
-    return Columns(
-        text=task.text,
-        label=data.label or task.label_column,
-        values=dict(task.values),
-        shares=data.soft_labels,
-        separator=data.label_separator if task.multi_label else None,
-        carried=tuple(data.slices),
-    )
-
-
-def read_examples(
-    source: str, columns: Columns, labels: Sequence[str], *, encoding: str
-) -> list[Example]:
-    """Read a labelled table and check its labels against the task's."""
-    table = read_source(source, encoding=encoding, split="test")
-    examples = to_examples(table, columns, source=source)
-    check_labels(examples, labels)
-    return examples
+def _notes(
+    asked: Asked, num_unanswered: int, evaluations: Mapping[str, Sequence[Example]]
+) -> Iterator[str]:
+    """Say which labels of several questions are missing where."""
+    if num_unanswered:
+        yield f"left out {num_unanswered} training rows without any label"
+    for name, examples in evaluations.items():
+        unasked = [q for q in asked.tasks if all(e.of(q).label is None for e in examples)]
+        if unasked:
+            yield f"{name} has no label of {', '.join(unasked)}: not evaluated there"
 
 
 def _unlabeled(
-    data: DataSettings, columns: Columns, held_out: Mapping[str, Sequence[Example]]
+    asked: Asked, data: DataSettings, held_out: Mapping[str, Sequence[Example]]
 ) -> list[Example]:
     """Read texts without labels, leaving out those that are evaluated."""
     if data.unlabeled is None:
         return []
     table = read_source(data.unlabeled, encoding=data.encoding)
-    found = to_examples(table, columns, source=data.unlabeled, require_labels=False)
-    texts, _ = drop_overlap([Example(e.id, e.texts) for e in found], held_out)
+    found = text_examples(table, asked, source=data.unlabeled)
+    texts, _ = drop_overlap(found, held_out)
     if not texts:
         raise DataError(
             f"{data.unlabeled}: every text also stands in an evaluation set, so none is left to "
@@ -172,18 +179,7 @@ def _unlabeled(
     return texts
 
 
-def fingerprint(examples: Sequence[Example]) -> str:
-    """Return a hash of ids, texts and labels, so that changed data is noticed on resuming."""
-    digest = hashlib.sha256()
-    for example in examples:
-        row: list[object] = [example.id, dict(example.texts), example.label]
-        if example.target is not None:
-            row.append(dict(example.target))
-        digest.update(json.dumps(row, ensure_ascii=False).encode())
-    return digest.hexdigest()[:16]
-
-
-def _by_name(
+def sets_by_name(
     parts: Mapping[str, list[Example]], evaluations: Mapping[str, list[Example]]
 ) -> dict[str, list[Example]]:
     """Return all sets by name; an evaluation set may be called like a part, and hides none."""
@@ -195,15 +191,12 @@ def _by_name(
 
 
 def _all_evaluations(
-    given: Mapping[str, list[Example]],
-    columns: Columns,
-    labels: Sequence[str],
-    data: DataSettings,
+    given: Mapping[str, list[Example]], asked: Asked, data: DataSettings
 ) -> dict[str, list[Example]]:
     """Add the sets of `data.tests`, and cut all to at most `data.max_test` examples."""
     evaluations = dict(given)
     for name, source in data.tests.items():
-        evaluations[name] = read_examples(source, columns, labels, encoding=data.encoding)
+        evaluations[name] = read_test(source, asked, data, every_question=False)
     for name, examples in evaluations.items():
         if data.max_test is not None and data.max_test < len(examples):
             evaluations[name] = draw(
@@ -266,7 +259,6 @@ def _hold_out_test(
             f"data.test_fraction={share:g} is a share of the training table, but "
             "there is none. Give --data, or leave it out."
         )
-    check_several_classes(train)
     rest, held_out = split_validation(
         train, fraction=share, max_validation=len(train), seed=TEST_SPLIT_SEED
     )
@@ -316,30 +308,42 @@ def _hold_out(
     return [example for example in train if text_key(example) not in keys], validation, overlap
 
 
-def _task_and_train(
-    settings: RunSettings,
-) -> tuple[Task, list[Example], dict[str, list[Example]]]:
-    """Return the task before overrides, the training examples, and built-in evaluation sets."""
+def _named(settings: RunSettings) -> Asked | None:
+    """Return the task that the settings name, with what they replace; None: they name none."""
     data, name = settings.data, settings.task.name
-    task = load_task(name) if name is not None else None
-    if task is not None and data.text and set(data.text) != set(task.text):
+    if name is None:
+        return None
+    if is_questionnaire(name):
+        return settings_questionnaire(settings)
+    task = load_task(name)
+    if data.text and set(data.text) != set(task.text):
         raise SettingsError(
             f"Task {task.name} reads the columns {', '.join(task.text)}, but --text names "
             f"{', '.join(data.text)}. Leave out --text, or use a task file with these columns."
         )
+    return override_task(task, settings.task, settings.method.num_demonstrations)
+
+
+def _asked_and_train(
+    settings: RunSettings,
+) -> tuple[Asked, list[Example], dict[str, list[Example]]]:
+    """Return what is asked, the training examples, and built-in evaluation sets."""
+    data, name = settings.data, settings.task.name
+    asked = _named(settings)
     if data.train is None:
         if name in BUILTIN_NAMES:
             builtin = read_builtin(str(name), folder=data.folder)
-            assert task is not None
-            return task, builtin.train, dict(builtin.evaluations)
-        if task is not None and data.tests:
-            return task, [], {}
+            assert isinstance(asked, Task)
+            check_labels(builtin.train, asked.label_names)
+            return asked, builtin.train, dict(builtin.evaluations)
+        if asked is not None and data.tests:
+            return asked, [], {}
         raise SettingsError(
             "No data: give a table with --data FILE (data.train), or a built-in task with --task "
             f"({', '.join(BUILTIN_NAMES)})."
         )
     table = read_source(data.train, encoding=data.encoding)
-    if task is None:
+    if asked is None:
         columns = guess_columns(
             table,
             text=data.text,
@@ -358,12 +362,13 @@ def _task_and_train(
             label_column=columns.label or "label",
             labels=label_names(examples),
         )
-        return task, examples, {}
-    return task, to_examples(table, task_columns(task, data), source=data.train), {}
+        asked = override_task(task, settings.task, settings.method.num_demonstrations)
+        return asked, examples, {}
+    return asked, labelled_examples(table, asked, data, source=data.train), {}
 
 
 def _demonstrations(
-    task: Task, train: list[Example], settings: RunSettings
+    asked: Asked, train: list[Example], settings: RunSettings
 ) -> tuple[list[Example], list[Example]]:
     """Choose the demonstrations and take them out of the training set."""
     method = settings.method
@@ -372,21 +377,21 @@ def _demonstrations(
             "method.demonstrations=nearest gives every text a prompt of its own, which only "
             f"in_context reads; method is {method.name}. Use balanced, random or fixed."
         )
-    if task.num_demonstrations == 0 or not method.shows_demonstrations:
+    if asked.num_demonstrations == 0 or not method.shows_demonstrations:
         return [], train
     if method.demonstrations == "nearest":
         # They are chosen for each text from the whole training set.
         return [], train
     if not train:
         raise DataError(
-            f"{task.num_demonstrations} demonstrations are wanted, but there is no training data "
+            f"{asked.num_demonstrations} demonstrations are wanted, but there is no training data "
             "to take them from. Give --data, or set method.num_demonstrations=0."
         )
     chosen = choose_demonstrations(
         train,
         how=method.demonstrations,
-        num=task.num_demonstrations,
-        labels=[label.name for label in task.labels],
+        num=asked.num_demonstrations,
+        labels=[label for task in asked.tasks.values() for label in task.label_names],
         seed=settings.seed,
     )
     shown = {text_key(example) for example in chosen}

@@ -25,6 +25,11 @@ RESULT_FILE = "result.json"
 # Old name -> name, of what finished runs of earlier versions recorded.
 RENAMED = {"spared_seconds": "cached_seconds"}
 SEARCH_FILE = "search/search.json"
+# Columns of `results.csv` that are the same for all evaluation sets of a run.
+OF_RUN = (
+    *("name", "method", "weights", "model", "task"),
+    *("num_train", "num_demonstrations", "seed"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,34 +141,29 @@ def result_rows(result: RunResult) -> list[dict[str, Any]]:
     """Return the rows of one run in `results.csv`."""
     rows = []
     for name, evaluation in result.evaluations.items():
-        row: dict[str, Any] = {
-            "name": result.name,
-            "method": result.method,
-            "weights": result.weights,
-            "model": result.model,
-            "task": result.task,
-            "num_train": result.num_train,
-            "num_demonstrations": result.num_demonstrations,
-            "seed": result.seed,
-            "evaluation": name,
-        }
+        row: dict[str, Any] = {key: getattr(result, key) for key in OF_RUN}
+        row["evaluation"] = name
         for metric in ("num_examples", "accuracy", "mcc", "macro_f1", "log_loss", "ece"):
             row[metric] = getattr(evaluation, metric)
             if metric in evaluation.intervals:
                 row[f"{metric}_low"], row[f"{metric}_high"] = evaluation.intervals[metric]
-        row["duration_seconds"] = result.duration_seconds
-        row["training_seconds"] = result.training_seconds
-        row["search_seconds"] = result.search_seconds
-        row["search_trials"] = result.search.get("num_trials", 0)
-        row["cpu_seconds"] = result.cpu_seconds
-        row["cached_seconds"] = result.cached_seconds
         seconds = result.evaluation_seconds.get(name)
-        row["samples_per_second"] = evaluation.num_examples / seconds if seconds else None
-        row["latency_seconds"] = result.latency_seconds
-        row["peak_memory_bytes"] = result.peak_memory_bytes
-        row["tokens_unique"] = result.tokens["unique"]
-        row["tokens_padded"] = result.tokens["padded"]
-        rows.append(row)
+        rows.append(
+            {
+                **row,
+                "duration_seconds": result.duration_seconds,
+                "training_seconds": result.training_seconds,
+                "search_seconds": result.search_seconds,
+                "search_trials": result.search.get("num_trials", 0),
+                "cpu_seconds": result.cpu_seconds,
+                "cached_seconds": result.cached_seconds,
+                "samples_per_second": evaluation.num_examples / seconds if seconds else None,
+                "latency_seconds": result.latency_seconds,
+                "peak_memory_bytes": result.peak_memory_bytes,
+                "tokens_unique": result.tokens["unique"],
+                "tokens_padded": result.tokens["padded"],
+            }
+        )
     return rows
 
 

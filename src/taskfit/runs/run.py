@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from taskfit.data import Example
 from taskfit.models.adapters import weight_bytes
@@ -12,30 +11,9 @@ from taskfit.runs.classifier import Classifier
 from taskfit.runs.prepare import PreparedData
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
-from taskfit.tasks.questions import AnsweredExample
 from taskfit.training.memory import MemoryAccount
 
-E = TypeVar("E", bound=Example | AnsweredExample)
 NUM_LONGEST = 8
-
-
-class Sets(Protocol[E]):
-    """The examples of a run."""
-
-    @property
-    def train(self) -> list[E]:
-        """Return the training examples."""
-        ...
-
-    @property
-    def validation(self) -> list[E]:
-        """Return the held-out part of the training table."""
-        ...
-
-    @property
-    def evaluations(self) -> dict[str, list[E]]:
-        """Return the evaluation sets by name."""
-        ...
 
 
 @dataclass(slots=True)
@@ -49,7 +27,6 @@ class Run:
         classifier: What it fits.
         memory: Its memory account.
         screen: What it shows.
-        name: How tables call it.
     """
 
     settings: RunSettings
@@ -58,17 +35,18 @@ class Run:
     classifier: Classifier
     memory: MemoryAccount
     screen: Screen
-    name: str
 
 
-def longest_texts(data: Sets[E]) -> list[E]:
+def longest_texts(data: PreparedData) -> list[Example]:
     """Return the longest few examples of all sets, by which what will fail fails early."""
     sets = [*data.evaluations.values(), data.validation, data.train]
     examples = (example for found in sets for example in found)
     return sorted(examples, key=lambda e: -sum(map(len, e.texts.values())))[:NUM_LONGEST]
 
 
-def evaluation_sets(data: Sets[E], screen: Screen | None = None) -> Mapping[str, Sequence[E]]:
+def evaluation_sets(
+    data: PreparedData, screen: Screen | None = None
+) -> Mapping[str, Sequence[Example]]:
     """Return the sets to evaluate; the validation set serves where there is none.
 
     Args:

@@ -40,26 +40,26 @@ def settle(settings: RunSettings, folder: Path, size: Size, screen: Screen) -> R
     return settled
 
 
-def as_settled(wanted: RunSettings, found: RunSettings) -> RunSettings:
-    """Return wanted settings with a run's own numbers where `settle` put them for those left open.
+def as_settled(requested: RunSettings, found: RunSettings) -> RunSettings:
+    """Return settings with a run's own numbers where `settle` put them for those left open.
 
     Args:
-        wanted: Resolved settings, as given again.
+        requested: Resolved settings, as given again.
         found: Those in the folder of the run.
     """
     length, start, share = {}, {}, {}
-    if wanted.training.epochs == "auto":
+    if requested.training.epochs == "auto":
         length["epochs"] = found.training.epochs
-    if wanted.training.batch_size == "auto":
+    if requested.training.batch_size == "auto":
         length["batch_size"] = found.training.batch_size
-    if wanted.method.start == "auto":
+    if requested.method.start == "auto":
         start["start"] = found.method.start
-    if wanted.data.validation_fraction == "auto":  # a search puts its own there
+    if requested.data.validation_fraction == "auto":  # a search puts its own there
         share["validation_fraction"] = found.data.validation_fraction
-    return wanted.model_copy(
+    return requested.model_copy(
         update={
-            "data": wanted.data.model_copy(update=share),
-            "training": wanted.training.model_copy(update=length),
-            "method": wanted.method.model_copy(update=start),
+            "data": requested.data.model_copy(update=share),
+            "training": requested.training.model_copy(update=length),
+            "method": requested.method.model_copy(update=start),
         }
     )

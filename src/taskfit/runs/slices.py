@@ -13,7 +13,7 @@ from taskfit.data.builtin import DEFAULT_SLICES
 from taskfit.data.tables import suggestion
 from taskfit.errors import DataError
 from taskfit.files import write_text_atomic
-from taskfit.runs.classifier import Classifier
+from taskfit.runs.asked import AskedQuestion
 from taskfit.runs.sources import read_source
 from taskfit.settings import RunSettings
 from taskfit.stats.multi_label import THRESHOLD
@@ -45,8 +45,7 @@ def check_slices(settings: RunSettings, evaluations: Mapping[str, Sequence[Examp
         DataError: If no set has a column, or a cut gives too many slices.
     """
     carried = {column for examples in evaluations.values() for column in _values(examples[:1])}
-    wanted = settings.data.slices
-    missing = [column for column in wanted if column not in carried]
+    missing = [column for column in settings.data.slices if column not in carried]
     if missing and evaluations:
         data = settings.data
         sources = [*data.tests.values(), *([data.train] if data.train and not data.tests else [])]
@@ -67,12 +66,12 @@ def check_slices(settings: RunSettings, evaluations: Mapping[str, Sequence[Examp
 def group_examples(
     name: str, examples: Sequence[Example], by: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return each wanted column that the examples have, with its values.
+    """Return each requested column that the examples have, with its values.
 
     Args:
         name: Of the evaluation set, for messages.
         examples: Labelled.
-        by: Wanted columns; `gold` is the right label.
+        by: Requested columns; `gold` is the right label.
 
     Raises:
         DataError: If the columns make too many slices.
@@ -89,27 +88,27 @@ def group_examples(
 
 
 def measure_slices(
-    classifier: Classifier,
+    question: AskedQuestion,
     name: str,
     examples: Sequence[Example],
     probabilities: FloatArray,
     by: Sequence[str],
 ) -> list[Slice]:
-    """Measure the slices of an evaluation set; empty where it has none of the columns.
+    """Measure a question in the slices of an evaluation set; empty where it has no such column.
 
     Args:
-        classifier: Whose probabilities they are.
-        name: Of the evaluation set.
-        examples: Labelled.
+        question: Whose probabilities they are.
+        name: Of the evaluation.
+        examples: With a label of the question.
         probabilities: (N, L).
         by: Columns; `gold` is the right label.
     """
     columns = group_examples(name, examples, by)
     if not columns:
         return []
-    if classifier.task.multi_label:
-        return slice_label_sets(columns, probabilities >= THRESHOLD, classifier.present(examples))
-    return slice_classes(columns, probabilities, classifier.gold(examples))
+    if question.task.multi_label:
+        return slice_label_sets(columns, probabilities >= THRESHOLD, question.present(examples))
+    return slice_classes(columns, probabilities, question.gold(examples))
 
 
 def write_slices(folder: Path, measured: Mapping[str, Sequence[Slice]]) -> None:

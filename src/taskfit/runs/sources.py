@@ -1,8 +1,8 @@
 """Tables and built-in sets as they are read, once for all runs that read the same."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -11,46 +11,48 @@ from taskfit.errors import SettingsError
 from taskfit.settings import RunSettings
 from taskfit.tasks.question_files import is_questionnaire
 
-
-@dataclass(slots=True)
-class Sources:
-    """What was read already, for runs that read the same.
-
-    Attributes:
-        tables: Tables by source, encoding and split.
-        builtin: Built-in data sets by name and folder.
-    """
-
-    tables: dict[tuple[str, str, str], pd.DataFrame] = field(default_factory=dict)
-    builtin: dict[tuple[str, str | None], BuiltinData] = field(default_factory=dict)
-
-
-_shared: Sources | None = None
+T = TypeVar("T")
+# What was read already, by kind and place; None where it is not shared.
+_shared: dict[tuple[str | None, ...], Any] | None = None
 
 
 @contextmanager
-def share_sources() -> Iterator[Sources]:
+def share_sources() -> Iterator[None]:
     """Read every table and built-in set once while this lasts; for the runs of a grid."""
     global _shared
-    before, _shared = _shared, _shared or Sources()
+    before, _shared = _shared, {} if _shared is None else _shared
     try:
-        yield _shared
+        yield
     finally:
         _shared = before
 
 
-def check_one_question(settings: RunSettings) -> None:
-    """Check that settings are of a task of one question with labels.
+def _once(key: tuple[str | None, ...], read: Callable[[], T]) -> T:
+    """Read something, or take it from what is shared."""
+    if _shared is None:
+        return read()
+    if key not in _shared:
+        _shared[key] = read()
+    found: T = _shared[key]
+    return found
+
+
+def check_labels_task(settings: RunSettings, *, several: bool) -> None:
+    """Check that settings are of a task with labels.
+
+    Args:
+        settings: All settings.
+        several: Whether it may have several questions.
 
     Raises:
-        SettingsError: If the task has several, or the method learns from rows of text.
+        SettingsError: If it may not and has, or the method learns from rows of text.
     """
     if settings.method.is_tuning:
         raise SettingsError(
             f"method {settings.method.name} learns from rows of text, not from labels, so there is "
             "nothing to do here: `taskfit fit`, `plan`, `generate`, `judge` and `export` serve it."
         )
-    if is_questionnaire(settings.task.name):
+    if not several and is_questionnaire(settings.task.name):
         raise SettingsError(
             f"{settings.task.name} asks several questions, which `taskfit fit`, `evaluate` and "
             "`predict` serve; give a task of one question here."
@@ -63,12 +65,8 @@ def read_source(source: str, *, encoding: str, split: str = "train") -> pd.DataF
     Raises:
         DataError: If it cannot be read.
     """
-    if _shared is None:
-        return read_table(source, encoding=encoding, split=split)
-    key = (source, encoding, split)
-    if key not in _shared.tables:
-        _shared.tables[key] = read_table(source, encoding=encoding, split=split)
-    return _shared.tables[key]
+    key = ("table", source, encoding, split)
+    return _once(key, lambda: read_table(source, encoding=encoding, split=split))
 
 
 def read_builtin(name: str, *, folder: str | None) -> BuiltinData:
@@ -77,9 +75,4 @@ def read_builtin(name: str, *, folder: str | None) -> BuiltinData:
     Raises:
         DataError: If it is found nowhere.
     """
-    if _shared is None:
-        return load_builtin(name, folder=folder)
-    key = (name, folder)
-    if key not in _shared.builtin:
-        _shared.builtin[key] = load_builtin(name, folder=folder)
-    return _shared.builtin[key]
+    return _once(("builtin", name, folder), lambda: load_builtin(name, folder=folder))

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskfit.files import folder_atomic
+from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.objective import Item, Objective
@@ -20,80 +20,26 @@ from taskfit.models.load import resolve_device
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.tree_model import TreeModel
 from taskfit.runs.classifier import ADAPTER, MODEL
+from taskfit.runs.kind import RunKind
 from taskfit.runs.run import Run
-from taskfit.screen import Screen
-from taskfit.settings import RunSettings
+from taskfit.stats import METRICS, Evaluation
+from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.compiling import compile_pays
 from taskfit.training.distributed import divided, is_main, num_processes, on_main
 from taskfit.training.length import sees_texts_again
 from taskfit.training.log import TrainingLog
 from taskfit.training.loop import TOKEN_BUDGET, TrainingJob, Validation, train
-from taskfit.training.memory import MemoryAccount
 from taskfit.training.sharding import ShardedModel
 from taskfit.training.trackers import Trackers, open_trackers
 
-
-class Trainable(Protocol):
-    """What training in steps needs of a method, whatever it makes of examples."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Return the model in training."""
-        ...
-
-    @property
-    def tree(self) -> TreeModel | None:
-        """Return what runs its token trees; None: it has none."""
-        ...
-
-    def make_trainable(self) -> dict[str, nn.Parameter]:
-        """Choose or add the weights to train; return them by name."""
-        ...
-
-    def compile(self) -> None:
-        """Compile the layers in place, where that is possible."""
-        ...
-
-    def tokens_run(self) -> int:
-        """Return the unique tokens run so far."""
-        ...
-
-    def weights_changed(self) -> None:
-        """Forget what was computed with earlier weights."""
-        ...
-
-    def save_weights(self, folder: Path) -> None:
-        """Write the trained weights of the model, or its adapter, into a folder."""
-        ...
-
-
-class RunParts(Protocol):
-    """What training in steps needs of a run."""
-
-    @property
-    def settings(self) -> RunSettings:
-        """Return its settings."""
-        ...
-
-    @property
-    def folder(self) -> Path:
-        """Return its folder."""
-        ...
-
-    @property
-    def memory(self) -> MemoryAccount:
-        """Return its memory account."""
-        ...
-
-    @property
-    def screen(self) -> Screen:
-        """Return what it shows."""
-        ...
+# What is trained in steps, whatever it makes of examples, and in which run.
+Trainable = TrainedMethod | AdaptedModel
+AnyRun = Run | RunKind[Any]
 
 
 class NoCheckpoints(Checkpoints):
-    """Saves nothing, for a training of which only the record is wanted."""
+    """Saves nothing, for a training of which only the record is of use."""
 
     def save(self, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
         """Save nothing."""
@@ -132,7 +78,7 @@ def train_method(
 
 
 def train_items(
-    run: RunParts,
+    run: AnyRun,
     method: Trainable,
     items: Sequence[Item],
     *,
@@ -226,7 +172,7 @@ def train_items(
 
 
 def _run_frozen(
-    run: RunParts, tree: TreeModel, objective: Objective[Item], items: Sequence[Item]
+    run: AnyRun, tree: TreeModel, objective: Objective[Item], items: Sequence[Item]
 ) -> None:
     """Run the layers that training leaves alone over all items, once for all epochs."""
     settings, gigabytes = run.settings.training, run.settings.adapter.cache_gigabytes
@@ -274,10 +220,29 @@ def _keeping_states(
 def _validate(run: Run, method: TrainedMethod) -> Validation:
     method.weights_changed()
     probabilities = divided(method.probabilities, run.data.validation)
-    evaluation = run.classifier.evaluate(run.data.validation, probabilities)
-    metrics = {name: getattr(evaluation, name) for name in ("accuracy", "mcc", "macro_f1")}
-    losses = run.classifier.losses(run.data.validation, probabilities)
+    found = run.classifier.evaluate(run.data.validation, probabilities)
+    if isinstance(run.data.asked, Questionnaire):
+        return _validation_of_questions(run, found)
+    evaluation = found[""]
+    metrics = {name: getattr(evaluation, name) for name in METRICS}
+    losses = run.classifier.only.losses(run.data.validation, probabilities)
     return Validation(evaluation.log_loss, metrics, losses)
+
+
+def _validation_of_questions(run: Run, found: Mapping[str, Evaluation]) -> Validation:
+    """Return the mean of each metric over questions; of the questions' own metric all of them.
+
+    Not every text has the labels of all questions, so there is no score of each text to compare.
+    """
+    tasks = run.data.asked.tasks
+    metric = next(iter(tasks.values())).metric
+    means = {
+        name: float(np.mean([getattr(one, name) for one in found.values()])) for name in METRICS
+    }
+    own = {f"{name}/{metric}": float(getattr(one, metric)) for name, one in found.items()}
+    # An example's loss is a sum over its questions, in training and here.
+    losses = [tasks[name].weight * one.log_loss * one.num_examples for name, one in found.items()]
+    return Validation(sum(losses) / len(run.data.validation), {**means, **own})
 
 
 def _sampling(run: Run) -> NDArray[np.float64]:
@@ -287,8 +252,8 @@ def _sampling(run: Run) -> NDArray[np.float64]:
     """
     targets = target_matrix(run.data.train, run.data.task.label_names)  # (N, L)
     counts = targets.sum(axis=0)
-    wanted = np.divide(targets, counts, out=np.zeros_like(targets), where=counts > 0)
-    per_example = wanted.max(axis=1) if run.data.task.multi_label else wanted.sum(axis=1)
+    shares = np.divide(targets, counts, out=np.zeros_like(targets), where=counts > 0)
+    per_example = shares.max(axis=1) if run.data.task.multi_label else shares.sum(axis=1)
     # Examples without any label are a class of their own.
     none = per_example == 0
     per_example[none] = 1 / max(1, none.sum())

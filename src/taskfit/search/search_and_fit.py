@@ -100,5 +100,6 @@ def _search(
         model = model_of(settings, model, memory, screen)
         # What is wrong with the settings as given is said before any trial.
         context = MethodContext(settings, data.task, data.demonstrations, model)
-        check_learnable(label_method(settings.method.name)(context), data)
+        label_method(settings.method.name)(context)
+        check_learnable(settings, data)
         return search_settings(settings, folder, data, model=model, screen=screen), model

@@ -84,7 +84,7 @@ def prepared(space: Space, data: PreparedData) -> DataOf:
     def data_of(settings: RunSettings) -> PreparedData:
         found = by_draw[_draw(settings)]
         count = settings.method.num_demonstrations
-        return replace(found, task=override_task(found.task, settings.task, count), evaluations={})
+        return replace(found, asked=override_task(found.task, settings.task, count), evaluations={})
 
     return data_of
 

@@ -85,7 +85,8 @@ def run_trial(
         watch = _Watch(data, classifier, judge, keeps_best=settings.training.keep == "best")
         method.prepare(data.train, data.validation)
         if not isinstance(method, TrainedMethod):
-            found = classifier.evaluate(data.validation, classifier.probabilities(data.validation))
+            probabilities = classifier.probabilities(data.validation)
+            found = classifier.evaluate(data.validation, probabilities)[""]
             return watch.outcome_of(getattr(found, data.task.metric), found.log_loss, step=0)
         memory = MemoryAccount(resolve_device(settings.model.device))
         last = settings.training.model_copy(update={"keep": "last"})
@@ -96,7 +97,6 @@ def run_trial(
             classifier=classifier,
             memory=memory,
             screen=watch,
-            name=folder.name,
         )
         try:
             train_method(run, method, trackers=Trackers({}), save=False)
@@ -124,7 +124,9 @@ class _Remembering(Classifier):
         super().__init__(method)
         self.predicted: tuple[int, ...] = ()
 
-    def evaluate(self, examples: Sequence[Example], probabilities: FloatArray) -> Evaluation:
+    def evaluate(
+        self, examples: Sequence[Example], probabilities: FloatArray
+    ) -> dict[str, Evaluation]:
         """Measure probabilities, (N, L), and remember the answers."""
         if not self.task.multi_label:
             best = np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)

@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from taskfit.data import Example
 from taskfit.data.tables import suggestion
 from taskfit.errors import PromptError
 from taskfit.tasks.task import METRICS, Label, Task, readable
@@ -144,29 +143,6 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class AnsweredExample:
-    """A row with the answers that are known to its questions.
-
-    Attributes:
-        id: Where the row comes from, such as `train.csv:17`.
-        texts: The text columns by name.
-        answers: Question -> name of the option; questions without a label are left out.
-    """
-
-    id: str
-    texts: Mapping[str, str]
-    answers: Mapping[str, str]
-
-    def example(self, question: str) -> Example:
-        """Return it as an example of one question."""
-        return Example(self.id, self.texts, self.answers.get(question))
-
-    def bare(self) -> Example:
-        """Return the texts without labels."""
-        return Example(self.id, self.texts)
-
-
-@dataclass(frozen=True, slots=True)
 class Questionnaire:
     """Several questions about one text.
 
@@ -187,6 +163,7 @@ class Questionnaire:
     instruction: str = ""
     metric: str = "accuracy"
     chat: bool = False
+    num_demonstrations: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         """Check what can be checked without a tokenizer; collect all problems.
@@ -274,6 +251,8 @@ class Questionnaire:
             metric=metric,
             num_demonstrations=0,
             chat=self.chat,
+            levels=tuple(question.levels) if question.kind == "score" else (),
+            weight=question.weight,
         )
 
     def with_options(self, options: Mapping[str, Sequence[str]]) -> "Questionnaire":
@@ -296,6 +275,10 @@ class Questionnaire:
             for question in self.questions
         )
         return replace(self, questions=changed)
+
+
+# What a run asks about a text: one question or several, by name in `tasks`.
+Asked = Task | Questionnaire
 
 
 def with_options(question: Question, names: Sequence[str]) -> Question:

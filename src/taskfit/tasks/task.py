@@ -42,6 +42,8 @@ class Task:
         num_demonstrations: Labelled examples in the prompt.
         chat: Whether the prompt goes through the model's chat template.
         multi_label: Whether a text may have several of the labels, or none.
+        levels: Of a score, the numbers of its labels, ascending; empty for others.
+        weight: Factor of its loss among several questions.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Task:
     num_demonstrations: int
     chat: bool = False
     multi_label: bool = False
+    levels: tuple[float, ...] = ()
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Check what can be checked without a tokenizer; collect all problems.
@@ -106,6 +110,11 @@ class Task:
     def with_instruction(self, instruction: str) -> "Task":
         """Return the same task with another instruction."""
         return replace(self, template=replace(self.template, instruction=instruction))
+
+    @property
+    def tasks(self) -> Mapping[str, "Task"]:
+        """Return its questions by name: itself, which needs none."""
+        return {"": self}
 
     @property
     def label_names(self) -> list[str]:

@@ -87,9 +87,9 @@ def prepare_tuning(settings: RunSettings) -> TuningData:
         train = [rows[i] for i in order]
     else:
         share = validation_share(settings, len(rows), 1)
-        wanted = min(data.max_validation, round(share * len(rows)))
-        validation = [rows[i] for i in order[len(order) - wanted :]]
-        train = [rows[i] for i in order[: len(order) - wanted]]
+        num_held_out = min(data.max_validation, round(share * len(rows)))
+        validation = [rows[i] for i in order[len(order) - num_held_out :]]
+        train = [rows[i] for i in order[: len(order) - num_held_out]]
     evaluations = {}
     for name, source in data.tests.items():
         found = _read(settings, source, names)[0]
@@ -160,9 +160,9 @@ def _read(
         encoding=settings.data.encoding,
         name=names[source],
     )
-    wants_pairs = settings.method.name == "dpo"
+    needs_pairs = settings.method.name == "dpo"
     is_pairs = isinstance(found.rows[0], Preference)
-    if wants_pairs != is_pairs:
+    if needs_pairs != is_pairs:
         other = "dpo" if is_pairs else "sft"
         raise DataError(
             f"{source} was read as {found.format.describe()}, which method.name="

@@ -9,11 +9,12 @@ import torch
 
 from taskfit.data.instructions import InstructionRow, Raw, read_instructions
 from taskfit.errors import CheckpointError, PromptError
+from taskfit.methods.method import Advance
 from taskfit.models.load import load_model
 from taskfit.runs.classifier import FILE as CLASSIFIER_FILE
 from taskfit.runs.partial import PartialPredictions, describe_run
 from taskfit.runs.predict import check_target
-from taskfit.runs.records import TUNED_FILE, library_versions
+from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import Prompt, for_people, hash_rows, prompt_of, reference_of
 from taskfit.screen import Screen
@@ -41,7 +42,7 @@ def load_generator(name: str, *, device: str = "auto", template: str | None = No
         if template is None:
             return tuned
         return TunedModel(tuned.settings.model_copy(update={"tuning": tuning}), tuned.model)
-    if (folder / CLASSIFIER_FILE).is_file():
+    if any((folder / file).is_file() for file in (CLASSIFIER_FILE, QUESTIONS_FILE)):
         raise CheckpointError(
             f"{folder} is a classifier, which answers with labels: use `taskfit predict {folder}`."
         )
@@ -100,33 +101,22 @@ def generate_file(
     tuned = load_generator(name, device=device, template=template)
     check_room(tuned, rows, decoding)
     folder = Path(name).expanduser()
-    partial = PartialPredictions(
-        target,
-        {
-            "source": hash_rows(rows),
-            "model": describe_run(folder) if (folder / TUNED_FILE).is_file() else name,
-            "options": f"{asdict(decoding)}, template {template}, seed {seed}, chunks of {CHUNK}",
-            "versions": str(library_versions()),
-        },
-    )
-    if partial.started_anew:
-        screen.note(
-            f"answers of an earlier command, made with another {', '.join(partial.started_anew)}, "
-            "were thrown away"
-        )
-    starts = range(0, len(rows), CHUNK)
-    with screen.progress(f"answering {source}", len(rows)) as advance:
-        for index, start in enumerate(starts):
-            chunk = rows[start : start + CHUNK]
-            if partial.has(index):
-                advance(len(chunk))
-                continue
-            # A chunk's draws hang on the seed and its place alone, so that resuming repeats them.
-            torch.manual_seed(seed * 1_000_003 + index)
-            prompts = [asked(row) for row in chunk]
-            answers = tuned.answer(prompts, decoding, advance=advance)
-            partial.write(index, _table(chunk, answers))
-    partial.join(target, num_chunks=len(starts))
+    made_from = {
+        "source": hash_rows(rows),
+        "model": describe_run(folder) if (folder / TUNED_FILE).is_file() else name,
+        "options": f"{asdict(decoding)}, template {template}, seed {seed}",
+    }
+    partial = PartialPredictions(target, made_from, num_rows=len(rows), chunk=CHUNK, screen=screen)
+
+    def answer(index: int, chosen: slice, advance: Advance) -> pd.DataFrame:
+        # A chunk's draws hang on the seed and its place alone, so that resuming repeats them.
+        torch.manual_seed(seed * 1_000_003 + index)
+        chunk = rows[chosen]
+        prompts = [asked(row) for row in chunk]
+        return _table(chunk, tuned.answer(prompts, decoding, advance=advance))
+
+    partial.fill(f"answering {source}", answer)
+    partial.join()
     return len(rows)
 
 

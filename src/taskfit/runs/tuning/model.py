@@ -17,9 +17,9 @@ from taskfit.methods.generation import generate_texts, generation_config, stream
 from taskfit.methods.sft import sequence_log_probs
 from taskfit.models.load import LoadedModel
 from taskfit.runs.classifier import (
-    SETTINGS_FILE,
     Weights,
     load_fitted_model,
+    nothing_saved,
     settings_for_prediction,
 )
 from taskfit.runs.records import TUNED_FILE, library_versions
@@ -63,10 +63,10 @@ class TunedModel:
         self.model = model
         if settings.tuning.chat_template is not None:
             model.tokenizer.chat_template = find_template(settings.tuning.chat_template)
-        limit, wanted = model.tree.max_length, settings.model.max_length
+        limit, requested = model.tree.max_length, settings.model.max_length
         self.encoder = ChatEncoder(
             model.tokenizer,
-            max_length=min(limit, wanted) if wanted else limit,
+            max_length=min(limit, requested) if requested else limit,
             turns=settings.tuning.turns,
         )
 
@@ -203,12 +203,7 @@ class TunedModel:
         """
         path = folder / TUNED_FILE
         if not path.is_file():
-            hint = (
-                f" It was interrupted: continue with `taskfit fit --resume {folder}`."
-                if (folder / SETTINGS_FILE).is_file()
-                else " Give the folder that `taskfit fit --method sft --out` made."
-            )
-            raise CheckpointError(f"{folder} holds no tuned model: no {TUNED_FILE} in it.{hint}")
+            raise nothing_saved(folder, "tuned model", TUNED_FILE, flags=" --method sft")
         try:
             saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             settings = settings_for_prediction(folder, saved, device=device)

@@ -1,1 +1,0 @@
-"""Several questions about one text: fit, evaluate, predict."""
