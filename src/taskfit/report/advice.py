@@ -28,10 +28,10 @@ from taskfit.report.facts import (
     MethodLabels,
     UnknownFacts,
     Waiting,
-    plain,
 )
 from taskfit.report.sentences import paragraphs_of
 from taskfit.report.variants import MAJORITY, REMOTE, Candidate, MethodVariant
+from taskfit.stats.as_json import as_json
 from taskfit.stats.back_test import back_test
 from taskfit.stats.comparison import Difference, MethodScore, difference_interval
 from taskfit.stats.learning_curve import fit_learning_curve
@@ -65,7 +65,7 @@ class Advice:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: the text and every number behind it."""
-        return {"text": self.text, **plain(self.facts)}
+        return {"text": self.text, **as_json(self.facts)}
 
 
 def advise(evidence: Evidence, *, limits: Limits) -> Advice:

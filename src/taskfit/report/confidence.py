@@ -15,8 +15,9 @@ from taskfit.report.facts import AbstentionFacts, Answered, CalibrationFacts
 from taskfit.report.variants import MAJORITY, Candidate
 from taskfit.stats import reliability
 from taskfit.stats.abstention import risk_coverage, threshold_for_precision
+from taskfit.stats.arrays import FloatArray, IntArray
 from taskfit.stats.comparison import ALPHA
-from taskfit.stats.metrics import FloatArray, IntArray, binned_error
+from taskfit.stats.metrics import binned_error
 
 BoolArray = NDArray[np.bool_]
 # A point every so many answers is enough for a curve.

@@ -1,9 +1,6 @@
 """The facts behind advice: data classes of numbers and names, as `advice.json` holds them."""
 
-import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from taskfit.stats.abstention import AbstentionThreshold
 from taskfit.stats.back_test import BackTest
@@ -265,16 +262,3 @@ class AdviceFacts:
     abstention: AbstentionFacts | None
     calibration: dict[str, CalibrationFacts | None] | None
     unknown: UnknownFacts
-
-
-def plain(value: object) -> Any:  # noqa: ANN401
-    """Return JSON types: dicts for data classes, None for what JSON has no number for."""
-    if isinstance(value, Comparison | LearningCurve):
-        value = value.to_dict()
-    elif dataclasses.is_dataclass(value):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

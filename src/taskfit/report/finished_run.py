@@ -22,7 +22,8 @@ from taskfit.runs.predictions import renamed_columns
 from taskfit.runs.records import QUESTIONS_FILE, RunResult
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
-from taskfit.stats.metrics import FloatArray, IntArray, Reliability, reliability
+from taskfit.stats.arrays import FloatArray, IntArray
+from taskfit.stats.metrics import Reliability, reliability
 
 HISTORY_FILE = "metrics.jsonl"
 
