@@ -130,8 +130,7 @@ class FinishedRun:
 
     def history(self) -> list[dict[str, Any]]:
         """Return the records of its training; empty without training."""
-        path = self.folder / HISTORY_FILE
-        return read_jsonl(path) if path.is_file() else []
+        return read_jsonl(self.folder / HISTORY_FILE)
 
     def predictions(self, evaluation: str) -> Predictions:
         """Read what it answered on an evaluation set.
