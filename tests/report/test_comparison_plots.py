@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from matplotlib.figure import Figure
 
 from taskfit.report.comparison_plots import (
     plot_by_labels,
@@ -23,18 +22,6 @@ from taskfit.report.tables import pareto_front
 
 NAMES = ["cheap", "dear", "zero-shot"]
 STYLES = styles_of(NAMES)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
-    """The axes of every figure; nothing is written, which would take most of the time."""
-    seen: list[Axes] = []
-
-    def savefig(figure: Figure, *_: object, **__: object) -> None:
-        seen.extend(axes for axes in figure.axes if axes not in seen)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return seen
 
 
 def scores(shift: float = 0.0) -> pd.DataFrame:

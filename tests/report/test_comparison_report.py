@@ -9,7 +9,6 @@ import subprocess
 import warnings
 import zlib
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from html_reader import Page
 from taskfit.errors import CheckpointError
 from taskfit.files import append_jsonl, write_json_atomic
 from taskfit.report import tables
@@ -165,37 +165,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json_atomic(failed / "failure.json", {"error": "Out of <memory>.", "traceback": ""})
     report(folder)
     return folder
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, text, and the cells of every table."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self.inside = False
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.inside = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = self.inside and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.inside:
-            self.rows[-1][-1] += data
-
-    def pictures(self) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag == "img"]
 
 
 def test_the_report_is_one_file_without_script_or_address(drawn: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.container import BarContainer, ErrorbarContainer
-from matplotlib.figure import Figure
 
 from taskfit.report.run_plots import (
     plot_comparison,
@@ -30,18 +29,6 @@ RECORDS = [
     {"kind": "note", "text": "something else"},
 ]
 MEMORY = {"model": 270_000_000, "forward": 30_000_000, "adapter": 0, "training": 100_000_000}
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
-    """The axes of every figure; nothing is written, which would take most of the time."""
-    seen: list[Axes] = []
-
-    def savefig(figure: Figure, *_: object, **__: object) -> None:
-        seen.extend(axes for axes in figure.axes if axes not in seen)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return seen
 
 
 def inches(axes: Axes) -> tuple[float, float]:

@@ -4,19 +4,19 @@ import base64
 import json
 import re
 from html import escape
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from taskfit.data import Example
+from html_reader import Page
 from taskfit.files import append_jsonl
-from taskfit.report.run_page import (
+from taskfit.report.finished_run import FinishedRun, Predictions
+from taskfit.report.html_page import Picture
+from taskfit.report.pages import (
     SHOWN_CHARACTERS,
-    HardExample,
-    Picture,
     comparison_picture,
     hardest,
     report_run,
@@ -27,32 +27,6 @@ from taskfit.stats import evaluate_probabilities
 from tiny_records import evaluation, run_result
 
 NASTY = "<b>&\"'</b><script>alert(1)</script>"
-
-
-class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, and the text of table cells."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.is_cell = False
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.is_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self.is_cell = self.is_cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        if self.is_cell:
-            self.rows[-1][-1] += data
 
 
 def assert_self_contained(source: str) -> None:
@@ -72,8 +46,18 @@ def assert_self_contained(source: str) -> None:
     assert "@import" not in source
 
 
-def examples_of(gold: list[int], labels: list[str], text: str = "A text.") -> list[Example]:
-    return [Example(f"t.csv:{i}", {"p_text": text}, labels[g]) for i, g in enumerate(gold, 2)]
+def predictions_of(
+    probabilities: np.ndarray, gold: list[int], labels: list[str], text: str = "A text."
+) -> Predictions:
+    unanswered = np.isnan(probabilities[:, 0])
+    return Predictions(
+        ids=[f"t.csv:{i}" for i, _ in enumerate(gold, 2)],
+        texts=[text] * len(gold),
+        classes=labels,
+        gold=np.array(gold),
+        predicted=np.where(unanswered, -1, np.nan_to_num(probabilities).argmax(axis=1)),
+        probabilities=probabilities,
+    )
 
 
 def finished_run(
@@ -83,7 +67,7 @@ def finished_run(
     num_examples: int = 30,
     names: tuple[str, ...] = ("new",),
     text: str = "A text.",
-) -> tuple[RunResult, list[HardExample]]:
+) -> tuple[RunResult, list[dict[str, Any]]]:
     """A run's folder as it is before the report is written."""
     result, hard = run_result(), []
     (folder / "predictions").mkdir(parents=True)
@@ -92,15 +76,15 @@ def finished_run(
         generator = np.random.default_rng(seed)
         probabilities = generator.dirichlet(np.ones(len(labels)), num_examples)
         gold = generator.integers(0, len(labels), num_examples)
-        examples = examples_of(gold.tolist(), labels, text)
-        table = pd.DataFrame({"id": [e.id for e in examples], "p_text": text})
-        table["gold"] = [e.label for e in examples]
+        found = predictions_of(probabilities, gold.tolist(), labels, text)
+        table = pd.DataFrame({"id": found.ids, "p_text": text})
+        table["gold"] = [labels[i] for i in gold]
         table["predicted"] = [labels[i] for i in probabilities.argmax(axis=1)]
         columns = {f"p_{label}": probabilities[:, i] for i, label in enumerate(labels)}
         table = pd.concat([table, pd.DataFrame(columns)], axis=1)
         table.to_parquet(folder / "predictions" / f"{name}.parquet")
         result.evaluations[name] = evaluate_probabilities(probabilities, gold, labels=labels)
-        hard += hardest(name, examples, probabilities, labels)
+        hard += hardest(found)
     return result, hard
 
 
@@ -135,7 +119,7 @@ def test_texts_and_labels_are_shown_as_they_are(tmp_path: Path) -> None:
     assert NASTY not in source
     assert_self_contained(source)
     rows = [row for row in Page(source).rows if row and row[0].startswith("t.csv:")]
-    assert [row[:2] for row in rows] == [[e.id, NASTY] for e in hard]
+    assert [row[:2] for row in rows] == [[e["id"], NASTY] for e in hard]
     assert {cell for row in rows for cell in row[2:4]} == {NASTY, "$good$"}
 
 
@@ -145,8 +129,8 @@ def test_whatever_comes_from_the_user_is_escaped(tmp_path: Path) -> None:
         [run_result(NASTY, **{NASTY: evaluation()})],
         title=NASTY,
         notes=[NASTY],
-        pictures=[Picture(NASTY, "x.png", base64.b64encode(b"\x89PNG").decode())],
-        hard=[HardExample(NASTY, NASTY, NASTY, NASTY, NASTY, 0.5)],
+        pictures=[Picture(NASTY, base64.b64encode(b"\x89PNG").decode(), 1, 1, NASTY)],
+        hard=[{**dict.fromkeys(("id", "text", "gold", "predicted"), NASTY), "probability": 0.5}],
     )
     source = path.read_text(encoding="utf-8")
     assert NASTY not in source
@@ -193,7 +177,7 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
         run_result("tuned", new=evaluation(40, seed=1), old=evaluation(1500, seed=2)),
     ]
     picture = comparison_picture(tmp_path, results)
-    assert base64.b64decode(picture.data) == (tmp_path / picture.path).read_bytes()
+    assert base64.b64decode(picture.data) == (tmp_path / "plots" / "comparison.png").read_bytes()
     path = write_report(tmp_path, results, title="All", notes=["A note."], pictures=[picture])
     source = path.read_text(encoding="utf-8")
     assert_self_contained(source)
@@ -220,36 +204,45 @@ def test_the_hardest_are_wrong_and_the_surest_come_first() -> None:
     labels = ["a", "b", "c"]
     probabilities = generator.dirichlet(np.ones(3), 60)
     gold = generator.integers(0, 3, 60)
-    found = hardest("new", examples_of(gold.tolist(), labels), probabilities, labels)
+    found = hardest(predictions_of(probabilities, gold.tolist(), labels))
     wrong = probabilities.argmax(axis=1) != gold
     surest = np.sort(probabilities.max(axis=1)[wrong])[::-1][: len(found)]
     assert len(found) == 5
-    assert [h.probability for h in found] == surest.tolist()
+    assert [h["probability"] for h in found] == surest.tolist()
     for h in found:
-        row = int(h.id.removeprefix("t.csv:")) - 2
-        assert h.gold == labels[gold[row]] != h.predicted
-        assert h.predicted == labels[probabilities[row].argmax()]
-        assert h.evaluation == "new"
+        row = int(h["id"].removeprefix("t.csv:")) - 2
+        assert h["gold"] == labels[gold[row]] != h["predicted"]
+        assert h["predicted"] == labels[probabilities[row].argmax()]
 
 
 def test_nothing_is_hard_where_all_is_right() -> None:
-    assert hardest("new", examples_of([0, 1], ["a", "b"]), np.eye(2), ["a", "b"]) == []
+    assert hardest(predictions_of(np.eye(2), [0, 1], ["a", "b"])) == []
 
 
 def test_where_no_answer_was_given_none_is_confidently_wrong() -> None:
     probabilities = np.array([[np.nan, np.nan], [0.4, 0.6]])
-    (found,) = hardest("new", examples_of([1, 0], ["a", "b"]), probabilities, ["a", "b"])
-    assert (found.id, found.probability) == ("t.csv:3", 0.6)
+    (found,) = hardest(predictions_of(probabilities, [1, 0], ["a", "b"]))
+    assert (found["id"], found["probability"]) == ("t.csv:3", 0.6)
 
 
-def test_long_texts_are_shortened_and_all_columns_shown() -> None:
+def test_long_texts_are_shortened() -> None:
     wrong = np.array([[0.0, 1.0]])
     for length in (SHOWN_CHARACTERS, SHOWN_CHARACTERS + 1, 100_000):
-        (found,) = hardest("new", [Example("x", {"t": "é" * length}, "a")], wrong, ["a", "b"])
-        assert len(found.text) == SHOWN_CHARACTERS
-        assert found.text.endswith("…") == (length > SHOWN_CHARACTERS)
-    both = Example("x", {"premise": "It rains.", "hypothesis": "It is wet."}, "a")
-    assert hardest("new", [both], wrong, ["a", "b"])[0].text == "It rains. / It is wet."
+        (found,) = hardest(predictions_of(wrong, [0], ["a", "b"], "é" * length))
+        assert len(found["text"]) == SHOWN_CHARACTERS
+        assert found["text"].endswith("…") == (length > SHOWN_CHARACTERS)
+
+
+def test_all_text_columns_are_shown(tmp_path: Path) -> None:
+    table = pd.DataFrame({"premise": ["It rains."], "hypothesis": ["It is wet."], "id": ["x"]})
+    table["gold"], table["predicted"] = "bad", "good"
+    table[["p_bad", "p_good"]] = [[0.0, 1.0]]
+    (tmp_path / "predictions").mkdir()
+    table.to_parquet(tmp_path / "predictions" / "new.parquet")
+    task = {"text": ["premise", "hypothesis"]}
+    (tmp_path / "classifier.json").write_text(json.dumps({"task": task}))
+    run = FinishedRun(tmp_path, run_result(new=evaluation(2)))
+    assert hardest(run.predictions("new"))[0]["text"] == "It rains. / It is wet."
 
 
 def test_hard_texts_are_the_tasks_columns_and_nothing_beside_them(tmp_path: Path) -> None:

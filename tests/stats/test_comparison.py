@@ -7,12 +7,19 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from taskfit.errors import SettingsError
-from taskfit.stats import bootstrap, paired
+from taskfit.stats import bootstrap
+from taskfit.stats.as_json import as_json
 from taskfit.stats.comparison import Comparison, compare_methods
 from taskfit.stats.metrics import METRICS
-from taskfit.stats.paired import holm, mcnemar
+from taskfit.stats.paired import holm, mcnemar, paired_bootstrap
 
 NAMES = [f"method {i}" for i in range(12)]
+# scikit-learn's, where -1 is no answer.
+MEASURES = {
+    "accuracy": accuracy_score,
+    "mcc": matthews_corrcoef,
+    "macro_f1": lambda g, p: f1_score(g, p, labels=[0, 1, 2], average="macro"),
+}
 
 
 def random_case(
@@ -50,11 +57,7 @@ def compare_correct(correct: np.ndarray, *, methods: list[str], seed: int = 0) -
 def test_the_mean_is_the_mean_of_scikit_learns_metric_over_draws(metric: str) -> None:
     predicted, gold = random_case(0)
     found = compare_methods(predicted, gold, methods=NAMES[:3], metric=metric)
-    measure = {
-        "accuracy": accuracy_score,
-        "mcc": matthews_corrcoef,
-        "macro_f1": lambda g, p: f1_score(g, p, labels=[0, 1, 2], average="macro"),
-    }[metric]
+    measure = MEASURES[metric]
     for score, rows in zip(found.scores, predicted, strict=True):
         expected = [measure(gold, row) for row in rows]
         assert score.draws == pytest.approx(expected)
@@ -71,11 +74,18 @@ def test_with_one_draw_the_difference_is_the_paired_bootstraps(
     predicted = np.maximum(predicted, 0)
     compared = compare_methods(predicted, gold, methods=NAMES[:2], metric=metric)
     found, other = compared.differences[0], 1 - NAMES.index(compared.best)
-    expected, interval = paired.paired_bootstrap(
-        gold, predicted[other, 0], predicted[1 - other, 0], metric=metric
-    )
-    assert found.difference == pytest.approx(expected)
-    np.testing.assert_allclose(found.interval, interval, atol=0.02)
+    first, second = predicted[other, 0], predicted[1 - other, 0]
+    difference, interval = paired_bootstrap(gold, first, second, metric=metric)
+    generator = np.random.default_rng(0)
+    drawn = [generator.integers(0, 300, 300) for _ in range(400)]
+    measure = MEASURES[metric]
+    resampled = [measure(gold[d], first[d]) - measure(gold[d], second[d]) for d in drawn]
+    for value, ends in (
+        (found.difference, found.interval),
+        (difference, interval),
+    ):
+        assert value == pytest.approx(measure(gold, first) - measure(gold, second))
+        np.testing.assert_allclose(ends, np.quantile(resampled, [0.025, 0.975]), atol=0.02)
 
 
 @given(st.integers(0, 20), st.sampled_from(METRICS))
@@ -228,7 +238,7 @@ def test_resampling_in_blocks_is_resampling_at_once(monkeypatch: pytest.MonkeyPa
 def test_a_comparison_is_plain_json() -> None:
     predicted, gold = random_case(10)
     found = compare_methods(predicted, gold, methods=NAMES[:3])
-    assert json.loads(json.dumps(found.to_dict()))["best"] == found.best
+    assert json.loads(json.dumps(as_json(found)))["best"] == found.best
 
 
 def test_what_does_not_fit_is_refused() -> None:

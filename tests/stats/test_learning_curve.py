@@ -8,6 +8,7 @@ from scipy.optimize import least_squares
 
 from taskfit.errors import SettingsError
 from taskfit.stats import learning_curve
+from taskfit.stats.as_json import as_json
 from taskfit.stats.back_test import back_test
 from taskfit.stats.learning_curve import HELPS, LITTLE, UNKNOWN, _fit, fit_learning_curve
 
@@ -115,7 +116,7 @@ def test_a_missing_draw_is_left_out_and_a_noisy_size_counts_less() -> None:
     scores = observed(CURVES[0], SIZES, draws=4)
     padded = np.hstack((scores, np.full((len(SIZES), 2), np.nan)))
     plain, same = fit_learning_curve(SIZES, scores), fit_learning_curve(SIZES, padded)
-    assert same.to_dict() == plain.to_dict()
+    assert as_json(same) == as_json(plain)
     noisy = scores.copy()
     noisy[3] = scores[3].mean() - 0.2 + np.array([-0.4, -0.4, 0.4, 0.4])
     steady = scores.copy()
@@ -209,10 +210,10 @@ def test_means_that_miss_the_curve_widen_the_interval() -> None:
 
 def test_a_curve_is_plain_json() -> None:
     found = fit_learning_curve(SIZES, observed(CURVES[0], SIZES, draws=3))
-    plain = json.loads(json.dumps(found.to_dict()))
+    plain = json.loads(json.dumps(as_json(found)))
     assert plain["asymptote"] == found.asymptote
     assert "resamples" not in plain
-    assert json.loads(json.dumps(found.gain(100, 200).to_dict()))["n_then"] == 200
+    assert json.loads(json.dumps(as_json(found.gain(100, 200))))["n_then"] == 200
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from taskfit.models.load import load_model
-from taskfit.report.pages import write_page
-from taskfit.report.run_page import comparison_picture, write_report
+from taskfit.report.pages import comparison_picture, write_page, write_report
 from taskfit.runs.fit import fit
 from taskfit.runs.records import RESULT_FILE, RunResult, write_results_csv
 from taskfit.screen import Screen

@@ -1,7 +1,8 @@
 """What a comparison says to someone who has to choose, computed from its evidence.
 
 Nothing here is known beforehand: every fact follows from the finished runs; the words for them are
-in `sentences.py`. Legend: N examples.
+in `sentences.py`. Facts are nested dicts, as `advice.json` holds them, beside results of
+`taskfit.stats`; None: does not apply, or unknown. Legend: N examples.
 """
 
 import statistics
@@ -17,21 +18,9 @@ from taskfit.report.aligned import AlignedPredictions
 from taskfit.report.choice import Choice, Limits, choose, largest_of_each, nearest_miss
 from taskfit.report.confidence import abstention_facts, calibration_facts
 from taskfit.report.evidence import Evidence
-from taskfit.report.facts import (
-    AdviceFacts,
-    AlwaysWrong,
-    CandidateFacts,
-    ChoiceFacts,
-    DomainFacts,
-    LabelFacts,
-    Loss,
-    MethodLabels,
-    UnknownFacts,
-    Waiting,
-    plain,
-)
 from taskfit.report.sentences import paragraphs_of
 from taskfit.report.variants import MAJORITY, REMOTE, Candidate, MethodVariant
+from taskfit.stats.as_json import as_json
 from taskfit.stats.back_test import back_test
 from taskfit.stats.comparison import Difference, MethodScore, difference_interval
 from taskfit.stats.learning_curve import fit_learning_curve
@@ -52,11 +41,11 @@ class Advice:
 
     Attributes:
         paragraphs: Plain words, no markup.
-        facts: Every number behind them.
+        facts: Every number behind them, see `advise`.
     """
 
     paragraphs: list[str]
-    facts: AdviceFacts
+    facts: dict[str, Any]
 
     @property
     def text(self) -> str:
@@ -65,7 +54,7 @@ class Advice:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: the text and every number behind it."""
-        return {"text": self.text, **plain(self.facts)}
+        return {"text": self.text, **as_json(self.facts)}
 
 
 def advise(evidence: Evidence, *, limits: Limits) -> Advice:
@@ -73,6 +62,12 @@ def advise(evidence: Evidence, *, limits: Limits) -> Advice:
 
     Every method is judged at the most labels at which it ran and keeps the limits. What is
     chosen among them, see `choose`; if none keeps them, the nearest miss is described instead.
+
+    Of the facts, `recommended` is the chosen method, or `nearest_miss` if none keeps the limits;
+    `over` is how far either exceeds them and `limits` what they are, by cost; `excluded` is what
+    they exclude, each at its most labels, the highest gain first; `kinds_run` are the methods that
+    were run, whatever the user calls them; `calibration` is `in_domain` and `elsewhere`. What the
+    others hold stands where they are computed.
 
     Args:
         evidence: Finished runs of a comparison.
@@ -90,32 +85,33 @@ def advise(evidence: Evidence, *, limits: Limits) -> Advice:
     chosen = choice.chosen
     others = [name for name in outside if name in chosen.first.result.evaluations]
     choice_facts = _choice_facts(choice, limits, multi_label=evidence.multi_label)
-    taken = choice_facts.recommended
+    taken = choice_facts["recommended"]
     abstention, calibration = None, None
     if not evidence.multi_label:
         num_candidates = len(choice.aligned.candidates)
         abstention = abstention_facts(evidence, chosen, others, num_candidates=num_candidates)
-        elsewhere = calibration_facts(evidence, chosen, others) if others else None
-        of_inside = calibration_facts(evidence, chosen, [inside])
-        calibration = {"in_domain": of_inside, "elsewhere": elsewhere}
-    facts = AdviceFacts(
-        metric=evidence.metric,
-        multi_label=evidence.multi_label,
-        task=chosen.first.result.task,
-        in_domain=inside,
-        recommended=taken if fitting else None,
-        nearest_miss=None if fitting else taken,
-        over=taken.over,
-        limits=limits.of_costs(),
-        excluded=_excluded(evidence, candidates, choice, limits),
-        kinds_run=sorted({candidate.kind for candidate in candidates}),
-        choice=choice_facts,
-        out_of_domain=_domain_facts(evidence, choice, others) if others else None,
-        labels=_label_facts(evidence),
-        abstention=abstention,
-        calibration=calibration,
-        unknown=_unknown_facts(evidence, choice, candidates, judged),
-    )
+        calibration = {
+            "in_domain": calibration_facts(evidence, chosen, [inside]),
+            "elsewhere": calibration_facts(evidence, chosen, others) if others else None,
+        }
+    facts = {
+        "metric": evidence.metric,
+        "multi_label": evidence.multi_label,
+        "task": chosen.first.result.task,
+        "in_domain": inside,
+        "recommended": taken if fitting else None,
+        "nearest_miss": None if fitting else taken,
+        "over": taken["over"],
+        "limits": limits.of_costs(),
+        "excluded": _excluded(evidence, candidates, choice, limits),
+        "kinds_run": sorted({candidate.kind for candidate in candidates}),
+        "choice": choice_facts,
+        "out_of_domain": _domain_facts(evidence, choice, others) if others else None,
+        "labels": _label_facts(evidence),
+        "abstention": abstention,
+        "calibration": calibration,
+        "unknown": _unknown_facts(evidence, choice, candidates, judged),
+    }
     return Advice(paragraphs_of(facts), facts)
 
 
@@ -139,47 +135,56 @@ def _described(
     *,
     score: MethodScore | None = None,
     gain: Difference | None = None,
-) -> CandidateFacts:
-    return CandidateFacts(
-        method=candidate.name,
-        kind=candidate.kind,
-        model=candidate.variant.model,
-        language_model=candidate.language_model,
-        num_labels=candidate.size,
-        draws=sorted(candidate.runs),
-        train_seconds=candidate.costs["train_seconds"] or 0.0,
-        memory_bytes=candidate.costs["memory_bytes"],
-        latency_seconds=candidate.costs["latency_seconds"],
-        over=limits.exceeded(candidate),
-        score=score.mean if score else None,
-        interval=score.interval if score else None,
-        gain=gain.difference if gain else None,
-        gain_interval=gain.interval if gain else None,
-    )
+) -> dict[str, Any]:
+    """Return a candidate's facts.
+
+    `over` is by cost how many times its limit it is. `score` and `interval` are on the texts that
+    all compared methods saw; where limits exclude it, `gain` and `gain_interval` are what it scores
+    more than the chosen one.
+    """
+    return {
+        "method": candidate.name,
+        "kind": candidate.kind,
+        "model": candidate.variant.model,
+        "language_model": candidate.language_model,
+        "num_labels": candidate.size,
+        "draws": sorted(candidate.runs),
+        **candidate.costs,
+        "over": limits.exceeded(candidate),
+        "score": score.mean if score else None,
+        "interval": score.interval if score else None,
+        "gain": gain.difference if gain else None,
+        "gain_interval": gain.interval if gain else None,
+    }
 
 
-def _choice_facts(choice: Choice, limits: Limits, *, multi_label: bool) -> ChoiceFacts:
+def _choice_facts(choice: Choice, limits: Limits, *, multi_label: bool) -> dict[str, Any]:
+    """Return what was compared in domain, from cheap to expensive, and what was chosen.
+
+    `recommended` is the chosen one, whether it keeps the limits or not; `best`, `equals` and
+    `saves` as in `Choice`; the comparison is there with differences to either.
+    """
     aligned = choice.aligned
     shares = np.bincount(aligned.gold) / len(aligned.gold)
     pairs = zip(aligned.candidates, aligned.comparison.scores, strict=True)
     described = {c.name: _described(c, limits, score=score) for c, score in pairs}
-    return ChoiceFacts(
-        recommended=described[choice.chosen.name],
-        best=described[choice.best.name],
-        equals=choice.equals,
-        saves=choice.saves,
-        draws=aligned.draws,
-        num_examples=len(aligned.ids),
-        candidates=list(described.values()),
-        most_common_label_share=None if multi_label else float(shares.max()),
-        against_best=aligned.comparison,
-        against_recommended=aligned.comparison.relative_to(choice.chosen.name),
-    )
+    return {
+        "recommended": described[choice.chosen.name],
+        "best": described[choice.best.name],
+        "equals": choice.equals,
+        "saves": choice.saves,
+        "draws": aligned.draws,
+        "num_examples": len(aligned.ids),
+        "candidates": list(described.values()),
+        "most_common_label_share": None if multi_label else float(shares.max()),
+        "against_best": aligned.comparison,
+        "against_recommended": aligned.comparison.relative_to(choice.chosen.name),
+    }
 
 
 def _excluded(
     evidence: Evidence, candidates: Sequence[Candidate], choice: Choice, limits: Limits
-) -> list[CandidateFacts]:
+) -> list[dict[str, Any]]:
     """Return what the limits exclude at its most labels, and how it compares with the chosen."""
     found, chosen = [], choice.chosen
     for candidate in largest_of_each(candidates):
@@ -191,11 +196,16 @@ def _excluded(
             if len(pair.candidates) == 2:
                 (gain,) = pair.comparison.relative_to(chosen.name).differences
         found.append(_described(candidate, limits, gain=gain))
-    return sorted(found, key=lambda entry: -(entry.gain or 0.0))
+    return sorted(found, key=lambda entry: -(entry["gain"] or 0.0))
 
 
-def _domain_facts(evidence: Evidence, choice: Choice, sets: list[str]) -> DomainFacts:
-    """Return scores on the examples of all other sets together, and what is lost there."""
+def _domain_facts(evidence: Evidence, choice: Choice, sets: list[str]) -> dict[str, Any]:
+    """Return scores on the examples of all other sets together, and what is lost there.
+
+    `losses` are by method, empty where other draws were compared in domain; `by_set` is set ->
+    method -> score; `rank_correlation` is Kendall's tau-b of the methods' order in and out of
+    domain, None with fewer than three methods or without any order.
+    """
     candidates = [
         c
         for c in choice.aligned.candidates
@@ -207,27 +217,31 @@ def _domain_facts(evidence: Evidence, choice: Choice, sets: list[str]) -> Domain
     apart = {name: _aligned(evidence, candidates, name).comparison.scores for name in sets}
     before, after = zip(*((inside[s.method].mean, s.mean) for s in compared.scores), strict=True)
     ordered = len(before) > 2 and len(set(before)) > 1 and len(set(after)) > 1
-    return DomainFacts(
-        sets=sets,
-        num_examples=len(together.ids),
-        comparison=compared,
-        losses={
+    return {
+        "sets": sets,
+        "num_examples": len(together.ids),
+        "comparison": compared,
+        "losses": {
             score.method: _loss(inside[score.method], score)
             for score in compared.scores
             if together.draws == choice.aligned.draws
         },
-        by_set={name: {s.method: s.mean for s in scores} for name, scores in apart.items()},
-        rank_correlation=float(stats.kendalltau(before, after).statistic) if ordered else None,
-    )
+        "by_set": {name: {s.method: s.mean for s in scores} for name, scores in apart.items()},
+        "rank_correlation": float(stats.kendalltau(before, after).statistic) if ordered else None,
+    }
 
 
-def _loss(inside: MethodScore, outside: MethodScore) -> Loss:
+def _loss(inside: MethodScore, outside: MethodScore) -> dict[str, Any]:
+    """Return what a method scores less out of domain, with the interval of independent texts."""
     first, second = (inside.mean, *inside.interval), (outside.mean, *outside.interval)
-    return Loss(inside.mean - outside.mean, difference_interval(first, second))
+    return {"loss": inside.mean - outside.mean, "interval": difference_interval(first, second)}
 
 
-def _label_facts(evidence: Evidence) -> LabelFacts:
-    """Return what more labels would bring to each method, and whether such forecasts were right."""
+def _label_facts(evidence: Evidence) -> dict[str, Any]:
+    """Return what more labels would bring to each method, and how many forecasts were right.
+
+    `gains` are those of `TIMES` the labels that it has `now`.
+    """
     by_method, cases = {}, []
     for variant in evidence.variants:
         scores = _scores_by_size(variant, evidence)
@@ -239,10 +253,14 @@ def _label_facts(evidence: Evidence) -> LabelFacts:
         # The majority class hardly depends on size: right forecasts of it are no merit.
         cases += [] if variant.method == MAJORITY else tests
         gains = [curve.gain(sizes[-1], factor * sizes[-1]) for factor in TIMES]
-        by_method[variant.name] = MethodLabels(
-            now=sizes[-1], curve=curve, gains=gains, back_tests=tests
-        )
-    return LabelFacts(by_method, len(cases), sum(case.covered for case in cases))
+        by_method[variant.name] = {
+            "now": sizes[-1],
+            "curve": curve,
+            "gains": gains,
+            "back_tests": tests,
+        }
+    num_covered = sum(case.covered for case in cases)
+    return {"by_method": by_method, "num_back_tests": len(cases), "num_covered": num_covered}
 
 
 def _scores_by_size(variant: MethodVariant, evidence: Evidence) -> dict[int, dict[int, float]]:
@@ -261,8 +279,15 @@ def _scores_by_size(variant: MethodVariant, evidence: Evidence) -> dict[int, dic
 
 def _unknown_facts(
     evidence: Evidence, choice: Choice, candidates: Sequence[Candidate], judged: Sequence[Candidate]
-) -> UnknownFacts:
-    """Return what the evidence leaves open; candidates are all, judged those to be compared."""
+) -> dict[str, Any]:
+    """Return what the evidence leaves open; candidates are all, judged those to be compared.
+
+    `num_draws` are compared, `most_draws` the most that a method has; `resolution` is the median
+    half width of the intervals of differences to the chosen method; `not_at_largest` is the most
+    labels that a method had, where that is less than `largest_size`; methods of
+    `without_shared_draw` could not be compared; texts got no answer, or one, by the chosen
+    method's first draw in domain.
+    """
     aligned = choice.aligned
     compared = {candidate.name for candidate in aligned.candidates}
     largest = {c.name: c.size for c in largest_of_each(candidates)}
@@ -270,40 +295,45 @@ def _unknown_facts(
     differences = aligned.comparison.relative_to(choice.chosen.name).differences
     widths = [(d.interval[1] - d.interval[0]) / 2 for d in differences]
     evaluation = choice.chosen.first.result.evaluations[evidence.in_domain]
-    return UnknownFacts(
-        num_draws=len(aligned.draws),
-        most_draws=max(len(c.runs) for c in candidates),
-        num_examples=len(aligned.ids),
-        resolution=statistics.median(widths) if widths else None,
-        num_compared=len(compared),
-        chosen_scored_highest=choice.chosen is choice.best,
-        failures=dict(sorted(evidence.failures.items())),
-        largest_size=most,
-        not_at_largest={n: size for n, size in sorted(largest.items()) if 0 < size < most},
-        without_shared_draw=sorted({c.name for c in judged} - compared),
-        language_models=sorted({c.language_model for c in candidates if c.language_model}),
-        waiting=_waiting(evidence),
-        always_wrong=_always_wrong(aligned),
-        one_domain=len(evidence.evaluations) == 1,
-        num_unanswered=evaluation.num_unanswered,
-        num_evaluated=evaluation.num_examples,
-    )
+    return {
+        "num_draws": len(aligned.draws),
+        "most_draws": max(len(c.runs) for c in candidates),
+        "num_examples": len(aligned.ids),
+        "resolution": statistics.median(widths) if widths else None,
+        "num_compared": len(compared),
+        "chosen_scored_highest": choice.chosen is choice.best,
+        "failures": dict(sorted(evidence.failures.items())),
+        "largest_size": most,
+        "not_at_largest": {n: size for n, size in sorted(largest.items()) if 0 < size < most},
+        "without_shared_draw": sorted({c.name for c in judged} - compared),
+        "language_models": sorted({c.language_model for c in candidates if c.language_model}),
+        "waiting": _waiting(evidence),
+        "always_wrong": _always_wrong(aligned),
+        "one_domain": len(evidence.evaluations) == 1,
+        "num_unanswered": evaluation.num_unanswered,
+        "num_evaluated": evaluation.num_examples,
+    }
 
 
-def _waiting(evidence: Evidence) -> Waiting:
+def _waiting(evidence: Evidence) -> dict[str, Any]:
+    """Return how many runs waited for other programs, of those whose processor time is known."""
     ratios = [
         run.result.duration_seconds / run.result.cpu_seconds
         for run in evidence.runs
         if run.result.method != REMOTE and run.result.cpu_seconds > SHORTEST_SECONDS
     ]
-    above = sum(ratio > SHARED_MACHINE for ratio in ratios)
-    return Waiting(len(ratios), above, max(ratios, default=None))
+    waiting = sum(ratio > SHARED_MACHINE for ratio in ratios)
+    return {"num_runs": len(ratios), "num_waiting": waiting, "most": max(ratios, default=None)}
 
 
-def _always_wrong(aligned: AlignedPredictions) -> AlwaysWrong | None:
+def _always_wrong(aligned: AlignedPredictions) -> dict[str, Any] | None:
+    """Return the examples that every method but the majority class has wrong in every draw.
+
+    None with fewer than three methods.
+    """
     kept = [i for i, c in enumerate(aligned.candidates) if c.kind != MAJORITY]
     if len(kept) < FEWEST_METHODS:
         return None
     wrong = ~aligned.correct[kept].reshape(-1, len(aligned.ids)).any(axis=0)  # (N,)
     ids = [aligned.ids[i] for i in np.flatnonzero(wrong)]
-    return AlwaysWrong(len(kept), len(ids), ids[:NUM_SHOWN])
+    return {"num_methods": len(kept), "num_examples": len(ids), "ids": ids[:NUM_SHOWN]}

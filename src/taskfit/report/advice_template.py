@@ -23,8 +23,8 @@ Take {{ named(taken) }}: {{ evidence }}
 {{ best.method }} scores {{ num(best.score) }}, higher by {{ by(to_best) }}, which is
 not beyond chance (adjusted {{ p_value(to_best.adjusted_p_value) }})
 {%- if saves and not majority %}; {{ taken.method }} {{ saves }}:
-{{ format_cost(choice.saves, taken.cost(choice.saves)) }} instead of
-{{ format_cost(choice.saves, best.cost(choice.saves)) }}
+{{ format_cost(choice.saves, taken[choice.saves]) }} instead of
+{{ format_cost(choice.saves, best[choice.saves]) }}
 {%- endif %}.
 {% endif %}
 {% if majority and choice.candidates|length > 1 %}
@@ -49,7 +49,7 @@ It beats {{ joined(beaten) }}.
 It is ahead of {{ name }} by {{ by(-found) }}: beyond chance if this were the only comparison, but
 not as one of {{ num_pairs }} (adjusted {{ p_value(found.adjusted_p_value) }}).
 {% else %}
-It is not told apart from {{ name }}: a difference of {{ by(-found) }}.
+It is not significantly different from {{ name }}: a difference of {{ by(-found) }}.
 {% endif %}
 {% endfor %}
 {% if taken.kind == "tfidf" and others %}
@@ -69,7 +69,10 @@ So it is not shown that a pretrained model is worth its cost.
 Of the {{ count(others|length, "other") }},
 {{ "it beats " ~ few(beaten_others) if beaten_others }}
 {{- "; " if beaten_others and equal_others }}
-{{- few(equal_others) ~ " cannot be told apart from it" if equal_others }}.
+{% if equal_others %}
+{{ few(equal_others) }} {{ "is" if equal_others|length == 1 else "are" }} not significantly
+different from it
+{%- endif %}.
 {% endif %}
 {% set share = choice.most_common_label_share %}
 {% if "majority" not in facts.kinds_run and share is not none and facts.metric == "accuracy" %}
@@ -81,17 +84,18 @@ The majority class was not compared; one label alone would reach {{ num(share) }
 
 {% macro domains() %}
 {% set there = facts.out_of_domain %}
-{% set lead, loss = there.lead, there.losses.get(taken.method) %}
-{% set score = there.comparison.scores|selectattr("method", "==", taken.method)|first %}
+{% set found = there.comparison %}
+{% set lead = found.differences|selectattr("method", "==", found.best)|first|default(none) %}
+{% set loss = there.losses.get(taken.method) %}
+{% set score = found.scores|selectattr("method", "==", taken.method)|first %}
 {% if majority and not (lead and lead.significant) %}
 Out of domain no method beats it beyond chance either.
 {% else %}
 Out of domain ({{ count(there.num_examples, "text") }} of {{ joined(there.sets) }}) it reaches
 {{ num(score.mean) }} ({{ span(score.interval) }})
-{%- if loss %}, {{ num(loss.loss|abs) }} ({{ span(loss.absolute_interval) }})
-{{ "lower" if loss.loss >= 0 else "higher" }}
+{%- if loss %}, {{ lost(loss) }}
 {%- endif %}
-{{- "; none scores higher there" if there.comparison.differences and not lead }}.
+{{- "; none scores higher there" if found.differences and not lead }}.
 {% if lead %}
 There {{ lead.method }} holds up best, {{ by(lead) }} higher; that is
 {% if lead.significant %}
@@ -169,14 +173,15 @@ Only one method could be compared.
 {% else %}
 In domain, by {{ metric }}, with the time of its fastest whole run: {{ joined(scores) }}.
 {{ taken.method }} is
-{{ "not told apart from " ~ joined(equal) if equal else "told apart from all others" }}.
+{{ "not significantly different from " ~ joined(equal) if equal
+   else "significantly different from all others" }}.
 Differences are paired, by {{ "McNemar's exact test"
    if choice.against_best.differences[0].test == "mcnemar" else "a bootstrap over examples"
    if choice.draws|length == 1 else "a bootstrap over draws and examples" }};
 p-values are Holm's over all pairs, intervals 95 % and unadjusted.
-Of the methods that cannot be told apart from the best and score at most {{ CLOSE }} less, the one
-with the least time is taken, then the least memory, then the lowest latency, unless something
-cheaper that the best beats is as good as it.
+Of the methods that are not significantly different from the best and score at most {{ CLOSE }}
+less, the one with the least time is taken, then the least memory, then the lowest latency, unless
+something cheaper that the best beats is as good as it.
 {% endif %}
 {% endmacro %}
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from taskfit.report.finished_run import FinishedRun
 from taskfit.report.variants import Candidate
+from taskfit.stats.arrays import FloatArray, IntArray
 from taskfit.stats.comparison import Comparison, compare_methods
-from taskfit.stats.metrics import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,12 +5,9 @@ the advice to `advice.txt` and `advice.json`.
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -20,6 +17,7 @@ from taskfit.report.advice import Advice, Limits, advise
 from taskfit.report.aligned import AlignedPredictions
 from taskfit.report.evidence import read_evidence
 from taskfit.report.hard_examples import NUM_SHOWN, hard_examples, suspected_label_errors
+from taskfit.report.html_page import write_html
 from taskfit.report.plot_style import styles_of
 from taskfit.report.sections import Draft, sections_of
 from taskfit.report.variants import summary_size
@@ -28,23 +26,6 @@ from taskfit.screen import Screen
 
 SHOWN_CHARACTERS = 400
 NUM_ELSEWHERE = 5  # hard examples of each set out of domain
-
-
-@dataclass(frozen=True, slots=True)
-class SizeTable:
-    """The methods of one size side by side.
-
-    Attributes:
-        size: Number of labels.
-        draws: Draws that are compared.
-        rows: Of each method variant `system`, its name, `method` and `model`, `cells` (evaluation
-            set -> row of `comparison_table`; none where it was not measured), `costs` (column of
-            `run_table` -> mean over the draws, NaN where unknown) and `commands` to run it again.
-    """
-
-    size: int
-    draws: list[int]
-    rows: list[dict[str, Any]]
 
 
 def report_comparison(folder: Path, *, limits: Limits, screen: Screen, texts: bool = True) -> Path:
@@ -82,22 +63,16 @@ def report_comparison(folder: Path, *, limits: Limits, screen: Screen, texts: bo
     draft.save("scores", draft.scores)
     failures = {"folder": list(evidence.failures), "error": list(evidence.failures.values())}
     draft.save("failures", pd.DataFrame(failures))
-    path = folder / "report.html"
-    write_text_atomic(path, _render(draft, advice))
-    return path
+    return _write(draft, advice)
 
 
-def _render(draft: Draft, advice: Advice) -> str:
+def _write(draft: Draft, advice: Advice) -> Path:
     evidence = draft.evidence
-    template = resources.files("taskfit.report").joinpath("comparison.html")
-    # Texts come from the user's data: everything is escaped.
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.tests["known"] = lambda value: value is not None and not pd.isna(value)
     first, summaries = evidence.runs[0].result, _summaries(draft)
     counts = draft.runs.groupby("evaluation", sort=False)["num_examples"].max()
-    return environment.from_string(template.read_text("utf-8")).render(
+    return write_html(
+        evidence.folder,
+        "comparison.html",
         title=f"Methods compared on {first.task}",
         advice=advice.paragraphs,
         evidence=evidence,
@@ -107,8 +82,8 @@ def _render(draft: Draft, advice: Advice) -> str:
         metric_name=draft.name,
         metric_names=METRIC_NAMES,
         counts=counts.to_dict(),
-        main=next((one for one in summaries if one.size == draft.size), None),
-        others=[one for one in summaries if one.size != draft.size],
+        main=next((one for one in summaries if one["size"] == draft.size), None),
+        others=[one for one in summaries if one["size"] != draft.size],
         sections=sections_of(draft),
         hard=_listed(draft, "hard_examples", hard_examples),
         suspects=_listed(draft, "suspected_label_errors", suspected_label_errors),
@@ -118,7 +93,7 @@ def _render(draft: Draft, advice: Advice) -> str:
     )
 
 
-def _summaries(draft: Draft) -> list[SizeTable]:
+def _summaries(draft: Draft) -> list[dict[str, Any]]:
     """Compare all method variants at every size; the numbers go to `tables/comparison.csv`."""
     evidence = draft.evidence
     compared: dict[int, dict[str, AlignedPredictions]] = {}
@@ -139,7 +114,13 @@ def _summaries(draft: Draft) -> list[SizeTable]:
 
 def _size_table(
     draft: Draft, table: pd.DataFrame, sets: dict[str, AlignedPredictions]
-) -> SizeTable:
+) -> dict[str, Any]:
+    """Return the methods of one size side by side: `size`, `draws` that are compared, and `rows`.
+
+    A row of each method variant has `system`, its name, `method` and `model`, `cells` (evaluation
+    set -> row of `comparison_table`; none where it was not measured), `costs` (column of
+    `run_table` -> mean over the draws, NaN where unknown) and `commands` to run it again.
+    """
     evaluation, aligned = next(iter(sets.items()))
     size, draws = int(table["size"].iloc[0]), aligned.draws
     runs = draft.runs[draft.runs["evaluation"] == evaluation]
@@ -156,7 +137,7 @@ def _size_table(
         rows.append({**row, "cells": cells, "costs": costs, "commands": commands})
     best = table[table["evaluation"] == draft.evidence.in_domain].set_index("system")["score"]
     rows.sort(key=lambda row: -best.get(row["system"], -np.inf))
-    return SizeTable(size, draws, rows)
+    return {"size": size, "draws": draws, "rows": rows}
 
 
 def _listed(

@@ -33,7 +33,7 @@ from taskfit.report.plot_style import (
 )
 from taskfit.report.words import MEGABYTE, count, shorten
 from taskfit.stats import Reliability
-from taskfit.stats.metrics import FloatArray
+from taskfit.stats.arrays import FloatArray
 
 DODGE = 0.17  # decades over which systems of one size are set beside each other
 COST_AXES = {

@@ -4,24 +4,23 @@ Legend: N examples.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
 from taskfit.report.evidence import Evidence
-from taskfit.report.facts import AbstentionFacts, Answered, CalibrationFacts
 from taskfit.report.variants import MAJORITY, Candidate
 from taskfit.stats import reliability
 from taskfit.stats.abstention import risk_coverage, threshold_for_precision
+from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
 from taskfit.stats.comparison import ALPHA
-from taskfit.stats.metrics import FloatArray, IntArray, binned_error
+from taskfit.stats.metrics import binned_error, binomial_interval
 
-BoolArray = NDArray[np.bool_]
 # A point every so many answers is enough for a curve.
 CURVE_POINTS = 200
-# Precisions that are promised one after the other until one fails; the last is what is wanted.
+# Precisions that are promised one after the other until one fails; the last is the target.
 PRECISIONS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 NUM_SIMULATED = 500
 
@@ -53,7 +52,7 @@ def confidence_tables(
 
 def abstention_facts(
     evidence: Evidence, candidate: Candidate, others: Sequence[str], *, num_candidates: int
-) -> AbstentionFacts | None:
+) -> dict[str, Any] | None:
     """Return the threshold that keeps a precision in domain, and what it keeps elsewhere.
 
     Precisions are tried in rising order, each at the same level, up to the first that cannot be
@@ -61,7 +60,11 @@ def abstention_facts(
     others on the same examples, so the level is Bonferroni's over all of them.
 
     Returns:
-        None for the majority class, whose confidence says nothing about a text.
+        `promised` and `failed`: the highest precision that can be promised and the first that
+        cannot, None: none; `elsewhere`: what the threshold gives out of domain, None without
+        another set; `wanted_precision`: the highest that is tried; `num_candidates`: among which
+        the method was chosen on the same texts. None for the majority class, whose confidence says
+        nothing about a text.
     """
     if candidate.kind == MAJORITY:
         return None
@@ -79,23 +82,26 @@ def abstention_facts(
     if kept and kept.threshold is not None and others:
         there, right, _ = _confidence(evidence, candidate, others)
         elsewhere = _answered(right[there >= kept.threshold], len(there))
-    return AbstentionFacts(
-        wanted_precision=PRECISIONS[-1],
-        num_candidates=num_candidates,
-        draw=candidate.first.seed,
-        num_examples=len(confidence),
-        promised=kept,
-        failed=failed,
-        elsewhere=elsewhere,
-    )
+    return {
+        "wanted_precision": PRECISIONS[-1],
+        "num_candidates": num_candidates,
+        "draw": candidate.first.seed,
+        "num_examples": len(confidence),
+        "promised": kept,
+        "failed": failed,
+        "elsewhere": elsewhere,
+    }
 
 
-def _answered(correct: BoolArray, num_examples: int) -> Answered:
-    if not len(correct):
-        return Answered(0.0, 0, None, None)
-    found = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(method="exact")
-    interval = float(found.low), float(found.high)
-    return Answered(len(correct) / num_examples, len(correct), float(correct.mean()), interval)
+def _answered(correct: BoolArray, num_examples: int) -> dict[str, Any]:
+    """Return what is answered from a threshold on, and how much of it is right."""
+    num, right = len(correct), int(correct.sum())
+    return {
+        "coverage": num / num_examples,
+        "num_answered": num,
+        "precision": right / num if num else None,
+        "interval": binomial_interval(right, num, method="exact") if num else None,
+    }
 
 
 def _confidence(
@@ -111,7 +117,7 @@ def _confidence(
 
 def calibration_facts(
     evidence: Evidence, candidate: Candidate, evaluations: Sequence[str]
-) -> CalibrationFacts | None:
+) -> dict[str, Any] | None:
     """Return whether the confidence on some sets fits how often it is right.
 
     The expected calibration error is above 0 by chance alone, so it is compared with its 95th
@@ -119,6 +125,8 @@ def calibration_facts(
     Bröcker and Smith 2007).
 
     Returns:
+        Of the answers given `overconfidence`, confidence less accuracy, with its 95 % interval,
+        and `log_loss_of_frequencies`, that of always giving the labels' shares, among others.
         None where nothing was answered.
     """
     confidence, correct, gold = _confidence(evidence, candidate, evaluations)
@@ -138,14 +146,14 @@ def calibration_facts(
     results = [candidate.first.result.evaluations[name] for name in evaluations]
     counts = np.array([e.num_examples for e in results])
     shares = np.bincount(gold) / len(gold)
-    return CalibrationFacts(
-        num_examples=len(confidence),
-        accuracy=float(correct.mean()),
-        mean_confidence=float(confidence.mean()),
-        overconfidence=gap,
-        interval=(gap - reach, gap + reach),
-        ece=binned_error(confidence, correct),
-        ece_by_chance=float(np.quantile(simulated, 1 - ALPHA)),
-        log_loss=float(np.average([e.log_loss for e in results], weights=counts)),
-        log_loss_of_frequencies=float(stats.entropy(shares[shares > 0])),
-    )
+    return {
+        "num_examples": len(confidence),
+        "accuracy": float(correct.mean()),
+        "mean_confidence": float(confidence.mean()),
+        "overconfidence": gap,
+        "interval": (gap - reach, gap + reach),
+        "ece": binned_error(confidence, correct),
+        "ece_by_chance": float(np.quantile(simulated, 1 - ALPHA)),
+        "log_loss": float(np.average([e.log_loss for e in results], weights=counts)),
+        "log_loss_of_frequencies": float(stats.entropy(shares[shares > 0])),
+    }

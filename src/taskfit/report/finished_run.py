@@ -23,7 +23,8 @@ from taskfit.runs.predictions import renamed_columns
 from taskfit.runs.records import QUESTIONS_FILE, RunResult
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
-from taskfit.stats.metrics import FloatArray, IntArray, Reliability, reliability
+from taskfit.stats.arrays import FloatArray, IntArray
+from taskfit.stats.metrics import Reliability, reliability
 
 HISTORY_FILE = "metrics.jsonl"
 
@@ -131,8 +132,7 @@ class FinishedRun:
 
     def history(self) -> list[dict[str, Any]]:
         """Return the records of its training; empty without training."""
-        path = self.folder / HISTORY_FILE
-        return read_jsonl(path) if path.is_file() else []
+        return read_jsonl(self.folder / HISTORY_FILE)
 
     def predictions(self, evaluation: str) -> Predictions:
         """Read what it answered on an evaluation set.

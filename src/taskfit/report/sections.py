@@ -4,7 +4,6 @@ Numbers come from `tables.py` and `confidence.py`, pictures from `comparison_plo
 which method variants and sizes stand in which figure.
 """
 
-import base64
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from taskfit.report import comparison_plots as plots
 from taskfit.report import tables
 from taskfit.report.confidence import confidence_tables
 from taskfit.report.evidence import Evidence
+from taskfit.report.html_page import Picture, read_picture
 from taskfit.report.plot_style import Style
 from taskfit.report.run_plots import plot_confusion
 
@@ -28,30 +28,12 @@ MAX_LINES = 14  # method variants in one figure
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure in the draft.
-
-    Attributes:
-        alt: What it shows, in words.
-        data: Its PNG file, base64.
-        width, height: Pixels, so that the page does not jump.
-        table: The file with its numbers.
-    """
-
-    alt: str
-    data: str
-    width: int
-    height: int
-    table: str
-
-
-@dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with a note, and the figures below it."""
+    """A heading with a note, and the pictures below it."""
 
     title: str
     note: str
-    figures: list[Figure]
+    pictures: list[Picture]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,30 +58,23 @@ class Draft:
     scores: pd.DataFrame
     texts: bool = True
 
-    @property
-    def folder(self) -> Path:
-        """Return the comparison's folder."""
-        return self.evidence.folder
-
     def save(self, name: str, table: pd.DataFrame) -> str:
         """Write a table into the folder and return its path in it."""
         path = f"tables/{name}.csv"
-        write_text_atomic(self.folder / path, table.to_csv(index=False))
+        write_text_atomic(self.evidence.folder / path, table.to_csv(index=False))
         return path
 
-    def figure(self, name: str, table: str, draw: Callable[[Path], str | None]) -> Figure:
-        """Draw a figure into the folder and return it for the page."""
-        path = self.folder / "plots" / re.sub(r"[^\w.-]+", "-", name)
-        alt = draw(path) or ""
-        png = path.with_name(f"{path.name}.png").read_bytes()
-        # Width and height stand at fixed places of a PNG's header.
-        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
-        return Figure(alt, base64.b64encode(png).decode("ascii"), width, height, table)
+    def figure(
+        self, name: str, table: str, draw: Callable[[Path], str | None], alt: str = ""
+    ) -> Picture:
+        """Draw what stands in a table into the folder; `alt` where drawing returns no words."""
+        path = self.evidence.folder / "plots" / re.sub(r"[^\w.-]+", "-", name)
+        return read_picture(path, draw(path) or alt, caption=f"Numbers: {table}")
 
     def figures(
         self, name: str, table: str, draw: Callable[..., str], shown: Sequence[str]
-    ) -> list[Figure]:
-        """Draw a figure in panels, each of few enough method variants to tell them apart.
+    ) -> list[Picture]:
+        """Draw a figure in panels, each of few enough method variants to read.
 
         Args:
             name: Of the file, before the panel's number.
@@ -121,7 +96,7 @@ def sections_of(draft: Draft) -> list[Section]:
     if not draft.evidence.multi_label:
         sections += [_confusions(draft), _confidence(draft)]
     sections += [_training(draft), *_spreads(draft)]
-    return [section for section in sections if section.figures]
+    return [section for section in sections if section.pictures]
 
 
 def _domains(draft: Draft) -> Section:
@@ -193,11 +168,10 @@ def _confusions(draft: Draft) -> Section:
             labels=labels,
             num_examples=int(own["count"].sum()),
         )
-        draw = partial(plot_confusion, shown, title=candidate.name)
-        figure = draft.figure(f"confusion_{place:02}_{candidate.name}", table, draw)
         alt = f"Confusion matrix of {candidate.name} on {inside}, {num_draws} draws added up"
-        alt += f", {unanswered:,} without an answer" if unanswered else ""
-        figures.append(dataclasses.replace(figure, alt=f"{alt}."))
+        alt += f", {unanswered:,} without an answer." if unanswered else "."
+        draw = partial(plot_confusion, shown, title=candidate.name)
+        figures.append(draft.figure(f"confusion_{place:02}_{candidate.name}", table, draw, alt))
     note = f"On {inside}, {_labels(draft.size)}, draws added up, the best method first."
     return Section("Confusion matrices", note, figures)
 

@@ -10,12 +10,6 @@ import jinja2
 
 from taskfit.report.advice_template import TEMPLATE
 from taskfit.report.choice import CLOSE
-from taskfit.report.facts import (
-    AdviceFacts,
-    CalibrationFacts,
-    CandidateFacts,
-    DomainFacts,
-)
 from taskfit.report.variants import MAJORITY, TFIDF
 from taskfit.report.words import (
     COST_NAMES,
@@ -40,17 +34,17 @@ SAVES = {
 BASELINES = {MAJORITY: "the majority class", TFIDF: "TF-IDF"}
 
 
-def paragraphs_of(facts: AdviceFacts) -> list[str]:
+def paragraphs_of(facts: dict[str, Any]) -> list[str]:
     """Write the advice: what to do first, then details; a list of paragraphs."""
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     written = environment.from_string(TEMPLATE).make_module(_context(facts))
     without = {
-        "baselines": not facts.recommended,  # it stands alone
-        "domains": not facts.out_of_domain,
-        "domain_details": not facts.out_of_domain,
-        "calibration": not facts.calibration,
+        "baselines": not facts["recommended"],  # it stands alone
+        "domains": not facts["out_of_domain"],
+        "domain_details": not facts["out_of_domain"],
+        "calibration": not facts["calibration"],
     }
 
     def paragraphs(names: Sequence[str]) -> list[str]:
@@ -61,28 +55,32 @@ def paragraphs_of(facts: AdviceFacts) -> list[str]:
     return [*paragraphs(FIRST), "Details.", *paragraphs(DETAILS)]
 
 
-def _context(facts: AdviceFacts) -> dict[str, Any]:
+def _context(facts: dict[str, Any]) -> dict[str, Any]:
     """Return what the template calls by name: facts, phrases for lists, functions."""
-    choice, taken = facts.choice, facts.choice.recommended
-    against = {found.method: found for found in choice.against_recommended.differences}
-    costs = {c.method: c.train_seconds for c in choice.candidates}
-    first = {c.kind: c.method for c in reversed(choice.candidates)}  # the cheapest of each kind
+    choice, there = facts["choice"], facts["out_of_domain"]
+    taken, candidates = choice["recommended"], choice["candidates"]
+    against = {found.method: found for found in choice["against_recommended"].differences}
+    costs = {c["method"]: c["train_seconds"] for c in candidates}
+    first = {c["kind"]: c["method"] for c in reversed(candidates)}  # the cheapest of each kind
     baselines = {kind: against[first[kind]] for kind in BASELINES if first.get(kind) in against}
-    others = [c for c in choice.candidates if c.kind not in BASELINES and c.method in against]
+    others = [
+        c["method"] for c in candidates if c["kind"] not in BASELINES and c["method"] in against
+    ]
     several = "share of texts with exactly the right labels"
-    verdicts = facts.labels.verdicts.items()
-    smaller = facts.unknown.not_at_largest.items()
-    functions = (by, count, format_cost, joined, named, num, p_value, span, times_over, trust)
+    verdicts: dict[str, list[str]] = {}  # at the most labels
+    for name, labels in facts["labels"]["by_method"].items():
+        verdicts.setdefault(labels["gains"][-1].verdict, []).append(name)
+    functions = (by, count, format_cost, joined, lost, named, num, p_value, span, times_over, trust)
     return {
         **{function.__name__: function for function in functions},
         "facts": facts,
         "taken": taken,
         "choice": choice,
-        "recommended": facts.recommended,
-        "majority": taken.kind == MAJORITY,
-        "metric": several if facts.multi_label else METRIC_NAMES[facts.metric],
-        "to_best": against.get(choice.best.method),
-        "saves": SAVES.get(choice.saves or ""),
+        "recommended": facts["recommended"],
+        "majority": taken["kind"] == MAJORITY,
+        "metric": several if facts["multi_label"] else METRIC_NAMES[facts["metric"]],
+        "to_best": against.get(choice["best"]["method"]),
+        "saves": SAVES.get(choice["saves"] or ""),
         "to_baselines": [(BASELINES[kind], found) for kind, found in baselines.items()],
         "beaten": [
             f"{BASELINES[kind]} by {by(-found, p_value(found.adjusted_p_value))}"
@@ -92,21 +90,23 @@ def _context(facts: AdviceFacts) -> dict[str, Any]:
         "tfidf": baselines.get(TFIDF),
         "num_pairs": len(against) * (len(against) + 1) // 2,
         "others": others,
-        "beaten_others": [c.method for c in others if against[c.method].worse],
-        "equal_others": [c.method for c in others if not against[c.method].worse],
+        "beaten_others": [name for name in others if against[name].worse],
+        "equal_others": [name for name in others if not against[name].worse],
         "equal": [name for name, found in against.items() if not found.significant],
         "allowed": [
-            f"{COST_NAMES[c]} {format_cost(c, limit)}" for c, limit in facts.limits.items()
+            f"{COST_NAMES[c]} {format_cost(c, limit)}" for c, limit in facts["limits"].items()
         ],
-        "excluded": [_excluded(entry) for entry in facts.excluded],
+        "excluded": [_excluded(entry) for entry in facts["excluded"]],
         "scores": [
             f"{s.method} {num(s.mean)} ({span(s.interval)}, "
             f"{format_cost('train_seconds', costs[s.method])})"
-            for s in sorted(choice.against_best.scores, key=lambda score: -score.mean)
+            for s in sorted(choice["against_best"].scores, key=lambda score: -score.mean)
         ],
-        "by_set": _by_set(facts.out_of_domain, taken.method) if facts.out_of_domain else [],
-        "verdicts": [f"{verdict} for {joined(names)}" for verdict, names in verdicts],
-        "smaller": [f"{name} ({size:,})" for name, size in smaller],
+        "by_set": _by_set(there["by_set"], taken["method"]) if there else [],
+        "verdicts": [f"{verdict} for {joined(names)}" for verdict, names in verdicts.items()],
+        "smaller": [
+            f"{name} ({size:,})" for name, size in facts["unknown"]["not_at_largest"].items()
+        ],
         "HELPS": HELPS,
         "LITTLE": LITTLE,
         "CLOSE": CLOSE,
@@ -118,55 +118,66 @@ def by(found: Difference, more: str = "") -> str:
     return f"{num(found.difference)} ({span(found.interval)}{', ' if more else ''}{more})"
 
 
-def named(candidate: CandidateFacts) -> str:
+def named(candidate: dict[str, Any]) -> str:
     """Return a candidate with its model and its labels."""
-    if candidate.kind == MAJORITY:
+    if candidate["kind"] == MAJORITY:
         return BASELINES[MAJORITY]
-    name, model, labels = candidate.method, candidate.language_model, candidate.num_labels
+    name, model = candidate["method"], candidate["language_model"]
     with_model = f" with {model}" if model and f"({model})" not in name else ""
-    using = f" on {count(labels, 'label')}" if labels else ", which needs no labels"
-    return f"{name}{with_model}{using}"
+    return f"{name}{with_model}{_on_labels(candidate) or ', which needs no labels'}"
 
 
-def times_over(candidate: CandidateFacts) -> str:
+def _on_labels(candidate: dict[str, Any]) -> str:
+    labels = candidate["num_labels"]
+    return f" on {count(labels, 'label')}" if labels else ""
+
+
+def times_over(candidate: dict[str, Any]) -> str:
     """Return by how much a candidate exceeds the limits."""
     return joined(
         f"its {COST_NAMES[cost]} was not measured"
         if ratio is None
-        else f"its {COST_NAMES[cost]} of {format_cost(cost, candidate.cost(cost))} is {ratio:.1f} "
+        else f"its {COST_NAMES[cost]} of {format_cost(cost, candidate[cost])} is {ratio:.1f} "
         "times the limit"
-        for cost, ratio in candidate.over.items()
+        for cost, ratio in candidate["over"].items()
     )
 
 
-def trust(found: CalibrationFacts) -> str:
+def lost(found: dict[str, Any]) -> str:
+    """Return what is lost out of domain, or gained where that is more."""
+    loss, (low, high) = found["loss"], found["interval"]
+    if loss < 0:
+        return f"{num(-loss)} ({span((-high, -low))}) higher"
+    return f"{num(loss)} ({span((low, high))}) lower"
+
+
+def trust(found: dict[str, Any]) -> str:
     """Return how well confidence fits."""
-    low, high = found.interval
-    numbers = f"(mean {num(found.mean_confidence)}, right {num(found.accuracy)})"
+    low, high = found["interval"]
+    numbers = f"(mean {num(found['mean_confidence'])}, right {num(found['accuracy'])})"
     if low > 0 or high < 0:
         return f"is too {'high' if low > 0 else 'low'} {numbers}"
-    if found.ece > found.ece_by_chance:
+    if found["ece"] > found["ece_by_chance"]:
         return f"fits on average {numbers} but not at every level"
     return f"fits how often it is right {numbers}"
 
 
-def _excluded(entry: CandidateFacts) -> str:
+def _excluded(entry: dict[str, Any]) -> str:
     reasons = joined(
         f"no {COST_NAMES[cost]} measured"
         if ratio is None
         else f"{ratio:.1f} times the {COST_NAMES[cost]}"
-        for cost, ratio in entry.over.items()
+        for cost, ratio in entry["over"].items()
     )
     gain = ""
-    if entry.gain is not None and entry.gain_interval is not None:
-        gain = f"; {num(entry.gain)}, {span(entry.gain_interval)}"
-    size = f" on {count(entry.num_labels, 'label')}" if entry.num_labels else ""
-    return f"{entry.method}{size} ({reasons}{gain})"
+    if entry["gain"] is not None:
+        gain = f"; {num(entry['gain'])}, {span(entry['gain_interval'])}"
+    return f"{entry['method']}{_on_labels(entry)} ({reasons}{gain})"
 
 
-def _by_set(found: DomainFacts, method: str) -> list[str]:
+def _by_set(by_set: dict[str, dict[str, float]], method: str) -> list[str]:
     parts = []
-    for name, scores in found.by_set.items():
+    for name, scores in by_set.items():
         best = max(scores, key=lambda other: scores[other])
         lead = "the highest" if best == method else f"highest {best} {num(scores[best])}"
         parts.append(f"{name} {num(scores[method])} ({lead})")

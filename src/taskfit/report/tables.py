@@ -18,7 +18,7 @@ from taskfit.report.evidence import Evidence
 from taskfit.report.finished_run import FinishedRun
 from taskfit.report.plot_style import smoothed
 from taskfit.report.variants import Candidate
-from taskfit.stats.metrics import FloatArray
+from taskfit.stats.arrays import FloatArray
 
 DEMONSTRATION_KEYS = tuple(
     f"method.{key}" for key in ("num_demonstrations", "demonstrations", "retriever", "num_orders")

@@ -7,7 +7,7 @@ everything but the scores.
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -128,9 +128,11 @@ def coverage_record(
         return []
     gold = question.gold(examples)
     return [
-        achieved_coverage(
-            prediction_sets(probabilities, threshold(scores, level)), gold, coverage=level
-        ).to_dict()
+        asdict(
+            achieved_coverage(
+                prediction_sets(probabilities, threshold(scores, level)), gold, coverage=level
+            )
+        )
         for level in LEVELS
         if num_needed(level) <= len(scores)
     ]

@@ -8,16 +8,13 @@ Legend: N examples, A answered examples, K different confidences.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from taskfit.errors import SettingsError
-from taskfit.stats.metrics import FloatArray, IntArray
-
-BoolArray = NDArray[np.bool_]
+from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
+from taskfit.stats.metrics import binomial_interval
 
 LEVEL = 0.95
 # The sequence of thresholds steps down by this share of the answered examples.
@@ -36,28 +33,17 @@ class RiskCoverage:
         coverage: Share of all N examples answered, (K,).
         risk: Share of wrong answers among the answered, (K,).
         aurc: Area under the curve, the mean risk over coverages; None without an answer.
-        excess_aurc: `aurc` less that of the same answers in the best order; None without an
-            answer.
     """
 
     thresholds: FloatArray
     coverage: FloatArray
     risk: FloatArray
     aurc: float | None
-    excess_aurc: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        plain = dataclasses.asdict(self)
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in plain.items()
-        }
 
 
 @dataclass(frozen=True, slots=True)
 class AbstentionThreshold:
-    """The lowest threshold that keeps a wanted precision, as held-out examples show.
+    """The lowest threshold that keeps a requested precision, as held-out examples show.
 
     Attributes:
         wanted_precision: What was asked for.
@@ -73,24 +59,20 @@ class AbstentionThreshold:
 
     wanted_precision: float
     confidence_level: float
-    threshold: float | None
-    precision: float | None
-    precision_lower_bound: float | None
-    coverage: float
-    coverage_interval: tuple[float, float] | None
-    num_answered: int
-    reason: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return dataclasses.asdict(self)
+    threshold: float | None = None
+    precision: float | None = None
+    precision_lower_bound: float | None = None
+    coverage: float = 0.0
+    coverage_interval: tuple[float, float] | None = None
+    num_answered: int = 0
+    reason: str | None = None
 
 
 def risk_coverage(confidence: FloatArray, correct: BoolArray) -> RiskCoverage:
     """Return the risk-coverage curve and the area under it.
 
     The curve is El-Yaniv and Wiener's (2010); the area is the mean over k = 1..A of the risk of
-    the k surest answers (Geifman, Uziel and El-Yaniv 2019, AURC and E-AURC). Equally sure answers
+    the k surest answers (Geifman, Uziel and El-Yaniv 2019, AURC). Equally sure answers
     are given together: between two points of the curve the risk is its mean over their orders, so
     that the order of the examples changes nothing. Examples without an answer bound the coverage
     and are in no mean.
@@ -102,28 +84,22 @@ def risk_coverage(confidence: FloatArray, correct: BoolArray) -> RiskCoverage:
     Raises:
         ValueError: If there is no example, shapes do not fit, or a confidence is out of range.
     """
-    steps = _steps(confidence, correct)
-    if not len(steps.answered):
-        empty = np.empty(0)
-        return RiskCoverage(empty, empty, empty, None, None)
-    ranks = np.arange(1, steps.answered[-1] + 1)  # (A,)
+    thresholds, answered, wrong = _steps(confidence, correct)
+    ranks = np.arange(1, answered.max(initial=0) + 1)  # (A,)
     # Within a group of equals, errors come evenly.
-    errors = np.interp(ranks, np.append(0, steps.answered), np.append(0, steps.wrong))
-    fewest = np.maximum(ranks - (steps.answered[-1] - steps.wrong[-1]), 0)  # all wrong ones last
-    aurc = float((errors / ranks).mean())
+    errors = np.interp(ranks, np.append(0, answered), np.append(0, wrong))
     return RiskCoverage(
-        thresholds=steps.confidence,
-        coverage=steps.answered / len(confidence),
-        risk=steps.wrong / steps.answered,
-        aurc=aurc,
-        excess_aurc=aurc - float((fewest / ranks).mean()),
+        thresholds=thresholds,
+        coverage=answered / len(confidence),
+        risk=wrong / answered,
+        aurc=float((errors / ranks).mean()) if len(ranks) else None,
     )
 
 
 def threshold_for_precision(
     confidence: FloatArray, correct: BoolArray, *, precision: float, confidence_level: float = LEVEL
 ) -> AbstentionThreshold:
-    """Return the lowest threshold at which precision is at least the wanted one, with a guarantee.
+    """Return the lowest threshold at which precision is at least the requested, with a guarantee.
 
     Thresholds are tested from high to low, each by Clopper and Pearson's lower bound (1934) on
     the precision of what it answers; the last one before the first that fails is chosen. A fixed
@@ -138,8 +114,8 @@ def threshold_for_precision(
     Args:
         confidence: Of held-out examples, in [0, 1], NaN where there is no answer, (N,).
         correct: Whether the answer is right; not looked at where there is none, (N,).
-        precision: Wanted share of right answers among the answered, in (0, 1).
-        confidence_level: Wanted chance that the promise holds, in (0, 1).
+        precision: Requested share of right answers among the answered, in (0, 1).
+        confidence_level: Requested chance that the promise holds, in (0, 1).
 
     Raises:
         SettingsError: If precision or confidence level is not between 0 and 1.
@@ -147,9 +123,9 @@ def threshold_for_precision(
     """
     _check_share("precision", precision)
     _check_share("confidence level", confidence_level)
-    steps = _steps(confidence, correct)
-    refused = AbstentionThreshold(precision, confidence_level, None, None, None, 0.0, None, 0, None)
-    num_answered = int(steps.answered[-1]) if len(steps.answered) else 0
+    thresholds, answered, wrong = _steps(confidence, correct)
+    refused = AbstentionThreshold(precision, confidence_level)
+    num_answered = int(answered.max(initial=0))
     fewest = _fewest(precision, confidence_level)
     if num_answered < fewest:
         reason = (
@@ -157,26 +133,26 @@ def threshold_for_precision(
             f"precision takes at least {fewest}, even without a mistake."
         )
         return dataclasses.replace(refused, reason=reason)
-    right = steps.answered - steps.wrong
-    bounds = lower_bound(right, steps.answered, confidence_level=confidence_level)
-    tested = _sequence(steps.answered, _start(fewest, num_answered, precision, confidence_level))
+    right = answered - wrong
+    bounds = lower_bound(right, answered, confidence_level=confidence_level)
+    tested = _sequence(answered, _start(fewest, num_answered, precision, confidence_level))
     passed = bounds[tested] >= precision
     if not passed[0]:
         first = tested[0]
         reason = (
-            f"Of the {steps.answered[first]} surest answers {right[first]} are right, a precision "
+            f"Of the {answered[first]} surest answers {right[first]} are right, a precision "
             f"of at least {bounds[first]:.3f} at {confidence_level:g} confidence."
         )
         return dataclasses.replace(refused, reason=reason)
     last = int(tested[len(passed) - 1 if passed.all() else passed.argmin() - 1])
-    count = int(steps.answered[last])
+    count = int(answered[last])
     return dataclasses.replace(
         refused,
-        threshold=_between(steps.confidence, last),
+        threshold=_between(thresholds, last),
         precision=float(right[last] / count),
         precision_lower_bound=float(bounds[last]),
         coverage=count / len(confidence),
-        coverage_interval=_coverage_interval(count, len(confidence)),
+        coverage_interval=binomial_interval(count, len(confidence), method="exact"),
         num_answered=count,
     )
 
@@ -200,28 +176,13 @@ def lower_bound(successes: IntArray, trials: IntArray, *, confidence_level: floa
 def _check_share(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise SettingsError(
-            f"The wanted {name} is {value:g}. It lies between 0 and 1 and is neither; 0.95 is a "
+            f"The requested {name} is {value:g}. It lies between 0 and 1 and is neither; 0.95 is a "
             "usual value."
         )
 
 
-def _coverage_interval(num_answered: int, num_examples: int) -> tuple[float, float]:
-    """Return Clopper and Pearson's two-sided interval."""
-    test = stats.binomtest(num_answered, num_examples)
-    interval = test.proportion_ci(confidence_level=LEVEL, method="exact")
-    return float(interval.low), float(interval.high)
-
-
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    """Different confidences from high to low, and the answers and mistakes down to each, (K,)."""
-
-    confidence: FloatArray
-    answered: IntArray
-    wrong: IntArray
-
-
-def _steps(confidence: FloatArray, correct: BoolArray) -> _Steps:
+def _steps(confidence: FloatArray, correct: BoolArray) -> tuple[FloatArray, IntArray, IntArray]:
+    """Return different confidences from high to low, answers and mistakes down to each, (K,)."""
     if confidence.shape != correct.shape or confidence.ndim != 1 or not len(confidence):
         raise ValueError(
             f"{confidence.shape} confidences do not fit {correct.shape} answers; both are of "
@@ -234,7 +195,7 @@ def _steps(confidence: FloatArray, correct: BoolArray) -> _Steps:
     values, group = np.unique(given, return_inverse=True)
     counts = np.bincount(group, minlength=len(values))[::-1]
     wrong = np.bincount(group[~correct[answered]], minlength=len(values))[::-1]
-    return _Steps(values[::-1], counts.cumsum(), wrong.cumsum())
+    return values[::-1], counts.cumsum(), wrong.cumsum()
 
 
 def _fewest(precision: float, confidence_level: float) -> int:
@@ -267,8 +228,7 @@ def _start(fewest: int, num_answered: int, precision: float, confidence_level: f
 def _sequence(answered: IntArray, start: int) -> IntArray:
     """Return the places of the thresholds to test, from high to low."""
     steps = np.ceil(answered[-1] * np.arange(1, NUM_STEPS + 1) / NUM_STEPS).astype(int)
-    wanted = np.append(start, steps[steps > start])
-    return np.unique(np.searchsorted(answered, wanted))
+    return np.unique(np.searchsorted(answered, np.append(start, steps[steps > start])))
 
 
 def _between(confidence: FloatArray, place: int) -> float:

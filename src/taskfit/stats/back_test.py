@@ -3,16 +3,14 @@
 Legend: S numbers of labels, D draws.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from taskfit.stats.arrays import FloatArray
 from taskfit.stats.learning_curve import LEVEL, ROUNDING, fit_learning_curve
-from taskfit.stats.metrics import FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +32,6 @@ class BackTest:
     interval: tuple[float, float]
     score: float
     covered: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return dataclasses.asdict(self)
 
 
 def back_test(sizes: Sequence[float], scores: FloatArray, *, seed: int = 0) -> list[BackTest]:

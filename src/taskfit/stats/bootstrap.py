@@ -9,10 +9,8 @@ Legend: N examples, U kinds of examples, B resamples, b resamples of a block.
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from taskfit.stats.arrays import FloatArray, IntArray
 
 NUM_RESAMPLES = 1000
 BLOCK = 4_000_000  # numbers held at once, 32 MB

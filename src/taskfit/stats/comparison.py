@@ -8,21 +8,15 @@ Legend: M methods, D draws, N examples, C classes, U distinct columns of answers
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import sparse, stats
+from scipy import stats
 
 from taskfit.errors import SettingsError
-from taskfit.stats.bootstrap import resample_counts
-from taskfit.stats.metrics import METRICS, FloatArray, IntArray
-from taskfit.stats.metrics import macro_f1_from_counts as macro_f1
-from taskfit.stats.metrics import mcc_from_counts as mcc
-from taskfit.stats.paired import holm, mcnemar
-
-BoolArray = NDArray[np.bool_]
+from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
+from taskfit.stats.metrics import METRICS
+from taskfit.stats.paired import holm, mcnemar, resampled_scores
 
 LEVEL = 0.95
 ALPHA = 0.05
@@ -100,7 +94,8 @@ class Comparison:
         best: The method with the highest mean, the first of equals.
         reference: The method that differences are taken to, at first the best.
         scores: A score a method, in the order given.
-        differences_to: Reference -> a difference to it for every other method, in the order given.
+        differences: A difference to the reference for every other method, in the order given.
+        differences_to: The same of every reference.
     """
 
     metric: str
@@ -109,23 +104,15 @@ class Comparison:
     best: str
     reference: str
     scores: list[MethodScore]
-    differences_to: dict[str, list[Difference]]
-
-    @property
-    def differences(self) -> list[Difference]:
-        """Return the differences to the reference."""
-        return self.differences_to[self.reference]
+    differences: list[Difference]
+    differences_to: dict[str, list[Difference]] = field(repr=False)
 
     def relative_to(self, reference: str) -> "Comparison":
         """Return the same with differences to another method; ValueError if it is unknown."""
         if reference not in self.differences_to:
             raise ValueError(f"{reference!r} is not in {', '.join(self.differences_to)}.")
-        return dataclasses.replace(self, reference=reference)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, of differences those to the reference."""
-        plain = dataclasses.asdict(self)
-        return plain | {"differences": plain.pop("differences_to")[self.reference]}
+        differences = self.differences_to[reference]
+        return dataclasses.replace(self, reference=reference, differences=differences)
 
 
 def compare_methods(
@@ -184,57 +171,9 @@ def compare_methods(
     correct = predicted == gold
     if metric == "accuracy":  # one class and no answer: few cells, whatever the classes were
         predicted, gold = np.where(correct, 0, -1), np.zeros_like(gold)
-    return _compare(*_score(predicted, gold, metric, seed), correct, methods=methods, metric=metric)
-
-
-def _score(
-    predicted: IntArray, gold: IntArray, metric: str, seed: int
-) -> tuple[FloatArray, FloatArray]:
-    """Return scores of every method and draw, (M, D), and on resampled examples, (M, D, B).
-
-    What is resampled are the cells of the joint table of gold and all predictions, the same
-    distribution as resampling examples. A sparse product turns weights of cells into each
-    method's confusion counts, at a cost that does not grow with C.
-    """
-    num_methods, num_draws, num_examples = predicted.shape
-    num_classes = int(max(gold.max(), predicted.max())) + 1
-    # No answer is one more class, the last.
-    answers = np.where(predicted < 0, num_classes, predicted).reshape(-1, num_examples)
-    columns, counts = np.unique(np.vstack((gold, answers)), axis=1, return_counts=True)
-    gold_cells, rows = columns[0], columns[1:]  # (U,), (M * D, U)
-    to_gold, *to_predicted = (_indicator(row, num_classes + 1) for row in columns)
-
-    def score(weights: FloatArray) -> FloatArray:  # (B, U) -> (M * D, B)
-        gold_counts = _sums(to_gold, weights)
-        scored = np.empty((len(rows), len(weights)))
-        for k, row in enumerate(rows):
-            hits = _sums(to_predicted[k], weights * (row == gold_cells))
-            if metric == "accuracy":
-                scored[k] = hits.sum(axis=1) / num_examples
-                continue
-            predicted_counts = _sums(to_predicted[k], weights)
-            if metric == "mcc":
-                scored[k] = mcc(hits, gold_counts, predicted_counts, num_examples)
-            else:  # no answer has no F1 of its own
-                scored[k] = macro_f1(*(n[:, :-1] for n in (hits, gold_counts, predicted_counts)))
-        return scored
-
-    observed = score(counts[None].astype(np.float64))
-    blocks = resample_counts(counts, np.random.default_rng(seed))
-    resampled = np.concatenate([score(block.astype(np.float64)) for block in blocks], axis=1)
-    shape = (num_methods, num_draws)
-    return observed.reshape(shape), resampled.reshape(*shape, -1)
-
-
-def _indicator(classes: IntArray, num_classes: int) -> sparse.csr_array[np.float64]:
-    """Return a matrix that sums columns of cells into classes, (C, U)."""
-    place = (classes, np.arange(len(classes)))
-    return sparse.csr_array((np.ones(len(classes)), place), shape=(num_classes, len(classes)))
-
-
-def _sums(indicator: sparse.csr_array[np.float64], weights: FloatArray) -> FloatArray:
-    """Return the sums of weights of cells by class, (B, C) from (C, U) and (B, U)."""
-    return np.asarray(indicator @ weights.T).T
+    return _compare(
+        *resampled_scores(predicted, gold, metric, seed), correct, methods=methods, metric=metric
+    )
 
 
 def _compare(
@@ -275,6 +214,10 @@ def _compare(
         )
 
     best = methods[int(means[:-1].argmax())]
+    differences_to = {
+        name: [difference(i, base) for i in range(num_methods) if i != base]
+        for base, name in enumerate(methods)
+    }
     return Comparison(
         metric=metric,
         num_draws=num_draws,
@@ -292,10 +235,8 @@ def _compare(
             )
             for i, name in enumerate(methods)
         ],
-        differences_to={
-            name: [difference(i, base) for i in range(num_methods) if i != base]
-            for base, name in enumerate(methods)
-        },
+        differences=differences_to[best],
+        differences_to=differences_to,
     )
 
 

@@ -13,16 +13,12 @@ Legend: N examples, L labels, n held-out examples.
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from taskfit.errors import SettingsError
-from taskfit.stats.metrics import FloatArray, IntArray
-
-BoolArray = NDArray[np.bool_]
+from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
+from taskfit.stats.metrics import binomial_interval
 
 LEVELS = (0.8, 0.9, 0.95)
 
@@ -45,16 +41,6 @@ class AchievedCoverage:
     mean_size: float
     single: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "coverage": self.coverage,
-            "achieved": self.achieved,
-            "interval": list(self.interval),
-            "mean_size": self.mean_size,
-            "single": self.single,
-        }
-
 
 def conformal_scores(probabilities: FloatArray, gold: IntArray) -> FloatArray:
     """Return 1 - p(right label) of each example, (N,); infinite where there is no answer.
@@ -72,7 +58,7 @@ def threshold(scores: FloatArray, coverage: float) -> float:
 
     Args:
         scores: Of held-out examples, (n,).
-        coverage: Wanted chance that the right label is in, between 0 and 1.
+        coverage: Requested chance that the right label is in, between 0 and 1.
 
     Raises:
         SettingsError: If the coverage is not between 0 and 1, or n is too small for it.
@@ -96,7 +82,7 @@ def class_thresholds(
     Args:
         scores: Of held-out examples, (n,).
         gold: Indices of their labels, (n,).
-        coverage: Wanted chance, given the right label, that it is in.
+        coverage: Requested chance, given the right label, that it is in.
         num_labels: L.
 
     Raises:
@@ -133,11 +119,10 @@ def achieved_coverage(sets: BoolArray, gold: IntArray, *, coverage: float) -> Ac
     """Measure prediction sets, (N, L), against the right labels, (N,)."""
     sizes = sets.sum(axis=1)
     held = int(sets[np.arange(len(gold)), gold].sum())
-    interval = stats.binomtest(held, len(gold)).proportion_ci(method="wilson")
     return AchievedCoverage(
         coverage=coverage,
         achieved=held / len(gold),
-        interval=(float(interval.low), float(interval.high)),
+        interval=binomial_interval(held, len(gold), method="wilson"),
         mean_size=float(sizes.mean()),
         single=float((sizes == 1).mean()),
     )
@@ -145,8 +130,8 @@ def achieved_coverage(sets: BoolArray, gold: IntArray, *, coverage: float) -> Ac
 
 def num_needed(coverage: float) -> int:
     """Return the fewest held-out examples with which a coverage can be promised."""
-    wanted = _exact(coverage)
-    return math.ceil(wanted / (1 - wanted))
+    share = _exact(coverage)
+    return math.ceil(share / (1 - share))
 
 
 def check_coverage(coverage: float) -> float:
@@ -157,7 +142,7 @@ def check_coverage(coverage: float) -> float:
     """
     if not 0 < _exact(coverage) < 1:
         raise SettingsError(
-            f"The wanted coverage is {coverage:g}. It is a share between 0 and 1 and neither of "
+            f"The requested coverage is {coverage:g}. It is a share between 0 and 1 and neither of "
             "them; 0.9 is a usual value."
         )
     return coverage

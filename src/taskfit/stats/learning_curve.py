@@ -5,16 +5,14 @@ Arrays in, numbers out. A metric is one of `METRICS`, whose best value is 1; its
 Legend: S numbers of labels, D draws, B resamples, G exponents tried.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from taskfit.errors import SettingsError
+from taskfit.stats.arrays import FloatArray
 from taskfit.stats.bootstrap import NUM_RESAMPLES
-from taskfit.stats.metrics import FloatArray
 
 LEVEL = 0.95
 WORTHWHILE = 0.01
@@ -66,10 +64,6 @@ class Gain:
     verdict: str
     reason: str | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LearningCurve:
@@ -94,19 +88,10 @@ class LearningCurve:
     asymptote: float | None
     scale: float | None
     exponent: float | None
-    resamples: FloatArray
+    resamples: FloatArray = field(repr=False)
     rising: bool
     falling: bool
     reason: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, without the resamples."""
-        plain = dataclasses.asdict(self)
-        del plain["resamples"]
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in plain.items()
-        }
 
     def forecast(self, num_labels: Sequence[float]) -> list[Forecast]:
         """Return the expected score at some numbers of labels, with 95 % percentile intervals.

@@ -6,16 +6,14 @@ Legend: N examples, C classes, B bootstrap resamples.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy import stats
 from sklearn.metrics import confusion_matrix, f1_score, log_loss
 
+from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
 from taskfit.stats.bootstrap import percentile_interval, resample, resample_counts
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 METRICS = ("accuracy", "mcc", "macro_f1")
 NUM_BINS = 15
@@ -59,9 +57,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        plain = dataclasses.asdict(self)
-        plain["intervals"] = {name: list(pair) for name, pair in self.intervals.items()}
-        return plain
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
@@ -104,45 +100,35 @@ def evaluate_probabilities(
             f"{probabilities.shape} probabilities do not fit {len(gold)} examples of "
             f"{len(labels)} classes; both must be there, a row an example, a column a class."
         )
-    unanswered = np.isnan(probabilities).all(axis=1)
+    unanswered: BoolArray = np.asarray(np.isnan(probabilities).all(axis=1))
     if not np.isfinite(probabilities[~unanswered]).all():
         raise ValueError("Some probabilities are not finite.")
-    # No answer is one more class, which is never the right one.
-    predicted = np.where(unanswered, len(labels), _filled(probabilities).argmax(axis=1))
-    classes = np.arange(len(labels))
-    clipped = np.clip(_filled(probabilities), SMALLEST, 1.0)
+    # Even odds where there is no answer.
+    filled = np.where(unanswered[:, None], 1 / len(labels), probabilities)
+    # No answer is one more class, the last, which is never the right one.
+    predicted = np.where(unanswered, len(labels), filled.argmax(axis=1))
+    classes = np.arange(len(labels) + 1)
+    clipped = np.clip(filled, SMALLEST, 1.0)
     clipped /= clipped.sum(axis=1, keepdims=True)
-    answered = ~unanswered
-    matrix = (
-        confusion_matrix(gold[answered], predicted[answered], labels=classes)
-        if answered.any()
-        else np.zeros((len(labels), len(labels)), int)
+    matrix = confusion_matrix(gold, predicted, labels=classes)
+    hits, of_gold, of_predicted = (
+        x[None].astype(np.float64) for x in (np.diag(matrix), matrix.sum(1), matrix.sum(0))
     )
+    answered, right = ~unanswered, predicted == gold
     present = np.setdiff1d(np.union1d(gold, predicted), [len(labels)])
     return Evaluation(
         num_examples=len(gold),
-        accuracy=float((predicted == gold).mean()),
-        mcc=_single_mcc(gold, predicted, len(labels) + 1),
+        accuracy=float(right.mean()),
+        # scikit-learn's warns where gold and predictions are one class.
+        mcc=float(mcc_from_counts(hits, of_gold, of_predicted, len(gold))[0]),
         macro_f1=float(f1_score(gold, predicted, labels=present, average="macro", zero_division=0)),
-        log_loss=float(log_loss(gold, clipped, labels=classes)),
-        ece=_ece(probabilities[answered], gold[answered]) if answered.any() else 0.0,
-        confusion_matrix=matrix.tolist(),
+        log_loss=float(log_loss(gold, clipped, labels=classes[:-1])),
+        ece=binned_error(filled[answered].max(axis=1), right[answered]),
+        confusion_matrix=matrix[:-1, :-1].tolist(),
         labels=list(labels),
         intervals=_bootstrap(clipped, gold, predicted, len(labels) + 1, seed),
         num_unanswered=int(unanswered.sum()),
     )
-
-
-def _single_mcc(gold: IntArray, predicted: IntArray, num_classes: int) -> float:
-    # scikit-learn's warns where gold and predictions are one class.
-    counts = [np.bincount(x, minlength=num_classes)[None].astype(float) for x in (gold, predicted)]
-    hits = np.bincount(gold[gold == predicted], minlength=num_classes)[None].astype(float)
-    return float(mcc_from_counts(hits, counts[0], counts[1], len(gold))[0])
-
-
-def _filled(probabilities: FloatArray) -> FloatArray:
-    """Return even odds where there is no answer."""
-    return np.where(np.isnan(probabilities), 1 / probabilities.shape[1], probabilities)
 
 
 def reliability(probabilities: FloatArray, gold: IntArray) -> Reliability:
@@ -159,16 +145,15 @@ def reliability(probabilities: FloatArray, gold: IntArray) -> Reliability:
     )
 
 
-def binned_error(confidence: FloatArray, right: NDArray[np.bool_]) -> float:
-    """Return the expected calibration error of confidences, (N,), and whether each was right."""
+def binned_error(confidence: FloatArray, right: BoolArray) -> float:
+    """Return the expected calibration error of confidences, (N,), and whether each was right.
+
+    0 where nothing was answered.
+    """
     bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     # Of each bin the sum of differences; the bin's share of N cancels its mean.
     gaps = np.bincount(bins, right - confidence, NUM_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
-
-
-def _ece(probabilities: FloatArray, gold: IntArray) -> float:
-    return binned_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == gold)
+    return float(np.abs(gaps).sum() / max(len(confidence), 1))
 
 
 def _bootstrap(
@@ -217,3 +202,17 @@ def macro_f1_from_counts(hits: FloatArray, gold: FloatArray, predicted: FloatArr
     both = gold + predicted
     f1 = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
     return np.asarray(f1.sum(1) / np.maximum((both > 0).sum(1), 1))
+
+
+def binomial_interval(
+    successes: int, trials: int, *, method: Literal["wilson", "exact"]
+) -> tuple[float, float]:
+    """Return the 95 % interval of a share.
+
+    Args:
+        successes: What is counted.
+        trials: Among which, at least one.
+        method: `wilson` (Wilson 1927), or `exact` (Clopper and Pearson 1934).
+    """
+    interval = stats.binomtest(successes, trials).proportion_ci(method=method)
+    return float(interval.low), float(interval.high)

@@ -6,17 +6,17 @@ Legend: N examples, L labels, B bootstrap resamples.
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
 from taskfit.stats.bootstrap import percentile_interval, resample
-from taskfit.stats.metrics import SMALLEST, Evaluation, FloatArray, IntArray, binned_error
+from taskfit.stats.metrics import SMALLEST, Evaluation, binned_error
 
 THRESHOLD = 0.5
 
 
 def evaluate_multi_label(
     probabilities: FloatArray,
-    present: NDArray[np.bool_],
+    present: BoolArray,
     *,
     labels: Sequence[str],
     seed: int = 0,
@@ -66,8 +66,8 @@ def evaluate_multi_label(
 
 
 def _bootstrap(
-    cells: NDArray[np.int64],
-    right: NDArray[np.bool_],
+    cells: IntArray,
+    right: BoolArray,
     losses: FloatArray,
     generator: np.random.Generator,
 ) -> dict[str, tuple[float, float]]:
@@ -83,7 +83,7 @@ def _bootstrap(
     return {name: percentile_interval(column) for name, column in zip(names, values.T, strict=True)}
 
 
-def _mcc_and_f1(counts: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+def _mcc_and_f1(counts: IntArray) -> tuple[FloatArray, FloatArray]:
     """Return MCC and F1 of each label from its four cells, (L, 4); 0 where undefined."""
     tn, fp, fn, tp = counts.T.astype(np.float64)
     spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))

@@ -3,18 +3,13 @@
 Legend: N examples, L labels, S slices.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
-from taskfit.stats.metrics import FloatArray, IntArray, macro_f1_from_counts
-
-BoolArray = NDArray[np.bool_]
+from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
+from taskfit.stats.metrics import binomial_interval, macro_f1_from_counts
 
 FEWEST = 30
 WIDEST = 0.2
@@ -24,7 +19,7 @@ CROSS = " x "
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Metrics of one slice.
+    """Metrics of one slice, in the order of the columns of `slices.csv`.
 
     Attributes:
         by: The columns, joined by ` x `.
@@ -46,10 +41,6 @@ class Slice:
     accuracy_high: float
     macro_f1: float
     is_uncertain: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, in the order of the columns of `slices.csv`."""
-        return dataclasses.asdict(self)
 
 
 def slice_classes(
@@ -127,8 +118,7 @@ def _slices(
     for by, groups in group_rows(columns).items():
         for value, rows in groups.items():
             hits, count = int(right[rows].sum()), len(rows)
-            interval = stats.binomtest(hits, count).proportion_ci(method="wilson")
-            low, high = float(interval.low), float(interval.high)
+            low, high = binomial_interval(hits, count, method="wilson")
             slices.append(
                 Slice(
                     by=by,

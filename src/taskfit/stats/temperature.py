@@ -10,13 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
 
-from taskfit.stats.metrics import SMALLEST, FloatArray, IntArray
-
-BoolArray = NDArray[np.bool_]
+from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
+from taskfit.stats.metrics import SMALLEST
 
 FEWEST = 20
 LOWEST, HIGHEST = 0.05, 1000.0
@@ -121,19 +119,17 @@ def _fit(
     loss: Callable[[float], float], num_examples: int, *, num_kinds: int, all_right: bool
 ) -> TemperatureFit:
     """Minimize over log T; in 1/T the loss is convex, so it has one valley."""
+    reason = None
     if num_examples < FEWEST:
         reason = f"{num_examples} held-out examples have an answer; it takes at least {FEWEST}"
-        return TemperatureFit(1.0, num_examples, reason)
-    if num_kinds < 2:
+    elif num_kinds < 2:
         reason = f"all {num_examples} held-out examples have the same label"
-        return TemperatureFit(1.0, num_examples, reason)
-    if all_right:
+    elif all_right:
         # The likelihood grows without end as T falls to 0.
         reason = f"all {num_examples} held-out examples are right, which shows no doubt to measure"
+    if reason:
         return TemperatureFit(1.0, num_examples, reason)
     bounds = (np.log(LOWEST), np.log(HIGHEST))
     found = minimize_scalar(lambda t: loss(float(np.exp(t))), bounds=bounds, method="bounded")
-    temperature = float(np.exp(found.x))
-    if loss(temperature) > loss(1.0):
-        temperature = 1.0
+    temperature = min(float(np.exp(found.x)), 1.0, key=loss)
     return TemperatureFit(temperature, num_examples)
