@@ -1,7 +1,8 @@
 """A fitted classifier: what evaluation, prediction and the estimator all score with."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -227,26 +228,21 @@ class Classifier:
         )
 
     @classmethod
-    def load(cls, folder: Path, *, device: str = "auto") -> "Classifier":
+    def load(
+        cls, folder: Path, *, device: str = "auto", model: "LoadedModel | None" = None
+    ) -> "Classifier":
         """Load the classifier of a finished run.
 
         Args:
             folder: The run's folder.
             device: Where to put it; see `model.device`.
+            model: What reads texts in place of the run's own model. Then the method stands alone,
+                without the probes that it is averaged with.
 
         Raises:
             CheckpointError: If the folder holds no finished run, or part of it is missing.
         """
-        path = folder / FILE
-        if not path.is_file():
-            hint = (
-                f" It was interrupted: continue with `taskfit fit --resume {folder}`."
-                if (folder / SETTINGS_FILE).is_file()
-                else " Give the folder that `taskfit fit --out` made."
-            )
-            raise CheckpointError(f"{folder} holds no finished run: no {FILE} in it.{hint}")
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+        with saved_run(folder, FILE) as saved:
             task = task_from_dict(saved["task"])
             demonstrations = [Example(**entry) for entry in saved["demonstrations"]]
             weights, values = saved["weights"], saved["state"]
@@ -256,18 +252,48 @@ class Classifier:
             kept = saved.get("calibration", {"temperature": 1.0, "prediction_sets": False})
             calibration = _calibration_of(kept, arrays)
             blended = _blend_of(saved.get("blend"), arrays)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
         method = label_method(settings.method.name)
-        model: LoadedModel | None = None
-        if settings.method.reads_model:
+        is_given = model is not None
+        if settings.method.reads_model and not is_given:
             model = load_fitted_model(settings, folder, weights)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
         context = MethodContext(settings, task, demonstrations, model, saved=saved_weights)
         fitted = method(context)
         fitted.restore(MethodState(values, arrays))
-        blend = None if blended is None else restore_blend(context, blended)
+        blend = None if blended is None or is_given else restore_blend(context, blended)
         return cls(fitted, calibration=calibration, blend=blend)
+
+
+@contextmanager
+def saved_run(
+    folder: Path,
+    file: str,
+    *,
+    what: str = "finished run",
+    hint: str = "Give the folder that `taskfit fit --out` made.",
+) -> Iterator[dict[str, Any]]:
+    """Lend what a finished run wrote in a JSON file; what is missing or wrong in it is one message.
+
+    Args:
+        folder: The run's folder.
+        file: Name of the file.
+        what: What the folder should hold.
+        hint: What to do where there is no run at all.
+
+    Raises:
+        CheckpointError: If the file is not there, or does not hold what is read from it.
+    """
+    path = folder / file
+    if not path.is_file():
+        if (folder / SETTINGS_FILE).is_file():
+            hint = f"If it was interrupted, continue with `taskfit fit --resume {folder}`."
+        raise CheckpointError(f"{folder} holds no {what}: no {file} in it. {hint}")
+    try:
+        yield json.loads(path.read_text(encoding="utf-8"))
+    except TaskfitError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
 
 
 def _blend_of(values: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> MethodState | None:

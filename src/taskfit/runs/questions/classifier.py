@@ -3,7 +3,6 @@
 Legend: N examples, L_q options of question q.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 
 from taskfit.data import Example
-from taskfit.errors import CheckpointError
 from taskfit.files import write_json_atomic
 from taskfit.methods.method import Advance
 from taskfit.methods.question_method import QuestionMethod
-from taskfit.runs.classifier import MODEL, SETTINGS_FILE, Weights, load_fitted_model
+from taskfit.runs.classifier import MODEL, Weights, load_fitted_model, saved_run
 from taskfit.runs.records import QUESTIONS_FILE, library_versions
 from taskfit.settings_file import settings_from_dict
 from taskfit.stats import Evaluation, evaluate_probabilities
@@ -149,22 +147,9 @@ class QuestionClassifier:
         Raises:
             CheckpointError: If the folder holds no finished run of questions.
         """
-        path = folder / QUESTIONS_FILE
-        if not path.is_file():
-            hint = (
-                f" If it was interrupted, continue with `taskfit fit --resume {folder}`."
-                if (folder / SETTINGS_FILE).is_file()
-                else " Give the folder that `taskfit fit --out` made."
-            )
-            raise CheckpointError(
-                f"{folder} holds no finished run of questions: no {QUESTIONS_FILE} in it.{hint}"
-            )
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+        with saved_run(folder, QUESTIONS_FILE, what="finished run of questions") as saved:
             questionnaire = questionnaire_from_dict(saved["questions"])
             settings, weights = settings_from_dict(saved["settings"]), saved["weights"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
         changed: dict[str, Any] = {"device": device}
         if weights == "full":
             changed |= {"name": str(folder / MODEL), "revision": None}
