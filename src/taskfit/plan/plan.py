@@ -302,15 +302,16 @@ def _remedies(settings: RunSettings, longest: int) -> Iterator[tuple[str, RunSet
         if settings.method.name in READING:
             continue
         flags = f"{base_flags} --set training.gradient_checkpointing=true".strip()
-        update = {"gradient_checkpointing": True}
+        changes: list[tuple[str, dict[str, int]]] = []
         if not settings.training.gradient_checkpointing:
-            training = base.training.model_copy(update=update)
-            yield flags, base.model_copy(update={"training": training})
+            changes.append((flags, {}))
         lower = budget // 2
         while lower >= max(longest, MIN_TOKEN_BUDGET):
-            training = base.training.model_copy(update={**update, "token_budget": lower})
-            yield (
-                f"{flags} --set training.token_budget={lower}",
-                base.model_copy(update={"training": training}),
+            changes.append(
+                (f"{flags} --set training.token_budget={lower}", {"token_budget": lower})
             )
             lower //= 2
+        for shown, change in changes:
+            update = {"gradient_checkpointing": True, **change}
+            training = base.training.model_copy(update=update)
+            yield shown, base.model_copy(update={"training": training})

@@ -19,7 +19,7 @@ from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import label_method
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
-from taskfit.runs.records import library_versions
+from taskfit.runs.records import SETTINGS_FILE, library_versions
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.stats import Evaluation, evaluate_multi_label, evaluate_probabilities
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FILE = "classifier.json"
 ARRAYS = "method.safetensors"
-SETTINGS_FILE = "settings.yaml"
 ADAPTER = "adapter"
 MODEL = "model"
 Weights = Literal["none", "lora", "qlora", "full"]

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from taskfit.errors import DataError
 from taskfit.files import file_atomic, write_json_atomic
-from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL, SETTINGS_FILE
-from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE
+from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL
+from taskfit.runs.records import QUESTIONS_FILE, SETTINGS_FILE, TUNED_FILE
 
 MADE_FROM = "made_from.json"
 # Larger files, such as a whole model's weights, are told apart by size and time.

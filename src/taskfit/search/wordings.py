@@ -203,8 +203,8 @@ def compare(
     """
     difference, (low, high) = paired_bootstrap(gold, first, second, metric=metric, seed=seed)
     caution = (
-        f"The interval contains 0: on these {len(gold):,} examples the winner cannot be told from "
-        "the task as given. Take more examples, or stay with the task as given."
+        f"The interval contains 0: on these {len(gold):,} examples the winner does not differ "
+        "significantly from the task as given. Take more examples, or stay with the task as given."
     )
     return PairedComparison(difference, (low, high), caution if low <= 0 <= high else None)
 
