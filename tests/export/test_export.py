@@ -28,7 +28,6 @@ from taskfit.data import Example
 from taskfit.errors import CheckpointError, ModelError, SettingsError, TaskfitError
 from taskfit.export import check, gguf_file
 from taskfit.export.classification import (
-    LinearReading,
     plain_probabilities,
     read_linear,
     save_classification,
@@ -232,7 +231,7 @@ def assert_equal_when_exported(classifier: Classifier, folder: Path) -> None:
     prompt, whole = find_prompt(method.encoder, method.model.tokenizer, texts())
     assert whole == [0, 1, 2, 3]
     merged = Merged(method.model, expected, None, "float32", "float32", [])
-    save_classification(merged, classifier, read_linear(classifier), folder)
+    save_classification(merged, classifier, folder)
     found = plain_probabilities(
         folder, [prompt.fill(e.texts) for e in texts()], dtype=torch.float32
     )
@@ -247,7 +246,7 @@ def test_a_head_with_a_bias_on_a_model_that_ends_in_rms_norm_is_refused(
     classifier = Classifier(method)
     merged = Merged(method.model, np.zeros((1, 2)), None, "float32", "float32", [])
     with pytest.raises(ModelError, match=r"no bias of its own.*--merge"):
-        save_classification(merged, classifier, read_linear(classifier), tmp_path)
+        save_classification(merged, classifier, tmp_path)
     with torch.no_grad():
         method.head.bias.fill_(0.3)  # what all labels share changes no probability
     assert_equal_when_exported(classifier, tmp_path)
@@ -276,7 +275,7 @@ def test_what_cannot_be_exact_is_refused_in_one_message(
     classifier = Classifier(LabelWords(MethodContext(LABEL_WORDS, toy_task(words), [], model)))
     merged = Merged(model, np.zeros((1, 2)), None, "float32", "float32", [])
     with pytest.raises(TaskfitError, match=message):
-        save_classification(merged, classifier, read_linear(classifier), tmp_path)
+        save_classification(merged, classifier, tmp_path)
 
 
 def test_words_of_several_tokens_are_exact_where_their_first_tokens_decide(
@@ -624,9 +623,9 @@ def test_scores_with_one_label_row_twice_cannot_take_different_biases() -> None:
     body = torch.nn.Module()
     body.norm = torch.nn.LayerNorm(4)
     row = torch.ones(4, dtype=torch.float64)
-    reading = LinearReading(torch.stack([row, row]), torch.tensor([1.0, -1.0]).double(), True)
+    bias = torch.tensor([1.0, -1.0]).double()
     with pytest.raises(ModelError, match="depend on each other"):
-        _bias_in_norm(body, reading)
+        _bias_in_norm(body, torch.stack([row, row]), bias)
 
 
 def test_an_upload_lists_every_file_and_needs_a_token(

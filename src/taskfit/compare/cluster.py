@@ -61,10 +61,6 @@ class RayWorker:
         del self._messages[: len(said)]
         return said
 
-    def process_id(self) -> int:
-        """Return the id of the actor's process."""
-        return os.getpid()
-
 
 @dataclass(slots=True, eq=False)
 class _Actor(Worker):

@@ -10,7 +10,6 @@ Legend: N texts, L labels, D hidden width.
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,21 +36,6 @@ SERVED = ("label_words", "distill", "head")
 PROMPT_FILE = "prompt.json"
 # A bias below this changes no probability that anybody could see.
 NO_BIAS = 1e-7
-
-
-@dataclass(frozen=True, slots=True)
-class LinearReading:
-    """Scores of the labels as a linear layer on the last hidden state.
-
-    Attributes:
-        weight: (L, D), float64.
-        bias: (L,), float64.
-        multi_label: Whether each label is judged by itself.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    multi_label: bool
 
 
 def check_served(source: Source) -> None:
@@ -87,7 +71,7 @@ def export_classification(
     method, temperature = classifier.method, classifier.calibration.temperature
     assert isinstance(method, TreeMethod)
     prompt, whole = find_prompt(method.encoder, merged.model.tokenizer, source.examples)
-    save_classification(merged, classifier, read_linear(classifier), folder)
+    save_classification(merged, classifier, folder)
     prompt.save(folder / PROMPT_FILE)
     del classifier, method
     merged.drop_model()
@@ -110,8 +94,11 @@ def export_classification(
     return checks, notes
 
 
-def read_linear(classifier: Classifier) -> LinearReading:
+def read_linear(classifier: Classifier) -> tuple[Tensor, Tensor]:
     """Return a classifier's scores as a linear layer, temperature included.
+
+    Returns:
+        Its weight, (L, D), and its bias, (L,), both float64.
 
     Raises:
         SettingsError: If label words have several tokens or labels several words.
@@ -124,12 +111,11 @@ def read_linear(classifier: Classifier) -> LinearReading:
         weight, bias = method.head.weight.double(), method.head.bias.double()
     else:
         weight, bias = _rows(method.model, _label_tokens(method))
-    several = classifier.task.multi_label
     weight, bias = weight.detach().cpu() / temperature, bias.detach().cpu() / temperature
-    if not several:
+    if not classifier.task.multi_label:
         # The softmax does not see what all labels share; smaller scores are rounded less.
         weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
-    return LinearReading(weight, bias, several)
+    return weight, bias
 
 
 def _label_tokens(method: TreeMethod) -> list[int]:
@@ -183,15 +169,15 @@ def _rows(model: LoadedModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def save_classification(
-    merged: Merged, classifier: Classifier, reading: LinearReading, folder: Path
-) -> None:
+def save_classification(merged: Merged, classifier: Classifier, folder: Path) -> None:
     """Write the decoder with the linear layer as transformers' own sequence classification model.
 
     Raises:
-        ModelError: If the architecture has no such class, or no place for a bias.
+        ModelError: If the architecture has no such class, or no place for a bias; see also
+            `read_linear`.
         SettingsError: If there is no token to pad with.
     """
+    weight, bias = read_linear(classifier)
     module, tokenizer = merged.model.tree.model, merged.model.tokenizer
     config = copy.deepcopy(module.config)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -205,7 +191,9 @@ def save_classification(
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = (
-        "multi_label_classification" if reading.multi_label else "single_label_classification"
+        "multi_label_classification"
+        if classifier.task.multi_label
+        else "single_label_classification"
     )
     config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
     config.dtype = DTYPES[merged.dtype]
@@ -218,9 +206,9 @@ def save_classification(
     cast_weights(merged.model, merged.dtype)
     weights = dict(model.state_dict())
     # These few numbers stay in float32; who loads the model in 16 bits rounds them then.
-    weights["score.weight"] = reading.weight.float().contiguous()
-    if float(reading.bias.abs().max()) > NO_BIAS:
-        name, shifted = _bias_in_norm(body, reading)
+    weights["score.weight"] = weight.float().contiguous()
+    if float(bias.abs().max()) > NO_BIAS:
+        name, shifted = _bias_in_norm(body, weight, bias)
         weights[f"{model.base_model_prefix}.{name}"] = shifted
     model.save_pretrained(folder, state_dict=weights)
     # Absolute positions count from the left end.
@@ -228,7 +216,7 @@ def save_classification(
     tokenizer.save_pretrained(folder)
 
 
-def _bias_in_norm(body: nn.Module, reading: LinearReading) -> tuple[str, Tensor]:
+def _bias_in_norm(body: nn.Module, weight: Tensor, bias: Tensor) -> tuple[str, Tensor]:
     """Return the final norm's bias with the scores' bias in it, and its name.
 
     The scores are W (norm(x) + b), so b may be shifted by any d with W d = bias: the smallest is
@@ -245,22 +233,21 @@ def _bias_in_norm(body: nn.Module, reading: LinearReading) -> tuple[str, Tensor]
         and not re.search(r"\.\d+\.", f".{name}.")
         and "embed" not in name
     }
-    weight = reading.weight
     projections = [m for name, m in body.named_modules() if name.endswith("project_out")]
     if projections and projections[0] is not None:
         weight = weight @ projections[0].weight.detach().double().cpu()
     if len(norms) != 1:
         raise ModelError(
             "A sequence classification model has no bias of its own, and this run's scores have "
-            f"one (up to {float(reading.bias.abs().max()):.2g}). It can be put into a final "
+            f"one (up to {float(bias.abs().max()):.2g}). It can be put into a final "
             f"LayerNorm, but {type(body).__name__} ends without one. Use --merge, which writes the "
             "head beside the model, or fit with --method label_words."
         )
     ((name, norm),) = norms.items()
-    shift = torch.linalg.pinv(weight) @ reading.bias
-    if float((weight @ shift - reading.bias).abs().max()) > 1e-6 * float(reading.bias.abs().max()):
+    shift = torch.linalg.pinv(weight) @ bias
+    if float((weight @ shift - bias).abs().max()) > 1e-6 * float(bias.abs().max()):
         raise ModelError(
-            f"The {len(reading.bias)} labels' rows depend on each other, so that their bias cannot "
+            f"The {len(bias)} labels' rows depend on each other, so that their bias cannot "
             "be put into the final norm. Use --merge."
         )
     return f"{name}.bias", (norm.bias.detach().double().cpu() + shift).float()

@@ -4,7 +4,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -293,12 +292,10 @@ def sample_of(num_examples: int, seed: int) -> list[int]:
 
 def local_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase | None:
     """Return a model's tokenizer if it is on this machine; nothing is fetched."""
-    folder = tokenizer_folder(settings.name)
-    if folder is None and Path(settings.name).is_dir():
-        folder = settings.name
+    source = tokenizer_folder(settings.name) or settings.name
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder or settings.name, revision=settings.revision, local_files_only=True
+            source, revision=settings.revision, local_files_only=True
         )
     except (OSError, ValueError):
         return None
