@@ -34,9 +34,10 @@ from taskfit.models.frozen_depth import first_trained_layer
 from taskfit.models.load import LoadedModel, load_model
 from taskfit.models.tree_model import TreeModel
 from taskfit.plan.cards import find_card
-from taskfit.plan.plan import config_of, make_plan
+from taskfit.plan.plan import make_plan
+from taskfit.plan.shapes import find_config
 from taskfit.plan.tokens import LabelWorkload, Workload, made_workload
-from taskfit.plan.tuning import PairWorkload, TextWorkload, made_rows, real_rows
+from taskfit.plan.tuning import RowWorkload, made_rows, real_rows, texts_of
 from taskfit.runs.tuning.data import prepare_tuning
 from taskfit.runs.tuning.model import TunedModel
 from taskfit.settings import RunSettings
@@ -87,8 +88,7 @@ def batch_of(settings: RunSettings, loaded: LoadedModel) -> Workload:
     if settings.method.name == "label_words":
         return made_of(settings)
     items, _ = TunedModel(settings, loaded).encode(prepare_tuning(settings).train)
-    kind = PairWorkload if settings.method.name == "dpo" else TextWorkload
-    return kind(items, len(items), "measured")
+    return RowWorkload(items, len(items), "measured")
 
 
 def score(tree: TreeModel, workload: Workload) -> None:
@@ -98,9 +98,7 @@ def score(tree: TreeModel, workload: Workload) -> None:
             prefix = tree.encode_prefix(workload.prefix_ids)
             token_log_probs(tree, workload.items, [[0, 1]] * BATCH, prefix=prefix)
         return
-    items = workload.items
-    pairs = isinstance(workload, PairWorkload)
-    sequence_log_probs(tree, [t for i in items for t in (i.chosen, i.rejected)] if pairs else items)
+    sequence_log_probs(tree, texts_of(workload.items))
 
 
 def steps(
@@ -167,7 +165,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
 def predict(case: dict[str, Any]) -> dict[str, Any]:
     """Predict the same from settings, configuration and token counts."""
     settings = settings_of(case)
-    config, source = config_of(settings)
+    config, source = find_config(settings.model.name, revision=settings.model.revision)
     rows = None if settings.method.name == "label_words" else real_rows(settings, config)
     workload = rows or made_of(settings)
     plan = make_plan(settings, find_card("cpu"), workload, config=config, source=source)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+from taskfit.screen import SilentScreen
 
 
 def tiny_grid(folder: Path, model: Path) -> dict[str, Any]:
@@ -38,8 +39,8 @@ def tiny_grid(folder: Path, model: Path) -> dict[str, Any]:
     }
 
 
-class ActingView:
-    """Keeps what it is shown, and calls a function once while a run trains."""
+class ActingView(SilentScreen):
+    """Keeps what it is shown, as a screen and of workers; calls a function once in a training."""
 
     def __init__(self, folder: Path, action: Callable[[], None] | None = None) -> None:
         self.notes: list[str] = []

@@ -27,7 +27,9 @@ def start(*arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "--help"], ["--version"], ["methods"]], ids=" ".join
+)
 def test_a_question_is_answered_without_heavy_imports(arguments: list[str]) -> None:
     code, out, err = start(*arguments)
     assert code == 0, err
@@ -80,6 +82,13 @@ def test_predictions_of_a_run_without_a_model_never_load_pytorch(shell: Any) -> 
     code, _, err = shell("fit", "--data", "train.csv", "--method", "tfidf", "--out", "run")
     assert code == 0, err
     code, out, err = start("predict", "run", "test.csv", "-o", "labelled.csv")
+    assert code == 0, err
+    assert out.endswith("imported: pandas\n")
+
+
+def test_a_dry_run_of_a_comparison_never_loads_pytorch(shell: Any) -> None:
+    methods = ("--methods", "tfidf,zero-shot,head,auto")
+    code, out, err = start("compare", "--data", "train.csv", *methods, "--dry-run")
     assert code == 0, err
     assert out.endswith("imported: pandas\n")
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import tiny
-from taskfit.compare.fingerprint import NO_PART
+from taskfit.compare.fingerprint import EXCLUDED_FROM_HASH
 from taskfit.compare.folder import only_one_at_a_time
 from taskfit.compare.grid import (
     Grid,
@@ -121,7 +121,7 @@ metric: accuracy
 
 def test_what_has_no_part_in_a_fingerprint_is_a_setting() -> None:
     dumped = RunSettings().model_dump()
-    for section, names in NO_PART.items():
+    for section, names in EXCLUDED_FROM_HASH.items():
         assert names <= dumped[section].keys()
 
 
@@ -279,7 +279,7 @@ def test_a_failure_is_recorded_the_rest_goes_on_and_it_is_tried_again(
 def test_no_run_starts_when_the_time_is_up(grid: dict[str, Any], tmp_path: Path) -> None:
     runs = expand_grid(grid)
     outcome = run_grid(runs, tmp_path / "out", screen=SilentScreen(), budget_seconds=0)
-    assert outcome.num_left == len(runs.runs)
+    assert len(outcome.left) == len(runs.runs)
     assert json.loads((tmp_path / "out" / "grid.json").read_text())["left"] == folders(grid)
 
 
@@ -295,7 +295,7 @@ def test_no_run_starts_that_is_known_to_take_longer_than_what_is_left(
     outcome = run_grid(
         expand_grid(grid), tmp_path / "out", screen=SilentScreen(), budget_seconds=1_000
     )
-    assert (len(outcome.results), outcome.num_left) == (1, 3)
+    assert (len(outcome.results), len(outcome.left)) == (1, 3)
 
 
 def test_a_finished_grid_needs_no_model_and_is_not_touched(

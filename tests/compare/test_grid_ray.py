@@ -49,8 +49,8 @@ def test_a_cluster_with_a_killed_worker_gives_the_results_of_one_process(
         outcome = run_grid(
             runs,
             tmp_path / "ray",
-            screen=SilentScreen(),
-            view=view,
+            screen=view,
+            show=view.update,
             execution=Execution(workers=1, ray=RayCluster(cpus_per_run=1)),
         )
         assert ray.is_initialized()  # who started it shuts it down

@@ -48,7 +48,7 @@ def test_two_workers_and_a_killed_one_give_the_results_of_one_process(
     alone = run_grid(runs, tmp_path / "alone", screen=SilentScreen())
     view = ActingView(tmp_path / "both", kill_workers)
     both = run_grid(
-        runs, tmp_path / "both", screen=SilentScreen(), view=view, execution=Execution(workers=2)
+        runs, tmp_path / "both", screen=view, show=view.update, execution=Execution(workers=2)
     )
     assert 0 < view.acted_at < 80
     assert any("was killed by SIGKILL" in note and "tried again" in note for note in view.notes)
@@ -80,7 +80,7 @@ def test_ctrl_c_stops_the_workers_and_what_they_were_doing_goes_on_later(
     view = ActingView(tmp_path / "out", lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run_grid(
-            runs, tmp_path / "out", screen=SilentScreen(), view=view, execution=Execution(workers=2)
+            runs, tmp_path / "out", screen=view, show=view.update, execution=Execution(workers=2)
         )
     assert not worker_ids()
     left = json.loads((tmp_path / "out" / "grid.json").read_text())["left"]
@@ -105,8 +105,8 @@ def test_a_run_whose_worker_dies_every_time_is_recorded_and_the_rest_goes_on(
     outcome = run_grid(
         expand_grid(grid),
         tmp_path / "out",
-        screen=SilentScreen(),
-        view=view,
+        screen=view,
+        show=view.update,
         execution=Execution(workers=2),
     )
     (message,) = outcome.failures.values()

@@ -28,7 +28,6 @@ from taskfit.data import Example
 from taskfit.errors import CheckpointError, ModelError, SettingsError, TaskfitError
 from taskfit.export import check, gguf_file
 from taskfit.export.classification import (
-    LinearReading,
     plain_probabilities,
     read_linear,
     save_classification,
@@ -174,7 +173,7 @@ def test_the_plain_pipeline_gives_the_probabilities_of_the_run(run: Path, tmp_pa
     for found, row in zip(classify(prompts, batch_size=3), expected, strict=True):
         by_name = {entry["label"]: entry["score"] for entry in found}
         np.testing.assert_allclose([by_name["bad"], by_name["good"]], row, atol=1e-4)
-    assert all(c.difference <= c.tolerance for c in exported.checks)
+    assert all(c.difference <= c.tolerance for c in exported)
 
 
 def test_the_example_in_the_card_runs(
@@ -232,8 +231,8 @@ def assert_equal_when_exported(classifier: Classifier, folder: Path) -> None:
     expected = classifier.probabilities(texts())
     prompt, whole = find_prompt(method.encoder, method.model.tokenizer, texts())
     assert whole == [0, 1, 2, 3]
-    merged = Merged(method.model, expected, None, "float32", True, [])
-    save_classification(merged, classifier, read_linear(classifier), folder)
+    merged = Merged(method.model, expected, None, "float32", "float32", [])
+    save_classification(merged, classifier, folder)
     found = plain_probabilities(
         folder, [prompt.fill(e.texts) for e in texts()], dtype=torch.float32
     )
@@ -246,9 +245,9 @@ def test_a_head_with_a_bias_on_a_model_that_ends_in_rms_norm_is_refused(
 ) -> None:
     method = head_of("llama", byte_level_tokenizer)
     classifier = Classifier(method)
-    merged = Merged(method.model, np.zeros((1, 2)), None, "float32", True, [])
+    merged = Merged(method.model, np.zeros((1, 2)), None, "float32", "float32", [])
     with pytest.raises(ModelError, match=r"no bias of its own.*--merge"):
-        save_classification(merged, classifier, read_linear(classifier), tmp_path)
+        save_classification(merged, classifier, tmp_path)
     with torch.no_grad():
         method.head.bias.fill_(0.3)  # what all labels share changes no probability
     assert_equal_when_exported(classifier, tmp_path)
@@ -275,9 +274,9 @@ def test_what_cannot_be_exact_is_refused_in_one_message(
     if architecture == "gemma2":
         model.tree.model.config.final_logit_softcapping = 30.0
     classifier = Classifier(LabelWords(MethodContext(LABEL_WORDS, toy_task(words), [], model)))
-    merged = Merged(model, np.zeros((1, 2)), None, "float32", True, [])
+    merged = Merged(model, np.zeros((1, 2)), None, "float32", "float32", [])
     with pytest.raises(TaskfitError, match=message):
-        save_classification(merged, classifier, read_linear(classifier), tmp_path)
+        save_classification(merged, classifier, tmp_path)
 
 
 def test_words_of_several_tokens_are_exact_where_their_first_tokens_decide(
@@ -315,8 +314,8 @@ def test_a_gguf_file_is_read_again_and_says_the_same(
     outtype: str, tuned_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    (*_, found) = export_run(tuned_run, out, form="gguf", outtype=outtype, device="cpu").checks
-    assert found.difference <= check.LOG_PROBABILITY[gguf_file.FORMS[outtype]]
+    (*_, found) = export_run(tuned_run, out, form="gguf", outtype=outtype, device="cpu")
+    assert found.difference <= check.TOLERANCE[gguf_file.TYPES[outtype][1]]
     tokenizer = AutoTokenizer.from_pretrained(out, gguf_file=f"model-{outtype}.gguf")
     before = AutoTokenizer.from_pretrained(tuned_run / "adapter")
     for text in ("The dog was lovely, so they said: yes!", "日本 é 12"):
@@ -392,7 +391,7 @@ def test_what_llama_cpps_converter_writes_is_checked_as_well(
     monkeypatch.setenv("LLAMA_CPP", str(script))
     out = tmp_path / "out"
     exported = export_run(tuned_run, out, form="gguf", outtype="f32", device="cpu")
-    assert exported.checks[-1].difference < 1e-4
+    assert exported[-1].difference < 1e-4
     assert {p.name for p in out.iterdir()} == {"README.md", "export.json", "model-f32.gguf"}
 
 
@@ -403,7 +402,7 @@ def test_a_run_on_a_base_in_four_bits_merges_into_the_unquantized_one(
     adapter = {"weights": "qlora", "layers": "all"}
     settings = settings_of(tmp_path, model_folder, adapter=adapter)
     fit(settings, tmp_path / "run")
-    checks = export_run(tmp_path / "run", tmp_path / "out", form="merged", device="cpu").checks
+    checks = export_run(tmp_path / "run", tmp_path / "out", form="merged", device="cpu")
     weights, base = (
         load_file(folder / "model.safetensors") for folder in (tmp_path / "out", model_folder)
     )
@@ -442,7 +441,7 @@ def test_adapters_of_every_shape_merge_to_the_same_predictions(
     )
     fit(settings, tmp_path / "run", baselines=False)
     out = tmp_path / "out"
-    checks = export_run(tmp_path / "run", out, form="merged", device="cpu").checks
+    checks = export_run(tmp_path / "run", out, form="merged", device="cpu")
     assert all(found.difference <= found.tolerance for found in checks)
     classifier = Classifier.load(tmp_path / "run", device="cpu")
     expected = classifier.probabilities(texts())
@@ -503,8 +502,8 @@ def test_other_forms_of_a_run_with_adapters_on_the_top_layer_say_the_same(
     exported = export_run(
         tmp_path / "run", tmp_path / "out", form=form, outtype="f32", device="cpu"
     )
-    assert len(exported.checks) >= 2
-    assert all(found.difference <= 1e-4 for found in exported.checks)
+    assert len(exported) >= 2
+    assert all(found.difference <= 1e-4 for found in exported)
 
 
 def command(*arguments: object) -> Result:
@@ -625,9 +624,9 @@ def test_scores_with_one_label_row_twice_cannot_take_different_biases() -> None:
     body = torch.nn.Module()
     body.norm = torch.nn.LayerNorm(4)
     row = torch.ones(4, dtype=torch.float64)
-    reading = LinearReading(torch.stack([row, row]), torch.tensor([1.0, -1.0]).double(), True)
+    bias = torch.tensor([1.0, -1.0]).double()
     with pytest.raises(ModelError, match="depend on each other"):
-        _bias_in_norm(body, reading)
+        _bias_in_norm(body, torch.stack([row, row]), bias)
 
 
 def test_an_upload_lists_every_file_and_needs_a_token(

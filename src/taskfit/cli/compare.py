@@ -31,9 +31,9 @@ from taskfit.cli.report import show_advice
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
+    from taskfit.compare.folder import GridFolder
     from taskfit.compare.grid import Grid
     from taskfit.compare.pool import Execution
-    from taskfit.compare.run import GridOutcome
     from taskfit.runs.records import RunResult
     from taskfit.stats import Evaluation
 
@@ -99,11 +99,7 @@ def compare(
     limits = parse_limits(max_memory, max_latency, max_train_time)
 
     from taskfit.compare.grid import describe_runs, expand_grid, hold_out_test, load_grid
-    from taskfit.compare.pool import Execution, RayCluster
-    from taskfit.report.comparison_page import report_comparison
 
-    cluster = RayCluster(ray_address, cpus_per_run, gpus_per_run, memory) if use_ray else None
-    execution = Execution(workers, cluster)
     console = Console()
     table: dict[str, Any] = load_grid(config) if config else {}
     base: dict[str, Any] = dict(table.get("base") or {})
@@ -129,6 +125,12 @@ def compare(
     if dry_run:
         _show_runs(grid, out, console)
         return
+
+    from taskfit.compare.pool import Execution, RayCluster
+    from taskfit.report.comparison_page import report_comparison
+
+    cluster = RayCluster(ray_address, cpus_per_run, gpus_per_run, memory) if use_ray else None
+    execution = Execution(workers, cluster)
     outcome = _run(grid, out, console, execution=execution, seconds=seconds)
     _summarize(outcome, out, console)
     if outcome.results:
@@ -140,32 +142,34 @@ def compare(
 
 def _run(
     grid: "Grid", out: Path, console: Console, *, execution: "Execution", seconds: float | None
-) -> "GridOutcome":
+) -> "GridFolder":
     from taskfit.cli.screen import RichScreen
     from taskfit.cli.workers_view import WorkersView
     from taskfit.compare.run import run_grid
 
-    screen = RichScreen(console)
-    several = execution.ray is not None or (execution.workers or 1) > 1
-    view = WorkersView(console) if several else None
+    screen, view = RichScreen(console), WorkersView(console)
     try:
         return run_grid(
-            grid, out, screen=screen, view=view, execution=execution, budget_seconds=seconds
+            grid,
+            out,
+            screen=screen,
+            show=view.update,
+            execution=execution,
+            budget_seconds=seconds,
         )
     finally:
         screen.close()
-        if view is not None:
-            view.close()
+        view.close()
 
 
-def _summarize(outcome: "GridOutcome", out: Path, console: Console) -> None:
+def _summarize(outcome: "GridFolder", out: Path, console: Console) -> None:
     """Print results, failures, and the command that goes on from here."""
     console.print(_means(outcome.results))
     for name, message in outcome.failures.items():
         console.print(f"failed: {name}: {message}", style="red", markup=False, highlight=False)
-    if outcome.failures or outcome.num_left:
+    if outcome.failures or len(outcome.left):
         console.print(
-            f"{len(outcome.failures)} runs failed and {outcome.num_left} were not started. The "
+            f"{len(outcome.failures)} runs failed and {len(outcome.left)} were not started. The "
             "same command does only those, and keeps what is finished:\n"
             f"  {shlex.join(['taskfit', *sys.argv[1:]])}",
             markup=False,
@@ -207,8 +211,7 @@ def _mean(values: Sequence[float]) -> str:
 
 def _show_runs(grid: "Grid", out: Path, console: Console) -> None:
     """Print every run in its order, and what became of it so far."""
-    from taskfit.runs.classifier import SETTINGS_FILE
-    from taskfit.runs.records import RESULT_FILE
+    from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE
 
     table = Table("", "method", "model", "labels", "seed", "folder", "state", box=None)
     for place, run in enumerate(grid.runs, start=1):

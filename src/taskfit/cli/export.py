@@ -62,7 +62,7 @@ def export(
     if push is not None:
         plan_upload(out, push, private=not public)  # a wrong name fails before the work
     if form is not None:
-        exported = export_run(
+        export_run(
             run,
             out,
             form=form,
@@ -71,7 +71,7 @@ def export(
             device=device,
             screen=RichScreen(console),
         )
-        console.print(f"exported: {exported.folder}", highlight=False, soft_wrap=True)
+        console.print(f"exported: {out}", highlight=False, soft_wrap=True)
     elif not (out / RECORD).is_file():
         raise CheckpointError(
             f"{out} holds no export to push. Make one with --merge, --gguf or "

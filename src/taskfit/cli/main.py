@@ -298,8 +298,8 @@ def methods() -> None:
     table.add_row(
         "auto", "The default: head, blended with probes; trained as long as labels ask for."
     )
-    for name, method in METHODS.items():
-        table.add_row(name, (method.__doc__ or "").splitlines()[0])
+    for name in METHODS:
+        table.add_row(name, METHODS.summary(name))
     console = Console()
     console.print(table)
     console.print(f"\nReady settings files for --config: {', '.join(preset_names())}")

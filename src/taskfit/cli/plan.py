@@ -127,11 +127,14 @@ def plan(
     settings = load_settings(base, flags=flags, overrides=set_ or ())
 
     from taskfit.plan.cards import find_card, names_card_at_hand
-    from taskfit.plan.plan import config_of, make_plan, refuse_without_model
+    from taskfit.plan.plan import make_plan, refuse_without_model
+    from taskfit.plan.shapes import find_config
 
     refuse_without_model(settings)
     card = find_card(gpu or names_card_at_hand())
-    found, source = config_of(settings, file=config_file)
+    found, source = find_config(
+        settings.model.name, revision=settings.model.revision, file=config_file
+    )
     lengths = Lengths(tokens, answer_tokens, shared, examples)
     workload = _workload(settings, found, lengths)
     show_plan(make_plan(settings, card, workload, config=found, source=source), Console())
@@ -147,6 +150,7 @@ def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Leng
     from taskfit.plan.plan import settled
     from taskfit.plan.tokens import WORDS_PER_TOKEN, made_workload, real_workload
     from taskfit.plan.tuning import made_rows, real_rows
+    from taskfit.runs.kind import Size
     from taskfit.settings import known
 
     tunes = settings.method.is_tuning
@@ -168,12 +172,9 @@ def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Leng
     tokens = _given_tokens(settings, lengths.tokens)
     shared = lengths.shared or 0
     examples = EXAMPLES if lengths.examples is None else lengths.examples
-    settings = settled(
-        settings,
-        num_train=examples,
-        num_labels=0 if tunes else MADE_LABELS,
-        mean_words=0.0 if tunes else WORDS_PER_TOKEN * tokens,
-    )
+    words = WORDS_PER_TOKEN * tokens
+    size = Size(examples, 0, 0.0) if tunes else Size(examples, MADE_LABELS, words)
+    settings = settled(settings, size)
     if tunes:
         answer = ANSWER_TOKENS if lengths.answer_tokens is None else lengths.answer_tokens
         return made_rows(

@@ -190,16 +190,10 @@ def fit_command(search: "PromptSearch", settings: "RunSettings", out: Path | Non
 
 def _wording(search: "PromptSearch", settings: "RunSettings") -> dict[str, Any]:
     """Return the winner's parts that differ from the task as it would be without settings."""
+    from taskfit.search.space import wording_settings
+
     base = next(one.task for one in search.results if one.name == search.base)
-    old, new = (
-        {
-            "instruction": task.template.instruction,
-            "line": task.template.line,
-            "separator": task.template.separator,
-            "label_words": {label.name: list(label.words) for label in task.labels},
-        }
-        for task in (base, search.winner.task)
-    )
+    old, new = (wording_settings(task) for task in (base, search.winner.task))
     given = settings.task.model_dump(exclude_defaults=True)
     return {key: value for key, value in new.items() if value != old[key] or key in given}
 

@@ -8,17 +8,12 @@ from rich.text import Text
 
 
 class WorkersView:
-    """Shows what every worker does; where there is no terminal, only the notes."""
+    """Shows what every worker does on a terminal, below what else is written to its console."""
 
     def __init__(self, console: Console) -> None:
         """Write to a console."""
         self.console = console
         self._live: Live | None = None
-
-    def note(self, text: str) -> None:
-        """Show a line that stays."""
-        console = self._live.console if self._live else self.console
-        console.print(Text(text, style="dim"), highlight=False)
 
     def update(self, lines: Sequence[str]) -> None:
         """Show a line a worker, in place of the former ones."""

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from taskfit.compare.grid import GridRun
-from taskfit.compare.messages import Board, Message, SendingScreen
-from taskfit.compare.pool import RayCluster, View
+from taskfit.compare.messages import Message, SendingScreen
+from taskfit.compare.pool import RayCluster, Show, Worker, WorkerPool
 from taskfit.compare.runner import Ended, Runner
 from taskfit.errors import CheckpointError, SettingsError
 from taskfit.runs.sources import share_sources
+from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 
 # Seconds between two looks at what the actors say.
@@ -60,24 +61,25 @@ class RayWorker:
         del self._messages[: len(said)]
         return said
 
-    def process_id(self) -> int:
-        """Return the id of the actor's process."""
-        return os.getpid()
 
-
-@dataclass(slots=True)
-class _Actor:
+@dataclass(slots=True, eq=False)
+class _Actor(Worker):
     handle: Any
-    run: GridRun | None = None
     result: Any = None  # the reference to what `run` will return
     said: Any = None  # the reference to what `poll` will return
 
 
-class RayPool:
+class RayPool(WorkerPool[_Actor]):
     """Actors on a Ray cluster."""
 
     def __init__(
-        self, cluster: RayCluster, *, num_workers: int | None, num_runs: int, view: View
+        self,
+        cluster: RayCluster,
+        *,
+        num_workers: int | None,
+        num_runs: int,
+        show: Show,
+        screen: Screen,
     ) -> None:
         """Connect to the cluster, or start one on this machine.
 
@@ -85,15 +87,18 @@ class RayPool:
             cluster: Where it is, and what a run asks of it.
             num_workers: Actors at the same time; None: as many as the cluster holds now.
             num_runs: Runs to do, and so most actors of use.
-            view: Shows what they do.
+            show: Shows what they do.
+            screen: Where is said how many there are.
 
         Raises:
             SettingsError: If Ray is absent, cannot be reached, or is too small for a run.
         """
+        super().__init__(0, show)
         self._cluster = cluster
-        self._actors: list[_Actor | None] = []
         self._ray, self._is_ours = _connect(cluster)
         holds = self._capacity()
+        memory = f", {cluster.memory_per_run:,} bytes" if cluster.memory_per_run else ""
+        asked = f"{cluster.cpus_per_run:g} CPUs, {cluster.gpus_per_run:g} GPUs{memory}"
         # A cluster that grows by itself may hold nothing yet; then the number must be given.
         count = min(num_workers or holds, num_runs)
         if count == 0 or (holds == 0 and cluster.address is None):
@@ -101,93 +106,71 @@ class RayPool:
             has = ", ".join(f"{kind} {resources.get(kind, 0):g}" for kind in KINDS)
             self.close()
             raise SettingsError(
-                f"No machine of the Ray cluster has what a run asks for ({self._wants()}); all "
+                f"No machine of the Ray cluster has what a run asks for ({asked}); all "
                 f"together they have {has}. Lower --cpus-per-run, --gpus-per-run or "
                 "--memory-per-run."
             )
-        self._actors = [None] * count
-        self._board = Board(view, len(self._actors))
-        view.note(
-            f"Ray: {len(self._actors)} workers, {self._wants()} each; results are written to the "
-            "shared file system"
+        self._workers = [None] * count
+        screen.note(
+            f"Ray: {count} workers, {asked} each; results are written to the shared file system"
         )
-
-    @property
-    def num_free(self) -> int:
-        """Return how many runs may be started now."""
-        return sum(actor is None or actor.run is None for actor in self._actors)
-
-    def start(self, run: GridRun, target: Path) -> None:
-        """Give a run to a free actor, one that exists already if there is one."""
-        free = [p for p, a in enumerate(self._actors) if a is None or a.run is None]
-        place = min(free, key=lambda p: self._actors[p] is None)
-        actor = self._actors[place]
-        if actor is None:
-            actor = self._actors[place] = _Actor(self._launch())
-        actor.run = run
-        actor.result = actor.handle.run.remote(
-            run.name, run.settings.model_dump(mode="json"), str(target)
-        )
-        actor.said = None
-        self._board.start(place, run.folder)
 
     def wait(self) -> list[Ended]:
         """Wait for runs to end, or for their actors to die."""
         while True:
-            places = {
-                actor.result: place
-                for place, actor in enumerate(self._actors)
+            busy = {
+                actor.result: (place, actor)
+                for place, actor in enumerate(self._workers)
                 if actor is not None and actor.run is not None
             }
-            ready, _ = self._ray.wait(list(places), num_returns=1, timeout=PACE)
+            ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=PACE)
             if ready:
-                return [self._end(places[reference]) for reference in ready]
-            for place in places.values():
-                self._listen(place)
+                return [self._ended(*busy[reference]) for reference in ready]
+            for _, actor in busy.values():
+                self._listen(actor)
 
     def close(self) -> None:
         """Stop all actors, and the connection to the cluster if it was made here."""
-        for actor in self._actors:
+        for actor in self._workers:
             if actor is not None:
                 self._ray.kill(actor.handle)
-        self._actors = []
+        self._workers = []
         if self._is_ours:
             self._ray.shutdown()
 
-    def _end(self, place: int) -> Ended:
-        actor = self._actors[place]
-        assert actor is not None
+    def _ended(self, place: int, actor: _Actor) -> Ended:
         assert actor.run is not None
         folder = actor.run.folder
-        self._board.end(place)
         try:
             error, trace = self._ray.get(actor.result)
         except self._ray.exceptions.RayError as lost:
-            self._actors[place] = None
+            self._end(place, keep=False)
             lines = str(lost).strip().splitlines()
             return Ended(folder, f"the Ray worker died: {' '.join(lines[:4])}", died=True)
-        actor.run = None
+        # An unexpected error may leave memory or a GPU in a state that harms others.
+        self._end(place, keep=not trace)
         if trace:
-            # An unexpected error may leave memory or a GPU in a state that harms others.
             self._ray.kill(actor.handle)
-            self._actors[place] = None
         return Ended(folder, error, trace)
 
-    def _listen(self, place: int) -> None:
+    def _listen(self, actor: _Actor) -> None:
         """Show what an actor said; ask again only once it has answered."""
-        actor = self._actors[place]
-        assert actor is not None
         if actor.said is not None and self._ray.wait([actor.said], timeout=0)[0]:
             try:
                 for message in self._ray.get(actor.said):
-                    self._board.tell(place, message)
+                    self._tell(actor, message)
             except self._ray.exceptions.RayError:
                 return  # `wait` finds out by the run's own result
             actor.said = None
         if actor.said is None:
             actor.said = actor.handle.poll.remote()
 
-    def _launch(self) -> Any:  # noqa: ANN401 - Ray's handles have no static type
+    def _give(self, worker: _Actor, run: GridRun, target: Path) -> None:
+        settings = run.settings.model_dump(mode="json")
+        worker.result = worker.handle.run.remote(run.name, settings, str(target))
+        worker.said = None
+
+    def _launch(self, place: int) -> _Actor:
         cluster = self._cluster
         options = {
             "num_cpus": cluster.cpus_per_run,
@@ -204,23 +187,18 @@ class RayPool:
         }
         threads = max(1, int(cluster.cpus_per_run))
         remote = self._ray.remote(RayWorker).options(**options)
-        return remote.remote(str(Path.cwd()), environment, threads)
+        return _Actor(remote.remote(str(Path.cwd()), environment, threads))
 
     def _capacity(self) -> int:
         """Return how many runs the cluster holds at the same time now."""
         cluster = self._cluster
         amounts = (cluster.cpus_per_run, cluster.gpus_per_run, cluster.memory_per_run or 0)
-        wanted = {kind: amount for kind, amount in zip(KINDS, amounts, strict=True) if amount}
+        asked = {kind: amount for kind, amount in zip(KINDS, amounts, strict=True) if amount}
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return sum(
-            int(min(machine.get(kind, 0.0) // amount for kind, amount in wanted.items()))
+            int(min(machine.get(kind, 0.0) // amount for kind, amount in asked.items()))
             for machine in machines
         )
-
-    def _wants(self) -> str:
-        cluster = self._cluster
-        memory = f", {cluster.memory_per_run:,} bytes" if cluster.memory_per_run else ""
-        return f"{cluster.cpus_per_run:g} CPUs, {cluster.gpus_per_run:g} GPUs{memory}"
 
 
 def _connect(cluster: RayCluster) -> tuple[Any, bool]:

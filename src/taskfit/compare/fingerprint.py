@@ -6,6 +6,7 @@ results, and with nothing else: a setting that a later version adds enters only 
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from taskfit.tasks import load_task
 # Where a run is done, what is shown of it, and how often it is saved. What was measured where
 # stands in the run's record (`machine`). `data.folder` is where built-in sets are looked for; their
 # contents are hashed.
-NO_PART: dict[str, Any] = {
+EXCLUDED_FROM_HASH: dict[str, Any] = {
     "data": {"folder"},
     "model": {"device"},
     "remote": {"api_key_variable", "timeout_seconds", "max_retries"},
@@ -35,9 +36,9 @@ def identity(settings: RunSettings, *, defaults: bool = False) -> dict[str, Any]
         settings: Resolved settings.
         defaults: Whether to include those that have their default value.
     """
-    left_out = dict(NO_PART)
+    left_out = dict(EXCLUDED_FROM_HASH)
     if not settings.method.reads_model:
-        left_out["model"] = NO_PART["model"] | MODEL_NAME
+        left_out["model"] = EXCLUDED_FROM_HASH["model"] | MODEL_NAME
     return settings.model_dump(mode="json", exclude=left_out, exclude_defaults=not defaults)
 
 
@@ -74,34 +75,38 @@ class Fingerprints:
         return found
 
     def _source(self, source: str, encoding: str, split: str) -> str:
-        key = ("source", source, encoding, split)
-        if key not in self._digests:
+        def digest() -> str:
             path = Path(source).expanduser()
             if path.is_file():
                 with path.open("rb") as file:
-                    self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-            else:
-                text = read_source(source, encoding=encoding, split=split).to_csv(index=False)
-                self._digests[key] = hashlib.sha256(text.encode()).hexdigest()
-        return self._digests[key]
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            text = read_source(source, encoding=encoding, split=split).to_csv(index=False)
+            return hashlib.sha256(text.encode()).hexdigest()
+
+        return self._once(("source", source, encoding, split), digest)
 
     def _builtin(self, name: str, folder: str | None) -> str:
-        key = ("builtin", name, folder or "")
-        if key not in self._digests:
+        def digest() -> str:
             builtin = read_builtin(name, folder=folder)
             sets = {"train": builtin.train, **builtin.evaluations}
-            prints = {part: fingerprint(examples) for part, examples in sets.items()}
-            self._digests[key] = json.dumps(prints)
-        return self._digests[key]
+            return json.dumps({part: fingerprint(examples) for part, examples in sets.items()})
+
+        return self._once(("builtin", name, folder or ""), digest)
 
     def _task(self, name: str | None) -> str:
         """Return the version of a task; of a task file also a hash, as versions are forgotten."""
         if name is None:
             return ""
-        key = ("task", name)
-        if key not in self._digests:
+
+        def digest() -> str:
             version, path = str(load_task(name).version), Path(name).expanduser()
             if name not in BUILTIN_NAMES and path.is_file():
                 version += " " + hashlib.sha256(path.read_bytes()).hexdigest()
-            self._digests[key] = version
+            return version
+
+        return self._once(("task", name), digest)
+
+    def _once(self, key: tuple[str, ...], digest: Callable[[], str]) -> str:
+        if key not in self._digests:
+            self._digests[key] = digest()
         return self._digests[key]

@@ -6,10 +6,9 @@ no difference in which order, by whom and in how many sittings the runs were don
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -26,13 +25,18 @@ HISTORY_PACE = 60.0
 
 
 class GridFolder:
-    """Writes the records of a comparison while its runs end."""
+    """What became of the runs of a comparison; writes its records while they end.
+
+    Attributes:
+        finished: Folder name -> result.
+        failures: Folder name -> the error's message.
+    """
 
     def __init__(self, folder: Path, grid: Grid) -> None:
         """Open the folder; failures of runs that are refused now are written at once."""
         self.folder = folder
         self.grid = grid
-        self.results: dict[str, RunResult] = {}
+        self.finished: dict[str, RunResult] = {}
         self.failures: dict[str, str] = {}
         self._history_written = time.monotonic()
         for path in (folder / "runs").glob("refused-*"):
@@ -47,7 +51,7 @@ class GridFolder:
     def finish(self, run: GridRun) -> None:
         """Read the result of a finished run."""
         target = self.target(run)
-        self.results[run.folder] = RunResult.load(target)
+        self.finished[run.folder] = RunResult.load(target)
         self.failures.pop(run.folder, None)
         (target / FAILURE_FILE).unlink(missing_ok=True)
 
@@ -60,20 +64,24 @@ class GridFolder:
         write_json_atomic(target / FAILURE_FILE, {"error": error, "traceback": ended.trace})
 
     @property
+    def results(self) -> list[RunResult]:
+        """Return the results of finished runs, in the order of the grid."""
+        return [self.finished[r.folder] for r in self.grid.runs if r.folder in self.finished]
+
+    @property
     def left(self) -> list[GridRun]:
         """Return the runs that have neither been finished nor failed."""
-        done = self.results.keys() | self.failures.keys()
+        done = self.finished.keys() | self.failures.keys()
         return [run for run in self.grid.runs if run.folder not in done]
 
     def write(self, *, last: bool = False) -> None:
         """Write all records; the history not every time, unless it is the last time."""
-        results = [self.results[r.folder] for r in self.grid.runs if r.folder in self.results]
-        write_results_csv(self.folder / "results.csv", results)
+        write_results_csv(self.folder / "results.csv", self.results)
         write_json_atomic(
             self.folder / "grid.json",
             {
                 "runs": [run.folder for run in self.grid.runs],
-                "num_finished": len(results),
+                "num_finished": len(self.results),
                 "failures": self.failures,
                 "left": [run.folder for run in self.left],
             },
@@ -96,22 +104,12 @@ def write_history_csv(folder: Path, grid: Grid) -> None:
         }
         for record in read_jsonl(folder / "runs" / run.folder / HISTORY_FILE):
             if record["kind"] in ("step", "validation"):
-                rows.append({**about, **_flat(record)})
+                rows.append({**about, **record})
     columns = None if rows else ["folder", "name", "model", "size", "seed", "kind", "step"]
     table = pd.DataFrame(rows, columns=columns)
     table["size"] = table["size"].astype("Int64")  # whole numbers, and nothing where all are used
     with file_atomic(folder / "history.csv") as scratch:
         table.to_csv(scratch, index=False)
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 @contextmanager

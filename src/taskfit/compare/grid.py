@@ -1,6 +1,7 @@
 """A grid: methods x sample sizes x draws x models, expanded into runs, cheap ones first."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from taskfit.compare.fingerprint import Fingerprints
 from taskfit.data import BUILTIN_NAMES
 from taskfit.errors import SettingsError, TaskfitError
-from taskfit.methods.table import METHODS
+from taskfit.methods.table import WITHOUT_LEARNING
 from taskfit.runs.sources import share_sources
 from taskfit.settings import RunSettings
 from taskfit.settings_file import merge_settings, settings_from_dict
@@ -109,9 +110,9 @@ def _check_kinds(path: Path, data: Mapping[str, Any]) -> None:
         "seeds": ((int, list), "a number of draws, or a list of seeds"),
         "models": (list, "a list of names"),
     }
-    for key, (kind, wanted) in kinds.items():
+    for key, (kind, what) in kinds.items():
         if data.get(key) is not None and not isinstance(data[key], kind):
-            raise SettingsError(f"{path}: {key} is {data[key]!r}, but it must be {wanted}.")
+            raise SettingsError(f"{path}: {key} is {data[key]!r}, but it must be {what}.")
 
 
 def hold_out_test(grid: dict[str, Any]) -> bool:
@@ -199,7 +200,7 @@ class _Cell:
         method = settings.method
         # Zero-shot without a prior from texts is the same whatever is drawn.
         if (
-            not METHODS[method.name].learns
+            method.name in WITHOUT_LEARNING
             and method.num_demonstrations == 0
             and method.calibration != "batch"
         ):
@@ -241,7 +242,5 @@ def _cost(run: GridRun) -> int:
 
 def describe_runs(runs: Sequence[GridRun]) -> str:
     """Return the number of runs of each method, as a line of text."""
-    counts: dict[str, int] = {}
-    for run in runs:
-        counts[run.name] = counts.get(run.name, 0) + 1
+    counts = Counter(run.name for run in runs)
     return ", ".join(f"{name}: {count}" for name, count in counts.items())

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from taskfit.errors import DataError, SettingsError
 from taskfit.files import write_json_atomic
 from taskfit.models.load import load_model
 from taskfit.report.finished_run import FinishedRun
-from taskfit.runs.classifier import SETTINGS_FILE
 from taskfit.runs.fit import fit
-from taskfit.runs.records import RESULT_FILE, RunResult
+from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE, RunResult
 from taskfit.runs.tuning.measure import TextMetrics, measure
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, reference_of
@@ -32,25 +30,13 @@ from taskfit.stats.paired import paired_bootstrap
 JUDGEMENT = "judgement.json"
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerMetrics:
-    """Generated answers against references.
+def judge_answers(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Compare answers with references; rows without a reference are left out.
 
-    Attributes:
-        num_rows: Rows with a reference.
+    Returns:
         exact_match: Share that agrees but for case, punctuation and white space.
         rouge1, rouge_l: Mean F1 of shared words, and of the longest common subsequence of words
             (Lin 2004), stemmed.
-    """
-
-    num_rows: int
-    exact_match: float
-    rouge1: float
-    rouge_l: float
-
-
-def judge_answers(answers: Sequence[str], references: Sequence[str]) -> AnswerMetrics:
-    """Compare answers with references; rows without a reference are left out.
 
     Raises:
         DataError: If no row has a reference.
@@ -67,12 +53,11 @@ def judge_answers(answers: Sequence[str], references: Sequence[str]) -> AnswerMe
         ) from error
     scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
     scores = [scorer.score(reference, answer) for answer, reference in pairs]
-    return AnswerMetrics(
-        num_rows=len(pairs),
-        exact_match=float(np.mean([normalized(a) == normalized(r) for a, r in pairs])),
-        rouge1=float(np.mean([score["rouge1"].fmeasure for score in scores])),
-        rouge_l=float(np.mean([score["rougeL"].fmeasure for score in scores])),
-    )
+    return {
+        "exact_match": float(np.mean([normalized(a) == normalized(r) for a, r in pairs])),
+        "rouge1": float(np.mean([score["rouge1"].fmeasure for score in scores])),
+        "rouge_l": float(np.mean([score["rougeL"].fmeasure for score in scores])),
+    }
 
 
 def normalized(text: str) -> str:
@@ -95,14 +80,8 @@ def judge_rows(
     with screen.progress(f"{label}: answering", len(rows)) as advance:
         answers = tuned.answer([prompt_of(row) for row in rows], decoding, advance=advance)
     compared = judge_answers(answers, [reference_of(row) for row in rows])
-    return {
-        "num_rows": found.num_rows,
-        "perplexity": found.perplexity,
-        "loss": found.loss,
-        "exact_match": compared.exact_match,
-        "rouge1": compared.rouge1,
-        "rouge_l": compared.rouge_l,
-    }
+    read = {"num_rows": found.num_rows, "perplexity": found.perplexity, "loss": found.loss}
+    return {**read, **compared}
 
 
 def judge(
@@ -160,9 +139,9 @@ def judge(
                 tuned, rows, decoding=decoding, label=who, screen=screen
             )
         for task in tasks:
-            results[who][task] = _run_task(
-                folder / "judge", tuned, _task_data(task, tests, max_test), who, screen
-            )
+            data = {"max_test": max_test, "tests": dict(tests)}
+            asked = {"task": {"name": task}, "data": data}
+            results[who][task] = _run_task(folder / "judge", tuned, asked, who, screen)
     for task in tasks:
         found["tasks"][task] = _compare(results["base"][task], results["tuned"][task])
     write_json_atomic(folder / JUDGEMENT, found)
@@ -194,10 +173,6 @@ def _with_room(
     return kept
 
 
-def _task_data(task: str, tests: Mapping[str, str], max_test: int) -> dict[str, Any]:
-    return {"task": {"name": task}, "data": {"max_test": max_test, "tests": dict(tests)}}
-
-
 def _run_task(
     folder: Path, tuned: TunedModel, task: dict[str, Any], who: str, screen: Screen
 ) -> FinishedRun:
@@ -218,7 +193,7 @@ def _run_task(
         fit(
             settings,
             home,
-            resume=(home / "settings.yaml").is_file(),
+            resume=(home / SETTINGS_FILE).is_file(),
             screen=screen,
             model=tuned.model,
             name=who,

@@ -1,4 +1,4 @@
-"""What workers tell while they run, and how several of them are shown in one place.
+"""What workers tell while they run.
 
 Messages are JSON objects with a `kind`: "note", "record", "progress" or "ended".
 """
@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-
-from taskfit.compare.pool import View
 
 Message = Mapping[str, Any]
 # Seconds between two messages that only move a bar.
@@ -53,41 +51,6 @@ class SendingScreen:
             return False
         self._last = now
         return True
-
-
-class Board:
-    """Keeps one line a worker up to date and hands all of them to the view."""
-
-    def __init__(self, view: View, num_workers: int) -> None:
-        """Show so many workers."""
-        self.view = view
-        self._runs = [""] * num_workers
-        self._states = [""] * num_workers
-
-    def start(self, worker: int, folder: str) -> None:
-        """Show that a worker begins with a run."""
-        self._runs[worker], self._states[worker] = folder, "starting"
-        self._update()
-
-    def end(self, worker: int) -> None:
-        """Show that a worker has nothing to do."""
-        self._runs[worker] = ""
-        self._update()
-
-    def tell(self, worker: int, message: Message) -> None:
-        """Show what a worker said."""
-        state = describe(message)
-        if state:
-            self._states[worker] = state
-            self._update()
-
-    def _update(self) -> None:
-        self.view.update(
-            [
-                f"worker {worker + 1}: {run}: {state}" if run else f"worker {worker + 1}: free"
-                for worker, (run, state) in enumerate(zip(self._runs, self._states, strict=True))
-            ]
-        )
 
 
 def describe(message: Message) -> str:

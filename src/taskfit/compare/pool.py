@@ -1,11 +1,13 @@
-"""Who does the runs of a grid: an interface, and the pool of one that works in this process."""
+"""Who does the runs of a grid: this process, or workers beside it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, TypeVar
 
 from taskfit.compare.grid import GridRun
+from taskfit.compare.messages import Message, describe
 from taskfit.compare.runner import Ended, Runner
 from taskfit.screen import Screen
 
@@ -40,52 +42,90 @@ class Execution:
     ray: RayCluster | None = None
 
 
-class View(Protocol):
-    """Shows several runs at the same time in one place."""
-
-    def note(self, text: str) -> None:
-        """Show a line that stays."""
-        ...
-
-    def update(self, lines: Sequence[str]) -> None:
-        """Show what each worker does, in place of what was shown before."""
-        ...
+# Shows what each worker does, a line each, in place of the lines before.
+Show = Callable[[Sequence[str]], None]
 
 
-class NotesView:
-    """Shows on a plain screen which runs start and end, and nothing in between."""
+@dataclass(slots=True, eq=False)
+class Worker:
+    """What does runs beside this process.
 
-    def __init__(self, screen: Screen) -> None:
-        """Write to a screen."""
-        self.screen = screen
+    Attributes:
+        run: The run under way.
+        state: What it last said of it.
+    """
 
-    def note(self, text: str) -> None:
-        """Show a line."""
-        self.screen.note(text)
-
-    def update(self, lines: Sequence[str]) -> None:
-        """Show nothing."""
+    run: GridRun | None = field(default=None, init=False)
+    state: str = field(default="", init=False)
 
 
-class Pool(Protocol):
-    """Does runs."""
+WorkerT = TypeVar("WorkerT", bound=Worker)
+
+
+class WorkerPool(ABC, Generic[WorkerT]):
+    """Places for workers, each of which is started with its first run and used again."""
+
+    def __init__(self, num_workers: int, show: Show) -> None:
+        """Plan so many workers, and show what they do."""
+        self._workers: list[WorkerT | None] = [None] * num_workers
+        self._show = show
 
     @property
     def num_free(self) -> int:
         """Return how many runs may be started now."""
-        ...
+        return sum(worker is None or worker.run is None for worker in self._workers)
 
     def start(self, run: GridRun, target: Path) -> None:
-        """Start a run, or go on with it, in its folder."""
-        ...
+        """Give a run, to be started or gone on with in its folder, to a free worker.
 
+        One that exists already, if there is one.
+        """
+        free = [p for p, w in enumerate(self._workers) if w is None or w.run is None]
+        place = min(free, key=lambda p: self._workers[p] is None)
+        worker = self._workers[place] or self._launch(place)
+        self._workers[place] = worker
+        worker.run, worker.state = run, "starting"
+        self._update()
+        self._give(worker, run, target)
+
+    @abstractmethod
     def wait(self) -> list[Ended]:
         """Wait until at least one of the started runs has ended."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Stop everything that still runs; interrupted runs can be resumed."""
-        ...
+
+    @abstractmethod
+    def _launch(self, place: int) -> WorkerT:
+        """Start a worker."""
+
+    @abstractmethod
+    def _give(self, worker: WorkerT, run: GridRun, target: Path) -> None:
+        """Let a worker do a run."""
+
+    def _tell(self, worker: WorkerT, message: Message) -> None:
+        """Show what a worker said."""
+        if state := describe(message):
+            worker.state = state
+            self._update()
+
+    def _end(self, place: int, *, keep: bool) -> None:
+        """Take the run from a worker, which is replaced if it is not kept."""
+        worker = self._workers[place]
+        if worker is not None:
+            worker.run = None
+        if not keep:
+            self._workers[place] = None
+        self._update()
+
+    def _update(self) -> None:
+        lines = []
+        for place, worker in enumerate(self._workers, start=1):
+            run = None if worker is None else worker.run
+            what = "free" if worker is None or run is None else f"{run.folder}: {worker.state}"
+            lines.append(f"worker {place}: {what}")
+        self._show(lines)
 
 
 class ThisProcess:
@@ -109,3 +149,6 @@ class ThisProcess:
 
     def close(self) -> None:
         """Do nothing: no run is under way."""
+
+
+Pool = ThisProcess | WorkerPool[Any]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from taskfit.compare.grid import GridRun
-from taskfit.compare.messages import Board, Message
-from taskfit.compare.pool import View
+from taskfit.compare.messages import Message
+from taskfit.compare.pool import Show, Worker, WorkerPool
 from taskfit.compare.runner import Ended
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -31,9 +31,8 @@ def threads_per_worker(num_workers: int) -> int:
 
 
 @dataclass(slots=True, eq=False)
-class _Worker:
+class _Process(Worker):
     process: subprocess.Popen[str]
-    run: GridRun | None = None
 
     def stop(self) -> int:
         """End the process, politely and then not; return its exit code."""
@@ -49,44 +48,21 @@ class _Worker:
         return code
 
 
-class ProcessPool:
-    """A fixed number of worker processes, each started with its first run and used again."""
+class ProcessPool(WorkerPool[_Process]):
+    """A fixed number of worker processes."""
 
-    def __init__(self, num_workers: int, *, logs: Path, view: View) -> None:
+    def __init__(self, num_workers: int, *, logs: Path, show: Show) -> None:
         """Plan so many workers.
 
         Args:
             num_workers: Processes at the same time.
             logs: Gets what each worker prints, such as warnings of libraries.
-            view: Shows what they do.
+            show: Shows what they do.
         """
-        self._workers: list[_Worker | None] = [None] * num_workers
+        super().__init__(num_workers, show)
         self._logs = logs
         self._listeners: list[threading.Thread] = []
-        self._board = Board(view, num_workers)
-        self._messages: queue.Queue[tuple[int, _Worker, Message | None]] = queue.Queue()
-
-    @property
-    def num_free(self) -> int:
-        """Return how many runs may be started now."""
-        return sum(worker is None or worker.run is None for worker in self._workers)
-
-    def start(self, run: GridRun, target: Path) -> None:
-        """Give a run to a free worker, one that exists already if there is one."""
-        free = [p for p, w in enumerate(self._workers) if w is None or w.run is None]
-        place = min(free, key=lambda p: self._workers[p] is None)
-        worker = self._workers[place] or self._launch(place)
-        worker.run = run
-        self._board.start(place, run.folder)
-        job = {
-            "name": run.name,
-            "settings": run.settings.model_dump(mode="json"),
-            "folder": str(target),
-        }
-        assert worker.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died; the end of its output tells so
-            worker.process.stdin.write(json.dumps(job) + "\n")
-            worker.process.stdin.flush()
+        self._messages: queue.Queue[tuple[int, _Process, Message | None]] = queue.Queue()
 
     def wait(self) -> list[Ended]:
         """Wait for a run to end, or for its worker to die."""
@@ -94,24 +70,22 @@ class ProcessPool:
             place, worker, message = self._messages.get()
             if worker is not self._workers[place]:
                 continue  # last words of one that was replaced
+            run = worker.run
             if message is None:
-                self._workers[place] = None
-                self._board.end(place)
+                self._end(place, keep=False)
                 code = worker.stop()
-                if worker.run is not None:
-                    return [Ended(worker.run.folder, self._why(place, code), died=True)]
+                if run is not None:
+                    return [Ended(run.folder, self._why(place, code), died=True)]
             elif message["kind"] == "ended":
-                assert worker.run is not None
-                ended = Ended(worker.run.folder, message["error"], message["trace"])
-                worker.run = None
-                self._board.end(place)
+                assert run is not None
+                ended = Ended(run.folder, message["error"], message["trace"])
+                # An unexpected error may leave memory or a GPU in a state that harms others.
+                self._end(place, keep=not ended.trace)
                 if ended.trace:
-                    # An unexpected error may leave memory or a GPU in a state that harms others.
-                    self._workers[place] = None
                     worker.stop()
                 return [ended]
             else:
-                self._board.tell(place, message)
+                self._tell(worker, message)
 
     def close(self) -> None:
         """Stop all workers; what they were doing can be resumed."""
@@ -124,7 +98,15 @@ class ProcessPool:
         for listener in self._listeners:
             listener.join(GRACE)
 
-    def _launch(self, place: int) -> _Worker:
+    def _give(self, worker: _Process, run: GridRun, target: Path) -> None:
+        settings = run.settings.model_dump(mode="json")
+        job = {"name": run.name, "settings": settings, "folder": str(target)}
+        assert worker.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died; the end of its output tells so
+            worker.process.stdin.write(json.dumps(job) + "\n")
+            worker.process.stdin.flush()
+
+    def _launch(self, place: int) -> _Process:
         threads = str(threads_per_worker(len(self._workers)))
         self._logs.mkdir(parents=True, exist_ok=True)
         with self._log(place).open("ab") as log:
@@ -139,8 +121,7 @@ class ProcessPool:
                 # Ctrl-C reaches this process only, which then stops the workers in order.
                 start_new_session=True,
             )
-        worker = _Worker(process)
-        self._workers[place] = worker
+        worker = _Process(process)
         assert process.stdout is not None
         listener = threading.Thread(
             target=self._listen, args=(place, worker, process.stdout), daemon=True
@@ -149,7 +130,7 @@ class ProcessPool:
         self._listeners.append(listener)
         return worker
 
-    def _listen(self, place: int, worker: _Worker, output: IO[str]) -> None:
+    def _listen(self, place: int, worker: _Process, output: IO[str]) -> None:
         with output:
             for line in output:
                 try:

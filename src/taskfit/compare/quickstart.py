@@ -5,7 +5,7 @@ from pathlib import Path
 from taskfit.models.load import load_model
 from taskfit.report.pages import comparison_picture, write_page, write_report
 from taskfit.runs.fit import fit
-from taskfit.runs.records import RESULT_FILE, RunResult, write_results_csv
+from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE, RunResult, write_results_csv
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import settings_from_dict
@@ -55,7 +55,7 @@ def quickstart(
             continue
         # One model serves all three: in-context learning leaves it as it is, and comes first.
         loaded = loaded or load_model(settings.model, quantization=settings.adapter)
-        resume = (run_folder / "settings.yaml").is_file()
+        resume = (run_folder / SETTINGS_FILE).is_file()
         run = fit(
             settings,
             run_folder,

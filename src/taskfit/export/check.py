@@ -1,6 +1,6 @@
 """Whether two models say the same: what is compared, and how far apart they may be."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,15 +9,14 @@ from taskfit.errors import CheckpointError
 
 FloatArray = NDArray[np.float64]
 
-# Largest difference of a label's probability. In 16 bits every product is rounded, and an adapter
-# that changed little is partly rounded away, apart and merged in different ways.
-PROBABILITY = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
-# Mean difference of the log-probability of a next token (nats).
-LOG_PROBABILITY = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "q8_0": 0.1}
+# By number format: the largest difference of a label's probability, and the mean difference of the
+# log-probability of a next token (nats). In 16 bits every product is rounded, and an adapter that
+# changed little is partly rounded away, apart and merged in different ways.
+TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "q8_0": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Check:
     """How far two models are apart on the same texts.
 
     Attributes:
@@ -32,7 +31,7 @@ class Comparison:
     tolerance: float
     num_values: int
 
-    def require(self, after: str) -> "Comparison":
+    def require(self, after: str) -> "Check":
         """Return this, or raise if the difference is more than allowed.
 
         Args:
@@ -49,10 +48,6 @@ class Comparison:
             )
         return self
 
-    def called(self, what: str) -> "Comparison":
-        """Return the same numbers under another name."""
-        return replace(self, what=what)
-
     def describe(self) -> str:
         """Return one line for people."""
         return (
@@ -61,17 +56,18 @@ class Comparison:
         )
 
 
-def compare(before: FloatArray, after: FloatArray, *, form: str) -> Comparison:
+def compare(before: FloatArray, after: FloatArray, *, what: str, dtype: str) -> Check:
     """Compare probabilities (N, L), or log-probabilities of tokens (Y,).
 
     Args:
         before: What the run says.
         after: What the exported model says.
-        form: The number format that decides the tolerance.
+        what: The two that are compared, for people.
+        dtype: The number format that decides the tolerance.
     """
     gap = np.abs(before - after)
     if before.ndim == 2:
-        worst = float(gap.max())
-        return Comparison("probabilities", worst, PROBABILITY[form], gap.size)
-    mean = float(gap.mean())
-    return Comparison("log-probabilities of tokens", mean, LOG_PROBABILITY[form], gap.size)
+        kind, difference = "probabilities", gap.max()
+    else:
+        kind, difference = "log-probabilities of tokens", gap.mean()
+    return Check(f"{what}, {kind}", float(difference), TOLERANCE[dtype], gap.size)

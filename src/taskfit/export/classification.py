@@ -10,31 +10,20 @@ Legend: N texts, L labels, D hidden width.
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.special import expit, softmax
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from taskfit.errors import ModelError, SettingsError
-from taskfit.export.check import Comparison, FloatArray
-from taskfit.export.merge import (
-    Merged,
-    bytes_needed,
-    cast_weights,
-    check_room,
-    merge,
-)
-from taskfit.export.prompt import Prompt, find_prompt
-from taskfit.export.source import Source, forget
+from taskfit.export.check import Check, FloatArray
+from taskfit.export.merge import Merged, cast_weights
+from taskfit.export.prompt import find_prompt
+from taskfit.export.source import Source
 from taskfit.methods.branches import BranchWords
 from taskfit.methods.head import Head
 from taskfit.methods.label_words import LabelWords
@@ -47,21 +36,6 @@ SERVED = ("label_words", "distill", "head")
 PROMPT_FILE = "prompt.json"
 # A bias below this changes no probability that anybody could see.
 NO_BIAS = 1e-7
-
-
-@dataclass(frozen=True, slots=True)
-class LinearReading:
-    """Scores of the labels as a linear layer on the last hidden state.
-
-    Attributes:
-        weight: (L, D), float64.
-        bias: (L,), float64.
-        multi_label: Whether each label is judged by itself.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    multi_label: bool
 
 
 def check_served(source: Source) -> None:
@@ -78,48 +52,53 @@ def check_served(source: Source) -> None:
 
 
 def export_classification(
-    source: Source, folder: Path, *, target: Path, form: str | None = None
-) -> tuple[list[Comparison], Prompt]:
+    source: Source, merged: Merged, folder: Path
+) -> tuple[list[Check], list[str]]:
     """Fill a folder with a sequence classification model, and check its probabilities.
 
     Args:
-        source: A run of label_words, distill or head.
+        source: A run of label_words, distill or head; see `check_served`.
+        merged: Its weights; the model is given back on the way.
         folder: To fill.
-        target: Where the folder will stand, for messages and the room on its disk.
-        form: Number format to store; None: the run's.
 
     Returns:
-        What was compared, and the prompt that texts must be put into.
+        What was compared, and notes for the card: the prompt that texts must be put into.
 
     Raises:
-        TaskfitError: If it cannot be exact, there is no room, or the result says something else.
+        TaskfitError: If it cannot be exact, or the result says something else.
     """
-    check_served(source)
-    merged = merge(source, form=form)
-    check_room(target, bytes_needed(merged))
     classifier = source.classifier(merged.model)
-    method = classifier.method
+    method, temperature = classifier.method, classifier.only.calibration.temperature
     assert isinstance(method, TreeMethod)
     prompt, whole = find_prompt(method.encoder, merged.model.tokenizer, source.examples)
-    reading = read_linear(classifier)
-    save_classification(merged, classifier, reading, folder)
+    save_classification(merged, classifier, folder)
     prompt.save(folder / PROMPT_FILE)
-    merged.model = None  # type: ignore[assignment]
     del classifier, method
-    forget()
+    merged.drop_model()
     merged.expected = merged.expected[whole]
     merged.run = None if merged.run is None else merged.run[whole]
     texts = [prompt.fill(source.examples[i].texts) for i in whole]
     checks = merged.compare_written(
-        folder,
-        lambda folder, dtype: plain_probabilities(folder, texts, dtype=dtype),
+        lambda dtype: plain_probabilities(folder, texts, dtype=DTYPES[dtype]),
         after="the change to sequence classification",
     )
-    return checks, prompt
+    shown = "".join(v if kind == "text" else "{" + v + "}" for kind, v in prompt.pieces)
+    notes = [
+        "Texts must be put into the prompt of `prompt.json` first, as below; without it the "
+        "probabilities mean nothing. A text that is too long must be shortened itself: "
+        "cutting the prompt at its end (`truncation=True`) would lose the question. Longest "
+        f"prompt: {prompt.max_length:,} tokens.\n\n```\n{shown}\n```"
+    ]
+    if temperature != 1:
+        notes.append(f"The fitted temperature {temperature:.4g} is in the scores.")
+    return checks, notes
 
 
-def read_linear(classifier: Classifier) -> LinearReading:
+def read_linear(classifier: Classifier) -> tuple[Tensor, Tensor]:
     """Return a classifier's scores as a linear layer, temperature included.
+
+    Returns:
+        Its weight, (L, D), and its bias, (L,), both float64.
 
     Raises:
         SettingsError: If label words have several tokens or labels several words.
@@ -131,25 +110,22 @@ def read_linear(classifier: Classifier) -> LinearReading:
     if isinstance(method, Head):
         weight, bias = method.head.weight.double(), method.head.bias.double()
     else:
-        ids = _label_tokens(method)
-        weight, bias = _rows(method.model, ids)
-    several = classifier.task.multi_label
+        weight, bias = _rows(method.model, _label_tokens(method))
     weight, bias = weight.detach().cpu() / temperature, bias.detach().cpu() / temperature
-    if not several:
+    if not classifier.task.multi_label:
         # The softmax does not see what all labels share; smaller scores are rounded less.
         weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
-    return LinearReading(weight, bias, several)
+    return weight, bias
 
 
 def _label_tokens(method: TreeMethod) -> list[int]:
     """Return the token of each label's one word that decides."""
     encoder = method.encoder
     assert isinstance(encoder, PromptEncoder)
-    words = [label.words for label in method.task.labels]
-    if any(len(own) > 1 for own in words):
-        several = next(label.name for label in method.task.labels if len(label.words) > 1)
+    several = [label.name for label in method.task.labels if len(label.words) > 1]
+    if several:
         raise SettingsError(
-            f"Label {several!r} has several words, whose probabilities add up; a sequence "
+            f"Label {several[0]!r} has several words, whose probabilities add up; a sequence "
             "classification model has one score a label. Use --merge, or fit with one word a label "
             "(task.label_words)."
         )
@@ -193,15 +169,15 @@ def _rows(model: LoadedModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def save_classification(
-    merged: Merged, classifier: Classifier, reading: LinearReading, folder: Path
-) -> None:
+def save_classification(merged: Merged, classifier: Classifier, folder: Path) -> None:
     """Write the decoder with the linear layer as transformers' own sequence classification model.
 
     Raises:
-        ModelError: If the architecture has no such class, or no place for a bias.
+        ModelError: If the architecture has no such class, or no place for a bias; see also
+            `read_linear`.
         SettingsError: If there is no token to pad with.
     """
+    weight, bias = read_linear(classifier)
     module, tokenizer = merged.model.tree.model, merged.model.tokenizer
     config = copy.deepcopy(module.config)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -215,22 +191,24 @@ def save_classification(
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = (
-        "multi_label_classification" if reading.multi_label else "single_label_classification"
+        "multi_label_classification"
+        if classifier.task.multi_label
+        else "single_label_classification"
     )
     config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
-    config.dtype = DTYPES[merged.form]
+    config.dtype = DTYPES[merged.dtype]
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
             config, attn_implementation="eager"
         )
     body = module.base_model
     setattr(model, model.base_model_prefix, body)
-    cast_weights(merged.model, merged.form)
+    cast_weights(merged.model, merged.dtype)
     weights = dict(model.state_dict())
     # These few numbers stay in float32; who loads the model in 16 bits rounds them then.
-    weights["score.weight"] = reading.weight.float().contiguous()
-    if float(reading.bias.abs().max()) > NO_BIAS:
-        name, shifted = _bias_in_norm(body, reading)
+    weights["score.weight"] = weight.float().contiguous()
+    if float(bias.abs().max()) > NO_BIAS:
+        name, shifted = _bias_in_norm(body, weight, bias)
         weights[f"{model.base_model_prefix}.{name}"] = shifted
     model.save_pretrained(folder, state_dict=weights)
     # Absolute positions count from the left end.
@@ -238,7 +216,7 @@ def save_classification(
     tokenizer.save_pretrained(folder)
 
 
-def _bias_in_norm(body: nn.Module, reading: LinearReading) -> tuple[str, Tensor]:
+def _bias_in_norm(body: nn.Module, weight: Tensor, bias: Tensor) -> tuple[str, Tensor]:
     """Return the final norm's bias with the scores' bias in it, and its name.
 
     The scores are W (norm(x) + b), so b may be shifted by any d with W d = bias: the smallest is
@@ -255,22 +233,21 @@ def _bias_in_norm(body: nn.Module, reading: LinearReading) -> tuple[str, Tensor]
         and not re.search(r"\.\d+\.", f".{name}.")
         and "embed" not in name
     }
-    weight = reading.weight
     projections = [m for name, m in body.named_modules() if name.endswith("project_out")]
     if projections and projections[0] is not None:
         weight = weight @ projections[0].weight.detach().double().cpu()
     if len(norms) != 1:
         raise ModelError(
             "A sequence classification model has no bias of its own, and this run's scores have "
-            f"one (up to {float(reading.bias.abs().max()):.2g}). It can be put into a final "
+            f"one (up to {float(bias.abs().max()):.2g}). It can be put into a final "
             f"LayerNorm, but {type(body).__name__} ends without one. Use --merge, which writes the "
             "head beside the model, or fit with --method label_words."
         )
     ((name, norm),) = norms.items()
-    shift = torch.linalg.pinv(weight) @ reading.bias
-    if float((weight @ shift - reading.bias).abs().max()) > 1e-6 * float(reading.bias.abs().max()):
+    shift = torch.linalg.pinv(weight) @ bias
+    if float((weight @ shift - bias).abs().max()) > 1e-6 * float(bias.abs().max()):
         raise ModelError(
-            f"The {len(reading.bias)} labels' rows depend on each other, so that their bias cannot "
+            f"The {len(bias)} labels' rows depend on each other, so that their bias cannot "
             "be put into the final norm. Use --merge."
         )
     return f"{name}.bias", (norm.bias.detach().double().cpu() + shift).float()
@@ -288,10 +265,8 @@ def plain_probabilities(folder: Path, texts: Sequence[str], *, dtype: torch.dtyp
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
     model.eval()
-    rows = [
-        model(**tokenizer(text, return_tensors="pt")).logits[0].double().numpy() for text in texts
-    ]
-    scores = np.stack(rows)
+    inputs = [tokenizer(text, return_tensors="pt") for text in texts]
+    scores = np.stack([model(**one).logits[0].double().numpy() for one in inputs])
     if model.config.problem_type == "multi_label_classification":
         return np.asarray(expit(scores))
     return np.asarray(softmax(scores, axis=1))

@@ -1,15 +1,15 @@
 """Export a finished run in one form, with a card and a record, whole or not at all."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from taskfit.errors import SettingsError
 from taskfit.export.card import write_card
-from taskfit.export.check import Comparison
+from taskfit.export.check import Check
 from taskfit.export.classification import check_served, export_classification
-from taskfit.export.gguf_file import check_type, export_gguf
-from taskfit.export.merge import HEAD_FILE, export_merged
+from taskfit.export.gguf_file import check_type, export_gguf, find_script, gguf_bytes
+from taskfit.export.merge import check_room, export_merged, merge
 from taskfit.export.source import Source, open_source
 from taskfit.files import folder_atomic, write_json_atomic
 from taskfit.models.load import DTYPES
@@ -18,19 +18,6 @@ from taskfit.screen import Screen, SilentScreen
 
 RECORD = "export.json"
 Form = Literal["merged", "classification", "gguf"]
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """What an export gives back.
-
-    Attributes:
-        folder: Where it stands.
-        checks: What was compared, and how far it was apart.
-    """
-
-    folder: Path
-    checks: tuple[Comparison, ...]
 
 
 def export_run(
@@ -42,8 +29,8 @@ def export_run(
     dtype: str | None = None,
     device: str = "auto",
     screen: Screen | None = None,
-) -> Exported:
-    """Export a finished run into a new folder.
+) -> list[Check]:
+    """Export a finished run into a new folder; return what was compared, and how far it was apart.
 
     Args:
         run: Folder of the run.
@@ -88,14 +75,21 @@ def export_run(
             path.chmod(0o644)  # some writers leave files for their owner alone
     for check in checks:
         screen.note(check.describe())
-    return Exported(out, tuple(checks))
+    return checks
 
 
 def _fill(
     source: Source, folder: Path, out: Path, form: Form, outtype: str, dtype: str | None
-) -> list[Comparison]:
-    notes = []
-    file = ""
+) -> list[Check]:
+    script = find_script() if form == "gguf" else None
+    merged = merge(source, dtype=dtype)
+    check_room(out, gguf_bytes(merged, outtype, script) if form == "gguf" else merged.num_bytes)
+    if form == "merged":
+        checks, notes = export_merged(source, merged, folder)
+    elif form == "classification":
+        checks, notes = export_classification(source, merged, folder)
+    else:
+        checks, notes = export_gguf(source, merged, folder, name=outtype, script=script)
     blend = source.saved.get("blend") or {"features": [], "weights": [1.0]}
     probes = " and ".join(
         f"a probe on {features} ({weight:.0%})"
@@ -103,33 +97,11 @@ def _fill(
         if weight > 0
     )
     if probes:
-        notes.append(
+        notes.insert(
+            0,
             f"The run averages these probabilities with those of {probes}, which "
             f"{'are' if ' and ' in probes else 'is'} no part of this model: results below are "
-            "those of all together."
+            "those of all together.",
         )
-    if form == "merged":
-        checks = export_merged(source, folder, target=out, form=dtype)
-        if source.method == "head":
-            notes.append(
-                f"The classification head is in `{HEAD_FILE}` (`head.weight`, `head.bias`): a "
-                "linear layer on the last hidden state of the last token."
-            )
-    elif form == "classification":
-        checks, prompt = export_classification(source, folder, target=out, form=dtype)
-        shown = "".join(v if kind == "text" else "{" + v + "}" for kind, v in prompt.pieces)
-        notes.append(
-            "Texts must be put into the prompt of `prompt.json` first, as below; without it the "
-            "probabilities mean nothing. A text that is too long must be shortened itself: "
-            f"cutting the prompt at its end (`truncation=True`) would lose the question. Longest "
-            f"prompt: {prompt.max_length:,} tokens.\n\n```\n{shown}\n```"
-        )
-        temperature = source.calibration.temperature
-        if temperature != 1:
-            notes.append(f"The fitted temperature {temperature:.4g} is in the scores.")
-    else:
-        checks, writer = export_gguf(source, folder, target=out, name=outtype, form=dtype)
-        file = next(folder.glob("*.gguf")).name
-        notes.append(f"Weights are {outtype}, vectors float32; written by {writer}.")
-    write_card(source, folder, form=form, checks=checks, notes=notes, file=file)
+    write_card(source, folder, form=form, checks=checks, notes=notes)
     return checks

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +21,23 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from taskfit.errors import CheckpointError, ModelError, SettingsError
-from taskfit.export.check import Comparison, FloatArray, compare
+from taskfit.export.check import Check, compare
 from taskfit.export.gguf_tokenizer import read_vocabulary
-from taskfit.export.merge import (
-    SMALL_FILES,
-    Merged,
-    bytes_needed,
-    check_room,
-    merge,
-    write_merged,
-)
-from taskfit.export.source import Source, forget, token_log_probs
+from taskfit.export.merge import SMALL_FILES, Merged, write_merged
+from taskfit.export.source import Source, token_log_probs
 from taskfit.models.load import LoadedModel
 from taskfit.models.quantize import count_parameters
 
 SCRIPT = "convert_hf_to_gguf.py"
+Quantization, FileType = gguf.GGMLQuantizationType, gguf.LlamaFileType
+# For each type of weights that of the file, and the number format whose tolerance it has.
 TYPES = {
-    "f32": gguf.GGMLQuantizationType.F32,
-    "f16": gguf.GGMLQuantizationType.F16,
-    "bf16": gguf.GGMLQuantizationType.BF16,
-    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "f32": (FileType.ALL_F32, "float32"),
+    "f16": (FileType.MOSTLY_F16, "float16"),
+    "bf16": (FileType.MOSTLY_BF16, "bfloat16"),
+    "q8_0": (FileType.MOSTLY_Q8_0, "q8_0"),
 }
-FILE_TYPES = {
-    "f32": gguf.LlamaFileType.ALL_F32,
-    "f16": gguf.LlamaFileType.MOSTLY_F16,
-    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-}
-# Number format whose tolerance a type has.
-FORMS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
-BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}
-SERVED = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama"}
+SERVED = ("LlamaForCausalLM", "MistralForCausalLM")
 COMPARED_TOKENS = 64
 FloatWeights = NDArray[np.float32]
 
@@ -65,48 +52,50 @@ def check_type(name: str) -> None:
         raise SettingsError(f"--outtype is {name!r}; allowed are {', '.join(TYPES)}.")
 
 
+def gguf_bytes(merged: Merged, name: str, script: Path | None) -> int:
+    """Return about how much a model takes as GGUF, with what the converter reads in between."""
+    block, num_bytes = gguf.GGML_QUANT_SIZES[Quantization[name.upper()]]
+    size = count_parameters(merged.model.tree.model) * num_bytes // block + SMALL_FILES
+    return int(size) + (merged.num_bytes if script else 0)
+
+
 def export_gguf(
-    source: Source, folder: Path, *, target: Path, name: str, form: str | None = None
-) -> tuple[list[Comparison], str]:
+    source: Source, merged: Merged, folder: Path, *, name: str, script: Path | None
+) -> tuple[list[Check], list[str]]:
     """Fill a folder with one GGUF file, and check that it says what the run says.
 
     Args:
         source: The run.
+        merged: Its weights; the model is given back on the way.
         folder: To fill.
-        target: Where the folder will stand, for messages and the room on its disk.
         name: Type of the weights: f32, f16, bf16 or q8_0.
-        form: Number format to merge in; None: the run's.
+        script: llama.cpp's converter; None: the package `gguf` writes the file.
 
     Returns:
-        What was compared, and what wrote the file.
+        What was compared, and notes for the card.
 
     Raises:
-        TaskfitError: If the model cannot be written so, there is no room, or the result differs.
+        TaskfitError: If the model cannot be written so, or the result differs.
     """
-    check_type(name)
-    script = find_script()
-    merged = merge(source, form=form)
-    model = merged.model.tree.model
-    architecture = type(model).__name__
-    size = int(count_parameters(model) * BITS[name] / 8) + SMALL_FILES
-    check_room(target, size + (bytes_needed(merged) if script else 0))
-    sequences = _sequences(source, merged.model)
-    before = np.concatenate([token_log_probs(merged.model, ids) for ids in sequences])
+    model, tokenizer = merged.model.tree, merged.model.tokenizer
+    architecture = type(model.model).__name__
+    rows = [list(tokenizer(text)["input_ids"])[:COMPARED_TOKENS] for text in source.texts]
+    with model.plain_attention() as plain:
+        before = token_log_probs(plain, rows)
     path = folder / f"model-{name}.gguf"
     if script is not None:
         _convert(script, source, merged, path, name)
         writer = SCRIPT
     else:
-        _check_architecture(model)
+        _check_architecture(model.model)
         write_gguf(merged.model, path, name=name, title=source.folder.name)
-        writer = f"gguf {_version()}"
-    merged.model = None  # type: ignore[assignment]
-    del model
-    forget()
-    after = _read_again(path, sequences, architecture)
-    check = compare(before, after, form=FORMS[name])
-    check = check.called(f"file read again and in memory, {check.what}")
-    return [*merged.checks, check.require(f"writing GGUF ({name})")], writer
+        writer = f"gguf {metadata.version('gguf')}"
+    del model, plain
+    merged.drop_model()
+    after = token_log_probs(_read_again(path, architecture), rows)
+    check = compare(before, after, what="file read again and in memory", dtype=TYPES[name][1])
+    note = f"Weights are {name}, vectors float32; written by {writer}."
+    return [*merged.checks, check.require(f"writing GGUF ({name})")], [note]
 
 
 def find_script() -> Path | None:
@@ -144,21 +133,20 @@ def _convert(script: Path, source: Source, merged: Merged, path: Path, name: str
 
 def _check_architecture(model: PreTrainedModel) -> None:
     config = model.config.get_text_config().to_dict()
-    name = type(model).__name__
-    reason = ""
+    reason = type(model).__name__
     rope = (config.get("rope_parameters") or {}).get("rope_type", "default")
-    if name not in SERVED:
-        reason = f"{name} (model type {model.config.model_type})"
+    if reason not in SERVED:
+        reason += f" (model type {model.config.model_type})"
     elif rope != "default":
-        reason = f"{name} with positions of type {rope!r}"
+        reason += f" with positions of type {rope!r}"
     elif config.get("sliding_window"):
-        reason = f"{name} with a sliding window"
-    if reason:
-        raise ModelError(
-            f"--gguf without llama.cpp writes the Llama architecture only, and this is {reason}. "
-            f"Put llama.cpp's {SCRIPT} on PATH, or its folder into the environment variable "
-            "LLAMA_CPP."
-        )
+        reason += " with a sliding window"
+    else:
+        return
+    raise ModelError(
+        f"--gguf without llama.cpp writes the Llama architecture only, and this is {reason}. "
+        f"Put llama.cpp's {SCRIPT} on PATH, or its folder into the environment variable LLAMA_CPP."
+    )
 
 
 def write_gguf(model: LoadedModel, path: Path, *, name: str, title: str) -> None:
@@ -175,18 +163,18 @@ def write_gguf(model: LoadedModel, path: Path, *, name: str, title: str) -> None
     """
     module = model.tree.model
     config = module.config.get_text_config()
-    writer = gguf.GGUFWriter(path, SERVED[type(module).__name__])
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(title)
-    writer.add_file_type(FILE_TYPES[name])
+    writer.add_file_type(TYPES[name][0])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config)
     _add_tokenizer(writer, model)
     try:
         for key, weights in _tensors(module):
-            kind = TYPES[name] if weights.ndim > 1 else TYPES["f32"]
-            if kind == TYPES["q8_0"] and weights.shape[-1] % 32:
-                kind = TYPES["f16"]  # blocks of 32 weights share a scale
-            if kind == TYPES["f16"] and np.abs(weights).max() > np.finfo(np.float16).max:
+            kind = Quantization[name.upper()] if weights.ndim > 1 else Quantization.F32
+            if kind == Quantization.Q8_0 and weights.shape[-1] % 32:
+                kind = Quantization.F16  # blocks of 32 weights share a scale
+            if kind == Quantization.F16 and np.abs(weights).max() > np.finfo(np.float16).max:
                 raise ModelError(f"{key} has weights too large for f16. Use --outtype bf16.")
             packed = gguf.quants.quantize(weights, kind)
             writer.add_tensor(key, packed, raw_dtype=kind)
@@ -276,20 +264,14 @@ def interleaved(weights: Tensor, num_heads: int) -> Tensor:
     )
 
 
-def _sequences(source: Source, model: LoadedModel) -> list[list[int]]:
-    rows = [list(model.tokenizer(text)["input_ids"])[:COMPARED_TOKENS] for text in source.texts]
-    return [row for row in rows if len(row) > 1]
-
-
-@torch.no_grad()
-def _read_again(path: Path, sequences: list[list[int]], architecture: str) -> FloatArray:
-    """Return log-probabilities of tokens by what transformers reads from the file, (Y,).
+def _read_again(path: Path, architecture: str) -> PreTrainedModel:
+    """Return what transformers reads from the file.
 
     Raises:
         ModelError: If it cannot read the file.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32
         )
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
@@ -297,16 +279,4 @@ def _read_again(path: Path, sequences: list[list[int]], architecture: str) -> Fl
             f"transformers cannot read GGUF of {architecture} again, so it cannot be checked: "
             f"{str(error).splitlines()[0]}. Use --merge, and convert the folder yourself."
         ) from error
-    model.eval()
-    found = []
-    for ids in sequences:
-        row = torch.tensor([ids])
-        scores = model(row).logits[0, :-1].double().log_softmax(-1)
-        found.append(scores.gather(1, row[0, 1:, None])[:, 0].numpy())
-    return np.concatenate(found)
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    return metadata.version("gguf")
+    return model.eval()

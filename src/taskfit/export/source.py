@@ -4,8 +4,7 @@ Legend: N texts, L labels, Y predicted tokens.
 """
 
 import gc
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,37 +14,30 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-from numpy.typing import NDArray
 from peft import PeftModel
-from safetensors.numpy import load_file
+from transformers import PreTrainedModel
 
 from taskfit.data import Example
-from taskfit.errors import CheckpointError, SettingsError
+from taskfit.errors import SettingsError
+from taskfit.export.check import FloatArray
 from taskfit.files import read_jsonl
 from taskfit.method_settings import TUNING
-from taskfit.methods.method import MethodContext, MethodState
-from taskfit.methods.table import label_method
 from taskfit.models.adapters import load_adapter
 from taskfit.models.load import LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
-from taskfit.runs.asked import Calibration
 from taskfit.runs.classifier import (
     ADAPTER,
-    ARRAYS,
     FILE,
-    MODEL,
-    SETTINGS_FILE,
     Classifier,
     Weights,
+    saved_run,
     settings_for_prediction,
 )
 from taskfit.runs.predictions import renamed_columns
-from taskfit.runs.records import RESULT_FILE, TUNED_FILE, RunResult
+from taskfit.runs.records import TUNED_FILE, RunResult
 from taskfit.runs.tuning.model import TunedModel
 from taskfit.settings import RunSettings
 from taskfit.tasks import task_from_dict
-
-FloatArray = NDArray[np.float64]
 
 # Methods whose runs train a causal language model.
 SERVED = ("label_words", "head", "label_text", "distill", *TUNING)
@@ -110,9 +102,8 @@ class Source:
         Raises:
             TaskfitError: If base or adapter cannot be had.
         """
-        settings = self.settings
-        model = load_model(settings.model, quantization=settings.adapter if quantized else None)
-        adapter = None
+        quantization = self.settings.adapter if quantized else None
+        model, adapter = load_model(self.settings.model, quantization=quantization), None
         if self.weights in ("lora", "qlora"):
             adapter = load_adapter(model.tree.model, self.folder / ADAPTER)
             model.tree.model.eval()
@@ -120,27 +111,9 @@ class Source:
             model.tokenizer.chat_template = self.saved["chat_template"]
         return model, adapter
 
-    def reload(self, folder: Path, *, form: str) -> LoadedModel:
-        """Load an exported folder in place of the run's model, in a number format."""
-        changed = {"name": str(folder), "revision": None, "dtype": form}
-        model = self.settings.model.model_copy(update=changed)
-        return load_model(model)
-
     def classifier(self, model: LoadedModel) -> Classifier:
-        """Return the run's classifier on a given model."""
-        task = task_from_dict(self.saved["task"])
-        shown = [Example(**entry) for entry in self.saved["demonstrations"]]
-        path = self.folder / ARRAYS
-        arrays = load_file(path) if path.is_file() else {}
-        method = label_method(self.method)(MethodContext(self.settings, task, shown, model))
-        method.restore(MethodState(self.saved["state"], arrays))
-        return Classifier(method, calibrations={"": self.calibration})
-
-    @property
-    def calibration(self) -> Calibration:
-        """Return the temperature of a classifier; prediction sets are no part of an export."""
-        # Runs from before there was calibration have no such entry.
-        return Calibration(float(self.saved.get("calibration", {}).get("temperature", 1.0)))
+        """Return the run's classifier, without its blend, on a given model."""
+        return Classifier.load(self.folder, device=self.settings.model.device, model=model)
 
     def outputs(self, model: LoadedModel) -> FloatArray:
         """Return what the run says with a given model, on a few texts of its own.
@@ -187,21 +160,11 @@ def open_source(folder: Path, *, device: str) -> Source:
         CheckpointError: If there is no such run.
         SettingsError: If its method has no language model of its own to export.
     """
-    found = [name for name in (FILE, TUNED_FILE) if (folder / name).is_file()]
-    if not found or not (folder / RESULT_FILE).is_file():
-        hint = (
-            f"It was interrupted: continue with `taskfit fit --resume {folder}`."
-            if (folder / SETTINGS_FILE).is_file() and not (folder / RESULT_FILE).is_file()
-            else "Give the folder of one run of `taskfit fit`, with one question or of tuning."
-        )
-        raise CheckpointError(f"{folder} holds no finished run to export. {hint}")
-    path = folder / found[0]
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        settings = settings_for_prediction(folder, saved, device=device)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
-    if settings.method.name not in SERVED or saved["weights"] == "none":
+    file = TUNED_FILE if (folder / TUNED_FILE).is_file() else FILE
+    hint = "Give the folder of one run of `taskfit fit`, with one question or of tuning."
+    with saved_run(folder, file, what="finished run to export", hint=hint) as saved:
+        settings, weights = settings_for_prediction(folder, saved, device=device), saved["weights"]
+    if settings.method.name not in SERVED or weights == "none":
         raise SettingsError(
             f"{folder} is a run of {settings.method.name}, which trains no causal language model; "
             f"what can be exported are runs of {', '.join(SERVED)}."
@@ -237,31 +200,22 @@ def forget() -> None:
         torch.cuda.empty_cache()
 
 
-def model_folder(source: Source) -> Path:
-    """Return where a run of full fine-tuning keeps its model."""
-    return source.folder / MODEL
-
-
 def _next_token_log_probs(source: Source, model: LoadedModel) -> FloatArray:
-    tuned = TunedModel(_without_template(source.settings), model)
-    found = []
-    for text in source.texts:
-        ids = tuned.encoder.text_ids(text)[:COMPARED_TOKENS]
-        if len(ids) > 1:
-            found.append(token_log_probs(model, ids))
-    return np.concatenate(found)
+    # The template that the run saved is on the tokenizer already.
+    tuning = source.settings.tuning.model_copy(update={"chat_template": None})
+    tuned = TunedModel(source.settings.model_copy(update={"tuning": tuning}), model)
+    rows = [tuned.encoder.text_ids(text)[:COMPARED_TOKENS] for text in source.texts]
+    with model.tree.plain_attention() as plain:
+        return token_log_probs(plain, rows)
 
 
 @torch.no_grad()
-def token_log_probs(model: LoadedModel, ids: list[int]) -> FloatArray:
-    """Return log p of each token but the first, by a plain pass of the model, (T - 1,)."""
-    with model.tree.plain_attention() as plain:
-        row = torch.tensor([ids], device=model.tree.device)
-        scores = plain(row).logits[0, :-1].double().log_softmax(-1)
-    return np.asarray(scores.gather(1, row[0, 1:, None])[:, 0].cpu().numpy())
-
-
-def _without_template(settings: RunSettings) -> RunSettings:
-    # The template that the run saved is on the tokenizer already.
-    tuning = settings.tuning.model_copy(update={"chat_template": None})
-    return settings.model_copy(update={"tuning": tuning})
+def token_log_probs(plain: PreTrainedModel, rows: Sequence[Sequence[int]]) -> FloatArray:
+    """Return log p of each token but the first of each row, by plain passes of a model, (Y,)."""
+    found = []
+    for ids in rows:
+        if len(ids) > 1:
+            row = torch.tensor([ids], device=plain.device)
+            scores = plain(row).logits[0, :-1].double().log_softmax(-1)
+            found.append(scores.gather(1, row[0, 1:, None])[:, 0].cpu().numpy())
+    return np.concatenate(found)

@@ -16,6 +16,12 @@ from taskfit.tree.build import IntArray
 TOKEN_BUDGET = 1024
 
 
+def static_start(encoder: PromptEncoder | BareEncoder) -> IntArray:
+    """Return the tokens that all prompts of an encoder start with, whatever their texts, (P,)."""
+    static = [item.prompt_ids for item in encoder.content_free(["a", "0", "("])]
+    return static[0][: min(common_prefix_length(static[0], other) for other in static[1:])]
+
+
 class PrefixCache:
     """Keys and values of what all prompts of a task start with, kept across calls."""
 
@@ -37,9 +43,7 @@ class PrefixCache:
         if len(self._ids) == 0:
             # Only what is static: a prefix that the texts of this call share by chance would have
             # to be thrown away at the next.
-            static = [item.prompt_ids for item in self._encoder.content_free(["a", "0", "("])]
-            length = min(common_prefix_length(static[0], other) for other in static[1:])
-            self._ids = static[0][:length]
+            self._ids = static_start(self._encoder)
         ids = self._ids
         length = min([limit, *(common_prefix_length(ids, item.prompt_ids) for item in items)])
         if length < 1:

@@ -1,7 +1,9 @@
 """The table of methods: where each class is. It is imported when it is first asked for."""
 
+import ast
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskfit.errors import SettingsError
@@ -24,6 +26,14 @@ class MethodTable(Mapping[str, "type[MethodTraits]"]):
         found: type[MethodTraits] = getattr(import_module(f"taskfit.methods.{module}"), class_name)
         return found
 
+    def summary(self, name: str) -> str:
+        """Return the first line of a method's docstring; its module is read, not imported."""
+        module, _, class_name = self._places[name].partition(":")
+        tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+        kinds = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        found = next(kind for kind in kinds if kind.name == class_name)
+        return (ast.get_docstring(found) or "").splitlines()[0]
+
     def __contains__(self, name: object) -> bool:
         """Return whether there is a method of this name; imports nothing."""
         return name in self._places
@@ -37,6 +47,8 @@ class MethodTable(Mapping[str, "type[MethodTraits]"]):
         return len(self._places)
 
 
+# Methods that learn from no labels beyond their demonstrations; known without importing them.
+WITHOUT_LEARNING = ("in_context", "remote")
 METHODS = MethodTable(
     {
         "in_context": "in_context:InContext",

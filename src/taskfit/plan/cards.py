@@ -67,31 +67,28 @@ class Card:
         return CPU_UTILIZATION[dtype] if self.is_cpu else GPU_UTILIZATION
 
 
-def _card(
-    name: str, gib: float, rates: tuple[float, float], bandwidth: float, *, bf16: bool = True
-) -> Card:
-    return Card(name, int(gib * GIB), *rates, bandwidth, bf16)
-
-
-# Memory: what PyTorch reports as total, a little below the number on the box. Rates: the vendor's
-# data sheets, dense (not "with sparsity"), products of 16 bits summed in float32.
+# Memory (GiB), rates in 16 bits and in float32 (TFLOP/s), bandwidth (GB/s). Memory: what PyTorch
+# reports as total, a little below the number on the box. Rates: the vendor's data sheets, dense
+# (not "with sparsity"), products of 16 bits summed in float32.
+_FIGURES = {
+    "t4": (14.56, 65, 8.1, 320),
+    "v100": (15.77, 125, 15.7, 900),
+    "v100-32gb": (31.73, 125, 15.7, 900),
+    "a10": (22.0, 125, 31.2, 600),
+    "l4": (22.0, 121, 30.3, 300),
+    "3090": (23.6, 71, 35.6, 936),
+    "4090": (23.6, 165.2, 82.6, 1008),
+    "a100-40gb": (39.4, 312, 19.5, 1555),
+    "a100": (79.1, 312, 19.5, 2039),
+    "a6000": (47.4, 154.8, 38.7, 768),
+    "l40s": (44.4, 362, 91.6, 864),
+    "h100": (79.1, 989, 67, 3350),
+    "h200": (139.0, 989, 67, 4800),
+}
+WITHOUT_BFLOAT16 = ("t4", "v100", "v100-32gb")
 CARDS = {
-    card.name: card
-    for card in (
-        _card("t4", 14.56, (65, 8.1), 320, bf16=False),
-        _card("v100", 15.77, (125, 15.7), 900, bf16=False),
-        _card("v100-32gb", 31.73, (125, 15.7), 900, bf16=False),
-        _card("a10", 22.0, (125, 31.2), 600),
-        _card("l4", 22.0, (121, 30.3), 300),
-        _card("3090", 23.6, (71, 35.6), 936),
-        _card("4090", 23.6, (165.2, 82.6), 1008),
-        _card("a100-40gb", 39.4, (312, 19.5), 1555),
-        _card("a100", 79.1, (312, 19.5), 2039),
-        _card("a6000", 47.4, (154.8, 38.7), 768),
-        _card("l40s", 44.4, (362, 91.6), 864),
-        _card("h100", 79.1, (989, 67), 3350),
-        _card("h200", 139.0, (989, 67), 4800),
-    )
+    name: Card(name, int(gib * GIB), half, full, bandwidth, name not in WITHOUT_BFLOAT16)
+    for name, (gib, half, full, bandwidth) in _FIGURES.items()
 }
 
 
@@ -101,12 +98,12 @@ def find_card(name: str) -> Card:
     Raises:
         SettingsError: If there is no such card here.
     """
-    wanted = name.lower().removeprefix("rtx").removeprefix("nvidia").strip(" -")
-    if wanted == "cpu":
+    key = name.lower().removeprefix("rtx").removeprefix("nvidia").strip(" -")
+    if key == "cpu":
         return Card("cpu", psutil.virtual_memory().total, 0.0, 0.0, 0.0)
-    if wanted in CARDS:
-        return CARDS[wanted]
-    close = difflib.get_close_matches(wanted, CARDS, n=1)
+    if key in CARDS:
+        return CARDS[key]
+    close = difflib.get_close_matches(key, CARDS, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise SettingsError(
         f"There are no figures for the card {name!r}.{hint} Known are: cpu, {', '.join(CARDS)}."

@@ -34,8 +34,9 @@ class HostMemory:
             stays mapped as long as one weight is.
         converted_bytes: Of stored weights that are held in another format and unmapped once all
             are loaded.
-        temporary_bytes: Of short-lived weights on their way to another format; they leave holes.
-        holes_bytes: Of holes between tensors in training or scoring.
+        temporary_bytes: Of short-lived weights on their way to another format.
+        heap_bytes: Of what the heap leaves unused: the holes of short-lived weights, or those
+            between tensors in training or scoring, which fill the former first.
         states_bytes: Of kept states that enter the first trained layer. (Those in files count
             for nothing: their pages can be given up at any time.)
     """
@@ -45,7 +46,7 @@ class HostMemory:
     mapped_bytes: int = 0
     converted_bytes: int = 0
     temporary_bytes: int = 0
-    holes_bytes: int = 0
+    heap_bytes: int = 0
     states_bytes: int = 0
 
     @property
@@ -62,11 +63,6 @@ class HostMemory:
     def resident_bytes(self) -> int:
         """Return what is there all along."""
         return self.loaded_bytes + self.kernel_bytes
-
-    @property
-    def heap_bytes(self) -> int:
-        """Return what the heap leaves unused: tensors in training fill holes of loading first."""
-        return max(self.temporary_bytes, self.holes_bytes)
 
 
 def host_memory(
@@ -99,6 +95,6 @@ def host_memory(
         mapped_bytes=converted if keeps_format else 0,
         converted_bytes=0 if keeps_format else converted,
         temporary_bytes=temporary,
-        holes_bytes=round(HEAP_SHARE[dtype.itemsize] * dynamic_bytes),
+        heap_bytes=max(temporary, round(HEAP_SHARE[dtype.itemsize] * dynamic_bytes)),
         states_bytes=states_bytes,
     )

@@ -4,9 +4,8 @@ Memory is found by running the training step on tensors without contents (`simul
 arithmetic (`timing.py`).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PretrainedConfig
@@ -17,14 +16,11 @@ from taskfit.plan.cards import Card
 from taskfit.plan.frozen import FrozenPlan, plan_frozen
 from taskfit.plan.host import HostMemory, host_memory
 from taskfit.plan.model import ModelCount, meta_model, prepare_weights
-from taskfit.plan.shapes import KNOWN_SHAPES, find_config, known_config
-from taskfit.plan.simulate import (
-    SimulatedModel,
-    SimulatedScoring,
-    SimulatedStep,
-)
+from taskfit.plan.shapes import KNOWN_SHAPES, known_config
+from taskfit.plan.simulate import SimulatedModel, SimulatedScoring, SimulatedStep
 from taskfit.plan.timing import TimePlan, plan_time
 from taskfit.plan.tokens import Epoch, Workload, plan_epoch
+from taskfit.runs.kind import Size
 from taskfit.settings import RunSettings
 from taskfit.training.length import training_length, with_length
 from taskfit.training.loop import TOKEN_BUDGET
@@ -153,30 +149,21 @@ def make_plan(
         ModelError: If the token tree cannot serve the model.
     """
     refuse_without_model(settings)
-    settings = settled(
-        settings,
-        num_train=workload.num_examples,
-        num_labels=workload.num_labels,
-        mean_words=workload.mean_words,
-    )
+    settings = settled(settings, workload.size)
     dtype = card.dtype(settings.model.dtype)
-    memory = plan_memory(settings, config, workload, dtype=dtype, on_cpu=card.is_cpu)
-    time = plan_time(
-        settings,
-        memory.count,
-        memory.epoch,
-        workload,
-        frozen=memory.frozen,
-        card=card,
-        dtype=dtype,
-    )
+
+    def memory_of(changed: RunSettings, shape: PretrainedConfig = config) -> MemoryPlan:
+        return plan_memory(changed, shape, workload, dtype=dtype, on_cpu=card.is_cpu)
+
+    memory = memory_of(settings)
+    count, epoch = memory.count, memory.epoch
+    time = plan_time(settings, count, epoch, workload, frozen=memory.frozen, card=card, dtype=dtype)
     plan = Plan(settings, source, card, dtype, workload, memory, time, None)
     if plan.fits:
         return plan
-    remedy = find_remedy(
-        settings, config, workload, card=card, dtype=dtype, longest=memory.epoch.longest
-    )
-    return Plan(settings, source, card, dtype, workload, memory, time, remedy)
+    room = card.memory_bytes - card.reserved_bytes
+    remedy = find_remedy(settings, memory_of, room=room, dtype=dtype, longest=epoch.longest)
+    return replace(plan, remedy=remedy and (remedy[0], remedy[1] + card.reserved_bytes))
 
 
 def refuse_without_model(settings: RunSettings) -> None:
@@ -198,20 +185,14 @@ def refuse_without_model(settings: RunSettings) -> None:
     )
 
 
-def settled(
-    settings: RunSettings, *, num_train: int, num_labels: int, mean_words: float
-) -> RunSettings:
-    """Return resolved settings with the length of training in numbers, as a run takes them.
-
-    Args:
-        settings: Of the run.
-        num_train: Training examples.
-        num_labels: Classes; 0 where there are none.
-        mean_words: Words of a training text, on average.
-    """
+def settled(settings: RunSettings, size: Size) -> RunSettings:
+    """Return resolved settings with the length of training in numbers, as a run takes them."""
     settings = settings.resolved()
     length = training_length(
-        settings, num_train=num_train, num_labels=num_labels, mean_words=mean_words
+        settings,
+        num_train=size.num_train,
+        num_labels=size.num_labels,
+        mean_words=size.mean_words,
     )
     return with_length(settings, length)
 
@@ -270,10 +251,9 @@ def plan_memory(
 
 def find_remedy(
     settings: RunSettings,
-    config: PretrainedConfig,
-    workload: Workload,
+    memory_of: Callable[..., MemoryPlan],
     *,
-    card: Card,
+    room: int,
     dtype: torch.dtype,
     longest: int,
 ) -> tuple[str, int] | None:
@@ -281,29 +261,32 @@ def find_remedy(
 
     In this order, each with those before it: gradient checkpointing, a lower token budget, a base
     in 4 bits, a smaller model.
+
+    Args:
+        settings: Of the run.
+        memory_of: Plans other settings, and another model's configuration if one is given.
+        room: What the card has for a process (bytes).
+        dtype: Of weights and arithmetic.
+        longest: Unique tokens of the largest example.
     """
-    room = card.memory_bytes - card.reserved_bytes
     largest, with_flags, changed = 0, "", settings
-    for flags, changed in _remedies(settings, longest):
-        memory = plan_memory(changed, config, workload, dtype=dtype, on_cpu=card.is_cpu)
+    for with_flags, changed in _remedies(settings, longest):
+        memory = memory_of(changed)
         if memory.peak_bytes <= room:
-            return flags, memory.peak_bytes + card.reserved_bytes
-        largest, with_flags = memory.count.num_parameters, flags
-    sizes = {name: _size(known_config(name), changed, dtype) for name in KNOWN_SHAPES}
+            return with_flags, memory.peak_bytes
+        largest = memory.count.num_parameters
+    sizes: dict[str, ModelCount] = {}
+    for name in KNOWN_SHAPES:
+        model = meta_model(known_config(name), dtype)
+        sizes[name] = prepare_weights(model, changed.adapter, dtype=dtype, trains=False)
     # The largest first; one whose weights alone do not fit need not be simulated.
-    for name in sorted(sizes, key=lambda name: -sizes[name].num_parameters):
-        if sizes[name].num_parameters >= largest or sizes[name].weight_bytes > room:
+    for name, size in sorted(sizes.items(), key=lambda one: -one[1].num_parameters):
+        if size.num_parameters >= largest or size.weight_bytes > room:
             continue
-        memory = plan_memory(changed, known_config(name), workload, dtype=dtype, on_cpu=card.is_cpu)
+        memory = memory_of(changed, known_config(name))
         if memory.peak_bytes <= room:
-            change = f"a smaller model, such as {name}, with {with_flags}"
-            return change, memory.peak_bytes + card.reserved_bytes
+            return f"a smaller model, such as {name}, with {with_flags}", memory.peak_bytes
     return None
-
-
-def _size(config: PretrainedConfig, settings: RunSettings, dtype: torch.dtype) -> ModelCount:
-    model = meta_model(config, dtype)
-    return prepare_weights(model, settings.adapter, dtype=dtype, trains=False)
 
 
 def _remedies(settings: RunSettings, longest: int) -> Iterator[tuple[str, RunSettings]]:
@@ -319,20 +302,16 @@ def _remedies(settings: RunSettings, longest: int) -> Iterator[tuple[str, RunSet
         if settings.method.name in READING:
             continue
         flags = f"{base_flags} --set training.gradient_checkpointing=true".strip()
-        update = {"gradient_checkpointing": True}
+        changes: list[tuple[str, dict[str, int]]] = []
         if not settings.training.gradient_checkpointing:
-            training = base.training.model_copy(update=update)
-            yield flags, base.model_copy(update={"training": training})
+            changes.append((flags, {}))
         lower = budget // 2
         while lower >= max(longest, MIN_TOKEN_BUDGET):
-            training = base.training.model_copy(update={**update, "token_budget": lower})
-            yield (
-                f"{flags} --set training.token_budget={lower}",
-                base.model_copy(update={"training": training}),
+            changes.append(
+                (f"{flags} --set training.token_budget={lower}", {"token_budget": lower})
             )
             lower //= 2
-
-
-def config_of(settings: RunSettings, *, file: Path | None = None) -> tuple[PretrainedConfig, str]:
-    """Return the configuration of the run's model, and where it is from; see `find_config`."""
-    return find_config(settings.model.name, revision=settings.model.revision, file=file)
+        for shown, change in changes:
+            update = {"gradient_checkpointing": True, **change}
+            training = base.training.model_copy(update=update)
+            yield shown, base.model_copy(update={"training": training})

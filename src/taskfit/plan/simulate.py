@@ -147,7 +147,7 @@ class SimulatedModel:
         *,
         dtype: torch.dtype,
         on_cpu: bool,
-        trains: bool = True,
+        trains: bool,
     ) -> None:
         """Build the model and its adapters as a run would.
 
@@ -188,7 +188,7 @@ class SimulatedModel:
         objective: Objective[Any],
         settings: TrainingSettings,
         *,
-        finds_states: bool = False,
+        finds_states: bool,
     ) -> SimulatedStep:
         """Simulate forward and backward passes of a step, up to collected gradients.
 

@@ -4,8 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -15,11 +14,13 @@ from taskfit.errors import SettingsError
 from taskfit.methods.branches import word_reader
 from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.objective import TreeObjective
+from taskfit.methods.reading import static_start
 from taskfit.methods.scoring import JointWords, WordReader
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
 from taskfit.plan.shapes import tokenizer_folder
-from taskfit.runs.prepare import PreparedData, prepare_data
+from taskfit.runs.kind import Size
+from taskfit.runs.prepare import prepare_data
 from taskfit.settings import ModelSettings, RunSettings, known
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.training.loop import padded_tokens
@@ -45,35 +46,36 @@ class Workload(ABC):
         num_examples: Examples of an epoch.
         source: Where lengths are from, for people.
         validation: Held-out examples; none where examples are made.
-        unit: What the examples are called.
-        scores_before: Whether all of them are scored once before the first step.
     """
 
     items: Sequence[Any]
     num_examples: int
     source: str
     validation: Sequence[Any] = field(default=(), kw_only=True)
-    unit: ClassVar[str]
-    scores_before: ClassVar[bool] = False
+
+    @property
+    def unit(self) -> str:
+        """Return what the examples are called."""
+        return "prompts"
+
+    @property
+    def scores_before(self) -> bool:
+        """Return whether all examples are scored once before the first step."""
+        return False
 
     @property
     def prefix_ids(self) -> IntArray:
         """Return the tokens that scoring runs once and keeps, (P,)."""
         return np.empty(0, np.int64)
 
+    @property
+    def size(self) -> Size:
+        """Return how much there is to learn from."""
+        return Size(self.num_examples, num_labels=0, mean_words=0.0)
+
     @abstractmethod
     def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[Any]:
         """Return the method's loss, bound to a model."""
-
-    @property
-    def num_labels(self) -> int:
-        """Return the number of labels; 0 where there are none."""
-        return 0
-
-    @property
-    def mean_words(self) -> float:
-        """Return the words of a text on average; 0 where that decides nothing."""
-        return 0.0
 
     @abstractmethod
     def scored_groups(self, items: Sequence[Any]) -> list[Sequence[IntArray]]:
@@ -103,7 +105,7 @@ class LabelWorkload(Workload):
         prefix_length: Tokens that all prompts start with.
         words: How scoring reads the words.
         end_id: The tokenizer's end token.
-        words_of_text: Words of a text on average.
+        mean_words: Words of a text on average.
     """
 
     items: Sequence[EncodedExample]
@@ -111,9 +113,8 @@ class LabelWorkload(Workload):
     prefix_length: int
     words: WordReader = field(default_factory=JointWords)
     end_id: int | None = None
-    words_of_text: float = 0.0
+    mean_words: float = 0.0
     validation: Sequence[EncodedExample] = field(default=(), kw_only=True)
-    unit: ClassVar[str] = "prompts"
 
     @property
     def prefix_ids(self) -> IntArray:
@@ -121,14 +122,10 @@ class LabelWorkload(Workload):
         return self.items[0].prompt_ids[: self.prefix_length]
 
     @property
-    def num_labels(self) -> int:
-        """Return the number of labels."""
-        return max(self.label_of_candidate) + 1
-
-    @property
-    def mean_words(self) -> float:
-        """Return the words of a text on average."""
-        return self.words_of_text
+    def size(self) -> Size:
+        """Return how much there is to learn from."""
+        num_labels = max(self.label_of_candidate) + 1
+        return Size(self.num_examples, num_labels, self.mean_words)
 
     def scored_groups(self, items: Sequence[EncodedExample]) -> list[Sequence[IntArray]]:
         """Return each prompt with all label words, without the start that all prompts share."""
@@ -139,9 +136,9 @@ class LabelWorkload(Workload):
 
     def objective(self, tree: TreeModel, settings: RunSettings) -> LabelWordLoss:
         """Return the loss of label words, which serves for every method that reads them."""
-        return LabelWordLoss(
-            tree, self.label_of_candidate, over=_loss(settings), end_id=self.end_id
-        )
+        method = settings.method
+        over = "vocabulary" if method.name == "label_text" else method.word_loss
+        return LabelWordLoss(tree, self.label_of_candidate, over=over, end_id=self.end_id)
 
     def num_read(self, piece: Sequence[EncodedExample], objective: LabelWordLoss) -> int:
         """Return the places of the words, unless the words' own rows of the head suffice."""
@@ -197,9 +194,8 @@ def made_workload(
     Raises:
         SettingsError: If the numbers contradict each other.
     """
-    check_lengths(tokens, shared, examples)
     own = tokens - shared
-    count = num_made(own, examples, batch_size)
+    count = num_made(tokens, shared, examples, own=own, batch_size=batch_size)
     completions = tuple(np.array([label]) for label in range(num_labels))
     start = np.arange(shared)
     items = [
@@ -214,37 +210,28 @@ def made_workload(
         for i in range(count)
     ]
     source = f"{tokens} tokens a prompt, {shared} shared by all (assumed)"
-    return LabelWorkload(
-        items,
-        examples,
-        source,
-        list(range(num_labels)),
-        shared,
-        words_of_text=WORDS_PER_TOKEN * tokens,
-    )
+    labels, words = list(range(num_labels)), WORDS_PER_TOKEN * tokens
+    return LabelWorkload(items, examples, source, labels, shared, mean_words=words)
 
 
-def check_lengths(tokens: int, shared: int, examples: int) -> None:
-    """Refuse lengths that contradict each other.
+def num_made(tokens: int, shared: int, examples: int, *, own: int, batch_size: int) -> int:
+    """Return how many examples to make: whole steps, and enough to fill a pass of scoring.
+
+    Args:
+        tokens: Of a prompt.
+        shared: Of these, at the start of all prompts.
+        examples: Of an epoch.
+        own: Tokens of an example that no other shares.
+        batch_size: Examples per optimizer step.
 
     Raises:
-        SettingsError: If they do.
+        SettingsError: If the numbers contradict each other.
     """
     if tokens < 1 or examples < 1 or not 0 <= shared < tokens:
         raise SettingsError(
             f"--tokens {tokens} --shared {shared} --examples {examples}: a prompt has at least one "
             "token and shares fewer than it has, and there is at least one example."
         )
-
-
-def num_made(own: int, examples: int, batch_size: int) -> int:
-    """Return how many examples to make: whole steps, and enough to fill a pass of scoring.
-
-    Args:
-        own: Tokens of an example that no other shares.
-        examples: Of an epoch.
-        batch_size: Examples per optimizer step.
-    """
     fill = min(MAX_MADE, math.ceil(SCORE_TOKEN_BUDGET / own) + 1)
     return min(examples, math.ceil(fill / batch_size) * batch_size)
 
@@ -259,14 +246,21 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
     if tokenizer is None:
         return None
     settings = settings.resolved()
-    data = prepare_data(settings)
+    method, data = settings.method, prepare_data(settings)
     examples = data.train or next(iter(data.evaluations.values()), [])
     if not examples:
         raise SettingsError("There are no examples to plan for.")
     limit = int(config.get_text_config().max_position_embeddings)
     limit = min(limit, settings.model.max_length or limit)
-    end_id, method = tokenizer.eos_token_id, settings.method
-    encoder = _encoder(settings, tokenizer, data, limit)
+    end_id = tokenizer.eos_token_id
+    encoder: PromptEncoder | BareEncoder
+    if method.name not in WORD_METHODS and not method.prompt:
+        encoder = BareEncoder(tokenizer, data.task, max_length=limit)
+    else:
+        ends = end_id if method.name == "label_text" else None
+        encoder = PromptEncoder(
+            tokenizer, data.task, data.demonstrations, max_length=limit, end_id=ends
+        )
     sample = [examples[i] for i in sample_of(len(examples), settings.seed)]
     items, held_out = encoder.encode(sample), encoder.encode(data.validation)
     label_of_candidate = [candidate.label_index for candidate in encoder.candidates]
@@ -282,27 +276,11 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
         len(examples),
         f"{mean:.0f} tokens a prompt on average ({looked} examples, {settings.model.name})",
         label_of_candidate,
-        _static_start(encoder, [*items, *held_out]),
+        _prefix_length(encoder, [*items, *held_out]),
         word_reader(method, end_id=end_id),
         end_id,
         mean_words(examples),
         validation=held_out,
-    )
-
-
-def _encoder(
-    settings: RunSettings, tokenizer: PreTrainedTokenizerBase, data: PreparedData, limit: int
-) -> PromptEncoder | BareEncoder:
-    """Return the encoder of the method; `limit` is the longest prompt (tokens)."""
-    method = settings.method
-    if method.name not in WORD_METHODS and not method.prompt:
-        return BareEncoder(tokenizer, data.task, max_length=limit)
-    return PromptEncoder(
-        tokenizer,
-        data.task,
-        data.demonstrations,
-        max_length=limit,
-        end_id=tokenizer.eos_token_id if method.name == "label_text" else None,
     )
 
 
@@ -314,12 +292,10 @@ def sample_of(num_examples: int, seed: int) -> list[int]:
 
 def local_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase | None:
     """Return a model's tokenizer if it is on this machine; nothing is fetched."""
-    folder = tokenizer_folder(settings.name)
-    if folder is None and Path(settings.name).is_dir():
-        folder = settings.name
+    source = tokenizer_folder(settings.name) or settings.name
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder or settings.name, revision=settings.revision, local_files_only=True
+            source, revision=settings.revision, local_files_only=True
         )
     except (OSError, ValueError):
         return None
@@ -369,14 +345,8 @@ def plan_epoch(
     )
 
 
-def _loss(settings: RunSettings) -> Literal["labels", "vocabulary", "branches"]:
-    """Return what the loss of label words is normalised over."""
-    return "vocabulary" if settings.method.name == "label_text" else settings.method.word_loss
-
-
-def _static_start(encoder: PromptEncoder | BareEncoder, items: Sequence[EncodedExample]) -> int:
+def _prefix_length(encoder: PromptEncoder | BareEncoder, items: Sequence[EncodedExample]) -> int:
     """Return the tokens that `PrefixCache` runs once, at least one left to each prompt."""
-    static = [item.prompt_ids for item in encoder.content_free(["a", "0", "("])]
-    start = static[0][: min(common_prefix_length(static[0], other) for other in static[1:])]
+    start = static_start(encoder)
     shared = min(common_prefix_length(start, item.prompt_ids) for item in items)
     return min(shared, *(len(item.prompt_ids) - 1 for item in items))

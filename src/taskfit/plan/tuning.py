@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from taskfit.plan.model import meta_model
 from taskfit.plan.tokens import (
     SCORE_TOKEN_BUDGET,
     Workload,
-    check_lengths,
     local_tokenizer,
     num_made,
     sample_of,
@@ -31,62 +30,75 @@ from taskfit.tasks.chat import EncodedPreference, EncodedText
 from taskfit.tree import TokenTree, plan_trees
 from taskfit.tree.build import IntArray
 
+Rows = Sequence[EncodedText] | Sequence[EncodedPreference]
 
-@dataclass(frozen=True, slots=True)
-class TextWorkload(Workload):
-    """Rows of `sft`."""
 
-    items: Sequence[EncodedText]
-    validation: Sequence[EncodedText] = field(default=(), kw_only=True)
-    unit: ClassVar[str] = "rows"
-
-    def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[EncodedText]:
-        """Return the loss of learned tokens."""
-        return SftLoss(tree)
-
-    def scored_groups(self, items: Sequence[EncodedText]) -> list[Sequence[IntArray]]:
-        """Return the tokens of each row that run."""
-        return [[tokens_to_run(text)] for text in items]
-
-    def num_read(self, piece: Sequence[EncodedText], objective: object) -> int:
-        """Return the nodes that predict a learned token."""
-        return _num_read(piece)
-
-    def score(self, tree: TreeModel, prefix: KeyValueCache | None, budget: int | None) -> None:
-        """Read the learned tokens of a tree, as validation does."""
-        _score(tree, self.items, budget)
+def texts_of(rows: Rows) -> list[EncodedText]:
+    """Return what runs of rows: each of `sft`, both answers of each pair of `dpo`."""
+    texts: list[EncodedText] = []
+    for row in rows:
+        texts += [row] if isinstance(row, EncodedText) else [row.chosen, row.rejected]
+    return texts
 
 
 @dataclass(frozen=True, slots=True)
-class PairWorkload(Workload):
-    """Pairs of `dpo`; all are scored before the first step, for the reference."""
+class RowWorkload(Workload):
+    """Rows of `sft`; or pairs of `dpo`, which are scored before the first step, for the reference.
 
-    items: Sequence[EncodedPreference]
-    validation: Sequence[EncodedPreference] = field(default=(), kw_only=True)
-    unit: ClassVar[str] = "pairs"
-    scores_before: ClassVar[bool] = True
+    A pair runs its prompt once.
+    """
 
-    def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[EncodedPreference]:
-        """Return the loss of pairs; what the reference says of them changes no size."""
+    items: Rows
+    validation: Rows = field(default=(), kw_only=True)
+
+    @property
+    def unit(self) -> str:
+        """Return what the examples are called."""
+        return "pairs" if self.scores_before else "rows"
+
+    @property
+    def scores_before(self) -> bool:
+        """Return whether these are pairs."""
+        return isinstance(self.items[0], EncodedPreference)
+
+    def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[Any]:
+        """Return the loss; what the reference says of pairs changes no size."""
+        if not self.scores_before:
+            return SftLoss(tree)
         reference = dict.fromkeys((item.id for item in self.items), (0.0, 0.0))
         return DpoLoss(tree, beta=settings.tuning.beta, reference=reference)
 
-    def scored_groups(self, items: Sequence[EncodedPreference]) -> list[Sequence[IntArray]]:
-        """Return the tokens of each answer that run."""
-        return [[tokens_to_run(text)] for text in _answers(items)]
+    def scored_groups(self, items: Rows) -> list[Sequence[IntArray]]:
+        """Return the tokens of each text that run."""
+        return [[tokens_to_run(text)] for text in texts_of(items)]
 
-    def num_read(self, piece: Sequence[EncodedPreference], objective: object) -> int:
-        """Return the nodes that predict a token of an answer."""
-        return _num_read(_answers(piece))
+    def num_read(self, piece: Rows, objective: object) -> int:
+        """Return the nodes that predict a learned token."""
+        texts = texts_of(piece)
+        paths = TokenTree.build([tokens_to_run(text) for text in texts]).paths
+        places = [np.flatnonzero(text.is_learned) - 1 for text in texts]
+        read = [path[place] for path, place in zip(paths, places, strict=True)]
+        return len(np.unique(np.concatenate(read)))
 
     def score(self, tree: TreeModel, prefix: KeyValueCache | None, budget: int | None) -> None:
-        """Read the answers of a tree, as the scoring of the reference does."""
-        _score(tree, _answers(self.items), budget)
+        """Run the tree that has the most tokens, cut as `sequence_log_probs` cuts."""
+        texts, groups = texts_of(self.items), self.scored_groups(self.items)
+        budget = budget or max(SCORE_TOKEN_BUDGET, *(len(ids) for (ids,) in groups))
+        trees = plan_trees(groups, budget, names=[text.id for text in texts])
+        chosen = [[texts[i] for i in indices] for indices in trees]
+        sizes = [
+            (
+                len(TokenTree.build([tokens_to_run(text) for text in part])),
+                self.num_read(part, None),
+            )
+            for part in chosen
+        ]
+        learned_log_probs(tree, chosen[sizes.index(max(sizes))])
 
 
 def made_rows(
     settings: RunSettings, *, tokens: int, answer_tokens: int, shared: int, examples: int
-) -> TextWorkload | PairWorkload:
+) -> RowWorkload:
     """Make rows of equal length: a prompt and an answer, or two for `dpo`.
 
     Args:
@@ -99,13 +111,13 @@ def made_rows(
     Raises:
         SettingsError: If the numbers contradict each other.
     """
-    check_lengths(tokens, shared, examples)
     if answer_tokens < 1:
         raise SettingsError(f"--answer-tokens {answer_tokens}: an answer has at least one token.")
     num_answers = 2 if settings.method.name == "dpo" else 1
     own = tokens - shared + num_answers * answer_tokens
     start = np.arange(shared)
-    count = num_made(own, examples, known(settings.training.batch_size))
+    batch_size = known(settings.training.batch_size)
+    count = num_made(tokens, shared, examples, own=own, batch_size=batch_size)
 
     def text(row: int, answer: int) -> EncodedText:
         first = shared + own * row
@@ -114,17 +126,17 @@ def made_rows(
         ids = np.concatenate((start, prompt, learned))
         return EncodedText(f"row {row}", ids, np.arange(len(ids)) >= tokens)
 
-    source = f"{tokens} tokens a prompt, {shared} shared by all"
+    rows: Rows
     if num_answers == 1:
-        texts = [text(row, 0) for row in range(count)]
-        return TextWorkload(texts, examples, f"{source}, {answer_tokens} an answer (assumed)")
-    pairs = [EncodedPreference(f"row {i}", text(i, 0), text(i, 1)) for i in range(count)]
-    return PairWorkload(pairs, examples, f"{source}, {answer_tokens} an answer, of two (assumed)")
+        rows, kind = [text(row, 0) for row in range(count)], ""
+    else:
+        rows = [EncodedPreference(f"row {i}", text(i, 0), text(i, 1)) for i in range(count)]
+        kind = ", of two"
+    source = f"{tokens} tokens a prompt, {shared} shared by all, {answer_tokens} an answer{kind}"
+    return RowWorkload(rows, examples, f"{source} (assumed)")
 
 
-def real_rows(
-    settings: RunSettings, config: PretrainedConfig
-) -> TextWorkload | PairWorkload | None:
+def real_rows(settings: RunSettings, config: PretrainedConfig) -> RowWorkload | None:
     """Encode the training rows as a run would; None where no tokenizer is at hand.
 
     Raises:
@@ -142,45 +154,13 @@ def real_rows(
     items, _ = tuned.encode(rows)
     held_out = tuned.encode(data.validation, check=False)[0] if data.validation else []
     num_rows = round(len(data.train) * len(items) / len(rows))
-    looked = "all" if len(rows) == len(data.train) else f"{len(rows):,} of {len(data.train):,}"
-    pairs = [item for item in items if isinstance(item, EncodedPreference)]
-    texts = [item for item in items if isinstance(item, EncodedText)]
-    read = f"of {looked}; read as {data.format}, tokenizer of {own.name}"
-    if pairs:
-        source = f"{_means(_answers(pairs), 'a prompt with one answer')} {read}"
-        kept_pairs = [item for item in held_out if isinstance(item, EncodedPreference)]
-        return PairWorkload(pairs, num_rows, source, validation=kept_pairs)
-    kept_texts = [item for item in held_out if isinstance(item, EncodedText)]
-    source = f"{_means(texts, 'each')} {read}"
-    return TextWorkload(texts, num_rows, source, validation=kept_texts)
-
-
-def _means(texts: Sequence[EncodedText], each: str) -> str:
+    texts = texts_of(items)
     tokens = float(np.mean([text.num_tokens for text in texts]))
     learned = float(np.mean([text.num_learned for text in texts]))
-    return f"{tokens:.0f} tokens {each}, {learned:.0f} of them learned, on the mean"
-
-
-def _answers(pairs: Sequence[EncodedPreference]) -> list[EncodedText]:
-    return [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
-
-
-def _num_read(texts: Sequence[EncodedText]) -> int:
-    paths = TokenTree.build([tokens_to_run(text) for text in texts]).paths
-    read = [
-        path[np.flatnonzero(text.is_learned) - 1] for path, text in zip(paths, texts, strict=True)
-    ]
-    return len(np.unique(np.concatenate(read)))
-
-
-def _score(tree: TreeModel, texts: Sequence[EncodedText], budget: int | None) -> None:
-    """Run the tree of some rows that has the most tokens, cut as `sequence_log_probs` cuts."""
-    groups = [[tokens_to_run(text)] for text in texts]
-    budget = budget or max(SCORE_TOKEN_BUDGET, *(len(ids) for (ids,) in groups))
-    trees = plan_trees(groups, budget, names=[text.id for text in texts])
-    chosen = [[texts[i] for i in indices] for indices in trees]
-    sizes = [
-        (len(TokenTree.build([tokens_to_run(text) for text in part])), _num_read(part))
-        for part in chosen
-    ]
-    learned_log_probs(tree, chosen[sizes.index(max(sizes))])
+    each = "a prompt with one answer" if len(texts) > len(items) else "each"
+    looked = "all" if len(rows) == len(data.train) else f"{len(rows):,} of {len(data.train):,}"
+    source = (
+        f"{tokens:.0f} tokens {each}, {learned:.0f} of them learned, on the mean of {looked}; "
+        f"read as {data.format}, tokenizer of {own.name}"
+    )
+    return RowWorkload(items, num_rows, source, validation=held_out)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import label_method
 from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
-from taskfit.runs.records import QUESTIONS_FILE, library_versions
+from taskfit.runs.records import QUESTIONS_FILE, SETTINGS_FILE, library_versions
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings, settings_from_dict
 from taskfit.stats import Evaluation
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 FILE = "classifier.json"
 ARRAYS = "method.safetensors"
-SETTINGS_FILE = "settings.yaml"
 ADAPTER = "adapter"
 MODEL = "model"
 Weights = Literal["none", "lora", "qlora", "full"]
@@ -212,21 +212,23 @@ class Classifier:
         )
 
     @classmethod
-    def load(cls, folder: Path, *, device: str = "auto") -> "Classifier":
+    def load(
+        cls, folder: Path, *, device: str = "auto", model: "LoadedModel | None" = None
+    ) -> "Classifier":
         """Load the classifier of a finished run.
 
         Args:
             folder: The run's folder.
             device: Where to put it; see `model.device`.
+            model: What reads texts in place of the run's own model. Then the method stands alone,
+                without the probes that it is averaged with.
 
         Raises:
             CheckpointError: If the folder holds no finished run, or part of it is missing.
         """
-        path = folder / (QUESTIONS_FILE if (folder / QUESTIONS_FILE).is_file() else FILE)
-        if not path.is_file():
-            raise nothing_saved(folder, "finished run", FILE)
-        try:
-            saved = _with_defaults(json.loads(path.read_text(encoding="utf-8")))
+        file = QUESTIONS_FILE if (folder / QUESTIONS_FILE).is_file() else FILE
+        with saved_run(folder, file) as plain:
+            saved = _with_defaults(plain)
             asked = _asked_from_dict(saved)
             demonstrations = [Example(**entry) for entry in saved["demonstrations"]]
             weights, values = saved["weights"], saved["state"]
@@ -235,17 +237,15 @@ class Classifier:
             kept = saved["calibration"] if "questions" in saved else {"": saved["calibration"]}
             calibrations = {name: _calibration_of(name, one, arrays) for name, one in kept.items()}
             blended = _blend_of(saved.get("blend"), arrays)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
         method = label_method(settings.method.name)
-        model: LoadedModel | None = None
-        if settings.method.reads_model:
+        is_given = model is not None
+        if settings.method.reads_model and not is_given:
             model = load_fitted_model(settings, folder, weights)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
         context = MethodContext(settings, asked, demonstrations, model, saved=saved_weights)
         fitted = method(context)
         fitted.restore(MethodState(values, arrays))
-        blend = None if blended is None else restore_blend(context, blended)
+        blend = None if blended is None or is_given else restore_blend(context, blended)
         return cls(fitted, calibrations=calibrations, blend=blend)
 
 
@@ -271,6 +271,38 @@ def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
     model = saved["settings"]["model"]
     own = {"model": model["name"], "revision": model["revision"], "dtype": model["dtype"]}
     return {**own, "demonstrations": [], "state": {}, "calibration": {}, **saved}
+
+
+@contextmanager
+def saved_run(
+    folder: Path,
+    file: str,
+    *,
+    what: str = "finished run",
+    hint: str = "Give the folder that `taskfit fit --out` made.",
+) -> Iterator[dict[str, Any]]:
+    """Lend what a finished run wrote in a JSON file; what is missing or wrong in it is one message.
+
+    Args:
+        folder: The run's folder.
+        file: Name of the file.
+        what: What the folder should hold.
+        hint: What to do where there is no run at all.
+
+    Raises:
+        CheckpointError: If the file is not there, or does not hold what is read from it.
+    """
+    path = folder / file
+    if not path.is_file():
+        if (folder / SETTINGS_FILE).is_file():
+            hint = f"If it was interrupted, continue with `taskfit fit --resume {folder}`."
+        raise CheckpointError(f"{folder} holds no {what}: no {file} in it. {hint}")
+    try:
+        yield json.loads(path.read_text(encoding="utf-8"))
+    except TaskfitError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
 
 
 def _blend_of(values: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> MethodState | None:
@@ -330,23 +362,6 @@ def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> 
             "changed or copied in part, or its base model is another one now."
         ) from error
     return model
-
-
-def nothing_saved(folder: Path, what: str, file: str, *, flags: str = "") -> CheckpointError:
-    """Return the error of a folder without the file that a run saves at its end.
-
-    Args:
-        folder: Where it was looked for.
-        what: What the folder should hold.
-        file: The file.
-        flags: Of the command that writes it.
-    """
-    hint = (
-        f"It was interrupted: continue with `taskfit fit --resume {folder}`."
-        if (folder / SETTINGS_FILE).is_file()
-        else f"Give the folder that `taskfit fit{flags} --out` made."
-    )
-    return CheckpointError(f"{folder} holds no {what}: no {file} in it. {hint}")
 
 
 def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:

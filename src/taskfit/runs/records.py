@@ -22,6 +22,7 @@ PACKAGES = ("taskfit", "torch", "transformers", "peft", "tokenizers", "numpy")
 QUESTIONS_FILE = "questions.json"
 TUNED_FILE = "tuned.json"
 RESULT_FILE = "result.json"
+SETTINGS_FILE = "settings.yaml"
 # Old name -> name, of what finished runs of earlier versions recorded.
 RENAMED = {"spared_seconds": "cached_seconds"}
 SEARCH_FILE = "search/search.json"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from taskfit.runs.classifier import SETTINGS_FILE
 from taskfit.runs.kind import Size
+from taskfit.runs.records import SETTINGS_FILE
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings

@@ -4,18 +4,17 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from taskfit.errors import CheckpointError
-from taskfit.files import write_json_atomic, write_text_atomic
+from taskfit.files import write_text_atomic
+from taskfit.runs.records import SEARCH_FILE, SETTINGS_FILE, read_search
 from taskfit.search.space import Value
 
 FOLDER = "search"
-RESULT_FILE = "search.json"
-GIVEN_FILE = "settings.yaml"
 TRIAL_FILE = "trial.json"
 TABLE_FILE = "search.csv"
 State = Literal["finished", "pruned", "failed"]
@@ -104,10 +103,6 @@ class SearchRecord:
     interval: tuple[float, float] | None = None
     importance: dict[str, float] = field(default_factory=dict)
 
-    def save(self, folder: Path) -> None:
-        """Write `search.json` into the search's folder."""
-        write_json_atomic(folder / RESULT_FILE, asdict(self))
-
     @classmethod
     def load(cls, run: Path) -> "SearchRecord | None":
         """Read the finished search of a run's folder; None where there is none.
@@ -115,17 +110,11 @@ class SearchRecord:
         Raises:
             CheckpointError: If it cannot be read.
         """
-        path = run / FOLDER / RESULT_FILE
-        if not path.is_file():
-            return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = read_search(run)
+            return cls(**found) if found else None
         except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}.") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values, for `result.json`."""
-        return asdict(self)
+            raise CheckpointError(f"{run / SEARCH_FILE} cannot be read: {error}.") from error
 
     @property
     def sentence(self) -> str:
@@ -141,12 +130,14 @@ class SearchRecord:
             same = self.difference == 0 or self.score == self.score_given
             return f"{found}, as given {self.score_given:.3f}." if not same else f"{found}."
         low, high = self.interval
-        told = (
-            "" if low > 0 else f"; on {self.num_validation} examples the two cannot be told apart"
+        caution = (
+            f"; on {self.num_validation} examples the two do not differ significantly"
+            if low <= 0
+            else ""
         )
         return (
             f"{found}, as given {self.score_given:.3f} (difference {self.difference:+.3f}, 95 % "
-            f"{low:+.3f} to {high:+.3f}{told})."
+            f"{low:+.3f} to {high:+.3f}{caution})."
         )
 
 
@@ -155,31 +146,27 @@ def given_settings_file(run: Path) -> Path:
 
     A search puts the winner's in their place and keeps them in its own folder.
     """
-    kept = run / FOLDER / GIVEN_FILE
-    return kept if kept.is_file() else run / GIVEN_FILE
+    kept = run / FOLDER / SETTINGS_FILE
+    return kept if kept.is_file() else run / SETTINGS_FILE
 
 
 def recorded_trials(home: Path) -> list[TrialRecord]:
     """Read the trials of a search from its folder, in their order."""
     names = {field.name for field in fields(TrialRecord)}
-    plain = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(home.glob(f"trial-*/{TRIAL_FILE}"))
-    ]
+    files = sorted(home.glob(f"trial-*/{TRIAL_FILE}"))
+    plain = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     return [TrialRecord(**{k: v for k, v in one.items() if k in names}) for one in plain]
 
 
 def write_table(folder: Path, trials: Sequence[TrialRecord], metric: str) -> None:
     """Write `search.csv`: a row a trial, a column a setting."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     outcome = ("log_loss", "step", "num_validations", "seconds", "cpu_seconds", "message")
-    writer.writerow(["trial", "state", *keys, metric, *outcome])
+    columns = ["trial", "state", *keys, metric, *outcome]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for trial in trials:
-        plain: Mapping[str, Any] = asdict(trial)
-        values = [trial.values.get(key) for key in keys]
-        writer.writerow(
-            [trial.index, trial.state, *values, trial.score, *(plain[name] for name in outcome)]
-        )
+        named = {"trial": trial.index, metric: trial.score}
+        writer.writerow({**asdict(trial), **trial.values, **named})
     write_text_atomic(folder / TABLE_FILE, text.getvalue())

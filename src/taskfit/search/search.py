@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 from taskfit.errors import CheckpointError, TaskfitError, TrainingError
 from taskfit.files import write_json_atomic
 from taskfit.models.load import LoadedModel
-from taskfit.runs.classifier import SETTINGS_FILE
 from taskfit.runs.prepare import PreparedData
+from taskfit.runs.records import SEARCH_FILE, SETTINGS_FILE
 from taskfit.runs.run_folder import DATA_FILE
 from taskfit.runs.settle import as_settled
 from taskfit.runs.shared_model import SharedModel
 from taskfit.screen import Screen
 from taskfit.search.records import (
     FOLDER,
-    GIVEN_FILE,
     TRIAL_FILE,
     SearchRecord,
     TrialRecord,
@@ -60,9 +59,9 @@ def settings_of_search(settings: RunSettings, folder: Path, *, resume: bool) -> 
         resume: Whether the run goes on.
 
     Raises:
-        CheckpointError: If a new run is wanted where a search lies already.
+        CheckpointError: If a new run is to start where a search lies already.
     """
-    given_file = folder / FOLDER / GIVEN_FILE
+    given_file = folder / FOLDER / SETTINGS_FILE
     if not given_file.is_file():
         return settings
     if not resume:
@@ -106,7 +105,7 @@ def search_settings(
     data_of = prepared(space, data)
     home = folder / FOLDER
     home.mkdir(parents=True, exist_ok=True)
-    dump_settings(settings, home / GIVEN_FILE)
+    dump_settings(settings, home / SETTINGS_FILE)
     from taskfit.search.study import Study
 
     study = Study(home, space, settings.search, seed=settings.seed)
@@ -120,7 +119,7 @@ def search_settings(
     record = replace(record, seconds=before[0] + here, cpu_seconds=before[1] + cpu_here)
     winner = space.settings(record.best)
     dump_settings(winner, home / "best.yaml")
-    record.save(home)
+    write_json_atomic(folder / SEARCH_FILE, asdict(record))
     _adopt(winner, folder)
     screen.note(record.sentence)
     return winner
@@ -154,7 +153,7 @@ class _Search:
 
     def run(self) -> None:
         """Run trials until their number or the time is up, or every combination was tried."""
-        wanted, task = self.space.given.search, self.data_of(self.space.given).task
+        asked, task = self.space.given.search, self.data_of(self.space.given).task
         given = self.space.given_values(task)
         earlier, started = self.cost()[0], time.perf_counter()
         while not self._is_over(earlier + time.perf_counter() - started):
@@ -167,17 +166,17 @@ class _Search:
             record = self._run_one(index, values, partial(_judge, trial))
             self.study.settle(trial, record)
             write_table(self.home.parent, self.study.trials, task.metric)
-            of = f"/{wanted.trials}" if wanted.trials else ""
+            of = f"/{asked.trials}" if asked.trials else ""
             self.screen.note(f"trial {index}{of}: {_describe(record, task.metric)}")
 
     def _is_over(self, seconds: float) -> bool:
-        wanted, trials = self.space.given.search, self.study.trials
+        asked, trials = self.space.given.search, self.study.trials
         failed = [trial for trial in trials if trial.state == "failed"]
         if len(failed) == len(trials) >= FAILURES_TO_GIVE_UP:
             raise TrainingError(_all_failed(failed, self.home))
-        if wanted.trials and len(trials) >= wanted.trials:
+        if asked.trials and len(trials) >= asked.trials:
             return True
-        is_late = wanted.budget_seconds is not None and seconds >= wanted.budget_seconds
+        is_late = asked.budget_seconds is not None and seconds >= asked.budget_seconds
         if is_late and trials:
             self.screen.note(f"the time of the search is up after {seconds:.0f} s")
             return True
@@ -188,8 +187,7 @@ class _Search:
         started, cpu_started = time.perf_counter(), time.process_time()
         folder = self.home / f"trial-{index:03d}"
         shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
-        outcome: TrialOutcome | None = None
-        message = trace = ""
+        outcome, message, trace = TrialOutcome(), "", ""
         try:
             settings = self.space.settings(values)
             data = self.data_of(settings)
@@ -197,22 +195,18 @@ class _Search:
         except Exception as error:
             message = str(error) or type(error).__name__
             trace = "" if isinstance(error, TaskfitError) else traceback.format_exc()
+        shown = asdict(outcome)
+        predicted = shown.pop("predicted")
         record = TrialRecord(
             index=index,
-            state="failed" if outcome is None else "pruned" if outcome.is_pruned else "finished",
             values=dict(values),
-            score=None if outcome is None else outcome.score,
-            log_loss=None if outcome is None else outcome.log_loss,
-            step=0 if outcome is None else outcome.step,
-            num_validations=0 if outcome is None else outcome.num_validations,
             seconds=time.perf_counter() - started,
             cpu_seconds=time.process_time() - cpu_started,
             message=message,
+            **shown,
         )
-        predicted = [] if outcome is None else list(outcome.predicted)
-        write_json_atomic(
-            folder / TRIAL_FILE, {**asdict(record), "traceback": trace, "predicted": predicted}
-        )
+        more = {"traceback": trace, "predicted": predicted}
+        write_json_atomic(folder / TRIAL_FILE, {**asdict(record), **more})
         return record
 
 
@@ -254,9 +248,12 @@ def _all_failed(failed: Sequence[TrialRecord], home: Path) -> str:
 def _conclude(study: "Study", space: Space, data: PreparedData, home: Path) -> SearchRecord:
     """Choose the winner, and compare it with the settings as given."""
     trials = study.trials
-    finished = sorted((t for t in trials if t.state == "finished"), key=TrialRecord.rank)
+    by_state = {
+        state: [t for t in trials if t.state == state] for state in ("finished", "pruned", "failed")
+    }
+    finished = sorted(by_state["finished"], key=TrialRecord.rank)
     if not finished:
-        raise TrainingError(_all_failed([t for t in trials if t.state == "failed"], home))
+        raise TrainingError(_all_failed(by_state["failed"], home))
     best = finished[0]
     given_values = space.given_values(data.task)
     given = next((t for t in finished if t.values == given_values), None)
@@ -269,8 +266,8 @@ def _conclude(study: "Study", space: Space, data: PreparedData, home: Path) -> S
         )
     return SearchRecord(
         num_trials=len(trials),
-        num_pruned=sum(t.state == "pruned" for t in trials),
-        num_failed=sum(t.state == "failed" for t in trials),
+        num_pruned=len(by_state["pruned"]),
+        num_failed=len(by_state["failed"]),
         seconds=0.0,
         cpu_seconds=0.0,
         best_trial=best.index,

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from taskfit.errors import SettingsError
@@ -33,7 +33,7 @@ FIXED = (
     "training.tensorboard",
     "training.trackers",
 )
-# A few wordings that differ much; a search of some trials cannot tell apart fifty.
+# A few wordings that differ much; a search of some trials cannot rank fifty.
 TEMPLATES = (AS_GIVEN, "no instruction", "label", "arrow", "question")
 READS_PROMPT = ("label_words", "label_text", "distill", "in_context")
 LOG_FROM_RATIO = 10.0  # A range whose ends differ by this much is searched by its logarithm.
@@ -135,7 +135,7 @@ class Space:
         for key, value in values.items():
             if key == TEMPLATE:
                 if value != AS_GIVEN:
-                    merge_settings(nested, {"task": _wording(self.templates[str(value)])})
+                    merge_settings(nested, {"task": wording_settings(self.templates[str(value)])})
                 continue
             section, _, name = key.partition(".")
             merge_settings(nested, {section: {name: value}})
@@ -167,8 +167,13 @@ def make_space(settings: RunSettings, data: PreparedData, candidates: Sequence[N
             "what to try in search.space."
         )
     problems: list[str] = []
-    dimensions = [_dimension(key, spec, settings, problems) for key, spec in flat.items()]
-    space = Space(settings, tuple(d for d in dimensions if d is not None), templates)
+    dimensions: list[Dimension] = []
+    for key, spec in flat.items():
+        try:
+            dimensions.append(_dimension(key, spec, settings))
+        except SettingsError as error:
+            problems.append(f"search.space: {error}")
+    space = Space(settings, tuple(dimensions), templates)
     problems += _misfits(space)
     if problems:
         raise SettingsError("\n".join(problems))
@@ -211,12 +216,10 @@ def default_space(
     return space
 
 
-def _wording(task: Task) -> dict[str, Any]:
+def wording_settings(task: Task) -> dict[str, Any]:
     """Return the settings of section `task` that turn the task as given into another wording."""
     return {
-        "instruction": task.template.instruction,
-        "line": task.template.line,
-        "separator": task.template.separator,
+        **asdict(task.template),
         "label_words": {label.name: list(label.words) for label in task.labels},
     }
 
@@ -230,43 +233,43 @@ def _flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _dimension(
-    key: str, spec: object, settings: RunSettings, problems: list[str]
-) -> Dimension | None:
-    """Return the dimension that a specification describes; add what is wrong to `problems`."""
+def _dimension(key: str, spec: object, settings: RunSettings) -> Dimension:
+    """Return the dimension that a specification describes.
+
+    Raises:
+        SettingsError: If it describes none.
+    """
     section, _, name = key.partition(".")
     known = key == TEMPLATE or name in settings.model_dump().get(section, {})
     if key in FIXED or not known or (key != TEMPLATE and section not in SECTIONS):
-        problems.append(
-            f"search.space: {key} cannot be searched. It may have {TEMPLATE} and the settings of "
+        raise SettingsError(
+            f"{key} cannot be searched. It may have {TEMPLATE} and the settings of "
             f"{', '.join(SECTIONS)} but for {', '.join(FIXED)}."
         )
-        return None
     if section in TRAINING and not issubclass(METHODS[settings.method.name], TrainedMethod):
-        problems.append(
-            f"search.space: {key} has no part in method {settings.method.name}, which is not "
-            "trained in steps. Leave it out."
+        raise SettingsError(
+            f"{key} has no part in method {settings.method.name}, which is not trained in steps. "
+            "Leave it out."
         )
-        return None
     how = (
-        f"search.space: {key} is {spec!r}; write a range as [low, high] or {{low: 1, high: 9}}, "
-        "choices as a list or {choices: [4, 8]}."
+        f"{key} is {spec!r}; write a range as [low, high] or {{low: 1, high: 9}}, choices as a "
+        "list or {choices: [4, 8]}."
     )
-    if isinstance(spec, Mapping) and not spec.keys() - {"choices"}:
-        return _choices(key, spec["choices"], how, problems)
+    log: object = None
     if isinstance(spec, Mapping) and {"low", "high"} <= spec.keys() <= {"low", "high", "log"}:
-        ends, log = (_number(spec["low"]), _number(spec["high"])), spec.get("log")
+        low, high, log = _number(spec["low"]), _number(spec["high"]), spec.get("log")
     elif isinstance(spec, list) and len(spec) == 2 and None not in map(_number, spec):
-        ends, log = (_number(spec[0]), _number(spec[1])), None
+        low, high = map(_number, spec)
     else:
-        return _choices(key, spec, how, problems)
-    low, high = ends
+        choices = spec["choices"] if isinstance(spec, Mapping) and [*spec] == ["choices"] else spec
+        if not isinstance(choices, list) or not choices or not all(map(_is_plain, choices)):
+            raise SettingsError(how)
+        unique = {json.dumps(one): one for one in choices}
+        return Dimension(key, choices=tuple(unique.values()))
     if low is None or high is None or not low < high or not (log is None or isinstance(log, bool)):
-        problems.append(f"{how} The low end must be below the high one.")
-        return None
+        raise SettingsError(f"{how} The low end must be below the high one.")
     if log and low <= 0:
-        problems.append(f"{how} A range by logarithm must be above 0.")
-        return None
+        raise SettingsError(f"{how} A range by logarithm must be above 0.")
     is_integer = (
         isinstance(low, int) and isinstance(high, int) and _is_whole(section, name, settings)
     )
@@ -276,15 +279,8 @@ def _dimension(
     )
 
 
-def _choices(key: str, spec: object, how: str, problems: list[str]) -> Dimension | None:
-    plain = isinstance(spec, list) and all(
-        one is None or isinstance(one, (bool, int, float, str)) for one in spec
-    )
-    if not isinstance(spec, list) or not spec or not plain:
-        problems.append(how)
-        return None
-    unique = {json.dumps(one): one for one in spec}
-    return Dimension(key, choices=tuple(unique.values()))
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _number(value: object) -> int | float | None:

@@ -21,6 +21,7 @@ from taskfit.runs.run import Run
 from taskfit.runs.shared_model import SharedModel
 from taskfit.runs.train_method import train_method
 from taskfit.screen import SilentScreen
+from taskfit.search.records import State
 from taskfit.settings import RunSettings
 from taskfit.stats import Evaluation
 from taskfit.training.memory import MemoryAccount
@@ -37,23 +38,23 @@ class StopTrial(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
-    """What a trial showed on the validation set.
+    """What a trial showed on the validation set; without arguments, one that failed.
 
     Attributes:
+        state: finished, pruned (ended early), or failed.
         score: The task's metric of the weights that the run would end with.
         log_loss: Their mean loss (nats).
         step: Their step; 0 without training.
-        predicted: Their answers by label index, N; -1: none. Empty for several labels a text.
         num_validations: Validations seen.
-        is_pruned: Whether it was ended early.
+        predicted: Their answers by label index, N; -1: none. Empty for several labels a text.
     """
 
-    score: float
-    log_loss: float
-    step: int
-    predicted: tuple[int, ...]
-    num_validations: int
-    is_pruned: bool = False
+    state: State = "failed"
+    score: float | None = None
+    log_loss: float | None = None
+    step: int = 0
+    num_validations: int = 0
+    predicted: tuple[int, ...] = ()
 
 
 def run_trial(
@@ -75,23 +76,26 @@ def run_trial(
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = replace(data, evaluations={})
-    settings = _lean(settings)
+    # Compiling pays for long runs, and would stay in the model.
+    model = settings.model.model_copy(update={"compile": "off"})
+    last = settings.training.model_copy(update={"keep": "last"})
+    keeps_best = settings.training.keep == "best"
+    settings = settings.model_copy(update={"model": model, "training": last})
     method: Method | None = None
     try:
         method = label_method(settings.method.name)(
             MethodContext(settings, data.task, data.demonstrations, shared.model)
         )
         classifier = _Remembering(method)
-        watch = _Watch(data, classifier, judge, keeps_best=settings.training.keep == "best")
+        watch = _Watch(data, classifier, judge, keeps_best=keeps_best)
         method.prepare(data.train, data.validation)
         if not isinstance(method, TrainedMethod):
             probabilities = classifier.probabilities(data.validation)
             found = classifier.evaluate(data.validation, probabilities)[""]
             return watch.outcome_of(getattr(found, data.task.metric), found.log_loss, step=0)
         memory = MemoryAccount(resolve_device(settings.model.device))
-        last = settings.training.model_copy(update={"keep": "last"})
         run = Run(
-            settings=settings.model_copy(update={"training": last}),
+            settings=settings,
             folder=folder,
             data=data,
             classifier=classifier,
@@ -101,16 +105,10 @@ def run_trial(
         try:
             train_method(run, method, trackers=Trackers({}), save=False)
         except StopTrial:
-            return replace(watch.outcome, is_pruned=True)
+            return replace(watch.outcome, state="pruned")
         return watch.outcome
     finally:
         shared.restore(method)
-
-
-def _lean(settings: RunSettings) -> RunSettings:
-    """Return settings without compiling: it pays for long runs, and would stay in the model."""
-    model = settings.model.model_copy(update={"compile": "off"})
-    return settings.model_copy(update={"model": model})
 
 
 class _Remembering(Classifier):
@@ -151,13 +149,13 @@ class _Watch(SilentScreen):
         self._keeps_best = keeps_best
         self._total_steps = 0
         self._num_validations = 0
-        self.outcome = TrialOutcome(float("-inf"), float("inf"), 0, (), 0)
+        self._best = float("-inf")
+        self.outcome = TrialOutcome()
 
     def outcome_of(self, score: float, log_loss: float, *, step: int) -> TrialOutcome:
         """Return the outcome that the classifier's last measurement is."""
-        return TrialOutcome(
-            score, log_loss, step, self._classifier.predicted, max(1, self._num_validations)
-        )
+        count = max(1, self._num_validations)
+        return TrialOutcome("finished", score, log_loss, step, count, self._classifier.predicted)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Take a record of the training log.
@@ -171,10 +169,11 @@ class _Watch(SilentScreen):
             return  # what a trial starts from is none of its doing
         self._num_validations += 1
         score = float(record[self._metric])
-        if not self._keeps_best or score > self.outcome.score:
+        if not self._keeps_best or score > self._best:
+            self._best = score
             self.outcome = self.outcome_of(score, float(record["loss"]), step=record["step"])
         self.outcome = replace(self.outcome, num_validations=self._num_validations)
         is_last = record["step"] >= self._total_steps
         # What is finished costs nothing more, so it is kept.
-        if self._judge(self._num_validations, self.outcome.score) and not is_last:
+        if self._judge(self._num_validations, self._best) and not is_last:
             raise StopTrial

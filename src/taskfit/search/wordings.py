@@ -194,17 +194,15 @@ def _rank(one: CandidateResult) -> tuple[float, float, float, str]:
     return (-one.evaluation.num_examples, -one.metric, one.evaluation.log_loss, one.name)
 
 
-def compare(
-    gold: IntArray, first: IntArray, second: IntArray, *, metric: str, seed: int = 0
-) -> PairedComparison:
+def compare(gold: IntArray, first: IntArray, second: IntArray, *, metric: str) -> PairedComparison:
     """Compare two predictions of the same examples, all classes by index, each (N,).
 
     The interval is a paired bootstrap's over examples; see `paired_bootstrap`.
     """
-    difference, (low, high) = paired_bootstrap(gold, first, second, metric=metric, seed=seed)
+    difference, (low, high) = paired_bootstrap(gold, first, second, metric=metric)
     caution = (
-        f"The interval contains 0: on these {len(gold):,} examples the winner cannot be told from "
-        "the task as given. Take more examples, or stay with the task as given."
+        f"The interval contains 0: on these {len(gold):,} examples the winner does not differ "
+        "significantly from the task as given. Take more examples, or stay with the task as given."
     )
     return PairedComparison(difference, (low, high), caution if low <= 0 <= high else None)
 

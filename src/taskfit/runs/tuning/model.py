@@ -1,6 +1,5 @@
 """A tuned model: what measures, generates and exports, before training and from its folder."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig
 
 from taskfit.data.instructions import Conversation, InstructionRow, Preference, Raw
-from taskfit.errors import CheckpointError, PromptError, TaskfitError
+from taskfit.errors import PromptError
 from taskfit.files import write_json_atomic
 from taskfit.methods.generation import generate_texts, generation_config, stream_text
 from taskfit.methods.sft import sequence_log_probs
@@ -19,7 +18,7 @@ from taskfit.models.load import LoadedModel
 from taskfit.runs.classifier import (
     Weights,
     load_fitted_model,
-    nothing_saved,
+    saved_run,
     settings_for_prediction,
 )
 from taskfit.runs.records import TUNED_FILE, library_versions
@@ -201,17 +200,10 @@ class TunedModel:
         Raises:
             CheckpointError: If the folder holds no finished tuning run, or part of it is missing.
         """
-        path = folder / TUNED_FILE
-        if not path.is_file():
-            raise nothing_saved(folder, "tuned model", TUNED_FILE, flags=" --method sft")
-        try:
-            saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        hint = "Give the folder that `taskfit fit --method sft --out` made."
+        with saved_run(folder, TUNED_FILE, what="tuned model", hint=hint) as saved:
             settings = settings_for_prediction(folder, saved, device=device)
             template, weights = saved["chat_template"], saved["weights"]
-        except TaskfitError:
-            raise
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
         model = load_fitted_model(settings, folder, weights)
         model.tokenizer.chat_template = template
         tuning = settings.tuning.model_copy(update={"chat_template": None})
