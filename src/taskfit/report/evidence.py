@@ -48,6 +48,11 @@ class Evidence:
         """Return the method variants, in the order of the grid."""
         return variants_of(self.runs)
 
+    @property
+    def num_repeated(self) -> int:
+        """Return how many runs are left out, since they repeat another with the same answers."""
+        return len(self.runs) - sum(len(variant.runs) for variant in self.variants)
+
     @cached_property
     def sizes(self) -> list[int]:
         """Return the numbers of labels above 0, in rising order."""
@@ -111,8 +116,9 @@ def read_evidence(folder: Path) -> Evidence:
     ]
     if not finished:
         raise CheckpointError(
-            f"{folder} holds no finished run of a comparison. Give the folder that `taskfit "
-            "compare --out` filled."
+            f"{folder} holds no finished run, neither its own ({RESULT_FILE}) nor those of a "
+            "comparison (runs/*). Give the folder that `taskfit fit --out` or `taskfit compare "
+            "--out` filled."
         )
     tasks = sorted({run.result.task for run in finished})
     if len(tasks) > 1:
