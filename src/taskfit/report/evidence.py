@@ -68,20 +68,17 @@ class Evidence:
         """Return the evaluation set of the same kind as the training data."""
         return self.evaluations[0]
 
-    def answers(self, evaluation: str) -> RunAnswers:
-        """Return what all runs answered on an evaluation set; files are read the first time.
+    @cached_property
+    def answers(self) -> dict[str, RunAnswers]:
+        """Return what all runs answered, by evaluation set; every file is read once.
 
         Raises:
             CheckpointError: If a file of predictions is missing or cannot be read.
         """
-        if evaluation not in self._answers:
-            runs = [run for run in self.runs if evaluation in run.result.evaluations]
-            self._answers[evaluation] = read_answers(runs, evaluation)
-        return self._answers[evaluation]
-
-    @cached_property
-    def _answers(self) -> dict[str, RunAnswers]:
-        return {}
+        return {
+            name: read_answers([run for run in self.runs if name in run.result.evaluations], name)
+            for name in self.evaluations
+        }
 
     def candidates(self, size: int, evaluation: str) -> list[Candidate]:
         """Return every variant that has a size and was measured on an evaluation set."""
@@ -94,7 +91,7 @@ class Evidence:
         Raises:
             CheckpointError: If predictions cannot be read.
         """
-        answers = [self.answers(evaluation) for evaluation in evaluations]
+        answers = [self.answers[evaluation] for evaluation in evaluations]
         return align(candidates, answers, metric=self.metric)
 
 

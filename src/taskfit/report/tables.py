@@ -173,7 +173,7 @@ def confusion_table(
     """
     parts = []
     for candidate in candidates:
-        answers = evidence.answers(evaluation).of(list(candidate.runs.values()))
+        answers = evidence.answers[evaluation].of(list(candidate.runs.values()))
         num = len(answers.labels)
         cells = np.zeros((num, num + 1), np.int64)  # the last column is no answer
         for predicted in answers.predicted:
