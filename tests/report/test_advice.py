@@ -173,7 +173,19 @@ def recommended(advice: Advice) -> str | None:
 def assert_sound(advice: Advice) -> None:
     """JSON as it is, and a text without leftovers of writing it."""
     assert json.loads(json.dumps(advice.to_dict(), allow_nan=False)) == advice.to_dict()
-    for wrong in ("None", "nan", "{", "  ", "..", "1 texts", "1 draws", "1 labels", " ,", "-0.00"):
+    for wrong in (
+        "None",
+        "nan",
+        "{",
+        "  ",
+        "..",
+        "1 texts",
+        "1 draws",
+        "1 labels",
+        " ,",
+        " .",
+        "-0.00",
+    ):
         assert wrong not in advice.text, (wrong, advice.text)
     assert not re.search(r"\b(inf|True|False)\b", advice.text)
     assert all(part.strip() for part in advice.text.split("\n\n"))

@@ -341,12 +341,12 @@ def test_runs_that_repeat_another_are_counted_once_and_others_kept_apart(tmp_pat
     shutil.copytree(first, first.with_name("zero-shot-copy"))
     changes = {"task.instruction": "Say it."}
     write_run(tmp_path, "zero-shot", size=0, method="in_context", changes=changes)
-    variants = read_evidence(tmp_path).variants
-    assert sorted(variant.name for variant in variants) == [
+    evidence = read_evidence(tmp_path)
+    assert sorted(variant.name for variant in evidence.variants) == [
         "zero-shot [instruction=None]",
         "zero-shot [instruction=Say it.]",
     ]
-    assert sum(variant.num_repeated for variant in variants) == 1
+    assert evidence.num_repeated == 1
 
 
 def test_models_of_one_method_are_named_apart(tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_nothing_on_the_pareto_front_is_beaten_and_everything_else_is() -> None:
 
 
 def test_an_empty_folder_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="taskfit compare --out"):
+    with pytest.raises(CheckpointError, match=r"taskfit fit --out. or .taskfit compare --out"):
         report_comparison(tmp_path, limits=Limits(), screen=SilentScreen())
 
 

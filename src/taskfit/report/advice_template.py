@@ -69,10 +69,8 @@ So it is not shown that a pretrained model is worth its cost.
 Of the {{ count(others|length, "other") }},
 {{ "it beats " ~ few(beaten_others) if beaten_others }}
 {{- "; " if beaten_others and equal_others }}
-{% if equal_others %}
-{{ few(equal_others) }} {{ "is" if equal_others|length == 1 else "are" }} not significantly
-different from it
-{%- endif %}.
+{{- few(equal_others) ~ (" is" if equal_others|length == 1 else " are")
+   ~ " not significantly different from it" if equal_others }}.
 {% endif %}
 {% set share = choice.most_common_label_share %}
 {% if "majority" not in facts.kinds_run and share is not none and facts.metric == "accuracy" %}

@@ -14,7 +14,6 @@ import pandas as pd
 from taskfit.files import write_json_atomic, write_text_atomic
 from taskfit.report import tables
 from taskfit.report.advice import Advice, Limits, advise
-from taskfit.report.aligned import AlignedPredictions
 from taskfit.report.evidence import read_evidence
 from taskfit.report.hard_examples import NUM_SHOWN, hard_examples, suspected_label_errors
 from taskfit.report.html_page import write_html
@@ -68,7 +67,9 @@ def report_comparison(folder: Path, *, limits: Limits, screen: Screen, texts: bo
 
 def _write(draft: Draft, advice: Advice) -> Path:
     evidence = draft.evidence
-    first, summaries = evidence.runs[0].result, _summaries(draft)
+    first, compared = evidence.runs[0].result, tables.comparison_table(evidence)
+    draft.save("comparison", compared)
+    by_size = [_size_table(draft, rows) for _, rows in compared.groupby("size", sort=False)]
     counts = draft.runs.groupby("evaluation", sort=False)["num_examples"].max()
     return write_html(
         evidence.folder,
@@ -77,13 +78,13 @@ def _write(draft: Draft, advice: Advice) -> Path:
         advice=advice.paragraphs,
         evidence=evidence,
         variants=evidence.variants,
-        num_repeated=sum(variant.num_repeated for variant in evidence.variants),
+        num_repeated=evidence.num_repeated,
         metric=evidence.metric,
         metric_name=draft.name,
         metric_names=METRIC_NAMES,
         counts=counts.to_dict(),
-        main=next((one for one in summaries if one["size"] == draft.size), None),
-        others=[one for one in summaries if one["size"] != draft.size],
+        main=next((one for one in by_size if one["size"] == draft.size), None),
+        others=[one for one in by_size if one["size"] != draft.size],
         sections=sections_of(draft),
         hard=_listed(draft, "hard_examples", hard_examples),
         suspects=_listed(draft, "suspected_label_errors", suspected_label_errors),
@@ -93,36 +94,16 @@ def _write(draft: Draft, advice: Advice) -> Path:
     )
 
 
-def _summaries(draft: Draft) -> list[dict[str, Any]]:
-    """Compare all method variants at every size; the numbers go to `tables/comparison.csv`."""
-    evidence = draft.evidence
-    compared: dict[int, dict[str, AlignedPredictions]] = {}
-    for size in evidence.sizes or [0]:
-        for name in evidence.evaluations:
-            candidates = evidence.candidates(size, name)
-            aligned = evidence.align(candidates, name) if candidates else None
-            if aligned is not None and len(aligned.ids) > 1:
-                compared.setdefault(size, {})[name] = aligned
-    table = tables.comparison_table(
-        [(size, name, one) for size, sets in compared.items() for name, one in sets.items()]
-    )
-    draft.save("comparison", table)
-    return [
-        _size_table(draft, table[table["size"] == size], sets) for size, sets in compared.items()
-    ]
-
-
-def _size_table(
-    draft: Draft, table: pd.DataFrame, sets: dict[str, AlignedPredictions]
-) -> dict[str, Any]:
+def _size_table(draft: Draft, table: pd.DataFrame) -> dict[str, Any]:
     """Return the methods of one size side by side: `size`, `draws` that are compared, and `rows`.
 
     A row of each method variant has `system`, its name, `method` and `model`, `cells` (evaluation
     set -> row of `comparison_table`; none where it was not measured), `costs` (column of
     `run_table` -> mean over the draws, NaN where unknown) and `commands` to run it again.
     """
-    evaluation, aligned = next(iter(sets.items()))
-    size, draws = int(table["size"].iloc[0]), aligned.draws
+    first = table.iloc[0]
+    size, evaluation = int(first["size"]), first["evaluation"]
+    draws = [int(draw) for draw in first["draws"].split()]
     runs = draft.runs[draft.runs["evaluation"] == evaluation]
     rows: list[dict[str, Any]] = []
     for variant in draft.evidence.variants:

@@ -31,7 +31,7 @@ def confidence_tables(
     """Return the reliability diagram and the risk-coverage curve of candidates, draws pooled."""
     bins, curves = [pd.DataFrame()], [pd.DataFrame()]
     for candidate in candidates:
-        answers = evidence.answers(evaluation).of(list(candidate.runs.values()))
+        answers = evidence.answers[evaluation].of(list(candidate.runs.values()))
         probabilities = answers.probabilities.reshape(-1, len(answers.labels))
         gold = np.tile(answers.gold, len(candidate.runs))
         confidence, correct = probabilities.max(axis=1), answers.correct.ravel()
@@ -108,7 +108,7 @@ def _confidence(
     evidence: Evidence, candidate: Candidate, evaluations: Sequence[str]
 ) -> tuple[FloatArray, BoolArray, IntArray]:
     """Return top probabilities, NaN without an answer, what is right, and gold; all (N,)."""
-    parts = [evidence.answers(evaluation).of([candidate.first]) for evaluation in evaluations]
+    parts = [evidence.answers[evaluation].of([candidate.first]) for evaluation in evaluations]
     confidence = np.concatenate([part.probabilities[0].max(axis=1) for part in parts])
     correct = np.concatenate([part.correct[0] for part in parts])
     # Sums of rounded probabilities may exceed 1 by a little.

@@ -48,6 +48,11 @@ class Evidence:
         """Return the method variants, in the order of the grid."""
         return variants_of(self.runs)
 
+    @property
+    def num_repeated(self) -> int:
+        """Return how many runs are left out, since they repeat another with the same answers."""
+        return len(self.runs) - sum(len(variant.runs) for variant in self.variants)
+
     @cached_property
     def sizes(self) -> list[int]:
         """Return the numbers of labels above 0, in rising order."""
@@ -63,20 +68,17 @@ class Evidence:
         """Return the evaluation set of the same kind as the training data."""
         return self.evaluations[0]
 
-    def answers(self, evaluation: str) -> RunAnswers:
-        """Return what all runs answered on an evaluation set; files are read the first time.
+    @cached_property
+    def answers(self) -> dict[str, RunAnswers]:
+        """Return what all runs answered, by evaluation set; every file is read once.
 
         Raises:
             CheckpointError: If a file of predictions is missing or cannot be read.
         """
-        if evaluation not in self._answers:
-            runs = [run for run in self.runs if evaluation in run.result.evaluations]
-            self._answers[evaluation] = read_answers(runs, evaluation)
-        return self._answers[evaluation]
-
-    @cached_property
-    def _answers(self) -> dict[str, RunAnswers]:
-        return {}
+        return {
+            name: read_answers([run for run in self.runs if name in run.result.evaluations], name)
+            for name in self.evaluations
+        }
 
     def candidates(self, size: int, evaluation: str) -> list[Candidate]:
         """Return every variant that has a size and was measured on an evaluation set."""
@@ -89,7 +91,7 @@ class Evidence:
         Raises:
             CheckpointError: If predictions cannot be read.
         """
-        answers = [self.answers(evaluation) for evaluation in evaluations]
+        answers = [self.answers[evaluation] for evaluation in evaluations]
         return align(candidates, answers, metric=self.metric)
 
 
@@ -111,8 +113,9 @@ def read_evidence(folder: Path) -> Evidence:
     ]
     if not finished:
         raise CheckpointError(
-            f"{folder} holds no finished run of a comparison. Give the folder that `taskfit "
-            "compare --out` filled."
+            f"{folder} holds no finished run, neither its own ({RESULT_FILE}) nor those of a "
+            "comparison (runs/*). Give the folder that `taskfit fit --out` or `taskfit compare "
+            "--out` filled."
         )
     tasks = sorted({run.result.task for run in finished})
     if len(tasks) > 1:

@@ -67,7 +67,7 @@ def _answers(evidence: Evidence, evaluation: str) -> tuple[RunAnswers, list[str]
         for run in variant.runs
         if evaluation in run.result.evaluations
     ]
-    found = evidence.answers(evaluation).of([run for _, run in pairs])
+    found = evidence.answers[evaluation].of([run for _, run in pairs])
     return found, [name for name, _ in pairs]
 
 

@@ -160,7 +160,7 @@ def _confusions(draft: Draft) -> Section:
     for place, candidate in enumerate(best[:NUM_CONFUSIONS], 1):
         own = counts[counts["system"] == candidate.name]
         matrix = own.pivot_table("count", "gold", "predicted", sort=False)
-        labels = evidence.answers(inside).labels
+        labels = evidence.answers[inside].labels
         unanswered, num_draws = int(matrix[""].sum()), len(candidate.runs)
         shown = dataclasses.replace(
             candidate.first.result.evaluations[inside],

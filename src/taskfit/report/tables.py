@@ -7,6 +7,7 @@ variant.
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -67,30 +68,32 @@ def score_table(evidence: Evidence) -> pd.DataFrame:
     """
     rows = []
     for variant in evidence.variants:
-        for size in variant.sizes:
-            for name in evidence.evaluations:
-                candidate = variant.at(size, name)
-                aligned = evidence.align([candidate], name) if candidate else None
-                if aligned is None or len(aligned.ids) < 2:
-                    continue
-                (score,) = aligned.comparison.scores
-                between = score.between_draws
-                row = {"system": variant.name, "size": size, "evaluation": name}
-                row |= {"metric": evidence.metric, "score": score.mean}
-                row |= dict(zip(("low", "high"), score.interval, strict=True))
-                row |= {"num_draws": len(aligned.draws), "num_examples": len(aligned.ids)}
-                row |= {"sd_draws": np.nan if between is None else between**0.5}
-                rows.append({**row, "sd_examples": score.within_draws**0.5})
+        for size, name in product(variant.sizes, evidence.evaluations):
+            candidate = variant.at(size, name)
+            aligned = _aligned(evidence, [candidate] if candidate else [], name)
+            if aligned is None:
+                continue
+            (score,) = aligned.comparison.scores
+            between = score.between_draws
+            row = {"system": variant.name, "size": size, "evaluation": name}
+            row |= {"metric": evidence.metric, "score": score.mean}
+            row |= dict(zip(("low", "high"), score.interval, strict=True))
+            row |= {"num_draws": len(aligned.draws), "num_examples": len(aligned.ids)}
+            row |= {"sd_draws": np.nan if between is None else between**0.5}
+            rows.append({**row, "sd_examples": score.within_draws**0.5})
     columns = ["system", "size", "evaluation", "metric", "score", "low", "high", "num_draws"]
     return pd.DataFrame(rows, columns=[*columns, "num_examples", "sd_draws", "sd_examples"])
 
 
-def comparison_table(compared: Sequence[tuple[int, str, AlignedPredictions]]) -> pd.DataFrame:
+def comparison_table(evidence: Evidence) -> pd.DataFrame:
     """Return a row for every size, evaluation set and system: score, and difference to the best."""
     rows: list[dict[str, Any]] = []
-    for size, evaluation, aligned in compared:
+    for size, evaluation in product(evidence.sizes or [0], evidence.evaluations):
+        aligned = _aligned(evidence, evidence.candidates(size, evaluation), evaluation)
+        if aligned is None:
+            continue
         found = aligned.comparison
-        differences = {difference.method: difference for difference in found.differences}
+        differences = {one.method: one for one in found.differences}
         for score in found.scores:
             row: dict[str, Any] = {"size": size, "evaluation": evaluation, "system": score.method}
             row |= {"metric": found.metric, "score": score.mean}
@@ -106,18 +109,27 @@ def comparison_table(compared: Sequence[tuple[int, str, AlignedPredictions]]) ->
     return pd.DataFrame(rows, columns=[*columns, "adjusted_p_value", "test"])
 
 
+def _aligned(
+    evidence: Evidence, candidates: Sequence[Candidate], evaluation: str
+) -> AlignedPredictions | None:
+    """Lay candidates side by side; None without any, or without two examples that all saw."""
+    aligned = evidence.align(candidates, evaluation) if candidates else None
+    return aligned if aligned and len(aligned.ids) > 1 else None
+
+
 def history_table(evidence: Evidence) -> pd.DataFrame:
     """Return the training loss of every trained run by optimizer step, as it is and smoothed."""
-    parts = [pd.DataFrame(columns=["system", "size", "draw", "step", "loss", "smoothed"])]
+    columns = ["system", "size", "draw", "step", "loss", "smoothed"]
+    rows: list[tuple[object, ...]] = []
     for variant in evidence.variants:
         for run in variant.runs:
-            steps = [record for record in run.history() if record.get("kind") == "step"]
+            steps = [record for record in run.history() if record["kind"] == "step"]
             losses = [float(record["loss"]) for record in steps]
-            columns = {"step": [int(r["step"]) for r in steps], "loss": losses}
-            about = {"system": variant.name, "size": run.size, "draw": run.seed}
-            if steps:
-                parts.append(pd.DataFrame({**about, **columns, "smoothed": smoothed(losses)}))
-    return pd.concat(parts[1:] or parts, ignore_index=True)
+            rows += [
+                (variant.name, run.size, run.seed, int(record["step"]), loss, mean)
+                for record, loss, mean in zip(steps, losses, smoothed(losses), strict=True)
+            ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def costs_of(runs: pd.DataFrame) -> list[str]:
@@ -161,7 +173,7 @@ def confusion_table(
     """
     parts = []
     for candidate in candidates:
-        answers = evidence.answers(evaluation).of(list(candidate.runs.values()))
+        answers = evidence.answers[evaluation].of(list(candidate.runs.values()))
         num = len(answers.labels)
         cells = np.zeros((num, num + 1), np.int64)  # the last column is no answer
         for predicted in answers.predicted:

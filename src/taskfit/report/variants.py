@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from taskfit.report.finished_run import FinishedRun
+from taskfit.report.words import shorten
 from taskfit.stats import Evaluation
 
 VALUE_CHARACTERS = 24  # of a setting's value in a name
@@ -23,13 +24,12 @@ class MethodVariant:
 
     Attributes:
         name: How tables and figures call it; no two variants have the same.
-        runs: Its finished runs, by size and draw, one of each.
-        num_repeated: Runs left out, since they repeat another one with the same answers.
+        runs: Its finished runs, by size and draw, one of each; one that repeats another with the
+            same answers is left out.
     """
 
     name: str
     runs: list[FinishedRun]
-    num_repeated: int = 0
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -137,18 +137,21 @@ def variants_of(runs: Sequence[FinishedRun]) -> list[MethodVariant]:
     for (name, model), own in grouped.items():
         several = sum(other == name for other, _ in grouped) > 1
         base = f"{name} ({model.rstrip('/').rsplit('/', 1)[-1]})" if several else name
-        for settings, kept, repeated in _split_by_settings(own):
+        for settings, kept in _split_by_settings(own).items():
             full = f"{base} [{settings}]" if settings else base
             unique, count = full, 2
             while unique in variants:
                 unique, count = f"{full} #{count}", count + 1
             ordered = sorted(kept, key=lambda run: (run.size, run.seed))
-            variants[unique] = MethodVariant(unique, ordered, repeated)
+            variants[unique] = MethodVariant(unique, ordered)
     return list(variants.values())
 
 
-def _split_by_settings(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun], int]]:
-    """Split runs of one name and model so that a size and draw stands once in each part."""
+def _split_by_settings(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """Split runs of one name and model so that a size and draw stands once in each part.
+
+    What repeats another run of its size and draw is left out.
+    """
     slots: dict[tuple[int, int], list[FinishedRun]] = {}
     kept: list[FinishedRun] = []
     for run in runs:
@@ -156,21 +159,19 @@ def _split_by_settings(runs: Sequence[FinishedRun]) -> list[tuple[str, list[Fini
         if not any(_same_scores(run, other) for other in slot):
             slot.append(run)
             kept.append(run)
-    repeated = len(runs) - len(kept)
     if len(slots) == len(kept):
-        return [("", kept, repeated)]
+        return {"": kept}
     keys = sorted({key for slot in slots.values() for key in _varied_settings(slot)})
     parts: dict[str, list[FinishedRun]] = {}
     for run in kept:
-        values = [f"{k.rsplit('.', 1)[-1]}={_shortened(run.flat_settings[k])}" for k in keys]
-        label = ", ".join(values)
+        label = ", ".join(
+            f"{key.rsplit('.', 1)[-1]}={shorten(str(run.flat_settings[key]), VALUE_CHARACTERS)}"
+            for key in keys
+        )
         taken = any((r.size, r.seed) == (run.size, run.seed) for r in parts.get(label, []))
         # Equal settings with different answers: two machines, or a file that changed.
         parts.setdefault(f"{label} {run.folder.name}".strip() if taken else label, []).append(run)
-    return [
-        (label, part, repeated if place == 0 else 0)
-        for place, (label, part) in enumerate(parts.items())
-    ]
+    return parts
 
 
 def _varied_settings(runs: Sequence[FinishedRun]) -> list[str]:
@@ -182,11 +183,6 @@ def _varied_settings(runs: Sequence[FinishedRun]) -> list[str]:
         if key not in ("seed", "data.num_train")
         and any(run.flat_settings[key] != first[key] for run in runs)
     ]
-
-
-def _shortened(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 1] + "…"
 
 
 def _same_scores(one: FinishedRun, other: FinishedRun) -> bool:
