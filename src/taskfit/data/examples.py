@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taskfit.data.tables import suggestion
-from taskfit.errors import DataError
+from taskfit.errors import DataError, suggestion
 
 FloatArray = NDArray[np.float64]
 

@@ -25,8 +25,7 @@ from taskfit.data.instruction_rows import (
 )
 from taskfit.data.messages import Message, RowProblem
 from taskfit.data.records import Record, iter_records
-from taskfit.data.tables import suggestion
-from taskfit.errors import DataError
+from taskfit.errors import DataError, suggestion
 
 __all__ = [
     "KINDS",

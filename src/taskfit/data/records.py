@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from taskfit.data.hub import hub_table
-from taskfit.data.tables import looks_like_hub_id, read_table, suggestion
-from taskfit.errors import DataError
+from taskfit.data.tables import looks_like_hub_id, read_table
+from taskfit.errors import DataError, suggestion
 
 RECORD_FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 BLANK = re.compile(r"\s*")

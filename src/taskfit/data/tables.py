@@ -1,17 +1,15 @@
 """Read a table from a file or the hub, everything as text, with the line each row stands on."""
 
 import csv
-import difflib
 import gzip
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from taskfit.data.text_values import as_text
-from taskfit.errors import DataError
+from taskfit.errors import DataError, suggestion
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 # Encodings that such files have in practice, in the order in which they are tried for the hint.
@@ -189,13 +187,6 @@ def _read_jsonl(text: str, source: str) -> pd.DataFrame:
         rows.append(row)
         lines.append(line)
     return as_text(pd.DataFrame(rows, index=lines))
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """Return " Did you mean X?" for a misspelt name, or nothing."""
-    folded = {other.casefold(): other for other in known}
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=1)
-    return f" Did you mean {folded[close[0]]}?" if close else ""
 
 
 def _not_found(source: str, path: Path) -> str:

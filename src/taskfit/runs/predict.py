@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from taskfit.data import Columns, Example, check_labels, read_table, to_examples
-from taskfit.data.tables import suggestion
-from taskfit.errors import DataError, SettingsError
+from taskfit.errors import DataError, SettingsError, suggestion
 from taskfit.methods.method import Advance
 from taskfit.runs.calibration import coverage_record
 from taskfit.runs.classifier import Classifier

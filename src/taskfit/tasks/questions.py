@@ -14,8 +14,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from taskfit.data import Example
-from taskfit.data.tables import suggestion
-from taskfit.errors import PromptError
+from taskfit.errors import PromptError, suggestion
 from taskfit.tasks.task import METRICS, Label, Task, readable
 from taskfit.tasks.template import LABEL, Template
 

@@ -4,25 +4,23 @@ Small changes of wording move in-context accuracy a lot (Lu et al. 2022, arXiv:2
 al. 2024, arXiv:2310.11324), so they are tried and measured, not guessed.
 """
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from taskfit.data import Example
 from taskfit.errors import PromptError, TaskfitError
 from taskfit.settings import TaskSettings
 from taskfit.tasks.encode import PromptEncoder
+from taskfit.tasks.entries import Entry, Texts, entry_problems
 from taskfit.tasks.task import Task, override_task, readable
 from taskfit.tasks.template import LABEL, Template
 from taskfit.tasks.text_encoder import Tokenizer
-from taskfit.yaml_text import parse_yaml
+from taskfit.yaml_text import read_yaml
 
 AS_GIVEN = "as given"
-KEYS = ("name", "instruction", "line", "separator", "label_words")
 SEPARATORS = {"line break": "\n", "empty line": "\n\n", "rule": "\n---\n"}
 # Instructions and questions list the labels up to this many of them.
 MAX_LISTED = 10
@@ -54,6 +52,14 @@ class RefusedVariant:
 
     name: str
     reason: str
+
+
+class _Candidate(Entry):
+    name: str | None = None
+    instruction: str | None = None
+    line: str | None = None
+    separator: str | None = None
+    label_words: dict[str, Texts] = Field({})
 
 
 def generate_variants(task: Task) -> list[NamedTask]:
@@ -153,7 +159,7 @@ def encode_candidates(
     return encoders, refused
 
 
-def load_candidates(path: Path, *, base: Task) -> list[NamedTask]:
+def load_candidates(path: Path, base: Task) -> list[NamedTask]:
     """Read candidates from a YAML list; what one does not give is the base task's.
 
     Args:
@@ -164,57 +170,29 @@ def load_candidates(path: Path, *, base: Task) -> list[NamedTask]:
     Raises:
         PromptError: Listing everything that is wrong with the file.
     """
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PromptError(
-            f"The candidates file {path} cannot be read: {error.strerror}. Give a YAML list."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PromptError(f"The candidates file {path} is not YAML: {error}") from error
+    data = read_yaml(path, "candidates file", PromptError)
     if not isinstance(data, list) or not data:
         raise PromptError(
-            f"The candidates file {path} needs a list, each entry with any of {', '.join(KEYS)}."
+            f"The candidates file {path} needs a list, each entry with any of "
+            f"{', '.join(_Candidate.model_fields)}."
         )
     problems: list[str] = []
     found: list[NamedTask] = []
     for number, entry in enumerate(data, start=1):
-        one = _candidate(entry, base, number, problems)
-        if one is not None:
-            found.append(one)
+        where = f"candidate {number}"
+        try:
+            given = _Candidate.model_validate(entry)
+            where += "" if given.name is None else f" ({given.name})"
+            parts = TaskSettings(**given.model_dump(exclude={"name"}))
+            found.append(NamedTask(given.name or where, override_task(base, parts, None)))
+        except ValidationError as error:
+            problems += entry_problems(error, _Candidate, where)
+        except TaskfitError as error:
+            problems.append(f"{where}: {error}")
     problems += _clashes(found)
     if problems:
         raise PromptError(f"{path}:\n" + "\n".join(f"- {problem}" for problem in problems))
     return found
-
-
-def _candidate(entry: object, base: Task, number: int, problems: list[str]) -> NamedTask | None:
-    """Return the candidate of an entry; add what is wrong with it to `problems`."""
-    if not isinstance(entry, Mapping):
-        problems.append(f"candidate {number} is {entry!r}; it needs any of {', '.join(KEYS)}")
-        return None
-    name = entry.get("name", f"candidate {number}")
-    where = f"candidate {number} ({name})" if "name" in entry else f"candidate {number}"
-    before = len(problems)
-    for key in entry:
-        if key not in KEYS:
-            close = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f", did you mean {close[0]}?" if close else ""
-            problems.append(f"{where}: unknown key {key}{hint} (allowed: {', '.join(KEYS)})")
-    if not isinstance(name, str) or not name:
-        problems.append(f"{where}: the name is {name!r}; it needs text (put it into quotes)")
-    try:
-        parts = TaskSettings.model_validate({key: entry[key] for key in KEYS[1:] if key in entry})
-        task = override_task(base, parts, None)
-    except ValidationError as error:
-        problems += [
-            f"{where}: {'.'.join(map(str, one['loc']))} is {one['input']!r}; it needs text "
-            "(true, false and numbers need quotes)"
-            for one in error.errors()
-        ]
-    except TaskfitError as error:
-        problems.append(f"{where}: {error}")
-    return NamedTask(name, task) if len(problems) == before else None
 
 
 def _clashes(candidates: Sequence[NamedTask]) -> list[str]:

@@ -18,8 +18,7 @@ from taskfit.data import (
     to_examples,
 )
 from taskfit.data.overlap import text_key
-from taskfit.data.tables import suggestion
-from taskfit.errors import DataError, SettingsError
+from taskfit.errors import DataError, SettingsError, suggestion
 from taskfit.runs.prepare import fingerprint, validation_share
 from taskfit.settings import RunSettings
 from taskfit.tasks.question_files import load_questionnaire, questionnaire_to_dict
