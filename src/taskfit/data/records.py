@@ -40,21 +40,20 @@ class Record(NamedTuple):
     values: dict[str, Any]
 
 
-def iter_records(source: str, *, encoding: str = "utf-8", split: str = "train") -> Iterator[Record]:
+def iter_records(source: str, *, encoding: str = "utf-8") -> Iterator[Record]:
     """Yield the rows of a file in order; JSONL is read line by line, the others as a whole.
 
     Args:
         source: A .json (one array of objects), .jsonl, .csv, .tsv or .parquet file, also with .gz
-            behind, or a hub id `owner/name` or `owner/name:configuration`.
+            behind, or a hub id `owner/name` or `owner/name:configuration`; of it `train` is read.
         encoding: Of text files.
-        split: Of a hub data set.
 
     Raises:
         DataError: If it cannot be found or read.
     """
     file = find_file(source, FORMATS)
     if file is None:
-        yield from _numbered(read_hub(source, split=split))
+        yield from _numbered(read_hub(source, split="train"))
         return
     path, kind = file
     if kind == ".parquet":
