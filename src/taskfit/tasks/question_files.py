@@ -14,9 +14,9 @@ from taskfit.tasks.questions import (
     Option,
     Question,
     Questionnaire,
-    default_words,
     level_number,
 )
+from taskfit.tasks.task import default_words
 from taskfit.yaml_text import read_yaml
 
 

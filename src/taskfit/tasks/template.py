@@ -13,6 +13,11 @@ from taskfit.errors import close_match
 LABEL = "label"
 
 
+def escaped(text: str) -> str:
+    """Return text for a template's line, where braces mean themselves."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """The format of a prompt.

@@ -15,8 +15,8 @@ from taskfit.errors import PromptError, TaskfitError
 from taskfit.settings import TaskSettings
 from taskfit.tasks.encode import PromptEncoder
 from taskfit.tasks.entries import Entry, Texts, entry_problems
-from taskfit.tasks.task import Task, override_task, readable
-from taskfit.tasks.template import LABEL, Template
+from taskfit.tasks.task import Task, column_lines, override_task, readable
+from taskfit.tasks.template import LABEL, Template, escaped
 from taskfit.tasks.text_encoder import Tokenizer
 from taskfit.yaml_text import read_yaml
 
@@ -54,7 +54,7 @@ class RefusedVariant:
     reason: str
 
 
-class _Candidate(Entry):
+class _Wording(Entry):
     name: str | None = None
     instruction: str | None = None
     line: str | None = None
@@ -72,18 +72,14 @@ def generate_variants(task: Task) -> list[NamedTask]:
     found = [NamedTask(AS_GIVEN, task)]
     lines, instructions = _lines(task), _instructions(task)
     for line_name, line in lines.items():
-        for instruction_name, instruction in instructions.items():
-            found.append(
-                _variant(task, (line_name, instruction_name), line=line, instruction=instruction)
-            )
+        for name, instruction in instructions.items():
+            found.append(_variant(task, (line_name, name), line=line, instruction=instruction))
     # An instruction and nothing else but the text; without one it would ask nothing.
     body = _body(task, "")
     for name in ("", "classify"):
         if instructions.get(name):
-            only = f"{body}\n{{{LABEL}}}"
-            one = _variant(
-                task, ("instruction only", name), line=only, instruction=instructions[name]
-            )
+            changes = {"line": f"{body}\n{{{LABEL}}}", "instruction": instructions[name]}
+            one = _variant(task, ("instruction only", name), **changes)
             found.append(NamedTask(one.name, _with_words(one.task, str.strip)))
     for line_name in ("", "label", "arrow", "question"):
         one = _variant(task, (line_name,), line=lines[line_name])
@@ -174,19 +170,19 @@ def load_candidates(path: Path, base: Task) -> list[NamedTask]:
     if not isinstance(data, list) or not data:
         raise PromptError(
             f"The candidates file {path} needs a list, each entry with any of "
-            f"{', '.join(_Candidate.model_fields)}."
+            f"{', '.join(_Wording.model_fields)}."
         )
     problems: list[str] = []
     found: list[NamedTask] = []
     for number, entry in enumerate(data, start=1):
         where = f"candidate {number}"
         try:
-            given = _Candidate.model_validate(entry)
+            given = _Wording.model_validate(entry)
             where += "" if given.name is None else f" ({given.name})"
             parts = TaskSettings(**given.model_dump(exclude={"name"}))
             found.append(NamedTask(given.name or where, override_task(base, parts, None)))
         except ValidationError as error:
-            problems += entry_problems(error, _Candidate, where)
+            problems += entry_problems(error, _Wording, where)
         except TaskfitError as error:
             problems.append(f"{where}: {error}")
     problems += _clashes(found)
@@ -209,29 +205,17 @@ def _clashes(candidates: Sequence[NamedTask]) -> list[str]:
     return problems
 
 
-def _variant(
-    task: Task,
-    names: Sequence[str],
-    *,
-    line: str | None = None,
-    instruction: str | None = None,
-    separator: str | None = None,
-) -> NamedTask:
-    template = replace(
-        task.template,
-        line=task.template.line if line is None else line,
-        instruction=task.template.instruction if instruction is None else instruction,
-        separator=task.template.separator if separator is None else separator,
-    )
-    name = ", ".join(name for name in names if name) or AS_GIVEN
-    return NamedTask(name, replace(task, template=template))
+def _variant(task: Task, names: Sequence[str], **changes: str) -> NamedTask:
+    """Return a task with other parts of its template."""
+    name = ", ".join(filter(None, names)) or AS_GIVEN
+    return NamedTask(name, replace(task, template=replace(task.template, **changes)))
 
 
 def _lines(task: Task) -> dict[str, str]:
     """Return line formats by name; the task's own has none."""
     own, body = task.template.line, _body(task, "")
     end = f"{{{LABEL}}}"
-    answer = _escaped(readable(task.label_column).capitalize())
+    answer = escaped(readable(task.label_column).capitalize())
     quote_name, requoted = _quote_texts(task.template)
     return {
         "": own,
@@ -242,7 +226,7 @@ def _lines(task: Task) -> dict[str, str]:
         "label, texts quoted": f"{_body(task, QUOTE)}\n{answer}:{end}",
         "dash": f" {body} -{end}",
         "arrow": f"{body}\n=>{end}",
-        "question": f"{body}\nQuestion: {_escaped(_question(task))}\nAnswer:{end}",
+        "question": f"{body}\nQuestion: {escaped(_question(task))}\nAnswer:{end}",
     }
 
 
@@ -305,18 +289,12 @@ def _body(task: Task, quote: str) -> str:
     """Return the text columns as they stand before the label, the only one without its name."""
     if len(task.text) == 1:
         return f"{quote}{{{task.text[0]}}}{quote}"
-    return "\n".join(
-        f"{readable(name).capitalize()}: {quote}{{{name}}}{quote}" for name in task.text
-    )
+    return "\n".join(column_lines(task.text, quote))
 
 
 def _written(pieces: Sequence[tuple[str, bool]]) -> str:
     """Return a template's text of some of its parts; the inverse of `Template.parts`."""
-    return "".join(f"{{{value}}}" if is_field else _escaped(value) for value, is_field in pieces)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+    return "".join(f"{{{value}}}" if is_field else escaped(value) for value, is_field in pieces)
 
 
 def _quote_texts(template: Template) -> tuple[str, str]:
