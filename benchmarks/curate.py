@@ -29,12 +29,12 @@ from typing import Any
 
 from machine import describe
 from taskfit.curate import SourceSettings, StepResult, curate
-from taskfit.curate.context import SilentScreen
 from taskfit.curate.duplicates import shingles
 from taskfit.curate.items import normalised, part_of
 from taskfit.curate.settings import curate_settings
 from taskfit.data import cache_folder
 from taskfit.data.instructions import Conversation, InstructionRow, read_instructions
+from taskfit.screen import SilentScreen
 
 ALIKE = 0.5
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

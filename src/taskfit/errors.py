@@ -4,6 +4,9 @@ The command line prints the message of a `TaskfitError` without a traceback and 
 Everything else is our own mistake and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class TaskfitError(ValueError):
     """Base of all errors that the user can mend."""
@@ -31,3 +34,21 @@ class CheckpointError(TaskfitError):
 
 class TrainingError(TaskfitError):
     """Training cannot go on: a loss that is not finite, or memory that does not suffice."""
+
+
+def close_match(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a misspelt one is nearest to, whatever its case, if any is."""
+    folded = {other.casefold(): other for other in known}
+    close = difflib.get_close_matches(name.casefold(), list(folded), n=1)
+    return folded[close[0]] if close else None
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean X?" for a misspelt name, or nothing."""
+    close = close_match(name, known)
+    return f" Did you mean {close}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

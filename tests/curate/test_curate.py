@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from taskfit.curate import CurateResult, SourceSettings, curate
 from taskfit.curate.duplicates import near_by_cosine
+from taskfit.curate.pipeline import STEPS
 from taskfit.curate.select import k_center, nearest_to_centres
 from taskfit.curate.settings import DEFAULT_STEPS, curate_settings, load_curate_settings
 from taskfit.data.instructions import Conversation
@@ -151,7 +152,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"taskfit.curate.pipeline.run_{killed_in}", die)
+        patch.setitem(STEPS, killed_in, die)
         with pytest.raises(KeyboardInterrupt):
             run(mixed(), steps=steps)
     result = run(mixed(), steps=steps)
@@ -166,12 +167,12 @@ def test_a_step_killed_halfway_leaves_nothing_that_counts(
 ) -> None:
     whole = run(mixed(), steps=["empty"], out="whole")
 
-    def break_off(step: Any, items: Any) -> Any:
+    def break_off(step: Any, items: Any, context: Any) -> Any:
         yield from [(item, None) for item in list(items)[:3]]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("taskfit.curate.pipeline.run_filter", break_off)
+        patch.setattr("taskfit.curate.pipeline.verdicts_of", break_off)
         with pytest.raises(KeyboardInterrupt):
             run(mixed(), steps=["empty"])
     result = run(mixed(), steps=["empty"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from chat_server import ChatServer
 
-from taskfit.remote import ChatRequest, Message, RemoteEndpoint
+from taskfit.remote import ChatRequest, RemoteEndpoint
 
 
 @pytest.fixture
@@ -38,6 +38,8 @@ def without_cache(endpoint: RemoteEndpoint) -> RemoteEndpoint:
 @pytest.fixture
 def ask_about() -> Callable[..., list[ChatRequest]]:
     def requests(*texts: object) -> list[ChatRequest]:
-        return [ChatRequest([Message("user", str(text))], max_tokens=3) for text in texts]
+        return [
+            ChatRequest([{"role": "user", "content": str(text)}], max_tokens=3) for text in texts
+        ]
 
     return requests

@@ -12,7 +12,7 @@ import pytest
 from chat_server import Reply, answer, error
 
 from taskfit.errors import SettingsError
-from taskfit.remote import ChatRequest, Message, RemoteEndpoint, RemoteError, RemoteModel, Usage
+from taskfit.remote import ChatRequest, RemoteEndpoint, RemoteError, RemoteModel, Usage
 
 AskAbout = Callable[..., list[ChatRequest]]
 
@@ -35,7 +35,7 @@ def test_answers_come_in_the_order_of_the_requests(server, endpoint, ask_about):
 
 
 def test_requests_are_greedy_and_ask_for_log_probs(server, endpoint):
-    chat = [Message("system", "Judge."), Message("user", "fine")]
+    chat = [{"role": "system", "content": "Judge."}, {"role": "user", "content": "fine"}]
     RemoteModel(endpoint).complete([ChatRequest(chat, max_tokens=7)])
     assert server.headers[0]["path"] == "/v1/chat/completions"
     assert server.bodies == [

@@ -113,13 +113,13 @@ def test_every_wrong_key_and_value_is_told_at_once_with_suggestions() -> None:
     for part in (
         "unknown key nmae, did you mean name?",
         "unknown key versoin, did you mean version?",
-        "unknown key labels.word, did you mean words?",
+        "unknown key labels[1].word, did you mean words?",
         "unknown key template.seperator, did you mean separator?",
         "allowed: name, words, values",
         "name is missing",
-        "text is ['nested']; it needs text",
-        "labels: {'words': ' b'} needs a name",
-        "labels: 'c' needs a name",
+        "text[1] is ['nested']; it needs text",
+        "labels[2].name is missing",
+        "labels[3] is 'c'; it needs keys: name, words, values",
         "metric is {}; it needs text",
         "version is 'two'; it needs a whole number",
         "num_demonstrations is 1.5; it needs a whole number",
@@ -138,12 +138,12 @@ def test_what_is_missing_is_named(missing: str) -> None:
 
 
 TRUTH_VALUES = [
-    ("labels: [{name: true}, {name: bad}]", "labels.name: YAML reads a word of yours as True"),
-    ("labels: [{name: a, words: false}, {name: b}]", "words of label 'a': YAML reads .* as False"),
-    ("labels: [{name: a, words: [x, True]}, {name: b}]", "words of label 'a': .* as True"),
-    ("labels: [{name: a, values: [FALSE]}, {name: b}]", "values of label 'a': .* as False"),
+    ("labels: [{name: true}, {name: bad}]", "labels.1..name: YAML reads a word of yours as True"),
+    ("labels: [{name: a, words: false}, {name: b}]", r"labels.1..words.1.: YAML reads .* as False"),
+    ("labels: [{name: a, words: [x, True]}, {name: b}]", r"labels.1..words.2.: .* as True"),
+    ("labels: [{name: a, values: [FALSE]}, {name: b}]", r"labels.1..values.1.: .* as False"),
     ("name: true", "name: YAML reads a word of yours as True"),
-    ("text: [false]", "text: YAML reads a word of yours as False"),
+    ("text: [false]", r"text.1.: YAML reads a word of yours as False"),
     ("label: y\nversion: true", "version is True; it needs a whole number"),
     ("num_demonstrations: false", "num_demonstrations is False; it needs a whole number"),
 ]
@@ -179,7 +179,7 @@ def test_yes_no_on_and_off_are_words(tmp_path: Path, quote: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": "a, b"}, "labels is 'a, b'; it needs a list of labels"),
+        ({"labels": "a, b"}, "labels is 'a, b'; it needs a list"),
         ({"labels": []}, "0 labels; a classifier needs at least two"),
         ({"labels": [{"name": "a"}]}, "1 labels; a classifier needs at least two"),
         ({"labels": [{"name": "a"}, {"name": "a"}]}, "label 'a' stands 2 times"),
@@ -193,8 +193,8 @@ def test_yes_no_on_and_off_are_words(tmp_path: Path, quote: str) -> None:
             {"labels": [{"name": "a", "values": "b"}, {"name": "b"}]},
             "value 'b' of label 'a' is the name of another label",
         ),
-        ({"template": "{text}{label}"}, "template needs a line"),
-        ({"template": {"line": None}}, "template needs a line"),
+        ({"template": "{text}{label}"}, "it needs keys: instruction, line, separator"),
+        ({"template": {"line": None}}, "template.line is missing"),
         ({"template": {"line": "{text}{label}", "instruction": ["x"]}}, "template.instruction is"),
         ({"metric": "f1"}, "metric 'f1'; allowed are accuracy, mcc, macro_f1"),
         ({"num_demonstrations": -1}, "num_demonstrations is -1; 0 is the least"),

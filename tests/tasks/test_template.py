@@ -71,7 +71,13 @@ def test_all_problems_of_a_task_file_are_told_at_once(tmp_path: Path) -> None:
     path.write_text("name: x\nversoin: 2\nlabels: [{word: a}]\ntemplate: {}\n")
     with pytest.raises(PromptError) as caught:
         load_task(str(path))
-    for part in ("versoin", "did you mean version", "text is missing", "needs a name", "a line"):
+    for part in (
+        "versoin",
+        "did you mean version",
+        "text is missing",
+        "[1].name is missing",
+        "line is missing",
+    ):
         assert part in str(caught.value)
 
 

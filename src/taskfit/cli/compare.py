@@ -28,12 +28,12 @@ from taskfit.cli.limits import (
     parse_seconds,
 )
 from taskfit.cli.report import show_advice
+from taskfit.cli.screen import RichScreen, plain_table
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
     from taskfit.compare.folder import GridFolder
     from taskfit.compare.grid import Grid
-    from taskfit.compare.pool import Execution
     from taskfit.runs.records import RunResult
     from taskfit.stats import Evaluation
 
@@ -90,7 +90,7 @@ def compare(
 
     seconds = parse_seconds("--budget", budget)
     numbers = None if sizes is None else [_number(part) for part in sizes.split(",")]
-    flags = data_flags(data=data, text=text, label=label, task=task, model=None, test=test)
+    flags = data_flags(data=data, text=text, label=label, task=task, test=test)
     overrides = parse_overrides(set_ or ())
     memory = parse_bytes("--memory-per-run", memory_per_run)
     use_ray = ray or ray_address is not None
@@ -100,86 +100,61 @@ def compare(
 
     from taskfit.compare.grid import describe_runs, expand_grid, hold_out_test, load_grid
 
-    console = Console()
+    screen = RichScreen()
+    console = screen.console
     table: dict[str, Any] = load_grid(config) if config else {}
     base: dict[str, Any] = dict(table.get("base") or {})
     merge_settings(base, flags)
     merge_settings(base, overrides)
     table |= {"base": base, "methods": _chosen(table.get("methods"), methods)}
-    if numbers is not None:
-        table["sizes"] = numbers
-    if seeds is not None:
-        table["seeds"] = seeds
-    if model:
-        table["models"] = model
+    given = {"sizes": numbers, "seeds": seeds, "models": model or None}
+    table |= {key: value for key, value in given.items() if value is not None}
     if hold_out_test(table):
         console.print(
             f"No evaluation set was given: {base['data']['test_fraction']:.0%} of the training "
             "table, the same for every run, is held out as `test` (data.test_fraction; give your "
-            "own set with --test NAME=FILE).",
-            markup=False,
-            highlight=False,
+            "own set with --test NAME=FILE)."
         )
     grid = expand_grid(table)
-    console.print(f"{len(grid.runs)} runs: {describe_runs(grid.runs)}", highlight=False)
+    console.print(f"{len(grid.runs)} runs: {describe_runs(grid.runs)}")
     if dry_run:
         _show_runs(grid, out, console)
         return
 
     from taskfit.compare.pool import Execution, RayCluster
+    from taskfit.compare.run import run_grid
     from taskfit.report.comparison_page import report_comparison
 
     cluster = RayCluster(ray_address, cpus_per_run, gpus_per_run, memory) if use_ray else None
     execution = Execution(workers, cluster)
-    outcome = _run(grid, out, console, execution=execution, seconds=seconds)
-    _summarize(outcome, out, console)
-    if outcome.results:
-        from taskfit.cli.screen import RichScreen
-
-        path = report_comparison(out, limits=limits, screen=RichScreen(console))
-        show_advice(out, path, console)
-
-
-def _run(
-    grid: "Grid", out: Path, console: Console, *, execution: "Execution", seconds: float | None
-) -> "GridFolder":
-    from taskfit.cli.screen import RichScreen
-    from taskfit.cli.workers_view import WorkersView
-    from taskfit.compare.run import run_grid
-
-    screen, view = RichScreen(console), WorkersView(console)
-    try:
-        return run_grid(
+    with screen:
+        outcome = run_grid(
             grid,
             out,
             screen=screen,
-            show=view.update,
+            show=screen.update,
             execution=execution,
             budget_seconds=seconds,
         )
-    finally:
-        screen.close()
-        view.close()
+    _summarize(outcome, out, console)
+    if outcome.results:
+        show_advice(out, report_comparison(out, limits=limits, screen=screen), console)
 
 
 def _summarize(outcome: "GridFolder", out: Path, console: Console) -> None:
     """Print results, failures, and the command that goes on from here."""
     console.print(_means(outcome.results))
     for name, message in outcome.failures.items():
-        console.print(f"failed: {name}: {message}", style="red", markup=False, highlight=False)
+        console.print(f"failed: {name}: {message}", style="red")
     if outcome.failures or len(outcome.left):
         console.print(
             f"{len(outcome.failures)} runs failed and {len(outcome.left)} were not started. The "
             "same command does only those, and keeps what is finished:\n"
             f"  {shlex.join(['taskfit', *sys.argv[1:]])}",
-            markup=False,
-            highlight=False,
             soft_wrap=True,
         )
     console.print(
-        f"\nAll results: {out / 'results.csv'}   every step: {out / 'history.csv'}",
-        highlight=False,
-        soft_wrap=True,
+        f"\nAll results: {out / 'results.csv'}   every step: {out / 'history.csv'}", soft_wrap=True
     )
 
 
@@ -190,13 +165,8 @@ def _means(results: Sequence["RunResult"]) -> Table:
         labels = result.num_train + result.num_demonstrations
         for name, evaluation in result.evaluations.items():
             groups.setdefault((result.name, result.model, labels, name), []).append(evaluation)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "model"):
-        table.add_column(column)
-    table.add_column("labels", justify="right")
-    table.add_column("set")
-    for column in ("n", "draws", "accuracy", "MCC"):
-        table.add_column(column, justify="right")
+    measured = (">n", ">draws", ">accuracy", ">MCC")
+    table = plain_table("method", "model", ">labels", "set", *measured)
     for (method, model, labels, name), found in groups.items():
         cells = [f"{found[0].num_examples:,}", str(len(found))]
         cells += [_mean([getattr(e, metric) for e in found]) for metric in ("accuracy", "mcc")]
@@ -213,7 +183,7 @@ def _show_runs(grid: "Grid", out: Path, console: Console) -> None:
     """Print every run in its order, and what became of it so far."""
     from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE
 
-    table = Table("", "method", "model", "labels", "seed", "folder", "state", box=None)
+    table = plain_table("", "method", "model", "labels", "seed", "folder", "state")
     for place, run in enumerate(grid.runs, start=1):
         target = out / "runs" / run.folder
         state = "to do"
@@ -223,9 +193,9 @@ def _show_runs(grid: "Grid", out: Path, console: Console) -> None:
             state = "to go on"
         size, seed = str(run.size or "all"), str(run.settings.seed)
         table.add_row(str(place), run.name, run.settings.model.name, size, seed, run.folder, state)
-    console.print(table, highlight=False)
+    console.print(table)
     for name, message in grid.refused.items():
-        console.print(f"refused: {name}: {message}", style="red", markup=False, highlight=False)
+        console.print(f"refused: {name}: {message}", style="red")
 
 
 def _refuse_ray_flags(cpus: float, gpus: float, memory: int | None) -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from taskfit.cli.flags import DeviceOption
+from taskfit.cli.flags import DeviceOption, RunArgument
+from taskfit.cli.screen import RichScreen, plain_table
 from taskfit.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ SEQUENCE_CLASSIFICATION = "sequence-classification"
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: RunArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="New folder for the export.")],
     merge: Annotated[
         bool, typer.Option("--merge", help="A plain model: the adapter merged into its base.")
@@ -53,12 +53,12 @@ def export(
     if outtype is not None and form != "gguf":
         raise SettingsError("--outtype is about --gguf; give --gguf with it.")
 
-    from taskfit.cli.screen import RichScreen
     from taskfit.export.export import RECORD, export_run
     from taskfit.export.push import plan_upload
     from taskfit.export.push import push as push_folder
 
-    console = Console()
+    screen = RichScreen()
+    console = screen.console
     if push is not None:
         plan_upload(out, push, private=not public)  # a wrong name fails before the work
     if form is not None:
@@ -69,9 +69,9 @@ def export(
             outtype=outtype or "f16",
             dtype=dtype,
             device=device,
-            screen=RichScreen(console),
+            screen=screen,
         )
-        console.print(f"exported: {out}", highlight=False, soft_wrap=True)
+        console.print(f"exported: {out}", soft_wrap=True)
     elif not (out / RECORD).is_file():
         raise CheckpointError(
             f"{out} holds no export to push. Make one with --merge, --gguf or "
@@ -83,7 +83,7 @@ def export(
     if dry_run:
         _show(upload, console)
         return
-    console.print(f"pushed: {push_folder(out, upload)}", highlight=False, soft_wrap=True)
+    console.print(f"pushed: {push_folder(out, upload)}", soft_wrap=True)
 
 
 def _form(*, merge: bool, gguf: bool, as_: str | None, may_be_none: bool) -> "Form | None":
@@ -106,8 +106,7 @@ def _form(*, merge: bool, gguf: bool, as_: str | None, may_be_none: bool) -> "Fo
 
 
 def _show(upload: "Upload", console: Console) -> None:
-    table = Table("file", "bytes", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
+    table = plain_table("file", ">bytes")
     for name, size in upload.files:
         table.add_row(name, f"{size:,}")
     console.print(table)
@@ -115,6 +114,5 @@ def _show(upload: "Upload", console: Console) -> None:
     console.print(
         f"dry run: {len(upload.files)} files, {upload.num_bytes:,} bytes, would go to "
         f"{upload.repository} ({who} if it is new). Nothing was sent.",
-        highlight=False,
         soft_wrap=True,
     )

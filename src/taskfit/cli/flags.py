@@ -1,11 +1,15 @@
 """Options that several commands share, and their way into nested settings."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from taskfit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from taskfit.settings import RunSettings
 
 DataOption = Annotated[str | None, typer.Option("--data", help="Training table or hub id.")]
 TextOption = Annotated[list[str] | None, typer.Option("--text", help="Text column; repeatable.")]
@@ -23,6 +27,18 @@ ConfigOption = Annotated[
 TestOption = Annotated[
     list[str] | None, typer.Option("--test", help="NAME=FILE, a further evaluation set.")
 ]
+ColumnOption = Annotated[
+    list[str] | None, typer.Option("--column", help="FIELD=COLUMN; repeatable.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")]
+MethodOption = Annotated[
+    str | None, typer.Option("--method", help="How to adapt; `taskfit methods` lists all.")
+]
+WeightsOption = Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")]
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+OutTableOption = Annotated[
+    Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
 
@@ -33,26 +49,20 @@ def data_flags(
     text: list[str] | None,
     label: str | None,
     task: str | None,
-    model: str | None,
-    test: list[str] | None,
+    model: str | None = None,
+    test: list[str] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Turn the common flags into nested settings."""
-    tests = {}
-    for entry in test or []:
-        name, equals, source = entry.partition("=")
-        if not equals or not name or not source:
-            raise SettingsError(f"--test {entry}: write it as NAME=FILE.")
-        tests[name] = source
-    return nested(
-        {
-            "data.train": data,
-            "data.text": text or None,
-            "data.label": label,
-            "data.tests": tests or None,
-            "task.name": task,
-            "model.name": model,
-        }
-    )
+    """Turn the common flags, and others by `section.key`, into nested settings."""
+    flat = {
+        "data.train": data,
+        "data.text": text or None,
+        "data.label": label,
+        "data.tests": parse_pairs("--test", "NAME=FILE", test) or None,
+        "task.name": task,
+        "model.name": model,
+    }
+    return nested({**flat, **(others or {})})
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +77,35 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
             target = target.setdefault(section, {})
         target[name] = value
     return nested
+
+
+def read_settings(
+    config: str | None, flags: dict[str, Any], overrides: Sequence[str] | None
+) -> "RunSettings":
+    """Return the settings of a command: of its --config, under flags, under --set.
+
+    Raises:
+        SettingsError: Listing everything that is wrong.
+    """
+    from taskfit.settings_file import find_settings, load_settings
+
+    base = find_settings(config) if config else None
+    return load_settings(base, flags=flags, overrides=overrides or ())
+
+
+def parse_pairs(flag: str, form: str, entries: Sequence[str] | None) -> dict[str, str]:
+    """Read the values of a flag, each of the form `NAME=VALUE`.
+
+    Raises:
+        SettingsError: If an entry is not written so.
+    """
+    pairs = {}
+    for entry in entries or ():
+        left, equals, right = entry.partition("=")
+        if not (left and equals and right):
+            raise SettingsError(f"{flag} {entry}: write it as {form}.")
+        pairs[left] = right
+    return pairs
 
 
 def parse_options(entries: Sequence[str]) -> dict[str, list[str]]:

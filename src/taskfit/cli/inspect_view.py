@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from taskfit.cli.screen import plain_table
 
 if TYPE_CHECKING:
     from taskfit.runs.inspection import Inspection
@@ -20,12 +21,7 @@ TAIL_LINES = 8
 
 def show_inspection(inspection: "Inspection", console: Console) -> None:
     """Print what `taskfit inspect` found, readable on 80 columns."""
-
-    def say(line: str | Text) -> None:
-        # Names and texts are the user's: a bracket in them is a bracket.
-        console.print(line, highlight=False, markup=False)
-
-    checkup = inspection.checkup
+    say, checkup = console.print, inspection.checkup
     sizes = ", ".join(f"{name} {count:,}" for name, count in inspection.num_examples.items())
     say(f"Task {inspection.task.name} with {inspection.model}: {sizes}")
     say(_classes(checkup))
@@ -56,17 +52,13 @@ def _say_savings(inspection: "Inspection", console: Console) -> None:
         console.print(
             f"Duplicates: {overlap.num_dropped} training texts stand in evaluation sets"
             f"{f' ({where}) and will be left out' if where else ''}; {overlap.num_repeated} stand "
-            f"twice in training, {overlap.num_conflicts} of them with different labels.",
-            highlight=False,
-            markup=False,
+            f"twice in training, {overlap.num_conflicts} of them with different labels."
         )
     ratio = inspection.padded_tokens / inspection.unique_tokens
     console.print(
         f"Prefix sharing: {inspection.checkup.num_encoded:,} examples at batch size "
         f"{inspection.batch_size} run {inspection.unique_tokens:,} tokens; padded to the longest "
-        f"text they would be {inspection.padded_tokens:,}, {ratio:.1f} times as many.",
-        highlight=False,
-        markup=False,
+        f"text they would be {inspection.padded_tokens:,}, {ratio:.1f} times as many."
     )
 
 
@@ -74,24 +66,18 @@ def _say_words(words: "tuple[WordReport, ...]", console: Console) -> None:
     """Print a table of the first label words and of some that are split oddly further on."""
     odd = [report for report in words[MAX_WORDS:] if report.is_split]
     shown = (*words[:MAX_WORDS], *odd[:MAX_ODD_WORDS])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("label", max_width=26, no_wrap=True, overflow="ellipsis")
-    table.add_column("word, token by token")
-    table.add_column("with", justify="right")
-    table.add_column("without", justify="right")
+    table = plain_table("label", "word, token by token", ">with", ">without")
+    names = table.columns[0]
+    names.max_width, names.no_wrap, names.overflow = 26, True, "ellipsis"
     for report in shown:
         tokens = " | ".join(map(_visible, report.tokens))
-        table.add_row(
-            Text(report.label),
-            Text(tokens, style="yellow" if report.is_split else ""),
-            str(report.with_space),
-            str(report.without_space),
-        )
+        word = Text(tokens, style="yellow" if report.is_split else "")
+        table.add_row(report.label, word, str(report.with_space), str(report.without_space))
     console.print(table)
     left = len(words) - len(shown)
     if left > 0:
         split = len(odd) - len(odd[:MAX_ODD_WORDS])
-        console.print(f"... and {left} more, {split} of them split inside a word", highlight=False)
+        console.print(f"... and {left} more, {split} of them split inside a word")
 
 
 def _classes(checkup: "Checkup") -> str:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from taskfit.cli.compare import compare
 from taskfit.cli.curate import curate
@@ -25,19 +23,32 @@ from taskfit.cli.flags import (
     DeviceOption,
     EncodingOption,
     LabelOption,
+    MethodOption,
     ModelOption,
+    OutTableOption,
+    RunArgument,
+    SeedOption,
     SetOption,
     TaskOption,
     TestOption,
     TextOption,
+    WeightsOption,
     data_flags,
-    nested,
     parse_options,
+    read_settings,
 )
 from taskfit.cli.plan import plan
 from taskfit.cli.prompts import prompts
 from taskfit.cli.report import report
 from taskfit.cli.runs import runs
+from taskfit.cli.screen import (
+    RichScreen,
+    baselines_table,
+    evaluation_cells,
+    plain_table,
+    results_table,
+    terminal,
+)
 from taskfit.cli.search import SearchBudgetOption, SearchOption, search_flags, show_search
 from taskfit.cli.tuning import chat, generate, judge, tuning_table
 from taskfit.errors import SettingsError, TaskfitError
@@ -54,9 +65,9 @@ app = typer.Typer(
 PATIENCE_SECONDS = 10.0
 
 
-def show_version(wanted: bool) -> None:
-    """Print the version and end, if that is what is wanted."""
-    if wanted:
+def show_version(is_asked: bool) -> None:
+    """Print the version and end, if that is what is asked for."""
+    if is_asked:
         typer.echo(f"taskfit {metadata.version('taskfit')}")
         raise typer.Exit
 
@@ -80,21 +91,18 @@ def quickstart(
     num_train: Annotated[int, typer.Option(help="Labelled examples for fine-tuning.")] = 1000,
 ) -> None:
     """Classify real text zero-shot, few-shot and fine-tuned, and report; minutes on two cores."""
-    from taskfit.cli.screen import RichScreen, results_table
     from taskfit.compare.quickstart import quickstart as run_quickstart
 
-    console = Console()
-    screen = RichScreen(console)
+    screen = RichScreen()
     results = run_quickstart(out, model=model, num_train=num_train, screen=screen)
-    console.print(results_table(results))
-    console.print(
+    screen.console.print(results_table(results))
+    screen.console.print(
         f"\nReport: {out / 'report.html'}\nTable:  {out / 'results.csv'}\n"
         "Next, on your own table:\n"
         "  taskfit inspect --data yours.csv --text TEXT --label LABEL\n"
         "  taskfit fit --data yours.csv --text TEXT --label LABEL --out runs/mine\n"
         f"  taskfit predict {out / 'label_words'} new.csv -o labelled.csv   "
         "(new.csv: a column named text)",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -106,12 +114,10 @@ def fit(
     label: LabelOption = None,
     task: TaskOption = None,
     model: ModelOption = None,
-    method: Annotated[
-        str | None, typer.Option("--method", help="How to adapt; `taskfit methods` lists all.")
-    ] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")] = None,
+    method: MethodOption = None,
+    weights: WeightsOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="New folder for the run.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")] = None,
+    seed: SeedOption = None,
     test: TestOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -122,47 +128,43 @@ def fit(
     search_budget: SearchBudgetOption = None,
 ) -> None:
     """Adapt a model to a task and measure it; leaves a run folder."""
-    from taskfit.settings_file import find_settings, load_settings
-
     if (out is None) == (resume is None):
         raise SettingsError("Give --out FOLDER for a new run, or --resume FOLDER for an old one.")
-    flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=test)
-    own_flags = {"method.name": method, "adapter.weights": weights, "seed": seed}
-    flags.update(nested({**own_flags, **search_flags(search, search_budget)}))
+    others = {"method.name": method, "adapter.weights": weights, "seed": seed}
+    others |= search_flags(search, search_budget)
+    flags = data_flags(
+        data=data, text=text, label=label, task=task, model=model, test=test, others=others
+    )
     folder = resume or out
     assert folder is not None
     own = folder / "settings.yaml"
-    base = find_settings(config) if config else own if resume and own.is_file() else None
-    settings = load_settings(base, flags=flags, overrides=set_ or ())
+    base = config or (str(own) if resume and own.is_file() else None)
+    settings = read_settings(base, flags, set_)
 
-    from taskfit.cli.screen import RichScreen, baselines_table, results_table
     from taskfit.report.pages import write_page
     from taskfit.search.search_and_fit import search_and_fit
     from taskfit.training.distributed import is_main, process_group
 
     with process_group(folder, settings) as place:
         # Under torchrun, only the main process speaks.
-        console = Console(quiet=not is_main())
-        screen = RichScreen(console)
+        console = terminal(quiet=not is_main())
         again = resume is not None
-        try:
+        with RichScreen(console) as screen:
             fitted = search_and_fit(settings, place, resume=again, screen=screen, report=write_page)
-            result = fitted.result
-        finally:
-            screen.close()
+        result = fitted.result
     show_search(folder, console)
     console.print(tuning_table(result) if settings.method.is_tuning else results_table([result]))
     if (beside := baselines_table(result)) is not None:
         console.print()
         console.print(beside)
     for warning in result.details.get("warnings", ()):
-        console.print(f"[yellow]note:[/] {escape(warning)}", highlight=False)
-    console.print(f"\nRun: {folder}   report: {folder / 'report.html'}", highlight=False)
+        console.print(Text.assemble(("note:", "yellow"), f" {warning}"))
+    console.print(f"\nRun: {folder}   report: {folder / 'report.html'}")
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: RunArgument,
     data: Annotated[str, typer.Option("--data", help="Labelled table or hub id.")],
     name: Annotated[str | None, typer.Option("--name", help="Name of the set.")] = None,
     by: Annotated[
@@ -173,32 +175,24 @@ def evaluate(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a finished run on another labelled table; adds it to the run's results."""
-    from taskfit.cli.screen import RichScreen, evaluation_cells
     from taskfit.runs.predict import evaluate_file
 
-    console = Console()
-    called = name or Path(data).name.split(".")[0]
-    screen = RichScreen(console)
+    screen = RichScreen()
+    name = name or Path(data).name.split(".")[0]
     rows = evaluate_file(
-        run,
-        data,
-        name=called,
-        encoding=encoding,
-        device=device,
-        screen=screen,
-        by=by or (),
+        run, data, name=name, encoding=encoding, device=device, screen=screen, by=by or ()
     )
-    table = Table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE", box=None, pad_edge=False)
+    table = plain_table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE")
     for row, evaluation in rows.items():
         table.add_row(row, *evaluation_cells(evaluation))
-    console.print(table)
+    screen.console.print(table)
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: RunArgument,
     file: Annotated[str, typer.Argument(help="Table with the task's text columns.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help=".csv, .tsv, .jsonl or .parquet.")],
+    out: OutTableOption,
     encoding: EncodingOption = "utf-8",
     device: DeviceOption = "auto",
     options: Annotated[
@@ -221,17 +215,16 @@ def predict(
         raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
     asked = parse_options(options or [])
 
-    from taskfit.cli.screen import RichScreen
     from taskfit.runs.predict import predict_file
 
-    console = Console()
+    screen = RichScreen()
     found = predict_file(
         run,
         file,
         out,
         encoding=encoding,
         device=device,
-        screen=RichScreen(console),
+        screen=screen,
         options=asked,
         coverage=coverage,
         per_class=per_class,
@@ -242,14 +235,13 @@ def predict(
         + ", ".join(f"{label} {count:,}" for label, count in by_label.items())
         for column, by_label in found.counts.items()
     )
-    console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}", highlight=False)
+    screen.console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}")
     for column, by_size in found.set_sizes.items():
         sizes = ", ".join(f"{count:,} of size {size}" for size, count in by_size.items())
         whose = f" of {column.removeprefix('prediction_set_size_')}" if several else ""
-        console.print(
+        screen.console.print(
             f"prediction sets{whose} at coverage {coverage:g}: {sizes}; they keep it on texts like "
-            "the validation set's",
-            highlight=False,
+            "the validation set's"
         )
 
 
@@ -264,28 +256,17 @@ def inspect(
     set_: SetOption = None,
 ) -> None:
     """Check a task before any training: prompt, label words, duplicates, lengths, savings."""
-    from taskfit.settings_file import find_settings, load_settings
-
-    flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
-    path = find_settings(config) if config else None
-    settings = load_settings(path, flags=flags, overrides=set_ or ())
+    flags = data_flags(data=data, text=text, label=label, task=task, model=model)
+    settings = read_settings(config, flags, set_)
 
     from taskfit.cli.inspect_view import show_inspection
     from taskfit.runs.inspection import inspect_task
 
-    show_inspection(inspect_task(settings), Console())
+    show_inspection(inspect_task(settings), terminal())
 
 
-app.command()(prompts)
-app.command()(compare)
-app.command()(report)
-app.command()(runs)
-app.command()(plan)
-app.command()(curate)
-app.command()(export)
-app.command()(generate)
-app.command()(chat)
-app.command()(judge)
+for command in (prompts, compare, report, runs, plan, curate, export, generate, chat, judge):
+    app.command()(command)
 
 
 @app.command()
@@ -294,13 +275,13 @@ def methods() -> None:
     from taskfit.methods.table import METHODS
     from taskfit.settings_file import preset_names
 
-    table = Table("method", "what it does", box=None, pad_edge=False)
+    table = plain_table("method", "what it does")
     table.add_row(
         "auto", "The default: head, blended with probes; trained as long as labels ask for."
     )
     for name in METHODS:
         table.add_row(name, METHODS.summary(name))
-    console = Console()
+    console = terminal()
     console.print(table)
     console.print(f"\nReady settings files for --config: {', '.join(preset_names())}")
 
@@ -310,12 +291,12 @@ def models() -> None:
     """List the packaged models and what else --model takes."""
     from taskfit.models.packaged import PACKAGED_MODELS
 
-    table = Table("name", "what", box=None, pad_edge=False)
+    table = plain_table("name", "what")
     for name, packaged in PACKAGED_MODELS.items():
         table.add_row(name, packaged.description)
     table.add_row("OWNER/NAME", "any causal LM of pure attention on the hub, e.g. Qwen, Llama")
     table.add_row("FOLDER", "what save_pretrained wrote: config, *.safetensors, tokenizer")
-    Console().print(table)
+    terminal().print(table)
 
 
 @app.command()
@@ -326,21 +307,20 @@ def data(
     from taskfit.data import BUILTIN_NAMES, load_builtin
     from taskfit.data.examples import class_counts
 
-    console = Console()
+    console = terminal()
     if name is None:
         console.print(
             f"Built-in: {', '.join(BUILTIN_NAMES)}. `taskfit data NAME` shows one.\n"
             "Looked for in data.folder or TASKFIT_DATA first; sentiment is fetched by itself.\n"
-            "Your own: .csv, .tsv, .jsonl, .parquet, or a hub id with --data.",
-            highlight=False,
+            "Your own: .csv, .tsv, .jsonl, .parquet, or a hub id with --data."
         )
         return
     found = load_builtin(name, folder=None)
-    table = Table("set", "examples", "labels", box=None, pad_edge=False)
+    table = plain_table("set", "examples", "labels")
     for part, examples in {"train": found.train, **found.evaluations}.items():
         counts = ", ".join(f"{k} {v:,}" for k, v in class_counts(examples).most_common())
         table.add_row(part, f"{len(examples):,}", counts)
-    console.print(found.description, highlight=False)
+    console.print(found.description)
     console.print(table)
 
 
@@ -357,8 +337,8 @@ def main() -> None:
         if under_torchrun and os.environ["RANK"] != "0":
             # The main process mostly says the same, and torchrun then ends this one.
             time.sleep(PATIENCE_SECONDS)
-        Console(stderr=True).print(f"taskfit: {error}", style="red", markup=False, highlight=False)
+        terminal(stderr=True).print(f"taskfit: {error}", style="red")
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped", style="red")
+        terminal(stderr=True).print("stopped", style="red")
         sys.exit(130)

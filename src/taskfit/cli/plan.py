@@ -1,6 +1,6 @@
 """`taskfit plan`: memory and time of a run, before anything is downloaded."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +12,16 @@ from taskfit.cli.flags import (
     ConfigOption,
     DataOption,
     LabelOption,
+    MethodOption,
     SetOption,
     TaskOption,
     TextOption,
+    WeightsOption,
     data_flags,
-    nested,
+    read_settings,
 )
+from taskfit.cli.screen import plain_table, terminal
+from taskfit.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -31,41 +35,12 @@ TOKENS, ANSWER_TOKENS, EXAMPLES = 128, 128, 1000
 MADE_LABELS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """What the flags say of examples that are made up; None: not said.
-
-    Attributes:
-        tokens: Of a prompt.
-        answer_tokens: Of an answer that is learned.
-        shared: Tokens that all prompts start with.
-        examples: Of an epoch.
-    """
-
-    tokens: int | None
-    answer_tokens: int | None
-    shared: int | None
-    examples: int | None
-
-    def described(self) -> list[str]:
-        """Return the flags that describe made examples."""
-        values = {
-            "--tokens": self.tokens,
-            "--answer-tokens": self.answer_tokens,
-            "--shared": self.shared,
-            "--examples": self.examples,
-        }
-        return [flag for flag, value in values.items() if value is not None]
-
-
 def plan(
     model: Annotated[
         str | None, typer.Option("--model", help="Hub id, folder, packaged or known shape.")
     ] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")] = None,
-    method: Annotated[
-        str | None, typer.Option("--method", help="How to adapt; `taskfit methods` lists all.")
-    ] = None,
+    weights: WeightsOption = None,
+    method: MethodOption = None,
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="cpu, t4, l4, a100, h100, 4090, ...; else at hand.")
     ] = None,
@@ -111,20 +86,13 @@ def plan(
     answer, a pair of dpo is one prompt with two answers. Of a raw text, of which all is learned,
     give --tokens 1.
     """
-    from taskfit.settings_file import find_settings, load_settings
-
-    flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
-    flags.update(
-        nested(
-            {
-                "method.name": method,
-                "adapter.weights": weights,
-                "training.batch_size": batch_size,
-            }
-        )
-    )
-    base = find_settings(config) if config else None
-    settings = load_settings(base, flags=flags, overrides=set_ or ())
+    others = {
+        "method.name": method,
+        "adapter.weights": weights,
+        "training.batch_size": batch_size,
+    }
+    flags = data_flags(data=data, text=text, label=label, task=task, model=model, others=others)
+    settings = read_settings(config, flags, set_)
 
     from taskfit.plan.cards import find_card, names_card_at_hand
     from taskfit.plan.plan import make_plan, refuse_without_model
@@ -135,18 +103,31 @@ def plan(
     found, source = find_config(
         settings.model.name, revision=settings.model.revision, file=config_file
     )
-    lengths = Lengths(tokens, answer_tokens, shared, examples)
-    workload = _workload(settings, found, lengths)
-    show_plan(make_plan(settings, card, workload, config=found, source=source), Console())
+    lengths = {
+        "--tokens": tokens,
+        "--answer-tokens": answer_tokens,
+        "--shared": shared,
+        "--examples": examples,
+    }
+    given = {flag: value for flag, value in lengths.items() if value is not None}
+    workload = _workload(settings, found, given)
+    show_plan(make_plan(settings, card, workload, config=found, source=source), terminal())
 
 
-def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Lengths) -> "Workload":
+def _workload(
+    settings: "RunSettings", config: "PretrainedConfig", given: Mapping[str, int]
+) -> "Workload":
     """Return the examples of a plan: those of the data where they can be measured, or made ones.
 
+    Args:
+        settings: Of the run.
+        config: Of the model.
+        given: What the flags say of made examples.
+
     Raises:
-        TaskfitError: If flags contradict each other, or the data cannot be read.
+        TaskfitError: If flags contradict each other, the data cannot be read, or there is neither
+            a tokenizer to measure the data nor a number.
     """
-    from taskfit.errors import SettingsError
     from taskfit.plan.plan import settled
     from taskfit.plan.tokens import WORDS_PER_TOKEN, made_workload, real_workload
     from taskfit.plan.tuning import made_rows, real_rows
@@ -154,29 +135,34 @@ def _workload(settings: "RunSettings", config: "PretrainedConfig", lengths: Leng
     from taskfit.settings import known
 
     tunes = settings.method.is_tuning
-    if lengths.answer_tokens is not None and not tunes:
+    if "--answer-tokens" in given and not tunes:
         raise SettingsError(
             f"--answer-tokens is for --method sft and dpo; {settings.method.name} reads a label "
             "behind a prompt. Leave it out."
         )
-    if lengths.tokens is None and _names_data(settings):
+    has_data = settings.data.train is not None or settings.task.name is not None
+    if "--tokens" not in given and has_data:
         real = real_rows(settings, config) if tunes else real_workload(settings, config)
-        if real is not None and lengths.described():
-            raise SettingsError(
-                f"The lengths are measured from the data, so {', '.join(lengths.described())} "
-                "would have no effect. Leave it out, or give --tokens too to plan for made "
-                "examples instead."
+        if real is None:
+            raise ModelError(
+                f"The tokenizer of {settings.model.name!r} is not on this machine, so the texts "
+                "cannot be measured. Give the mean tokens of a prompt with --tokens (and "
+                "--answer-tokens for sft and dpo, --shared, --examples), or the folder of a model "
+                "with its tokenizer."
             )
-        if real is not None:
-            return real
-    tokens = _given_tokens(settings, lengths.tokens)
-    shared = lengths.shared or 0
-    examples = EXAMPLES if lengths.examples is None else lengths.examples
+        if given:
+            raise SettingsError(
+                f"The lengths are measured from the data, so {', '.join(given)} would have no "
+                "effect. Leave it out, or give --tokens too to plan for made examples instead."
+            )
+        return real
+    tokens, shared = given.get("--tokens", TOKENS), given.get("--shared", 0)
+    examples = given.get("--examples", EXAMPLES)
     words = WORDS_PER_TOKEN * tokens
     size = Size(examples, 0, 0.0) if tunes else Size(examples, MADE_LABELS, words)
     settings = settled(settings, size)
     if tunes:
-        answer = ANSWER_TOKENS if lengths.answer_tokens is None else lengths.answer_tokens
+        answer = given.get("--answer-tokens", ANSWER_TOKENS)
         return made_rows(
             settings, tokens=tokens, answer_tokens=answer, shared=shared, examples=examples
         )
@@ -202,19 +188,15 @@ def show_plan(plan: "Plan", console: Console) -> None:
         f"{plan.workload.unit:<8} {plan.workload.num_examples:,}, {plan.workload.source}",
         *([f"layers   {trained_layers(memory.frozen)}"] if memory.step is not None else []),
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print()
-    console.print(_memory_table(plan))
+        console.print(line, soft_wrap=True)
+    console.print("", _memory_table(plan), sep="\n")
     _say_whether_it_fits(plan, console)
-    console.print()
-    console.print(_time_table(plan))
+    console.print("", _time_table(plan), sep="\n")
     console.print(
         f"\nAt {plan.time.rate / 1e12:.3g} TFLOP/s in {dtype} "
         f"({'measured here just now' if plan.card.is_cpu else 'the data sheet'}) x "
         f"{plan.time.utilization:.0%} utilisation (assumed). Nothing was downloaded but, from the "
-        "hub, the model's config.",
-        highlight=False,
-        markup=False,
+        "hub, the model's config."
     )
 
 
@@ -232,11 +214,11 @@ def trained_layers(frozen: "FrozenPlan") -> str:
 
 
 def _memory_table(plan: "Plan") -> Table:
-    table = Table("memory", "GB", "", box=None, pad_edge=False, header_style="bold")
-    table.columns[1].justify = "right"
+    table = plain_table("memory", ">GB", "")
     for name, size, note in memory_rows(plan):
         table.add_row(name, f"{size / 1e9:.2f}", note)
-    table.add_row("peak", f"{plan.needed_bytes / 1e9:.2f}", _of_card(plan), style="bold")
+    card = f"of {plan.card.memory_bytes / 1e9:.1f} GB ({plan.card.name})"
+    table.add_row("peak", f"{plan.needed_bytes / 1e9:.2f}", card, style="bold")
     return table
 
 
@@ -303,17 +285,13 @@ def _say_whether_it_fits(plan: "Plan", console: Console) -> None:
     else:
         change, size = plan.remedy
         text = f"First change that fits ({size / 1e9:.2f} GB): {change}"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def _time_table(plan: "Plan") -> Table:
     time, epoch = plan.time, plan.memory.epoch
     what = "epoch" if plan.memory.step is not None else "pass"
-    table = Table(
-        f"one {what}", "tokens", "PFLOP", "time", box=None, pad_edge=False, header_style="bold"
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = plain_table(f"one {what}", ">tokens", ">PFLOP", ">time")
     padded = "padded to the longest of a batch"
     rows = [
         ("unique tokens (taskfit)", epoch.num_unique, time.flops, time.seconds),
@@ -343,28 +321,3 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def _of_card(plan: "Plan") -> str:
-    return f"of {plan.card.memory_bytes / 1e9:.1f} GB ({plan.card.name})"
-
-
-def _names_data(settings: "RunSettings") -> bool:
-    return settings.data.train is not None or settings.task.name is not None
-
-
-def _given_tokens(settings: "RunSettings", tokens: int | None) -> int:
-    """Return the mean tokens of a prompt.
-
-    Raises:
-        ModelError: If there is data, but neither a tokenizer to measure it nor a number.
-    """
-    from taskfit.errors import ModelError
-
-    if tokens is None and _names_data(settings):
-        raise ModelError(
-            f"The tokenizer of {settings.model.name!r} is not on this machine, so the texts cannot "
-            "be measured. Give the mean tokens of a prompt with --tokens (and --answer-tokens for "
-            "sft and dpo, --shared, --examples), or the folder of a model with its tokenizer."
-        )
-    return TOKENS if tokens is None else tokens

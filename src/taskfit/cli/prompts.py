@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from taskfit.cli.flags import (
@@ -16,19 +15,19 @@ from taskfit.cli.flags import (
     DataOption,
     LabelOption,
     ModelOption,
+    SeedOption,
     SetOption,
     TaskOption,
     TextOption,
     data_flags,
-    nested,
+    read_settings,
 )
+from taskfit.cli.screen import RichScreen, plain_table
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
     from taskfit.search.wordings import PromptSearch
     from taskfit.settings import RunSettings
-    from taskfit.tasks import Task
-    from taskfit.tasks.variants import NamedTask
 
 MAX_ROWS = 20
 PROMPT_LINES = 24
@@ -56,40 +55,37 @@ def prompts(
     table: Annotated[
         bool, typer.Option("--table", help="Also write all wordings as a CSV beside --out.")
     ] = False,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")] = None,
+    seed: SeedOption = None,
 ) -> None:
     """Try wordings of a task in context, on training examples; write the best as a task file."""
-    from taskfit.settings_file import find_settings, load_settings
-
     if table and out is None:
         raise SettingsError("--table writes a CSV beside the task file; give --out FILE.yaml too.")
-    flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
-    flags.update(nested({"seed": seed}))
-    base = find_settings(config) if config else None
-    settings = load_settings(base, flags=flags, overrides=set_ or ())
+    others = {"seed": seed}
+    flags = data_flags(data=data, text=text, label=label, task=task, model=model, others=others)
+    settings = read_settings(config, flags, set_)
 
-    from taskfit.cli.screen import RichScreen
     from taskfit.search.wordings import check_free, search_prompts, write_winner
-    from taskfit.tasks.variants import generate_variants
+    from taskfit.tasks.variants import generate_variants, load_candidates
 
     if out is not None:
         check_free(out, table=table)
-    console = Console()
+    screen = RichScreen()
+    console = screen.console
     search = search_prompts(
         settings,
-        candidates=partial(_load, candidates) if candidates else generate_variants,
+        candidates=partial(load_candidates, candidates) if candidates else generate_variants,
         num_examples=examples,
         keep=keep,
-        screen=RichScreen(console),
+        screen=screen,
     )
     show_search(search, console)
     if out is not None:
         write_winner(search, out, table=table)
     console.print("\nNext:", style="bold")
     command = fit_command(search, settings, out)
-    console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"  {command}", soft_wrap=True)
     if out is None:
-        _say(console, "  Or give --out FILE.yaml here, to keep the winner as a task file.")
+        console.print("  Or give --out FILE.yaml here, to keep the winner as a task file.")
 
 
 def show_search(search: "PromptSearch", console: Console) -> None:
@@ -98,11 +94,10 @@ def show_search(search: "PromptSearch", console: Console) -> None:
 
     winner = search.winner
     shown = search.results[:MAX_ROWS]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", justify="right")
-    table.add_column("wording", max_width=29)
-    for name in (winner.task.metric, "95 %", "n", "log loss"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = plain_table(">", "wording", f">{winner.task.metric}", ">95 %", ">n", ">log loss")
+    table.columns[1].max_width = 29
+    for column in table.columns[2:]:
+        column.no_wrap = True
     for rank, one in enumerate(shown, start=1):
         name = f"{one.name} (as given)" if one.name == search.base != AS_GIVEN else one.name
         table.add_row(
@@ -116,17 +111,16 @@ def show_search(search: "PromptSearch", console: Console) -> None:
     console.print(table)
     left = len(search.results) - len(shown)
     if left:
-        _say(console, f"... and {left} more that were left out early")
+        console.print(f"... and {left} more that were left out early")
     ratio = search.num_tokens_separate / search.num_tokens_run
-    _say(
-        console,
+    console.print(
         f"\nTokens run: {search.num_tokens_run:,}; one wording at a time they would be "
         f"{search.num_tokens_separate:,}, {ratio:.1f} times as many. Demonstrations in each "
-        f"prompt: {winner.task.num_demonstrations}.",
+        f"prompt: {winner.task.num_demonstrations}."
     )
     for refused in search.refused:
-        _say(console, f"Left out, {refused.name}: {refused.reason}")
-    _say(console, f"\nThe winner, {winner.name}, with its answer:")
+        console.print(f"Left out, {refused.name}: {refused.reason}")
+    console.print(f"\nThe winner, {winner.name}, with its answer:")
     _say_prompt(search, console)
     _say_comparison(search, console)
 
@@ -134,33 +128,29 @@ def show_search(search: "PromptSearch", console: Console) -> None:
 def _say_prompt(search: "PromptSearch", console: Console) -> None:
     lines = Text(search.prompt)
     lines.append(search.answer, style="bold white on dark_green")
-    wrapped = lines.wrap(console, console.width)
-    left = len(wrapped) - PROMPT_LINES
-    for line in wrapped if left <= 0 else [*wrapped[: PROMPT_LINES // 2]]:
-        console.print(line, highlight=False)
+    wrapped = list(lines.wrap(console, console.width))
+    left, half = len(wrapped) - PROMPT_LINES, PROMPT_LINES // 2
     if left > 0:
-        _say(console, f"... {left} lines left out ...")
-        for line in wrapped[-PROMPT_LINES // 2 :]:
-            console.print(line, highlight=False)
+        wrapped[half:-half] = [Text(f"... {left} lines left out ...")]
+    for line in wrapped:
+        console.print(line)
 
 
 def _say_comparison(search: "PromptSearch", console: Console) -> None:
     winner, found = search.winner, search.comparison
     metric = winner.task.metric
     if found is None:
-        _say(console, "\nThe task as given is the best of these wordings.")
+        console.print("\nThe task as given is the best of these wordings.")
     else:
-        _say(
-            console,
+        console.print(
             f"\nAgainst the task as given, on the same {winner.evaluation.num_examples:,} "
-            f"examples: {metric} {found.difference:+.3f}, 95 % {_interval(found.interval)}.",
+            f"examples: {metric} {found.difference:+.3f}, 95 % {_interval(found.interval)}."
         )
     if found is not None and found.caution:
-        _say(console, found.caution)
-    _say(
-        console,
+        console.print(found.caution)
+    console.print(
         f"It was chosen among {len(search.results)} on these very examples, so its {metric} and "
-        "the difference look better than they are; an evaluation set tells how good it is.",
+        "the difference look better than they are; an evaluation set tells how good it is."
     )
 
 
@@ -198,16 +188,5 @@ def _wording(search: "PromptSearch", settings: "RunSettings") -> dict[str, Any]:
     return {key: value for key, value in new.items() if value != old[key] or key in given}
 
 
-def _load(path: Path, base: "Task") -> "list[NamedTask]":
-    from taskfit.tasks.variants import load_candidates
-
-    return load_candidates(path, base=base)
-
-
 def _interval(interval: tuple[float, float]) -> str:
     return f"{interval[0]:.3f} to {interval[1]:.3f}"
-
-
-def _say(console: Console, line: str) -> None:
-    # Names and texts are the user's: a bracket in them is a bracket.
-    console.print(line, highlight=False, markup=False)

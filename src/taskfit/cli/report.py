@@ -6,12 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from taskfit.cli.limits import (
-    MaxLatencyOption,
-    MaxMemoryOption,
-    MaxTrainTimeOption,
-    parse_limits,
-)
+from taskfit.cli.limits import MaxLatencyOption, MaxMemoryOption, MaxTrainTimeOption, parse_limits
+from taskfit.cli.screen import RichScreen, terminal
 
 ADVICE_FILE = "advice.txt"
 
@@ -29,16 +25,14 @@ def report(
 ) -> None:
     """Make the page of a run, or report and advice of a comparison, anew from its folder."""
     limits = parse_limits(max_memory, max_latency, max_train_time)
-    console = Console()
+    console = terminal()
     if (folder / "result.json").is_file():
         from taskfit.report.pages import write_page
 
         write_page(folder)
-        path = folder / "report.html"
-        console.print(f"Report: {path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
         return
 
-    from taskfit.cli.screen import RichScreen
     from taskfit.report.comparison_page import report_comparison
 
     path = report_comparison(folder, limits=limits, screen=RichScreen(console), texts=texts)
@@ -48,5 +42,5 @@ def report(
 def show_advice(folder: Path, path: Path, console: Console) -> None:
     """Print the advice of a comparison and where its report lies."""
     advice = (folder / ADVICE_FILE).read_text(encoding="utf-8").rstrip()
-    console.print(f"\n{advice}\n", markup=False, highlight=False)
-    console.print(f"Report: {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\n{advice}\n")
+    console.print(f"Report: {path}", soft_wrap=True)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,14 +15,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from taskfit.runs.records import RunResult
     from taskfit.stats import Evaluation
 
 LINES_PER_RUN = 10
-
-
 # What is told of a validation beside its loss.
 SHOWN = {
     "accuracy": "accuracy",
@@ -33,23 +32,42 @@ SHOWN = {
 }
 
 
-class RichScreen:
-    """Shows a run as it goes."""
+def terminal(**options: Any) -> Console:  # noqa: ANN401 - those of `Console`
+    """Return a console that prints what it is given: a bracket in a user's text is a bracket."""
+    return Console(markup=False, highlight=False, **options)
 
-    def __init__(self, console: Console) -> None:
+
+def plain_table(*columns: str) -> Table:
+    """Return a table without lines; a column named with a `>` in front stands to the right."""
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name[:1] == ">" else "left")
+    return table
+
+
+class RichScreen:
+    """Shows a run as it goes, or several; gives the terminal back where a `with` ends."""
+
+    def __init__(self, console: Console | None = None) -> None:
         """Write to a console."""
-        self.console = console
-        self._training: Progress | None = None
+        self.console = terminal() if console is None else console
+        self._live: Progress | Live | None = None
         self._task = TaskID(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def note(self, text: str) -> None:
         """Show a line."""
-        self._print(f"[dim]{escape(text)}[/]")
+        self.console.print(Text(text, style="dim"))
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Show a record of the training log."""
         if record["kind"] == "start":
-            self._print(
+            self.console.print(
                 f"{record['num_train']:,} examples, {record['total_steps']:,} steps; "
                 f"{record['num_trainable']:,} of {record['num_parameters']:,} parameters trained; "
                 f"{record['num_shortened']:,} texts shortened; longest step "
@@ -62,7 +80,7 @@ class RichScreen:
             best = " (kept)" if record["is_kept"] else ""
             shown = [f"{label} {record[key]:.3f}" for key, label in SHOWN.items() if key in record]
             metrics = ", ".join([f"validation loss {record['loss']:.3f}", *shown])
-            self._print(f"step {record['step']}: {metrics}{best}")
+            self.console.print(f"step {record['step']}: {metrics}{best}")
         else:
             self.note(str(record["text"]))
 
@@ -87,24 +105,30 @@ class RichScreen:
             # A bar cannot move in a file; a line now and then can be read there.
             if step % max(1, total // LINES_PER_RUN) == 0:
                 left = record["seconds"] / step * (total - step)
-                self._print(f"step {step}/{total}: {detail}, {left:,.0f} s left")
+                self.console.print(f"step {step}/{total}: {detail}, {left:,.0f} s left")
             return
-        if self._training is None:
-            self._training = _bar(self.console)
-            self._training.start()
-            self._task = self._training.add_task("training", total=total, detail="")
-        self._training.update(self._task, completed=step, detail=detail)
+        if not isinstance(self._live, Progress):
+            self._live = _bar(self.console)
+            self._live.start()
+            self._task = self._live.add_task("training", total=total, detail="")
+        self._live.update(self._task, completed=step, detail=detail)
         if step == total:
             self.close()
 
-    def close(self) -> None:
-        """Take the training bar off the screen's hands."""
-        if self._training is not None:
-            self._training.stop()
-            self._training = None
+    def update(self, lines: Sequence[str]) -> None:
+        """Show a line for each of several workers, in place of the former ones."""
+        if not self.console.is_terminal:
+            return
+        if not isinstance(self._live, Live):
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+        self._live.update(Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)))
 
-    def _print(self, text: str) -> None:
-        (self._training.console if self._training else self.console).print(text, highlight=False)
+    def close(self) -> None:
+        """Take bars and lines of workers off the terminal."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 def _bar(console: Console) -> Progress:
@@ -121,11 +145,7 @@ def _bar(console: Console) -> Progress:
 
 def results_table(results: Sequence["RunResult"]) -> Table:
     """Return a table of runs and evaluation sets."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "set"):
-        table.add_column(name)
-    for name in ("n", "accuracy", "95 %", "MCC", "F1", "ECE"):
-        table.add_column(name, justify="right")
+    table = plain_table("run", "set", ">n", ">accuracy", ">95 %", ">MCC", ">F1", ">ECE")
     for result in results:
         for name, evaluation in result.evaluations.items():
             table.add_row(result.name, name, *evaluation_cells(evaluation))
@@ -137,11 +157,7 @@ def baselines_table(result: "RunResult") -> Table | None:
     tables = result.details.get("baselines")
     if not tables:
         return None
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("set", "what"):
-        table.add_column(name)
-    for name in ("accuracy", "MCC", "F1", "log loss"):
-        table.add_column(name, justify="right")
+    table = plain_table("set", "what", ">accuracy", ">MCC", ">F1", ">log loss")
     for test_set, rows in tables.items():
         best = max(row["mcc"] for row in rows)
         for row in rows:
@@ -154,11 +170,6 @@ def baselines_table(result: "RunResult") -> Table | None:
 def evaluation_cells(evaluation: "Evaluation") -> list[str]:
     """Return the numbers of an evaluation as text."""
     low, high = evaluation.intervals["accuracy"]
-    return [
-        f"{evaluation.num_examples:,}",
-        f"{evaluation.accuracy:.3f}",
-        f"{low:.3f}-{high:.3f}",
-        f"{evaluation.mcc:.3f}",
-        f"{evaluation.macro_f1:.3f}",
-        f"{evaluation.ece:.3f}",
-    ]
+    rest = [f"{value:.3f}" for value in (evaluation.mcc, evaluation.macro_f1, evaluation.ece)]
+    accuracy = [f"{evaluation.accuracy:.3f}", f"{low:.3f}-{high:.3f}"]
+    return [f"{evaluation.num_examples:,}", *accuracy, *rest]

@@ -1,16 +1,14 @@
 """The search's options of `taskfit fit`, and its table of trials."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from taskfit.cli.limits import parse_seconds
+from taskfit.cli.screen import plain_table
 from taskfit.errors import SettingsError
-
-SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 SearchOption = Annotated[
     int | None,
@@ -30,14 +28,7 @@ def search_flags(trials: int | None, budget: str | None) -> dict[str, Any]:
     """
     if trials is not None and trials < 1:
         raise SettingsError(f"--search {trials}: give the number of trials, 1 or more.")
-    seconds = None
-    if budget is not None:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget.strip())
-        seconds = float(found[1]) * SECONDS[found[2]] if found else 0.0
-        if not seconds:
-            raise SettingsError(
-                f"--search-budget {budget}: write a number above 0 and s, m or h, such as 30m."
-            )
+    seconds = parse_seconds("--search-budget", budget)
     return {"search.trials": trials, "search.budget_seconds": seconds}
 
 
@@ -56,14 +47,9 @@ def show_search(folder: Path, console: Console) -> None:
         return
     trials = sorted(recorded_trials(folder / FOLDER), key=TrialRecord.order)
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    names = [key.rsplit(".", 1)[-1] for key in keys]
+    table = plain_table(">trial", *names, f">{record.metric}", ">loss", ">seconds", "")
     console.print("Trials on the validation set:")
-    table.add_column("trial", justify="right")
-    for key in keys:
-        table.add_column(key.rsplit(".", 1)[-1])
-    for name in (record.metric, "loss", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("")
     for trial in trials:
         how = {"finished": "", "pruned": "pruned"}
         numbers = [
@@ -73,4 +59,4 @@ def show_search(folder: Path, console: Console) -> None:
         cells = [str(trial.values.get(key, "")) for key in keys]
         table.add_row(str(trial.index), *cells, *numbers, f"{trial.seconds:,.0f}", best)
     console.print(table)
-    console.print(f"{record.sentence}\nTrials: {folder / TABLE_FILE}\n", highlight=False)
+    console.print(f"{record.sentence}\nTrials: {folder / TABLE_FILE}\n")

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from taskfit.cli.flags import DeviceOption, EncodingOption
+from taskfit.cli.flags import (
+    ColumnOption,
+    DeviceOption,
+    EncodingOption,
+    OutTableOption,
+    parse_pairs,
+)
+from taskfit.cli.screen import RichScreen, plain_table, terminal
 from taskfit.errors import DataError, PromptError, SettingsError
 
 if TYPE_CHECKING:
@@ -37,9 +45,6 @@ KindOption = Annotated[
     str | None,
     typer.Option("--kind", help="instruction, chat, completion or text; default: recognised."),
 ]
-ColumnOption = Annotated[
-    list[str] | None, typer.Option("--column", help="FIELD=COLUMN; repeatable.")
-]
 TestOption = Annotated[
     list[str] | None, typer.Option("--test", help="NAME=FILE, evaluation set of the task.")
 ]
@@ -55,7 +60,7 @@ TemplateOption = Annotated[
 def generate(
     model: ModelArgument,
     data: Annotated[str, typer.Option("--data", help="Prompts: JSON, JSONL, CSV, Parquet, hub.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")],
+    out: OutTableOption,
     max_new_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
     top_p: TopOption = 1.0,
@@ -68,15 +73,12 @@ def generate(
     device: DeviceOption = "auto",
 ) -> None:
     """Answer the prompts of a file; an interrupted command goes on where it was."""
-    columns = _pairs(column, "--column", "FIELD=COLUMN")
+    columns = parse_pairs("--column", "FIELD=COLUMN", column)
     decoding = _decoding(max_new_tokens, temperature, top_p, stop)
 
-    from taskfit.cli.screen import RichScreen
     from taskfit.runs.tuning.generate import generate_file
 
-    console = Console()
-    screen = RichScreen(console)
-    try:
+    with RichScreen() as screen:
         num = generate_file(
             model,
             data,
@@ -90,9 +92,7 @@ def generate(
             template=chat_template,
             seed=seed,
         )
-    finally:
-        screen.close()
-    console.print(f"{num:,} answers: {out}", highlight=False)
+    screen.console.print(f"{num:,} answers: {out}")
 
 
 def chat(
@@ -117,7 +117,7 @@ def chat(
     from taskfit.data.messages import Message
     from taskfit.runs.tuning.generate import load_generator
 
-    console = Console()
+    console = terminal()
     tuned = load_generator(model, device=device, template=chat_template)
     torch.manual_seed(seed)
     start = [Message("system", system)] if system else []
@@ -140,11 +140,11 @@ def chat(
         except PromptError as error:
             turns.pop()
             hint = " Start over with /reset." if len(turns) > len(start) else ""
-            console.print(f"{error}{hint}", style="red", markup=False, highlight=False)
+            console.print(f"{error}{hint}", style="red")
             continue
         except KeyboardInterrupt:
             # What stands on the screen was said; the next turn goes on from there.
-            console.print(" [stopped]", style="dim", markup=False, end="")
+            console.print(" [stopped]", style="dim", end="")
             if not "".join(pieces).strip():
                 turns.pop()
                 console.print()
@@ -160,7 +160,7 @@ def _asked(console: Console) -> str | None:
         DataError: If it is no text in the terminal's encoding.
     """
     try:
-        said = console.input("[bold]you:[/bold] ").strip()
+        said = console.input(Text("you: ", style="bold")).strip()
     except (EOFError, KeyboardInterrupt) as end:
         console.print()
         if isinstance(end, KeyboardInterrupt):
@@ -173,7 +173,7 @@ def _asked(console: Console) -> str | None:
             "the lines in this encoding."
         ) from error
     if not sys.stdin.isatty():
-        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        console.print(said, soft_wrap=True)
     return said
 
 
@@ -197,11 +197,10 @@ def judge(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a tuned model beside its base: answers, references, and other tasks."""
-    columns = _pairs(column, "--column", "FIELD=COLUMN")
-    tests = _pairs(test, "--test", "NAME=FILE")
+    columns = parse_pairs("--column", "FIELD=COLUMN", column)
+    tests = parse_pairs("--test", "NAME=FILE", test)
     decoding = _decoding(max_new_tokens, 0.0, 1.0, None)
 
-    from taskfit.cli.screen import RichScreen
     from taskfit.compare.judge import judge as judge_run
     from taskfit.compare.judge import judgement_rows
     from taskfit.data.instructions import read_instructions
@@ -209,9 +208,7 @@ def judge(
     rows = None
     if data is not None:
         rows = read_instructions(data, kind=kind, columns=columns, encoding=encoding).rows
-    console = Console()
-    screen = RichScreen(console)
-    try:
+    with RichScreen() as screen:
         found = judge_run(
             run,
             rows=rows,
@@ -222,18 +219,16 @@ def judge(
             device=device,
             screen=screen,
         )
-    finally:
-        screen.close()
-    table = Table("on", "measure", "base", "tuned (difference, 95 %)", box=None, pad_edge=False)
+    table = plain_table("on", "measure", "base", "tuned (difference, 95 %)")
     for row in judgement_rows(found):
         table.add_row(*row)
-    console.print(table)
-    console.print(f"\nAll figures: {run / 'judgement.json'}", highlight=False)
+    screen.console.print(table)
+    screen.console.print(f"\nAll figures: {run / 'judgement.json'}")
 
 
 def tuning_table(result: "RunResult") -> Table:
     """Return a table of a tuning run's held-out sets, before and after."""
-    table = Table("set", "rows", "measure", "before", "after", box=None, pad_edge=False)
+    table = plain_table("set", "rows", "measure", "before", "after")
     for name, after in result.details["after"].items():
         before = result.details["before"][name]
         for key, value in after.items():
@@ -262,13 +257,3 @@ def _write_at_once(pieces: list[str], piece: str) -> None:
     pieces.append(piece)
     sys.stdout.write(piece)
     sys.stdout.flush()
-
-
-def _pairs(entries: Sequence[str] | None, option: str, form: str) -> dict[str, str]:
-    pairs = {}
-    for entry in entries or ():
-        left, equals, right = entry.partition("=")
-        if not (left and equals and right):
-            raise SettingsError(f"{option} {entry}: write it as {form}.")
-        pairs[left] = right
-    return pairs

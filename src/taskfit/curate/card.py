@@ -1,6 +1,7 @@
 """The data card: card.json, and card.html for people."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
@@ -9,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from taskfit.curate.items import PARTS
 from taskfit.curate.settings import SourceSettings
 from taskfit.curate.tokens import EDGES
 from taskfit.curate.work import StepResult, WorkFolder
@@ -41,7 +43,7 @@ def write_card(
         "model": model,
         "edges": list(EDGES),
         "sources": _sources(results, sources, work),
-        "steps": [_told(result) for result in results],
+        "steps": [_summary(result) for result in results],
         "pairs": _pairs(results, work),
     }
     write_json_atomic(folder / "card.json", card)
@@ -57,19 +59,11 @@ def write_card(
     write_text_atomic(folder / "card.html", page)
 
 
-def _told(result: StepResult) -> dict[str, Any]:
+def _summary(result: StepResult) -> dict[str, Any]:
     """Return a result without what differs between two equal runs."""
-    return {
-        "name": result.name,
-        "settings": result.settings,
-        "before": result.before,
-        "kept": result.kept,
-        "removed": result.removed,
-        "reasons": result.reasons,
-        "histogram": result.histogram,
-        "facts": result.facts,
-        "examples": [_short(example) for example in result.examples],
-    }
+    names = ("name", "settings", "before", "kept", "removed", "reasons", "histogram", "facts")
+    told = {name: getattr(result, name) for name in names}
+    return {**told, "examples": [_short(example) for example in result.examples]}
 
 
 def _short(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,11 +89,9 @@ def _sources(
     results: Sequence[StepResult], sources: Sequence[SourceSettings], work: WorkFolder
 ) -> list[dict[str, Any]]:
     last = len(results) - 1
-    kept: dict[str, int] = {}
-    for item in work.kept(last, results[-1].name, results[-1].kept):
-        kept[item.source] = kept.get(item.source, 0) + 1
+    kept = Counter(item.source for item in work.kept(last, results[-1].name, results[-1].kept))
     return [
-        {**told, "kept": kept.get(told["name"], 0), "license": _license(source.license)}
+        {**told, "kept": kept[told["name"]], "license": _license(source.license)}
         for told, source in zip(results[0].facts["sources"], sources, strict=True)
     ]
 
@@ -163,17 +155,12 @@ def _charts(results: Sequence[StepResult]) -> list[dict[str, Any]]:
     """Return before and after of each step that removed something, and of all steps together."""
     charts = []
     first, last = results[0].histogram["counts"], results[-1].histogram["counts"]
-    for part in ("row", "prompt", "answer"):
+    for part in PARTS:
         charts.append(_chart(f"All steps: tokens of the {part}", first[part], last[part]))
     for before, after in pairwise(results):
         if after.removed:
-            charts.append(
-                _chart(
-                    f"{after.name}: tokens of the row",
-                    before.histogram["counts"]["row"],
-                    after.histogram["counts"]["row"],
-                )
-            )
+            two = (one.histogram["counts"]["row"] for one in (before, after))
+            charts.append(_chart(f"{after.name}: tokens of the row", *two))
     return charts
 
 

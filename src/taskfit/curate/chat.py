@@ -17,30 +17,17 @@ from taskfit.tasks.chat import find_template, template_names
 PREVIEWS = 2
 
 
-def chat_template(name: str | None, *, own: str | None) -> str:
-    """Return the Jinja text of a template.
-
-    Args:
-        name: A packaged template, a file, or None for the tokenizer's own.
-        own: The tokenizer's own.
-
-    Raises:
-        SettingsError: If there is no such template, or it is no Jinja.
-    """
-    if name is not None:
-        return find_template(name)
-    if own is None:
+def run_chat(step: ChatStep, items: ItemFile, context: Context) -> Iterator[Verdict]:
+    """Yield each conversation as a raw text; those that the template refuses are removed."""
+    if step.template is not None:
+        template = find_template(step.template)
+    elif isinstance(own := context.tokenizer.chat_template, str):
+        template = own
+    else:
         raise SettingsError(
             "chat: the tokenizer has no chat template. Give `template:`, a Jinja file or one of: "
             f"{', '.join(template_names())}."
         )
-    return own
-
-
-def run_chat(step: ChatStep, items: ItemFile, context: Context) -> Iterator[Verdict]:
-    """Yield each conversation as a raw text; those that the template refuses are removed."""
-    own = context.tokenizer.chat_template
-    template = chat_template(step.template, own=own if isinstance(own, str) else None)
     previews: list[str] = []
     for item in items:
         row = item.row

@@ -1,39 +1,15 @@
 """What steps share while they run."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from taskfit.curate.embed import Embedder, Vectors, stack
-from taskfit.curate.items import ItemFile, compared, digest
-from taskfit.curate.settings import Part
-
-
-class Screen(Protocol):
-    """Where lines and progress go."""
-
-    def note(self, text: str) -> None:
-        """Show a line."""
-        ...
-
-    def progress(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Show progress over `total` things; the value entered counts them."""
-        ...
-
-
-class SilentScreen:
-    """Shows nothing."""
-
-    def note(self, text: str) -> None:
-        """Show nothing."""
-
-    @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Count and show nothing."""
-        yield lambda _: None
+from taskfit.curate.embed import Embedder, Vectors
+from taskfit.errors import SettingsError
+from taskfit.screen import Screen
 
 
 @dataclass(slots=True)
@@ -53,29 +29,26 @@ class Context:
     facts: dict[str, Any] = field(default_factory=dict)
     _embedders: dict[str, Embedder] = field(default_factory=dict)
 
-    def embedder(self, name: str) -> Embedder:
-        """Return an encoder, loaded once."""
-        if name not in self._embedders:
-            self._embedders[name] = Embedder(name)
-        return self._embedders[name]
+    def embed(self, texts: Sequence[str], encoder: str) -> Vectors:
+        """Return the vectors of texts, (N, D); an encoder is loaded once."""
+        if encoder not in self._embedders:
+            self._embedders[encoder] = Embedder(encoder)
+        with self.screen.progress(f"embedding with {encoder}", len(set(texts))) as advance:
+            return self._embedders[encoder].embed(texts, advance=advance)
 
-    def embed_items(
-        self, items: ItemFile, part: Part, encoder: str
-    ) -> tuple[list[bytes], dict[bytes, Vectors]]:
-        """Return the key of each row, and the vector of each key."""
-        keys, texts = [], {}
-        for item in items:
-            text = compared(item.row, part)
-            keys.append(digest(text))
-            texts[keys[-1]] = text
-        return keys, self.embed(texts, encoder)
 
-    def embed(self, texts: dict[bytes, str], encoder: str) -> dict[bytes, Vectors]:
-        """Return the vector of each text by its key."""
-        embedder = self.embedder(encoder)
-        with self.screen.progress(f"embedding with {encoder}", len(texts)) as advance:
-            return embedder.embed(texts, advance=advance)
+def need_package(module: str, what: str) -> None:
+    """Raise where a package of the extra `curate` is absent.
 
-    def rows(self, vectors: dict[bytes, Vectors], keys: Sequence[bytes], encoder: str) -> Vectors:
-        """Return the vectors of keys as rows, (N, D)."""
-        return stack(vectors, keys, self.embedder(encoder).width)
+    Args:
+        module: The module it is imported as.
+        what: What needs it.
+
+    Raises:
+        SettingsError: Saying how to install it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise SettingsError(
+            f"{what} needs the package {module}, which is not installed: "
+            "pip install 'taskfit[curate]', or leave the step out."
+        )

@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taskfit.curate.context import Context
+from taskfit.curate.context import Context, need_package
 from taskfit.curate.embed import Vectors
 from taskfit.curate.items import Item, ItemFile, Removal, Verdict, compared, digest, normalised
-from taskfit.curate.optional import need_package
 from taskfit.curate.settings import ExactStep, NearStep
 
 # Rows that are compared in one product: enough to fill the cores, little enough for the memory.
@@ -55,9 +54,8 @@ def run_near(step: NearStep, items: ItemFile, context: Context) -> Iterator[Verd
     order = sorted(range(len(ranks)), key=lambda i: ranks[i])
     if method == "embedding":
         need_package("faiss", "the step `near` (method embedding)")
-        keys, vectors = context.embed_items(items, step.of, step.encoder)
-        ranked = context.rows(vectors, [keys[i] for i in order], step.encoder)
-        found = near_by_cosine(ranked, threshold=step.threshold)
+        vectors = context.embed([compared(item.row, step.of) for item in items], step.encoder)
+        found = near_by_cosine(vectors[order], threshold=step.threshold)
         context.facts |= {"method": f"embedding ({step.encoder})", "threshold": step.threshold}
     else:
         need_package("datasketch", "the step `near` (method minhash)")
@@ -66,20 +64,13 @@ def run_near(step: NearStep, items: ItemFile, context: Context) -> Iterator[Verd
     names = [item.row.id for item in items]
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    for number, item in enumerate(items):
-        at = place[number]
+    for at, item in zip(place, items, strict=True):
         partner = int(found.kept_row[at])
         if partner < 0:
             yield item, None
         else:
-            yield (
-                item,
-                Removal(
-                    "near duplicate",
-                    of=names[order[partner]],
-                    similarity=float(found.similarity[at]),
-                ),
-            )
+            of, similarity = names[order[partner]], float(found.similarity[at])
+            yield item, Removal("near duplicate", of=of, similarity=similarity)
 
 
 def rank(item: Item, step: NearStep) -> tuple[int, bytes]:

@@ -4,7 +4,7 @@ Legend: N texts, D width of the encoder.
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -45,32 +45,35 @@ class Embedder:
                 "CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB NOT NULL)"
             )
 
-    def embed(
-        self, texts: Mapping[bytes, str], *, advance: Callable[[int], None] = lambda _: None
-    ) -> dict[bytes, Vectors]:
-        """Return a vector of length 1 for each text, in float32, (D,).
+    def embed(self, texts: Sequence[str], *, advance: Callable[[int], None]) -> Vectors:
+        """Return a vector of length 1 for each text, in float32, (N, D).
 
         Texts run in the order of their hashes, so that what a batch holds, and with it the last
         bits of its vectors, does not depend on the order of files.
 
         Args:
-            texts: By their `digest`.
+            texts: Each of them is embedded once, however often it stands there.
             advance: Called with the number of texts just finished.
         """
-        found = self._load(list(texts))
-        missing = sorted(set(texts) - set(found))
+        order = [digest(text) for text in texts]
+        by_key = dict(zip(order, texts, strict=True))
+        found = self._load(list(by_key))
+        missing = sorted(set(by_key) - set(found))
         advance(len(found))
         # Long texts are cut by the encoder; most of what it cuts need not be tokenized.
         longest = 16 * self._encoder.max_length
         for start in range(0, len(missing), CHUNK):
             keys = missing[start : start + CHUNK]
             # A text of blanks has no vector of its own.
-            chunk = [texts[key][:longest].strip() or "." for key in keys]
+            chunk = [by_key[key][:longest].strip() or "." for key in keys]
             vectors = embed_texts(self._encoder, chunk)
             self._save(keys, vectors)
             found.update(zip(keys, vectors, strict=True))
             advance(len(keys))
-        return found
+        rows = np.empty((len(order), self.width), np.float32)
+        for row, key in enumerate(order):
+            rows[row] = found[key]
+        return rows
 
     def _load(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
         found = {}
@@ -92,16 +95,3 @@ class Embedder:
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=60)
-
-
-def stack(vectors: Mapping[bytes, Vectors], keys: Sequence[bytes], width: int) -> Vectors:
-    """Return the vectors of keys as rows, (N, D)."""
-    result = np.empty((len(keys), width), np.float32)
-    for row, key in enumerate(keys):
-        result[row] = vectors[key]
-    return result
-
-
-def digest_all(texts: Sequence[str]) -> dict[bytes, str]:
-    """Return texts by their hashes."""
-    return {digest(text): text for text in texts}

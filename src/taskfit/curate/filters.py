@@ -1,11 +1,11 @@
 """Filters that look at one row at a time."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
-from taskfit.curate.items import Item, Removal, Verdict, part_of
-from taskfit.curate.optional import need_package
+from taskfit.curate.context import need_package
+from taskfit.curate.items import PARTS, Item, Removal, part_of
 from taskfit.curate.settings import (
     EmptyStep,
     EncodingStep,
@@ -16,8 +16,6 @@ from taskfit.curate.settings import (
 )
 from taskfit.data.instructions import Preference, Raw
 from taskfit.errors import SettingsError
-
-Judge = Callable[[Item], Removal | None]
 
 # What UTF-8 looks like when it was read as Windows-1252 or Latin-1: "Ã©", "â€™", "Â ".
 MOJIBAKE = re.compile(r"[ÃÂ][\u0080-\u00bf]|â€[\u0080-\u00bf™œ\u009d˜”“¦“]|ï¿½")
@@ -45,112 +43,91 @@ SHORT_LINE = 8
 LIST_ENTRY = re.compile(r"\s*(?:[-*•+–]|\d+[.)]|[a-zA-Z][.)])\s?|.*#\w+$")
 
 
-def run_filter(judge: Judge, items: Iterable[Item]) -> Iterator[Verdict]:
-    """Yield each row with the reason to remove it, or None."""
-    for item in items:
-        yield item, judge(item)
-
-
-def judge_empty(_: EmptyStep) -> Judge:
+def judge_empty(_: EmptyStep, item: Item) -> Removal | None:
     """Remove rows without a prompt or an answer."""
-
-    def judge(item: Item) -> Removal | None:
-        row = item.row
-        if isinstance(row, Raw):
-            return None if row.text.strip() else Removal("empty text")
-        if not any(m.role == "user" and m.content.strip() for m in row.prompt):
-            return Removal("empty prompt")
-        if not part_of(row, "answer").strip():
-            return Removal("empty answer")
-        if isinstance(row, Preference):
-            if not row.rejected.strip():
-                return Removal("empty rejected answer")
-            if row.chosen == row.rejected:
-                return Removal("chosen and rejected are the same")
-        return None
-
-    return judge
+    row = item.row
+    if isinstance(row, Raw):
+        return None if row.text.strip() else Removal("empty text")
+    if not any(m.role == "user" and m.content.strip() for m in row.prompt):
+        return Removal("empty prompt")
+    if not part_of(row, "answer").strip():
+        return Removal("empty answer")
+    if isinstance(row, Preference):
+        if not row.rejected.strip():
+            return Removal("empty rejected answer")
+        if row.chosen == row.rejected:
+            return Removal("chosen and rejected are the same")
+    return None
 
 
-def judge_encoding(step: EncodingStep) -> Judge:
+def judge_encoding(step: EncodingStep, item: Item) -> Removal | None:
     """Remove rows with spoilt characters."""
-
-    def judge(item: Item) -> Removal | None:
-        text = part_of(item.row, "row")
-        spoilt = len(SPOILT.findall(text)) + sum(len(m) for m in MOJIBAKE.findall(text))
-        if spoilt > step.max_share * max(1, len(text)):
-            return Removal("spoilt characters", detail=f"{spoilt} of {len(text)} characters")
-        return None
-
-    return judge
+    text = part_of(item.row, "row")
+    spoilt = len(SPOILT.findall(text)) + sum(len(m) for m in MOJIBAKE.findall(text))
+    if spoilt > step.max_share * max(1, len(text)):
+        return Removal("spoilt characters", detail=f"{spoilt} of {len(text)} characters")
+    return None
 
 
-def judge_truncated(step: TruncatedStep) -> Judge:
+def judge_truncated(step: TruncatedStep, item: Item) -> Removal | None:
     """Remove rows whose answer breaks off.
 
     An answer of enough words breaks off if a code block in it is left open, or if its last line is
     longer than a heading, is no list entry, and ends in a letter, a digit, a comma or a dash.
     """
-
-    def judge(item: Item) -> Removal | None:
-        answer = part_of(item.row, "answer").rstrip()
-        if len(answer.split()) < step.min_words:
-            return None
-        if answer.count("```") % 2:
-            return Removal("code block left open")
-        last = answer.rsplit("\n", 1)[-1]
-        if len(last.split()) < SHORT_LINE or answer.endswith(ENDS) or LIST_ENTRY.match(last):
-            return None
-        if answer[-1].isalnum() or answer[-1] in ",-–—(":
-            return Removal("answer breaks off", detail=f"... {answer[-60:]}")
+    answer = part_of(item.row, "answer").rstrip()
+    if len(answer.split()) < step.min_words:
         return None
+    if answer.count("```") % 2:
+        return Removal("code block left open")
+    last = answer.rsplit("\n", 1)[-1]
+    if len(last.split()) < SHORT_LINE or answer.endswith(ENDS) or LIST_ENTRY.match(last):
+        return None
+    if answer[-1].isalnum() or answer[-1] in ",-–—(":
+        return Removal("answer breaks off", detail=f"... {answer[-60:]}")
+    return None
 
-    return judge
 
-
-def judge_refusals(step: RefusalsStep) -> Judge:
+def judge_refusals(step: RefusalsStep, item: Item) -> Removal | None:
     """Remove rows whose answer declines or speaks as a language model."""
+    own = _compiled(tuple(step.patterns))
+    answer = part_of(item.row, "answer")
+    opening = answer[:OPENING].replace("’", "'").strip()
+    for reason, pattern in (("refusal", REFUSAL), ("speaks as a language model", AS_A_MODEL)):
+        if found := pattern.search(opening):
+            return Removal(reason, detail=found[0].strip())
+    for pattern in own:
+        if found := pattern.search(answer):
+            return Removal("refusal by a pattern of yours", detail=found[0])
+    return None
+
+
+@lru_cache
+def _compiled(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
     try:
-        own = [re.compile(pattern, re.IGNORECASE) for pattern in step.patterns]
+        return [re.compile(pattern, re.IGNORECASE) for pattern in patterns]
     except re.error as error:
         raise SettingsError(
             f"refusals: {error.pattern!r} is not a regular expression: {error}."
         ) from error
 
-    def judge(item: Item) -> Removal | None:
-        answer = part_of(item.row, "answer")
-        opening = answer[:OPENING].replace("’", "'").strip()
-        for reason, pattern in (("refusal", REFUSAL), ("speaks as a language model", AS_A_MODEL)):
-            found = pattern.search(opening)
-            if found:
-                return Removal(reason, detail=found[0].strip())
-        for pattern in own:
-            found = pattern.search(answer)
-            if found:
-                return Removal("refusal by a pattern of yours", detail=found[0])
-        return None
 
-    return judge
-
-
-def judge_language(step: LanguageStep) -> Judge:
+def judge_language(step: LanguageStep, item: Item) -> Removal | None:
     """Remove rows in other languages."""
-    need_package("py3langid", "the step `language`")
-
-    def judge(item: Item) -> Removal | None:
-        text = part_of(item.row, "row")
-        if len(text) < step.min_characters:
-            return None
-        language, probability = classify(text)
-        if language in step.keep or probability < step.min_probability:
-            return None
-        return Removal(f"language {language}", detail=f"probability {probability:.2f}")
-
-    return judge
+    identify = _identifier()
+    text = part_of(item.row, "row")
+    if len(text) < step.min_characters:
+        return None
+    language, probability = identify(text)
+    if language in step.keep or probability < step.min_probability:
+        return None
+    return Removal(f"language {language}", detail=f"probability {probability:.2f}")
 
 
 @lru_cache(maxsize=1)
 def _identifier() -> Callable[[str], tuple[str, float]]:
+    """Return what tells the most probable language of a text (ISO 639-1) and its probability."""
+    need_package("py3langid", "the step `language`")
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
@@ -162,23 +139,13 @@ def _identifier() -> Callable[[str], tuple[str, float]]:
     return identify
 
 
-def classify(text: str) -> tuple[str, float]:
-    """Return the most probable language of a text (ISO 639-1) and its probability."""
-    return _identifier()(text)
-
-
-def judge_tokens(step: TokensStep) -> Judge:
+def judge_tokens(step: TokensStep, item: Item) -> Removal | None:
     """Remove rows outside limits on tokens."""
     if step.max is not None and step.max < step.min:
         raise SettingsError(f"tokens: max is {step.max}, below min, {step.min}.")
-
-    def judge(item: Item) -> Removal | None:
-        count = {"row": item.tokens, "prompt": item.prompt_tokens, "answer": item.answer_tokens}
-        found = count[step.of]
-        if found < step.min:
-            return Removal(f"{step.of} under {step.min:,} tokens", detail=f"{found:,} tokens")
-        if step.max is not None and found > step.max:
-            return Removal(f"{step.of} over {step.max:,} tokens", detail=f"{found:,} tokens")
-        return None
-
-    return judge
+    found = dict(zip(PARTS, item.counts, strict=True))[step.of]
+    if found < step.min:
+        return Removal(f"{step.of} under {step.min:,} tokens", detail=f"{found:,} tokens")
+    if step.max is not None and found > step.max:
+        return Removal(f"{step.of} over {step.max:,} tokens", detail=f"{found:,} tokens")
+    return None

@@ -18,6 +18,8 @@ from taskfit.data.instructions import (
     to_record,
 )
 
+PARTS: tuple[Part, ...] = ("row", "prompt", "answer")
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -36,6 +38,11 @@ class Item:
     tokens: int
     prompt_tokens: int
     answer_tokens: int
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Return the tokens of its `PARTS`."""
+        return self.tokens, self.prompt_tokens, self.answer_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ def item_to_json(item: Item) -> dict[str, Any]:
     """Return a row as JSON values, with what is known of it."""
     return {
         "source": item.source,
-        "tokens": [item.tokens, item.prompt_tokens, item.answer_tokens],
+        "tokens": list(item.counts),
         "row": to_record(item.row),
     }
 

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taskfit.curate.context import Context
+from taskfit.curate.context import Context, need_package
 from taskfit.curate.items import ItemFile, Removal, Verdict, compared, digest, normalised
-from taskfit.curate.optional import need_package
 from taskfit.curate.settings import OverlapStep, SourceSettings
 from taskfit.data.instructions import open_instructions
 from taskfit.errors import SettingsError
@@ -44,14 +43,10 @@ def run_overlap(step: OverlapStep, items: ItemFile, context: Context) -> Iterato
             "overlap: there is no evaluation set; give --against NAME=FILE, or `sets:` in the step."
         )
     found = read_evaluations(step.sets, step.words)
-    near = (
-        {}
-        if step.threshold is None
-        else _near(items, context, found, encoder=step.encoder, threshold=step.threshold)
-    )
-    context.facts["sets"] = {
-        name: sum(other == name for other in found.names.values()) for name in step.sets
-    }
+    near = {}
+    if step.threshold is not None:
+        near = _near(items, context, found, encoder=step.encoder, threshold=step.threshold)
+    context.facts["sets"] = {name: list(found.names.values()).count(name) for name in step.sets}
     for number, item in enumerate(items):
         texts = (compared(item.row, "prompt"), compared(item.row, "row"))
         keys = [digest(normalised(text)) for text in texts]
@@ -116,14 +111,18 @@ def _near(
     need_package("faiss", "the step `overlap` with a threshold")
     import faiss
 
-    theirs = {digest(text): name for name, text in found.texts.items()}
-    vectors = context.embed({digest(text): text for text in found.texts.values()}, encoder)
-    keys, ours = context.embed_items(items, "prompt", encoder)
-    index = faiss.IndexFlatIP(context.embedder(encoder).width)
-    order = sorted(theirs)
-    index.add(context.rows(vectors, order, encoder))
-    cosines, nearest = index.search(context.rows(ours, keys, encoder), 1)
+    # In the order of their hashes, so that ties do not depend on the order of files.
+    theirs = sorted({text: name for name, text in found.texts.items()}.items(), key=_by_hash)
+    vectors = context.embed([text for text, _ in theirs], encoder)
+    ours = context.embed([compared(item.row, "prompt") for item in items], encoder)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    cosines, nearest = index.search(ours, 1)
     return {
-        int(number): (theirs[order[nearest[number, 0]]], min(1.0, float(cosines[number, 0])))
+        int(number): (theirs[nearest[number, 0]][1], min(1.0, float(cosines[number, 0])))
         for number in np.flatnonzero(cosines[:, 0] >= threshold)
     }
+
+
+def _by_hash(text_and_name: tuple[str, str]) -> bytes:
+    return digest(text_and_name[0])

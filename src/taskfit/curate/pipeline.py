@@ -6,48 +6,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
+from taskfit.curate import filters
 from taskfit.curate.card import write_card
 from taskfit.curate.chat import run_chat
-from taskfit.curate.context import Context, Screen, SilentScreen
+from taskfit.curate.context import Context
 from taskfit.curate.duplicates import run_exact, run_near
-from taskfit.curate.filters import (
-    judge_empty,
-    judge_encoding,
-    judge_language,
-    judge_refusals,
-    judge_tokens,
-    judge_truncated,
-    run_filter,
-)
-from taskfit.curate.items import Item, ItemFile, Verdict, dump_line
+from taskfit.curate.items import Item, ItemFile, Removal, Verdict, dump_line
 from taskfit.curate.overlap import run_overlap
 from taskfit.curate.select import run_diverse, run_top
-from taskfit.curate.settings import (
-    ChatStep,
-    CurateSettings,
-    DiverseStep,
-    EmptyStep,
-    EncodingStep,
-    ExactStep,
-    LanguageStep,
-    NearStep,
-    OverlapStep,
-    RefusalsStep,
-    SourceSettings,
-    Step,
-    TokensStep,
-    TopStep,
-    TruncatedStep,
-)
+from taskfit.curate.settings import ChatStep, CurateSettings, OverlapStep, SourceSettings, Step
 from taskfit.curate.tokens import TokenCounter, load_tokenizer
 from taskfit.curate.work import StepResult, WorkFolder, chain_key, file_hash, write_step
 from taskfit.data.instructions import InstructionRow, open_instructions, to_record
 from taskfit.errors import DataError, SettingsError
 from taskfit.files import folder_atomic
+from taskfit.screen import Screen, SilentScreen
 
 CARD = "card.json"
+# Steps that look at one row at a time, and steps that look at all.
+FILTERS: dict[str, Callable[[Any, Item], Removal | None]] = {
+    "empty": filters.judge_empty,
+    "encoding": filters.judge_encoding,
+    "truncated": filters.judge_truncated,
+    "refusals": filters.judge_refusals,
+    "language": filters.judge_language,
+    "tokens": filters.judge_tokens,
+}
+STEPS: dict[str, Callable[[Any, ItemFile, Context], Iterator[Verdict]]] = {
+    "exact": run_exact,
+    "near": run_near,
+    "overlap": run_overlap,
+    "top": run_top,
+    "diverse": run_diverse,
+    "chat": run_chat,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +164,11 @@ def _rows(
         # Two files of one name in two folders need ids of their own.
         label = name if names.count(name) == 1 else source.file
         found, rows = open_instructions(
-            source.file,
-            kind=source.kind,
-            columns=source.columns,
-            encoding=encoding,
-            name=label,
+            source.file, kind=source.kind, columns=source.columns, encoding=encoding, name=label
         )
         screen.note(f"{source.file}: {found.describe()}")
-        told: dict[str, Any] = {
-            "name": label,
-            "format": found.describe(),
-            "license": source.license,
-            "rows": 0,
-        }
+        told: dict[str, Any] = {"name": label, "format": found.describe()}
+        told |= {"license": source.license, "rows": 0}
         facts["sources"].append(told)
         for row in rows:
             told["rows"] += 1
@@ -227,26 +211,10 @@ def _run(
 
 def verdicts_of(step: Step, items: ItemFile, context: Context) -> Iterator[Verdict]:
     """Return the verdicts of a step, one for each row, in order."""
-    judges: dict[type[BaseModel], Callable[[Any], Callable[[Item], Any]]] = {
-        EmptyStep: judge_empty,
-        EncodingStep: judge_encoding,
-        TruncatedStep: judge_truncated,
-        RefusalsStep: judge_refusals,
-        LanguageStep: judge_language,
-        TokensStep: judge_tokens,
-    }
-    runs: dict[type[BaseModel], Callable[[Any, ItemFile, Context], Iterator[Verdict]]] = {
-        ExactStep: run_exact,
-        NearStep: run_near,
-        OverlapStep: run_overlap,
-        TopStep: run_top,
-        DiverseStep: run_diverse,
-        ChatStep: run_chat,
-    }
-    kind = type(step)
-    if kind in judges:
-        return run_filter(judges[kind](step), items)
-    return runs[kind](step, items, context)
+    if step.step in FILTERS:
+        judge = FILTERS[step.step]
+        return ((item, judge(step, item)) for item in items)
+    return STEPS[step.step](step, items, context)
 
 
 def _described(step: Step) -> dict[str, Any]:

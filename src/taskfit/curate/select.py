@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from taskfit.curate.context import Context
+from taskfit.curate.context import Context, need_package
 from taskfit.curate.embed import Vectors
 from taskfit.curate.items import Item, ItemFile, Removal, Verdict, compared, digest
-from taskfit.curate.optional import need_package
 from taskfit.curate.settings import DiverseStep, TopStep
 from taskfit.errors import DataError
 
@@ -44,10 +43,10 @@ def _value(item: Item, step: TopStep) -> float:
 
 def run_diverse(step: DiverseStep, items: ItemFile, context: Context) -> Iterator[Verdict]:
     """Yield each row; k that differ are kept."""
-    keys, vectors = context.embed_items(items, step.of, step.encoder)
+    texts = [compared(item.row, step.of) for item in items]
     # Rows in the order of their hashes, so that ties do not depend on the order of files.
-    order = sorted(range(len(keys)), key=lambda i: (keys[i], i))
-    matrix = context.rows(vectors, [keys[i] for i in order], step.encoder)
+    order = sorted(range(len(texts)), key=lambda i: (digest(texts[i]), i))
+    matrix = context.embed(texts, step.encoder)[order]
     if step.method == "k-center":
         chosen = k_center(matrix, step.k)
     else:

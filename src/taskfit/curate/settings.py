@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from taskfit.errors import SettingsError
 from taskfit.settings import Section
-from taskfit.yaml_text import parse_yaml
+from taskfit.yaml_text import read_yaml
 
 Part = Literal["row", "prompt", "answer"]
 
@@ -185,13 +184,8 @@ STEP_NAMES = (
     *("empty", "encoding", "truncated", "refusals", "language", "tokens"),
     *("exact", "near", "overlap", "top", "diverse", "chat"),
 )
-DEFAULT_STEPS: tuple[dict[str, Any], ...] = (
-    {"step": "empty"},
-    {"step": "encoding"},
-    {"step": "truncated"},
-    {"step": "refusals"},
-    {"step": "tokens"},
-    {"step": "exact"},
+DEFAULT_STEPS: tuple[str | dict[str, Any], ...] = (
+    *("empty", "encoding", "truncated", "refusals", "tokens", "exact"),
     # Edits are found in seconds; then there is less to embed, which finds what is worded otherwise.
     {"step": "near", "method": "minhash"},
     {"step": "near"},
@@ -217,12 +211,7 @@ def load_curate_settings(path: Path | None) -> CurateSettings:
     """
     if path is None:
         return curate_settings({})
-    if not path.is_file():
-        raise SettingsError(f"There is no steps file {path}.")
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from error
+    data = read_yaml(path, "steps file", SettingsError)
     if not isinstance(data, dict):
         raise SettingsError(
             f"{path} holds no settings; it must have `steps:`, a list such as `- step: exact`."

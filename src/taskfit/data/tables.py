@@ -1,21 +1,22 @@
 """Read a table from a file or the hub, everything as text, with the line each row stands on."""
 
 import csv
-import difflib
-import gzip
 import io
 import json
-from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
-from taskfit.data.text_values import as_text
+from taskfit.data.sources import (
+    find_file,
+    iter_lines,
+    parse_row,
+    read_hub,
+    read_parquet,
+    unread_kind,
+)
 from taskfit.errors import DataError
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
-# Encodings that such files have in practice, in the order in which they are tried for the hint.
-OTHER_ENCODINGS = ("utf-16", "cp1252", "latin-1")
 
 
 def read_table(source: str, *, encoding: str = "utf-8", split: str = "train") -> pd.DataFrame:
@@ -33,76 +34,26 @@ def read_table(source: str, *, encoding: str = "utf-8", split: str = "train") ->
     Raises:
         DataError: If it cannot be found or read, or holds no row.
     """
-    path = Path(source).expanduser()
-    if not path.is_file():
-        if looks_like_hub_id(source, path):
-            from taskfit.data.hub import read_hub
-
-            return read_hub(source, split=split)
-        raise DataError(_not_found(source, path))
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = (
-        suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
-    )
+    file = find_file(source, FORMATS)
+    if file is None:
+        return as_text(read_hub(source, split=split))
+    path, kind = file
     if kind == ".parquet":
-        table = _read_parquet(path, source)
-    elif kind in (".csv", ".tsv"):
-        table = _read_delimited(_read_text(path, encoding), source, "\t" if kind == ".tsv" else ",")
-    elif kind in (".jsonl", ".ndjson"):
-        table = _read_jsonl(_read_text(path, encoding), source)
+        table = as_text(read_parquet(path))
+    elif kind in (".csv", ".tsv", ".jsonl", ".ndjson"):
+        lines = list(iter_lines(path, encoding))
+        if not any(content.strip() for _, content in lines):
+            raise DataError(f"{path} is empty.")
+        if kind in (".csv", ".tsv"):
+            text = "".join(content for _, content in lines)
+            table = _read_delimited(text, source, "\t" if kind == ".tsv" else ",")
+        else:
+            table = _read_jsonl(lines, source)
     else:
-        raise DataError(
-            f"{source}: files of kind {kind or '(no ending)'} are not read; allowed are "
-            f"{', '.join(FORMATS)}, each also with .gz. Convert the file or rename it."
-        )
+        raise unread_kind(source, kind, FORMATS)
     if table.empty:
         raise DataError(f"{source} holds no row below its header. Is it the right file?")
     return table
-
-
-def looks_like_hub_id(source: str, path: Path) -> bool:
-    """Tell `owner/name` from a path that does not exist."""
-    name = source.split(":")[0]
-    return (
-        name.count("/") == 1
-        and not source.startswith((".", "/", "~"))
-        and not name.lower().endswith((*FORMATS, ".gz"))
-        and not path.parent.is_dir()
-    )
-
-
-def _read_text(path: Path, encoding: str) -> str:
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            raw: bytes = file.read()
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not raw.strip():
-        raise DataError(f"{path} is empty.")
-    try:
-        # A byte order mark is not part of the first column's name.
-        return raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
-    except LookupError as error:
-        raise DataError(f"data.encoding is {encoding!r}, which Python does not know.") from error
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        fits = [other for other in OTHER_ENCODINGS if _decodes(raw, other)]
-        raise DataError(
-            f"{path}:{line} is not {encoding}: byte {raw[error.start]:#04x} at position "
-            f"{error.start}. Give its encoding, for instance --set data.encoding={fits[0]} "
-            f"(these would decode it: {', '.join(fits)}), or save the file as UTF-8."
-        ) from error
-
-
-def _decodes(raw: bytes, encoding: str) -> bool:
-    if encoding == "utf-16" and not raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return False
-    try:
-        raw.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _read_delimited(text: str, source: str, delimiter: str) -> pd.DataFrame:
@@ -154,31 +105,12 @@ def _check_header(header: list[str], source: str, delimiter: str) -> list[str]:
     return header
 
 
-def _read_parquet(path: Path, source: str) -> pd.DataFrame:
-    try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path, "rb") as file:
-                return as_text(pd.read_parquet(io.BytesIO(file.read())))
-        return as_text(pd.read_parquet(path))
-    except (OSError, EOFError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise DataError(f"{source} is not a Parquet file that can be read: {first_line}") from error
-
-
-def _read_jsonl(text: str, source: str) -> pd.DataFrame:
-    rows, lines = [], []
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
+def _read_jsonl(lines: list[tuple[int, str]], source: str) -> pd.DataFrame:
+    rows = {}
+    for line, content in lines:
+        row = parse_row(content, f"{source}:{line}", '{"text": "...", "label": "..."}')
+        if row is None:
             continue
-        try:
-            row = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{source}:{line} is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{source}:{line} holds a {type(row).__name__}; every line must be an object such "
-                'as {"text": "...", "label": "..."}.'
-            )
         # JSON can write half of a surrogate pair, which no UTF-8 file can hold.
         text_back = json.dumps(row, ensure_ascii=False) if "\\u" in content else ""
         if any(0xD800 <= ord(c) <= 0xDFFF for c in text_back):
@@ -186,21 +118,21 @@ def _read_jsonl(text: str, source: str) -> pd.DataFrame:
                 f"{source}:{line} holds half of a surrogate pair (\\ud800 to \\udfff), which is no "
                 "character. Write the file anew from its source, or remove the escape."
             )
-        rows.append(row)
-        lines.append(line)
-    return as_text(pd.DataFrame(rows, index=lines))
+        rows[line] = row
+    return as_text(pd.DataFrame(list(rows.values()), index=list(rows)))
 
 
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """Return " Did you mean X?" for a misspelt name, or nothing."""
-    folded = {other.casefold(): other for other in known}
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=1)
-    return f" Did you mean {folded[close[0]]}?" if close else ""
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Turn values into text; what is missing becomes an empty text."""
+    columns = {str(name): [_text_of(value) for value in table[name]] for name in table.columns}
+    index = table.index if table.index.dtype.kind == "i" else range(1, len(table) + 1)
+    return pd.DataFrame(columns, index=index, dtype=str)
 
 
-def _not_found(source: str, path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"There is no file {source}, nor a folder {folder}."
-    names = [other.name for other in folder.iterdir()]
-    return f"There is no file {source}.{suggestion(path.name, names)}"
+def _text_of(value: object) -> str:
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+        return ""
+    # A column of integers with a gap is read as floats; 1.0 is meant to be 1.
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)

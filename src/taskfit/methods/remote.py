@@ -11,7 +11,7 @@ from taskfit.data import Example
 from taskfit.data.fetch import cache_folder
 from taskfit.errors import SettingsError
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext
-from taskfit.remote import ChatRequest, Message, RemoteEndpoint, RemoteModel, label_scores
+from taskfit.remote import ChatRequest, RemoteEndpoint, RemoteModel, label_scores
 from taskfit.tasks import Task, chat_messages
 
 CACHE = "remote.sqlite"
@@ -65,12 +65,7 @@ class Remote(Method):
         """Return label probabilities, (N, L); a row of NaN where the answer names no label."""
         requests = [
             ChatRequest(
-                [
-                    Message(role=turn["role"], content=turn["content"])  # type: ignore[arg-type]
-                    for turn in chat_messages(
-                        self._task, example.texts, self.context.demonstrations
-                    )
-                ],
+                chat_messages(self._task, example.texts, self.context.demonstrations),
                 max_tokens=self.settings.max_new_tokens,
             )
             for example in examples

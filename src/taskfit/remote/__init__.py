@@ -1,6 +1,6 @@
 """Answers of a model behind an OpenAI-compatible HTTP endpoint. Knows no task and no template."""
 
-from taskfit.remote.chat import Answer, ChatRequest, Message
+from taskfit.remote.chat import Answer, ChatRequest
 from taskfit.remote.client import RemoteError, RemoteModel
 from taskfit.remote.endpoint import RemoteEndpoint
 from taskfit.remote.scores import label_scores
@@ -9,7 +9,6 @@ from taskfit.remote.usage import Usage
 __all__ = [
     "Answer",
     "ChatRequest",
-    "Message",
     "RemoteEndpoint",
     "RemoteError",
     "RemoteModel",

@@ -22,18 +22,10 @@ class NonsenseError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What is asked: the turns so far, and the most tokens the answer may have."""
+    """What is asked: the turns so far (role, content), and the most tokens the answer may have."""
 
-    messages: Sequence[Message]
+    messages: Sequence[Mapping[str, str]]
     max_tokens: int
 
 
@@ -84,7 +76,7 @@ class Dialect:
         """Write a request: greedy decoding, one answer."""
         body: dict[str, Any] = {
             "model": model,
-            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            "messages": list(request.messages),
             self.limit_field: request.max_tokens,
             "temperature": 0,
         }

@@ -12,7 +12,7 @@ from taskfit.remote.cache import AnswerCache, CacheError, cache_key
 from taskfit.remote.chat import Answer, ChatRequest, Dialect
 from taskfit.remote.endpoint import Connection, EndpointError, EndpointState, RemoteEndpoint
 from taskfit.remote.pace import Pace
-from taskfit.remote.usage import Tally, Usage
+from taskfit.remote.usage import Usage, UsageCounter
 
 
 class RemoteError(TaskfitError):
@@ -27,7 +27,7 @@ class RemoteModel:
         self.endpoint = endpoint
         self._state = EndpointState(
             pace=Pace(endpoint.requests_per_minute),
-            tally=Tally(
+            counter=UsageCounter(
                 price_input=endpoint.price_per_million_input,
                 price_output=endpoint.price_per_million_output,
             ),
@@ -36,7 +36,7 @@ class RemoteModel:
     @property
     def usage(self) -> Usage:
         """What was sent so far, and what it cost."""
-        return self._state.tally.usage()
+        return self._state.counter.usage()
 
     def complete(
         self,
@@ -116,7 +116,7 @@ class RemoteModel:
         self, count: int, advance: Callable[[int], None] | None, *, is_cached: bool
     ) -> None:
         if is_cached:
-            self._state.tally.count_cached(count)
+            self._state.counter.count_cached(count)
         if advance is not None and count > 0:
             advance(count)
 

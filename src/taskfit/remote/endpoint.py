@@ -10,14 +10,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import httpx2
 
 from taskfit.errors import SettingsError
 from taskfit.remote.chat import Answer, ChatRequest, Dialect, NonsenseError, quote, read_answer
 from taskfit.remote.pace import Pace, backoff_seconds, retry_after_seconds
-from taskfit.remote.usage import Tally
+from taskfit.remote.usage import UsageCounter
 
 # Later than that the user is told instead: daily quotas ask for hours.
 LONGEST_RETRY_AFTER_SECONDS = 300.0
@@ -132,14 +131,14 @@ class EndpointState:
 
     Attributes:
         pace: When the next request may go.
-        tally: What was sent.
+        counter: What was sent.
         dialect: What the endpoint takes, as far as is known.
         has_answered: Whether it has answered at all.
         gives_log_probs: Whether it has ever returned log-probabilities.
     """
 
     pace: Pace
-    tally: Tally
+    counter: UsageCounter
     dialect: Dialect = dataclasses.field(default_factory=Dialect)
     has_answered: bool = False
     gives_log_probs: bool = False
@@ -208,12 +207,7 @@ class Connection:
     def __enter__(self) -> "Connection":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._client.close()
 
     def ask(self, request: ChatRequest) -> Answer:
@@ -242,7 +236,7 @@ class Connection:
                 f"{self._safe(str(error))}. Check base_url, and what runs there"
             ) from error
         self._state.learn(dialect, answer)
-        self._state.tally.count_answer(answer)
+        self._state.counter.count_answer(answer)
         return answer
 
     def _send(self, body: dict[str, object]) -> _Reply:
@@ -251,7 +245,7 @@ class Connection:
         num_attempts = self._endpoint.max_retries + 1
         for attempt in range(num_attempts):
             self._wait(self._state.pace.reserve(time.monotonic()))
-            self._state.tally.count_request(is_retry=attempt > 0)
+            self._state.counter.count_request(is_retry=attempt > 0)
             outcome = self._post(content)
             if isinstance(outcome, _Reply):
                 return outcome

@@ -33,7 +33,7 @@ class Usage:
     cost: float | None = None
 
 
-class Tally:
+class UsageCounter:
     """Counts that several threads add to."""
 
     def __init__(self, *, price_input: float | None, price_output: float | None) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from taskfit.data import Example, read_table
-from taskfit.data.tables import suggestion
-from taskfit.errors import DataError
+from taskfit.errors import DataError, suggestion
 from taskfit.methods.method import Advance
 from taskfit.runs.labels import LEVELS
 from taskfit.runs.load import load_classifier

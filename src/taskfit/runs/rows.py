@@ -8,8 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from taskfit.data import Columns, Example, check_labels, check_several_classes, to_examples
-from taskfit.data.tables import suggestion
-from taskfit.errors import DataError, SettingsError
+from taskfit.errors import DataError, SettingsError, suggestion
 from taskfit.runs.sources import read_source
 from taskfit.settings import DataSettings, RunSettings
 from taskfit.tasks import Task

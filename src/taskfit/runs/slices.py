@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.data.builtin import DEFAULT_SLICES
-from taskfit.data.tables import suggestion
-from taskfit.errors import DataError
+from taskfit.errors import DataError, suggestion
 from taskfit.files import write_text_atomic
 from taskfit.runs.asked import AskedQuestion
 from taskfit.runs.sources import read_source

@@ -9,7 +9,7 @@ Legend: T tokens of one conversation.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -144,16 +144,15 @@ class ChatEncoder:
         Raises:
             PromptError: As for conversations.
         """
-        encoded = []
-        for row in rows:
-            chosen, rejected = (
-                self._conversation(
-                    row.id, (*row.prompt, Message("assistant", answer)), last_only=True
-                )
-                for answer in (row.chosen, row.rejected)
-            )
-            encoded.append(EncodedPreference(row.id, chosen, rejected))
-        return encoded
+
+        def encoded(row: Preference, answer: str) -> EncodedText:
+            messages = (*row.prompt, Message("assistant", answer))
+            return self._conversation(row.id, messages, last_only=True)
+
+        return [
+            EncodedPreference(row.id, encoded(row, row.chosen), encoded(row, row.rejected))
+            for row in rows
+        ]
 
     def raw(self, rows: Sequence[Raw], *, end_id: int | None) -> list[EncodedText]:
         """Encode texts of which every token is learned, and an end token behind them.
@@ -255,11 +254,10 @@ class ChatEncoder:
                 "This model has no chat template. Name one with tuning.chat_template "
                 f"({', '.join(template_names())}, or a file of Jinja); it is saved with the run."
             )
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        turns = [asdict(message) for message in messages]
+        render = self.tokenizer.apply_chat_template
         try:
-            return str(
-                self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
-            )
+            return str(render(turns, tokenize=False, add_generation_prompt=ask))
         # Python's own errors come from what a template does with the turns.
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise PromptError(

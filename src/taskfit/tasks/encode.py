@@ -99,7 +99,6 @@ class PromptEncoder:
         self._end = np.array([] if end_id is None else [end_id], dtype=np.int64)
         self._tokenizer = tokenizer
         self._head = prompt_head(task, demonstrations)
-        self._label_index = {label.name: i for i, label in enumerate(task.labels)}
         self.candidates = tuple(
             Candidate(index, word.strip() if task.chat else word)
             for index, label in enumerate(task.labels)
@@ -157,22 +156,10 @@ class PromptEncoder:
             cut = 0
             if len(ids) + max(map(len, completions)) + len(self._end) > self.max_length:
                 ids, completions, cut = self._shorten(example, own, ids)
-            result.append(
-                EncodedExample(
-                    id=example.id,
-                    prompt_ids=ids,
-                    completions=self._ended(completions),
-                    label_index=self._label_index.get(str(example.label)),
-                    num_tokens_cut=cut,
-                    target=example.target_vector(self.task.label_names),
-                )
-            )
+            if len(self._end):
+                completions = tuple(np.concatenate((words, self._end)) for words in completions)
+            result.append(_encoded(example, self.task, ids, completions, num_tokens_cut=cut))
         return result
-
-    def _ended(self, completions: tuple[IntArray, ...]) -> tuple[IntArray, ...]:
-        if len(self._end) == 0:
-            return completions
-        return tuple(np.concatenate((ids, self._end)) for ids in completions)
 
     def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:
         """Encode the prompt with every text column replaced by each of these texts."""
@@ -298,7 +285,6 @@ class BareEncoder:
         self.task = task
         self.max_length = max_length
         self._text = TextEncoder(tokenizer)
-        self._label_index = {name: i for i, name in enumerate(task.label_names)}
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """Encode texts; those that are too long lose their end, and that is counted."""
@@ -308,21 +294,28 @@ class BareEncoder:
             text = "\n".join(example.texts[name] for name in self.task.text)
             # A text of nothing but what the tokenizer drops still needs a token to be read at.
             ids = start + (self._text.ids(text) or self._text.ids("."))
-            result.append(
-                EncodedExample(
-                    id=example.id,
-                    prompt_ids=np.array(ids[: self.max_length], dtype=np.int64),
-                    completions=(),
-                    label_index=self._label_index.get(str(example.label)),
-                    num_tokens_cut=max(0, len(ids) - self.max_length),
-                    target=example.target_vector(self.task.label_names),
-                )
-            )
+            kept = np.array(ids[: self.max_length], dtype=np.int64)
+            cut = len(ids) - len(kept)
+            result.append(_encoded(example, self.task, kept, (), num_tokens_cut=cut))
         return result
 
     def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:
         """Encode each of these texts in every column."""
         return self.encode([Example(text, dict.fromkeys(self.task.text, text)) for text in texts])
+
+
+def _encoded(
+    example: Example,
+    task: Task,
+    prompt_ids: IntArray,
+    completions: tuple[IntArray, ...],
+    *,
+    num_tokens_cut: int,
+) -> EncodedExample:
+    names = task.label_names
+    index = names.index(example.label) if example.label in names else None
+    target = example.target_vector(names)
+    return EncodedExample(example.id, prompt_ids, completions, index, num_tokens_cut, target)
 
 
 def _same(first: Sequence[IntArray], second: Sequence[IntArray]) -> bool:

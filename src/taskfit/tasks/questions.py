@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
-from taskfit.data.tables import suggestion
-from taskfit.errors import PromptError
-from taskfit.tasks.task import METRICS, Label, Task, readable
-from taskfit.tasks.template import LABEL, Template
+from taskfit.errors import PromptError, suggestion
+from taskfit.tasks.task import METRICS, Label, Task, column_lines, default_words
+from taskfit.tasks.template import LABEL, Template, escaped
 
 Kind = Literal["choice", "yes_no", "score"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -316,15 +315,6 @@ def with_options(question: Question, names: Sequence[str]) -> Question:
     return replace(question, options=tuple(options))
 
 
-def default_words(names: Sequence[str]) -> dict[str, str]:
-    """Return the word that stands for each option that names none, leading space included."""
-    words = [readable(name) for name in names]
-    # `top_up` and `top-up` read the same; then every option stands for itself.
-    if len(set(words)) < len(set(names)):
-        words = list(names)
-    return {name: f" {word}" for name, word in zip(names, words, strict=True)}
-
-
 def level_number(name: str) -> float | None:
     """Return the number that a level is named by, if any."""
     try:
@@ -335,16 +325,15 @@ def level_number(name: str) -> float | None:
 
 def _line(question: Question, text: Sequence[str]) -> str:
     """Write the line: the texts first, as in all questions, then what is asked."""
-    lines = [f"{readable(column).capitalize()}: {{{column}}}" for column in text]
-    lines.append(f"Question: {_literal(question.ask.strip())}")
+    lines = [*column_lines(text), f"Question: {escaped(question.ask.strip())}"]
     shown = [
-        (_literal(option.words[0].strip()) if option.words else "", option.description.strip())
+        (escaped(option.words[0].strip()) if option.words else "", option.description.strip())
         for option in question.options
     ]
     if any(description for _, description in shown):
         lines.append("Options:")
         lines += [
-            f"- {word}: {_literal(description)}" if description else f"- {word}"
+            f"- {word}: {escaped(description)}" if description else f"- {word}"
             for word, description in shown
         ]
     else:
@@ -356,8 +345,3 @@ def _line(question: Question, text: Sequence[str]) -> str:
 def _is_sound(column: str) -> bool:
     """Whether a template can name a text column."""
     return not ("{" in column or "}" in column or column == LABEL)
-
-
-def _literal(text: str) -> str:
-    """Return text for a template's line, where braces mean themselves."""
-    return text.replace("{", "{{").replace("}", "}}")

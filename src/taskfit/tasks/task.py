@@ -127,6 +127,20 @@ def readable(name: str) -> str:
     return re.sub(r"[_\-\s]+", " ", name).strip() or name
 
 
+def column_lines(text: Sequence[str], quote: str = "") -> list[str]:
+    """Return a line of a template for each text column, with the column's name in front."""
+    return [f"{readable(name).capitalize()}: {quote}{{{name}}}{quote}" for name in text]
+
+
+def default_words(names: Sequence[str]) -> dict[str, str]:
+    """Return the word that stands for each label that names none, leading space included."""
+    words = [readable(name) for name in names]
+    # `top_up` and `top-up` read the same; then every label stands for itself.
+    if len(set(words)) < len(set(names)):
+        words = list(names)
+    return {name: f" {word}" for name, word in zip(names, words, strict=True)}
+
+
 def task_from_columns(
     *, name: str, text: Sequence[str], label_column: str, labels: Sequence[str]
 ) -> Task:
@@ -139,18 +153,14 @@ def task_from_columns(
             "A text column cannot be called 'label', because {label} in a template is where the "
             f"label stands; the label column may ({label_column!r} is it here). Rename the column."
         )
-    lines = [f"{readable(column).capitalize()}: {{{column}}}" for column in text]
-    lines.append(f"{readable(label_column).capitalize()}:{{label}}")
-    words = [readable(label) for label in labels]
-    # `top_up` and `top-up` read the same; then every label stands for itself.
-    if len(set(words)) < len(words):
-        words = list(labels)
+    lines = [*column_lines(text), f"{readable(label_column).capitalize()}:{{label}}"]
+    words = default_words(labels)
     return Task(
         name=name,
         version=1,
         text=tuple(text),
         label_column=label_column,
-        labels=tuple(Label(name, (" " + word,)) for name, word in zip(labels, words, strict=True)),
+        labels=tuple(Label(name, (words[name],)) for name in labels),
         values={},
         template=Template(instruction="", line="\n".join(lines), separator="\n\n"),
         metric="accuracy",
@@ -176,17 +186,11 @@ def override_task(task: Task, settings: TaskSettings, num_demonstrations: int | 
         name: (words,) if isinstance(words, str) else tuple(words)
         for name, words in settings.label_words.items()
     }
-    template = Template(
-        instruction=(
-            task.template.instruction if settings.instruction is None else settings.instruction
-        ),
-        line=task.template.line if settings.line is None else settings.line,
-        separator=task.template.separator if settings.separator is None else settings.separator,
-    )
+    wording = settings.model_dump(include={"instruction", "line", "separator"}, exclude_none=True)
     return replace(
         task,
         labels=tuple(replace(one, words=given.get(one.name, one.words)) for one in task.labels),
-        template=template,
+        template=replace(task.template, **wording),
         chat=task.chat or settings.chat,
         multi_label=task.multi_label or settings.multi_label,
         num_demonstrations=(

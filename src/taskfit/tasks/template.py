@@ -4,12 +4,18 @@ The same line format serves demonstrations and query, so they cannot drift apart
 formatted: braces in a user's texts mean nothing.
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from taskfit.errors import close_match
+
 LABEL = "label"
+
+
+def escaped(text: str) -> str:
+    """Return text for a template's line, where braces mean themselves."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,8 @@ class Template:
             )
         for name in named:
             if name not in columns:
-                close = difflib.get_close_matches(name, columns, n=1)
-                hint = f", did you mean {{{close[0]}}}?" if close else ""
+                close = close_match(name, columns)
+                hint = f", did you mean {{{close}}}?" if close else ""
                 problems.append(
                     f"the line {self.line!r} names {{{name}}}, which is no text column "
                     f"({', '.join(columns)}){hint}"

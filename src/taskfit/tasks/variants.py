@@ -4,25 +4,23 @@ Small changes of wording move in-context accuracy a lot (Lu et al. 2022, arXiv:2
 al. 2024, arXiv:2310.11324), so they are tried and measured, not guessed.
 """
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from taskfit.data import Example
 from taskfit.errors import PromptError, TaskfitError
 from taskfit.settings import TaskSettings
 from taskfit.tasks.encode import PromptEncoder
-from taskfit.tasks.task import Task, override_task, readable
-from taskfit.tasks.template import LABEL, Template
+from taskfit.tasks.entries import Entry, Texts, entry_problems
+from taskfit.tasks.task import Task, column_lines, override_task, readable
+from taskfit.tasks.template import LABEL, Template, escaped
 from taskfit.tasks.text_encoder import Tokenizer
-from taskfit.yaml_text import parse_yaml
+from taskfit.yaml_text import read_yaml
 
 AS_GIVEN = "as given"
-KEYS = ("name", "instruction", "line", "separator", "label_words")
 SEPARATORS = {"line break": "\n", "empty line": "\n\n", "rule": "\n---\n"}
 # Instructions and questions list the labels up to this many of them.
 MAX_LISTED = 10
@@ -56,6 +54,14 @@ class RefusedVariant:
     reason: str
 
 
+class _Wording(Entry):
+    name: str | None = None
+    instruction: str | None = None
+    line: str | None = None
+    separator: str | None = None
+    label_words: dict[str, Texts] = Field({})
+
+
 def generate_variants(task: Task) -> list[NamedTask]:
     """Return the task as given and variants of it, always the same ones, without duplicates.
 
@@ -66,18 +72,14 @@ def generate_variants(task: Task) -> list[NamedTask]:
     found = [NamedTask(AS_GIVEN, task)]
     lines, instructions = _lines(task), _instructions(task)
     for line_name, line in lines.items():
-        for instruction_name, instruction in instructions.items():
-            found.append(
-                _variant(task, (line_name, instruction_name), line=line, instruction=instruction)
-            )
+        for name, instruction in instructions.items():
+            found.append(_variant(task, (line_name, name), line=line, instruction=instruction))
     # An instruction and nothing else but the text; without one it would ask nothing.
     body = _body(task, "")
     for name in ("", "classify"):
         if instructions.get(name):
-            only = f"{body}\n{{{LABEL}}}"
-            one = _variant(
-                task, ("instruction only", name), line=only, instruction=instructions[name]
-            )
+            changes = {"line": f"{body}\n{{{LABEL}}}", "instruction": instructions[name]}
+            one = _variant(task, ("instruction only", name), **changes)
             found.append(NamedTask(one.name, _with_words(one.task, str.strip)))
     for line_name in ("", "label", "arrow", "question"):
         one = _variant(task, (line_name,), line=lines[line_name])
@@ -153,7 +155,7 @@ def encode_candidates(
     return encoders, refused
 
 
-def load_candidates(path: Path, *, base: Task) -> list[NamedTask]:
+def load_candidates(path: Path, base: Task) -> list[NamedTask]:
     """Read candidates from a YAML list; what one does not give is the base task's.
 
     Args:
@@ -164,57 +166,29 @@ def load_candidates(path: Path, *, base: Task) -> list[NamedTask]:
     Raises:
         PromptError: Listing everything that is wrong with the file.
     """
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PromptError(
-            f"The candidates file {path} cannot be read: {error.strerror}. Give a YAML list."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PromptError(f"The candidates file {path} is not YAML: {error}") from error
+    data = read_yaml(path, "candidates file", PromptError)
     if not isinstance(data, list) or not data:
         raise PromptError(
-            f"The candidates file {path} needs a list, each entry with any of {', '.join(KEYS)}."
+            f"The candidates file {path} needs a list, each entry with any of "
+            f"{', '.join(_Wording.model_fields)}."
         )
     problems: list[str] = []
     found: list[NamedTask] = []
     for number, entry in enumerate(data, start=1):
-        one = _candidate(entry, base, number, problems)
-        if one is not None:
-            found.append(one)
+        where = f"candidate {number}"
+        try:
+            given = _Wording.model_validate(entry)
+            where += "" if given.name is None else f" ({given.name})"
+            parts = TaskSettings(**given.model_dump(exclude={"name"}))
+            found.append(NamedTask(given.name or where, override_task(base, parts, None)))
+        except ValidationError as error:
+            problems += entry_problems(error, _Wording, where)
+        except TaskfitError as error:
+            problems.append(f"{where}: {error}")
     problems += _clashes(found)
     if problems:
         raise PromptError(f"{path}:\n" + "\n".join(f"- {problem}" for problem in problems))
     return found
-
-
-def _candidate(entry: object, base: Task, number: int, problems: list[str]) -> NamedTask | None:
-    """Return the candidate of an entry; add what is wrong with it to `problems`."""
-    if not isinstance(entry, Mapping):
-        problems.append(f"candidate {number} is {entry!r}; it needs any of {', '.join(KEYS)}")
-        return None
-    name = entry.get("name", f"candidate {number}")
-    where = f"candidate {number} ({name})" if "name" in entry else f"candidate {number}"
-    before = len(problems)
-    for key in entry:
-        if key not in KEYS:
-            close = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f", did you mean {close[0]}?" if close else ""
-            problems.append(f"{where}: unknown key {key}{hint} (allowed: {', '.join(KEYS)})")
-    if not isinstance(name, str) or not name:
-        problems.append(f"{where}: the name is {name!r}; it needs text (put it into quotes)")
-    try:
-        parts = TaskSettings.model_validate({key: entry[key] for key in KEYS[1:] if key in entry})
-        task = override_task(base, parts, None)
-    except ValidationError as error:
-        problems += [
-            f"{where}: {'.'.join(map(str, one['loc']))} is {one['input']!r}; it needs text "
-            "(true, false and numbers need quotes)"
-            for one in error.errors()
-        ]
-    except TaskfitError as error:
-        problems.append(f"{where}: {error}")
-    return NamedTask(name, task) if len(problems) == before else None
 
 
 def _clashes(candidates: Sequence[NamedTask]) -> list[str]:
@@ -231,29 +205,17 @@ def _clashes(candidates: Sequence[NamedTask]) -> list[str]:
     return problems
 
 
-def _variant(
-    task: Task,
-    names: Sequence[str],
-    *,
-    line: str | None = None,
-    instruction: str | None = None,
-    separator: str | None = None,
-) -> NamedTask:
-    template = replace(
-        task.template,
-        line=task.template.line if line is None else line,
-        instruction=task.template.instruction if instruction is None else instruction,
-        separator=task.template.separator if separator is None else separator,
-    )
-    name = ", ".join(name for name in names if name) or AS_GIVEN
-    return NamedTask(name, replace(task, template=template))
+def _variant(task: Task, names: Sequence[str], **changes: str) -> NamedTask:
+    """Return a task with other parts of its template."""
+    name = ", ".join(filter(None, names)) or AS_GIVEN
+    return NamedTask(name, replace(task, template=replace(task.template, **changes)))
 
 
 def _lines(task: Task) -> dict[str, str]:
     """Return line formats by name; the task's own has none."""
     own, body = task.template.line, _body(task, "")
     end = f"{{{LABEL}}}"
-    answer = _escaped(readable(task.label_column).capitalize())
+    answer = escaped(readable(task.label_column).capitalize())
     quote_name, requoted = _quote_texts(task.template)
     return {
         "": own,
@@ -264,7 +226,7 @@ def _lines(task: Task) -> dict[str, str]:
         "label, texts quoted": f"{_body(task, QUOTE)}\n{answer}:{end}",
         "dash": f" {body} -{end}",
         "arrow": f"{body}\n=>{end}",
-        "question": f"{body}\nQuestion: {_escaped(_question(task))}\nAnswer:{end}",
+        "question": f"{body}\nQuestion: {escaped(_question(task))}\nAnswer:{end}",
     }
 
 
@@ -327,18 +289,12 @@ def _body(task: Task, quote: str) -> str:
     """Return the text columns as they stand before the label, the only one without its name."""
     if len(task.text) == 1:
         return f"{quote}{{{task.text[0]}}}{quote}"
-    return "\n".join(
-        f"{readable(name).capitalize()}: {quote}{{{name}}}{quote}" for name in task.text
-    )
+    return "\n".join(column_lines(task.text, quote))
 
 
 def _written(pieces: Sequence[tuple[str, bool]]) -> str:
     """Return a template's text of some of its parts; the inverse of `Template.parts`."""
-    return "".join(f"{{{value}}}" if is_field else _escaped(value) for value, is_field in pieces)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+    return "".join(f"{{{value}}}" if is_field else escaped(value) for value, is_field in pieces)
 
 
 def _quote_texts(template: Template) -> tuple[str, str]:
