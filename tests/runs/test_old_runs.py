@@ -81,5 +81,5 @@ def test_it_is_evaluated_reported_and_exported(run: Path, tmp_path: Path) -> Non
     write_page(run)
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "again" in page
-    exported = export_run(run, tmp_path / "out", form="merged", device="cpu")
-    assert (exported.folder / "model.safetensors").is_file()
+    export_run(run, tmp_path / "out", form="merged", device="cpu")
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -22,9 +22,9 @@ from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 
 # Seconds between two looks at what the actors say.
-PACE = 1.0
+POLL_SECONDS = 1.0
 # Seconds in which a cluster must answer.
-REACH = 10.0
+CONNECT_SECONDS = 10.0
 KINDS = ("CPU", "GPU", "memory")
 # Where the hub's files lie, and whether it may be asked; no key is sent around.
 HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE")
@@ -123,7 +123,7 @@ class RayPool(WorkerPool[_Actor]):
                 for place, actor in enumerate(self._workers)
                 if actor is not None and actor.run is not None
             }
-            ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=PACE)
+            ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=POLL_SECONDS)
             if ready:
                 return [self._ended(*busy[reference]) for reference in ready]
             for _, actor in busy.values():
@@ -236,4 +236,4 @@ def check_reachable(address: str | None) -> None:
     """
     host, _, port = (address or "").rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=REACH).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()

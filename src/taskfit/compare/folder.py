@@ -21,7 +21,7 @@ from taskfit.runs.records import RunResult, write_results_csv
 FAILURE_FILE = "failure.json"
 HISTORY_FILE = "metrics.jsonl"
 # Seconds between two times that history.csv is written while runs go on; it may be long.
-HISTORY_PACE = 60.0
+HISTORY_SECONDS = 60.0
 
 
 class GridFolder:
@@ -86,7 +86,7 @@ class GridFolder:
                 "left": [run.folder for run in self.left],
             },
         )
-        if last or time.monotonic() - self._history_written > HISTORY_PACE:
+        if last or time.monotonic() - self._history_written > HISTORY_SECONDS:
             write_history_csv(self.folder, self.grid)
             self._history_written = time.monotonic()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 Message = Mapping[str, Any]
 # Seconds between two messages that only move a bar.
-PACE = 0.3
+PROGRESS_SECONDS = 0.3
 
 
 class SendingScreen:
@@ -47,7 +47,7 @@ class SendingScreen:
 
     def _is_due(self) -> bool:
         now = time.monotonic()
-        if now - self._last < PACE:
+        if now - self._last < PROGRESS_SECONDS:
             return False
         self._last = now
         return True

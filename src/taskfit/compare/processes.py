@@ -19,7 +19,7 @@ from taskfit.compare.runner import Ended
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Seconds that a worker has to leave by itself.
-GRACE = 10.0
+STOP_SECONDS = 10.0
 
 
 def threads_per_worker(num_workers: int) -> int:
@@ -38,7 +38,7 @@ class _Process(Worker):
         """End the process, politely and then not; return its exit code."""
         self.process.terminate()
         try:
-            code = self.process.wait(GRACE)
+            code = self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
@@ -96,7 +96,7 @@ class ProcessPool(WorkerPool[_Process]):
         for worker in workers:
             worker.stop()
         for listener in self._listeners:
-            listener.join(GRACE)
+            listener.join(STOP_SECONDS)
 
     def _give(self, worker: _Process, run: GridRun, target: Path) -> None:
         settings = run.settings.model_dump(mode="json")

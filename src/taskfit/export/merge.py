@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from taskfit.errors import CheckpointError
 from taskfit.export.check import Check, FloatArray, compare
-from taskfit.export.source import Source, forget, widen
+from taskfit.export.source import Source, free_memory, widen
 from taskfit.methods.head import BIAS, WEIGHT
 from taskfit.models.load import DTYPES, LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
@@ -51,7 +51,7 @@ class Merged:
     def drop_model(self) -> None:
         """Give back the model's memory."""
         self.model = None  # type: ignore[assignment]
-        forget()
+        free_memory()
 
     def compare_written(self, outputs: Callable[[str], FloatArray], *, after: str) -> list[Check]:
         """Check what was written against the model that was in memory, and against the run.
@@ -93,7 +93,7 @@ def merge(source: Source, *, dtype: str | None = None) -> Merged:
         quantized, _ = source.load(quantized=True)
         in_four_bits = source.outputs(quantized)
         del quantized
-        forget()
+        free_memory()
     model, adapter = source.load()
     narrow = source.outputs(model)
     is_wide = widen(model)

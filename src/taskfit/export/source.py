@@ -193,7 +193,7 @@ def widen(model: LoadedModel) -> bool:
     return True
 
 
-def forget() -> None:
+def free_memory() -> None:
     """Give back the memory of a model that nobody holds any more."""
     gc.collect()
     if torch.cuda.is_available():

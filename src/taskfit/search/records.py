@@ -54,13 +54,10 @@ class TrialRecord:
         return f"trial-{self.index:03d}"
 
     def order(self) -> tuple[bool, float, float, int]:
-        """Return what tables are sorted by: finished trials first, the best of them on top."""
-        return (self.state != "finished", *self.rank())
-
-    def rank(self) -> tuple[float, float, int]:
-        """Return what finished trials are sorted by: metric, then loss, then number."""
+        """Return what trials are sorted by: finished ones first; metric, then loss, then number."""
         loss = self.log_loss if self.log_loss is not None else math.inf
         return (
+            self.state != "finished",
             -(self.score if self.score is not None else -math.inf),
             math.inf if math.isnan(loss) else loss,
             self.index,

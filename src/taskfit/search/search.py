@@ -36,7 +36,7 @@ from taskfit.search.records import (
 )
 from taskfit.search.setup import DataOf, prepared, wordings
 from taskfit.search.space import Space, Value, make_space
-from taskfit.search.trial import Judge, TrialOutcome, run_trial
+from taskfit.search.trial import ShouldStop, TrialOutcome, run_trial
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_settings, settings_differences
 from taskfit.stats.paired import paired_bootstrap
@@ -163,7 +163,7 @@ class _Search:
                 self.screen.note("every combination has been tried")
                 return
             trial, values = proposed
-            record = self._run_one(index, values, partial(_judge, trial))
+            record = self._run_one(index, values, partial(_should_prune, trial))
             self.study.settle(trial, record)
             write_table(self.home.parent, self.study.trials, task.metric)
             of = f"/{asked.trials}" if asked.trials else ""
@@ -182,7 +182,9 @@ class _Search:
             return True
         return False
 
-    def _run_one(self, index: int, values: Mapping[str, Value], judge: Judge) -> TrialRecord:
+    def _run_one(
+        self, index: int, values: Mapping[str, Value], should_stop: ShouldStop
+    ) -> TrialRecord:
         """Run a trial; whatever it fails of is recorded, and the others go on."""
         started, cpu_started = time.perf_counter(), time.process_time()
         folder = self.home / f"trial-{index:03d}"
@@ -191,7 +193,7 @@ class _Search:
         try:
             settings = self.space.settings(values)
             data = self.data_of(settings)
-            outcome = run_trial(settings, data, folder, self.shared, judge=judge)
+            outcome = run_trial(settings, data, folder, self.shared, should_stop=should_stop)
         except Exception as error:
             message = str(error) or type(error).__name__
             trace = "" if isinstance(error, TaskfitError) else traceback.format_exc()
@@ -210,7 +212,7 @@ class _Search:
         return record
 
 
-def _judge(trial: "Trial", number: int, score: float) -> bool:
+def _should_prune(trial: "Trial", number: int, score: float) -> bool:
     trial.report(score, number)
     return trial.should_prune()
 
@@ -251,7 +253,7 @@ def _conclude(study: "Study", space: Space, data: PreparedData, home: Path) -> S
     by_state = {
         state: [t for t in trials if t.state == state] for state in ("finished", "pruned", "failed")
     }
-    finished = sorted(by_state["finished"], key=TrialRecord.rank)
+    finished = sorted(by_state["finished"], key=TrialRecord.order)
     if not finished:
         raise TrainingError(_all_failed(by_state["failed"], home))
     best = finished[0]

@@ -29,7 +29,7 @@ from taskfit.training.trackers import Trackers
 
 FloatArray = NDArray[np.float64]
 # Told the number of a validation and its score; returns whether the trial shall end there.
-Judge = Callable[[int, float], bool]
+ShouldStop = Callable[[int, float], bool]
 
 
 class StopTrial(Exception):
@@ -58,7 +58,12 @@ class TrialOutcome:
 
 
 def run_trial(
-    settings: RunSettings, data: PreparedData, folder: Path, shared: SharedModel, *, judge: Judge
+    settings: RunSettings,
+    data: PreparedData,
+    folder: Path,
+    shared: SharedModel,
+    *,
+    should_stop: ShouldStop,
 ) -> TrialOutcome:
     """Fit with the settings of a trial and score the validation set, nothing else.
 
@@ -69,7 +74,7 @@ def run_trial(
         data: Must have a validation set; evaluation sets are not looked at.
         folder: The trial's folder.
         shared: The base model, which is put back in any case.
-        judge: Asked after every validation but the last.
+        should_stop: Asked after every validation but the last.
 
     Raises:
         TaskfitError: As a run with these settings would.
@@ -87,7 +92,7 @@ def run_trial(
             MethodContext(settings, data.task, data.demonstrations, shared.model)
         )
         classifier = _Remembering(method)
-        watch = _Watch(data, classifier, judge, keeps_best=keeps_best)
+        watch = _Watch(data, classifier, should_stop, keeps_best=keeps_best)
         method.prepare(data.train, data.validation)
         if not isinstance(method, TrainedMethod):
             probabilities = classifier.probabilities(data.validation)
@@ -141,11 +146,16 @@ class _Watch(SilentScreen):
     """
 
     def __init__(
-        self, data: PreparedData, classifier: _Remembering, judge: Judge, *, keeps_best: bool
+        self,
+        data: PreparedData,
+        classifier: _Remembering,
+        should_stop: ShouldStop,
+        *,
+        keeps_best: bool,
     ) -> None:
         self._metric = data.task.metric
         self._classifier = classifier
-        self._judge = judge
+        self._should_stop = should_stop
         self._keeps_best = keeps_best
         self._total_steps = 0
         self._num_validations = 0
@@ -161,7 +171,7 @@ class _Watch(SilentScreen):
         """Take a record of the training log.
 
         Raises:
-            StopTrial: If the judge says so.
+            StopTrial: If it shall end here.
         """
         if record["kind"] in ("start", "step"):
             self._total_steps = record["total_steps"]
@@ -175,5 +185,5 @@ class _Watch(SilentScreen):
         self.outcome = replace(self.outcome, num_validations=self._num_validations)
         is_last = record["step"] >= self._total_steps
         # What is finished costs nothing more, so it is kept.
-        if self._judge(self._num_validations, self._best) and not is_last:
+        if self._should_stop(self._num_validations, self._best) and not is_last:
             raise StopTrial

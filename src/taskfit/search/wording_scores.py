@@ -25,7 +25,7 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class CandidateResult:
+class WordingResult:
     """How a wording did on the examples that it was scored on.
 
     Attributes:
@@ -127,12 +127,12 @@ class SharedScorer:
             total += unique_tokens([row for i in scored for row in sequences_of(i, one.every)])
         return total
 
-    def result(self, name: str, dropped_in_round: int | None) -> CandidateResult:
+    def result(self, name: str, dropped_in_round: int | None) -> WordingResult:
         """Measure a candidate on the examples scored so far."""
         one = self.wordings[name]
         task, found = one.encoder.task, apply_prior(one.log_probs, one.prior)
         evaluation = evaluate_probabilities(found, one.gold[: len(found)], labels=task.label_names)
-        return CandidateResult(name, task, evaluation, found, dropped_in_round)
+        return WordingResult(name, task, evaluation, found, dropped_in_round)
 
     def _score_family(
         self,

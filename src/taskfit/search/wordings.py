@@ -24,7 +24,7 @@ from taskfit.files import write_text_atomic
 from taskfit.models.load import load_model
 from taskfit.runs.prepare import PreparedData, prepare_data
 from taskfit.screen import Screen
-from taskfit.search.wording_scores import CandidateResult, SharedScorer
+from taskfit.search.wording_scores import SharedScorer, WordingResult
 from taskfit.settings import RunSettings
 from taskfit.stats.paired import paired_bootstrap
 from taskfit.tasks import Task, task_to_dict
@@ -72,7 +72,7 @@ class PromptSearch:
         answer: That example's label word.
     """
 
-    results: tuple[CandidateResult, ...]
+    results: tuple[WordingResult, ...]
     base: str
     refused: tuple[RefusedVariant, ...]
     comparison: PairedComparison | None
@@ -83,7 +83,7 @@ class PromptSearch:
     answer: str
 
     @property
-    def winner(self) -> CandidateResult:
+    def winner(self) -> WordingResult:
         """Return the best candidate."""
         return self.results[0]
 
@@ -166,12 +166,12 @@ def schedule(
 
 def _halve(
     scorer: SharedScorer, *, base: str, num_examples: int, keep: int, screen: Screen
-) -> tuple[list[CandidateResult], list[tuple[int, int]]]:
+) -> tuple[list[WordingResult], list[tuple[int, int]]]:
     """Run the rounds; return results best first, and the rounds' candidates and examples."""
     live = list(scorer.wordings)
     fewest = max(FEWEST_EXAMPLES, len(scorer.wordings[base].encoder.task.labels))
     plan = schedule(len(live), num_examples, keep=keep, fewest=fewest)
-    done: list[CandidateResult] = []
+    done: list[WordingResult] = []
     rounds: list[tuple[int, int]] = []
     for number, (_, stop) in enumerate(plan, start=1):
         title = f"round {number} of {len(plan)}: {len(live)} candidates, {stop} examples"
@@ -189,7 +189,7 @@ def _halve(
     return sorted(done, key=_rank), rounds
 
 
-def _rank(one: CandidateResult) -> tuple[float, float, float, str]:
+def _rank(one: WordingResult) -> tuple[float, float, float, str]:
     """Return what results are sorted by: examples, metric, log loss; the name settles the rest."""
     return (-one.evaluation.num_examples, -one.metric, one.evaluation.log_loss, one.name)
 
