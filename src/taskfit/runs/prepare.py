@@ -157,7 +157,7 @@ def _notes(
     if num_unanswered:
         yield f"left out {num_unanswered} training rows without any label"
     for name, examples in evaluations.items():
-        unasked = [q for q in asked.tasks if all(e.of(q).label is None for e in examples)]
+        unasked = [q for q in asked.tasks if q and all(e.of(q).label is None for e in examples)]
         if unasked:
             yield f"{name} has no label of {', '.join(unasked)}: not evaluated there"
 
