@@ -243,7 +243,7 @@ def test_a_killed_run_ends_bitwise_equal(make: Make, tmp_path: Path) -> None:
     whole = fit(settings, tmp_path / "whole").fitted.probabilities(TEXTS)
     with pytest.raises(Killed):
         fit(settings, tmp_path / "broken", screen=NotingScreen(5))
-    with pytest.raises(CheckpointError, match="interrupted: continue with"):
+    with pytest.raises(CheckpointError, match="interrupted, continue with"):
         Classifier.load(tmp_path / "broken")
     with pytest.raises(CheckpointError, match="holds a run already"):
         fit(settings, tmp_path / "broken")
