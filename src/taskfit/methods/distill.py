@@ -15,27 +15,17 @@ from torch.utils.checkpoint import checkpoint
 
 from taskfit.data import Example
 from taskfit.errors import DataError, PromptError, SettingsError
-from taskfit.methods.calibration import apply_prior, text_prior
-from taskfit.methods.method import Advance, FloatArray, MethodContext
+from taskfit.methods.calibration import text_prior
+from taskfit.methods.method import FloatArray, MethodContext
 from taskfit.methods.objective import FixedTree, Objective, TreeObjective
-from taskfit.methods.scoring import (
-    LabelScorer,
-    ReadPlan,
-    candidate_log_probs,
-    read_plan,
-    sequences_of,
-    sum_over_words,
-)
+from taskfit.methods.scoring import LabelScorer, ReadPlan, read_plan, sum_over_words
 from taskfit.methods.teacher import Redraw, Teacher, student_task
-from taskfit.methods.tree_method import TreeMethod, prompt_encoder
+from taskfit.methods.tree_method import WordMethod, prompt_encoder
 from taskfit.models.attention import KeyValueCache
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
 from taskfit.tree.build import IntArray
-
-# Rows of full-vocabulary scores in memory at once, for teacher and student each.
-LOGIT_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +56,7 @@ class DistillItem:
         return self.student.num_tokens_cut
 
 
-class Distill(TreeMethod):
+class Distill(WordMethod):
     """Trains the prompt's effect into the weights; predicts without the context.
 
     Snell et al. 2022 (arXiv:2209.15189); Askell et al. 2021 (arXiv:2112.00861), section 2.
@@ -99,8 +89,6 @@ class Distill(TreeMethod):
             context, student_task(task, keep_instruction=settings.student_instruction), []
         )
         super().__init__(context, encoder)
-        budget = context.settings.training.score_token_budget
-        self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget)
         self._pool: list[Example] = []
         self._log_prior: FloatArray | None = None
 
@@ -155,16 +143,6 @@ class Distill(TreeMethod):
             ),
         )
 
-    def probabilities(
-        self, examples: Sequence[Example], *, advance: Advance | None = None
-    ) -> FloatArray:
-        """Return the student's label probabilities, (N, L)."""
-        return apply_prior(self.scorer.log_probs(examples, advance=advance), None)
-
-    def weights_changed(self) -> None:
-        """Drop the cached prefix."""
-        self.scorer.forget_prefix()
-
     def supervised(self, item: EncodedExample) -> str:
         """Return what stands for the teacher's answer."""
         return " «the teacher's distribution»"
@@ -206,6 +184,7 @@ class DistillLoss(TreeObjective[DistillItem]):
         self.temperature = temperature
         self.log_prior = log_prior
         self.redraw = redraw
+        self._every = list(range(len(student.label_of_candidate)))
 
     def start_step(self, step: int) -> None:
         """Draw the step's context."""
@@ -216,19 +195,18 @@ class DistillLoss(TreeObjective[DistillItem]):
 
     def sequences(self, item: DistillItem) -> list[IntArray]:
         """Return the student's prompt with all label words."""
-        return sequences_of(item.student, range(len(self.student.label_of_candidate)))
+        return self.student.words.sequences(item.student, self._every)
 
     def fixed_trees(self, items: Sequence[DistillItem], token_budget: int) -> Iterator[FixedTree]:
         """Return the student's trees, and the teacher's unless its context is drawn anew."""
         yield from super().fixed_trees(items, token_budget)
         if self.redraw is not None or self.teacher.model is not self.student.model:
             return
-        every = list(range(len(self.student.label_of_candidate)))
         for piece in self.plan(items, token_budget):
             with self.teacher.reading():
                 taught, prefix = self.teacher.encode([items[i].example for i in piece])
             skip = prefix.length if prefix else 0
-            tree = read_plan(taught, [every] * len(taught), skip=skip).tree
+            tree = read_plan(taught, [self._every] * len(taught), skip=skip).tree
             yield FixedTree(tree, prefix, 0)
 
     def loss_sum(self, items: Sequence[DistillItem]) -> Tensor:
@@ -265,8 +243,9 @@ class DistillLoss(TreeObjective[DistillItem]):
         self, model: TreeModel, items: Sequence[EncodedExample], prefix: KeyValueCache | None
     ) -> Tensor:
         owners = self.student.label_of_candidate
-        every = list(range(len(owners)))
-        joint = candidate_log_probs(model, items, [every] * len(items), prefix=prefix)
+        joint = self.student.words.log_probs(
+            model, items, [self._every] * len(items), prefix=prefix
+        )
         return sum_over_words(joint.view(len(items), -1), owners, max(owners) + 1)
 
     def _over_vocabulary(
@@ -275,7 +254,7 @@ class DistillLoss(TreeObjective[DistillItem]):
         teachers: Sequence[EncodedExample],
         prefix: KeyValueCache | None,
     ) -> Tensor:
-        every = [list(range(len(self.student.label_of_candidate)))] * len(students)
+        every = [self._every] * len(students)
         taught = read_plan(teachers, every, skip=prefix.length if prefix else 0)
         own = read_plan(students, every)
         model = self.teacher.model
@@ -285,7 +264,7 @@ class DistillLoss(TreeObjective[DistillItem]):
                 torch.from_numpy(a).to(model.device) for a in (taught.rows, taught.targets)
             )
             log_probs = model.token_log_probs(theirs, rows, targets).cpu().numpy()
-        tokens, weights = _branches(own, log_probs, len(every[0]))
+        tokens, weights = _branches(own, log_probs, len(self._every))
         ours = self.student.model.hidden(own.tree, own.nodes)
         device = self.student.model.device
         rows_theirs, rows_ours = (
@@ -295,8 +274,10 @@ class DistillLoss(TreeObjective[DistillItem]):
         total = ours.new_zeros((), dtype=torch.float32)
         for part in torch.split(torch.arange(len(tokens), device=device), LOGIT_ROWS):
             with self.teacher.reading():
-                wanted = model.logits(theirs[rows_theirs[part]])
-            found = checkpoint(self._divergence, wanted, ours[rows_ours[part]], use_reentrant=False)
+                taught_scores = model.logits(theirs[rows_theirs[part]])
+            found = checkpoint(
+                self._divergence, taught_scores, ours[rows_ours[part]], use_reentrant=False
+            )
             total = total + (found * weight[part]).sum()
         return total
 
@@ -328,7 +309,7 @@ def _check_calibration(settings: MethodSettings) -> None:
         "method.teacher": (settings.teacher, "frozen"),
         "method.contexts": (settings.contexts, "fixed"),
     }
-    wrong = [f"{name}={found}" for name, (found, wanted) in given.items() if found != wanted]
+    wrong = [f"{name}={found}" for name, (found, needed) in given.items() if found != needed]
     if wrong:
         raise SettingsError(
             f"distill with {' and '.join(wrong)}: the prior of the teacher's labels is measured "

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from taskfit.data import Example
 from taskfit.data.fetch import cache_folder
 from taskfit.methods.method import Advance, MethodContext
-from taskfit.methods.reading import PrefixCache, run_in_trees
+from taskfit.methods.reading import PrefixCache, read_prompts
 from taskfit.methods.tree_method import prompt_encoder
 from taskfit.models.adapters import adapters_off
 from taskfit.models.attention import KeyValueCache
@@ -44,9 +44,9 @@ def feature_encoder(context: MethodContext) -> PromptEncoder | BareEncoder:
     return BareEncoder(model.tokenizer, context.task, max_length=prompted.max_length)
 
 
-def prompts_of(items: Sequence[EncodedExample], *, skip: int = 0) -> list[IntArray]:
-    """Return what must run to read the last token of each prompt."""
-    return [item.prompt_ids[skip:] for item in items]
+def prompt_alone(item: EncodedExample, skip: int = 0) -> list[IntArray]:
+    """Return what must run to read the last token of a prompt, without its first `skip` tokens."""
+    return [item.prompt_ids[skip:]]
 
 
 def last_hidden(
@@ -59,10 +59,9 @@ def last_hidden(
         items: Encoded examples.
         prefix: Keys and values of the tokens that all prompts start with.
     """
-    tree = TokenTree.build(prompts_of(items, skip=prefix.length if prefix else 0))
-    nodes, rows = np.unique([path[-1] for path in tree.paths], return_inverse=True)
-    hidden = model.hidden(tree, nodes, prefix=prefix)
-    return hidden[torch.from_numpy(rows).to(hidden.device)]
+    skip = prefix.length if prefix else 0
+    tree = TokenTree.build([item.prompt_ids[skip:] for item in items])
+    return model.hidden(tree, np.array([path[-1] for path in tree.paths]), prefix=prefix)
 
 
 class CachedFeatures:
@@ -129,11 +128,11 @@ class FeatureReader(CachedFeatures):
             context: Model, task and demonstrations.
             cache: Folder of the cache; None: the user's cache folder.
         """
-        self._model = context.need_model()
+        tree = context.need_model().tree
         self._encoder = feature_encoder(context)
         self._budget = context.settings.training.score_token_budget
-        self._prefixes = PrefixCache(self._model.tree, self._encoder)
-        model = self._model.tree.model
+        self._prefixes = PrefixCache(tree, self._encoder)
+        model = tree.model
         width = int(model.get_output_embeddings().weight.shape[1])
         super().__init__(FeatureCache(cache, fingerprint(model)), model, width)
 
@@ -148,27 +147,17 @@ class FeatureReader(CachedFeatures):
 
     def _compute(self, items: Sequence[EncodedExample], advance: Advance | None) -> Features:
         """Run the model as it was before training, whatever has been trained in it since."""
-        with adapters_off(self._model.tree.model):
-            return self._run(items, advance)
-
-    def _run(self, items: Sequence[EncodedExample], advance: Advance | None) -> Features:
-        prefix = self._prefixes.shared_by(items)
-        result = np.empty((len(items), self._width), np.float32)
-
-        def read(chosen: list[int]) -> None:
-            hidden = last_hidden(self._model.tree, [items[i] for i in chosen], prefix=prefix)
-            result[chosen] = hidden.float().cpu().numpy()
-            if advance is not None:
-                advance(len(chosen))
-
-        run_in_trees(
-            self._model.tree,
-            [[ids] for ids in prompts_of(items, skip=prefix.length if prefix else 0)],
-            read,
-            token_budget=self._budget,
-            names=[item.id for item in items],
-        )
-        return result
+        tree = self._prefixes.model
+        with adapters_off(tree.model):
+            return read_prompts(
+                self._prefixes,
+                items,
+                np.empty((len(items), self._width), np.float32),
+                sequences=prompt_alone,
+                read=lambda found, prefix: last_hidden(tree, found, prefix=prefix),
+                token_budget=self._budget,
+                advance=advance,
+            )
 
 
 class EncoderFeatures(CachedFeatures):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from taskfit.data import Example
-from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
 from taskfit.methods.retrieval import Retriever
+from taskfit.methods.targets import target_matrix
 
 # Similarities are cosines; this is how much a tenth of one counts (e for each).
 SHARPNESS = 10.0

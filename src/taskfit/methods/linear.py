@@ -18,6 +18,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from taskfit.methods.softmax_fit import SoftmaxFit
+from taskfit.methods.targets import balanced_weights
 
 FloatArray = NDArray[np.float64]
 Matrix = NDArray[Any] | csr_matrix
@@ -112,8 +113,6 @@ def _fit(
         )
     weights = targets
     if balanced:
-        from taskfit.methods.losses import balanced_weights
-
         weights = targets * balanced_weights(targets, multi_label=False)
     classes = targets.argmax(axis=1)
     folds = _folds(classes, seed)

@@ -10,6 +10,7 @@ Legend: N examples, L labels.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import SettingsError
+from taskfit.methods.targets import balanced_weights, target_matrix
 from taskfit.settings import RunSettings
 from taskfit.tasks import Task
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from taskfit.methods.losses import LossSum
     from taskfit.methods.objective import Item, Objective
     from taskfit.models.load import LoadedModel
     from taskfit.models.tree_model import TreeModel
@@ -152,6 +155,7 @@ class TrainedMethod(Method):
     """
 
     needs_labels: ClassVar[bool] = True
+    _class_weights: FloatArray | None = None
 
     @property
     @abstractmethod
@@ -166,6 +170,26 @@ class TrainedMethod(Method):
     @abstractmethod
     def make_trainable(self) -> "dict[str, nn.Parameter]":
         """Choose or add the weights to train; return them by name."""
+
+    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Measure class weights, where they are asked for."""
+        if self.settings.class_weights == "balanced":
+            targets = target_matrix(train, self.task.label_names)
+            self._class_weights = balanced_weights(targets, multi_label=self.task.multi_label)
+
+    def rehearse(self, examples: Sequence[Example]) -> None:
+        """Predict a few examples with the weights as they are."""
+        self.probabilities(examples)
+
+    def weighted(self, loss: "Callable[..., Tensor]") -> "LossSum":
+        """Return a loss of `losses.py` with the class weights and focal factor of the settings."""
+        import torch
+
+        weights = None
+        if self._class_weights is not None:
+            device = next(self.module.parameters()).device
+            weights = torch.from_numpy(self._class_weights).float().to(device)
+        return partial(loss, class_weights=weights, focal_gamma=self.settings.focal_gamma)
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> "Sequence[Item]":

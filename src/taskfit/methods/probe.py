@@ -11,8 +11,8 @@ from taskfit.data import Example
 from taskfit.errors import DataError
 from taskfit.methods.features import EncoderFeatures, FeatureReader, Features
 from taskfit.methods.linear import FloatArray, LinearModel, fit_linear
-from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, Method, MethodContext, MethodState
+from taskfit.methods.targets import target_matrix
 
 MODEL, BOTH = "model", "both"
 # The encoder whose embeddings stand beside the model's features.

@@ -15,9 +15,9 @@ from taskfit.errors import PromptError
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.branches import word_reader
 from taskfit.methods.calibration import apply_prior
-from taskfit.methods.losses import balanced_weights
 from taskfit.methods.method import Advance, MethodContext
 from taskfit.methods.questions import QuestionEncoders, QuestionLoss, QuestionScorer
+from taskfit.methods.targets import balanced_weights
 from taskfit.methods.tree_method import prompt_encoder
 from taskfit.models.load import LoadedModel
 from taskfit.settings import RunSettings

@@ -19,7 +19,7 @@ from taskfit.methods.losses import classification_loss_sum, label_targets
 from taskfit.methods.method import Advance
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import PrefixCache, run_in_trees
-from taskfit.methods.scoring import JointWords, WordReader, sum_over_words
+from taskfit.methods.scoring import JOINT, WordReader, sum_over_words
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
@@ -71,7 +71,7 @@ class QuestionEncoders:
             by_name: Question -> its encoder.
             words: How label words are read. None: their joint probability.
         """
-        self.words = words or JointWords()
+        self.words = words or JOINT
         self.by_name = dict(by_name)
         self.label_of_candidate = {
             name: [candidate.label_index for candidate in encoder.candidates]

@@ -13,6 +13,7 @@ from peft import PeftModel
 from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache
 from taskfit.models.attention import KeyValueCache
+from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder, Task, choose_demonstrations
 
@@ -94,15 +95,10 @@ class Teacher:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Switch to the teacher's weights, without dropout or gradients."""
-        module = self.model.model
-        was_training = module.training
-        module.eval()
         adapter = self._adapter if self.kind == "frozen" else None
-        try:
-            with torch.no_grad(), nullcontext() if adapter is None else adapter.disable_adapter():
-                yield
-        finally:
-            module.train(was_training)
+        off = nullcontext() if adapter is None else adapter.disable_adapter()
+        with evaluation_mode(self.model.model), torch.no_grad(), off:
+            yield
 
     def encode(
         self, examples: Sequence[Example]

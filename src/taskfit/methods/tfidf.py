@@ -10,8 +10,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from taskfit.data import Example
 from taskfit.errors import DataError
 from taskfit.methods.linear import FloatArray, LinearModel, fit_linear
-from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, Method, MethodContext, MethodState
+from taskfit.methods.targets import target_matrix
 
 
 class Tfidf(Method):

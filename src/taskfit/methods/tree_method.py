@@ -3,15 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from taskfit.data import Example
 from taskfit.methods.adapted import AdaptedModel
-from taskfit.methods.losses import balanced_weights
-from taskfit.methods.method import FloatArray, MethodContext, TrainedMethod
+from taskfit.methods.calibration import apply_prior
+from taskfit.methods.method import Advance, FloatArray, MethodContext, TrainedMethod
 from taskfit.methods.objective import Item
+from taskfit.methods.scoring import LabelScorer, WordReader
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder, Task
 
 
@@ -27,26 +24,6 @@ class TreeMethod(AdaptedModel, TrainedMethod):
         TrainedMethod.__init__(self, context)
         AdaptedModel.__init__(self, context.need_model(), context.settings)
         self.encoder = encoder
-        self.class_weights: FloatArray | None = None
-
-    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Measure class weights, where they are wanted."""
-        if self.settings.class_weights == "balanced":
-            names = self.task.label_names
-            targets = [example.target_vector(names) for example in train]
-            self.class_weights = balanced_weights(
-                np.stack([t for t in targets if t is not None]), multi_label=self.task.multi_label
-            )
-
-    def class_weight_tensor(self) -> Tensor | None:
-        """Return the class weights on the model's device, (L,)."""
-        if self.class_weights is None:
-            return None
-        return torch.from_numpy(self.class_weights).float().to(self.model.tree.device)
-
-    def rehearse(self, examples: Sequence[Example]) -> None:
-        """Predict a few examples with the weights as they are."""
-        self.probabilities(examples)
 
     def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
         """Return prompts with completions as token ids."""
@@ -64,12 +41,38 @@ class TreeMethod(AdaptedModel, TrainedMethod):
     def supervised(self, item: EncodedExample) -> str:
         """Return what is learned of an item, between guillemets."""
 
+
+class WordMethod(TreeMethod):
+    """A trained classifier that answers with label words.
+
+    Attributes:
+        scorer: Reads the words of all labels.
+    """
+
+    def __init__(
+        self, context: MethodContext, encoder: PromptEncoder, words: WordReader | None = None
+    ) -> None:
+        """Bind model, encoder and how words are read; None: by their joint probability."""
+        super().__init__(context, encoder)
+        budget = context.settings.training.score_token_budget
+        self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget, words=words)
+
+    def probabilities(
+        self, examples: Sequence[Example], *, advance: Advance | None = None
+    ) -> FloatArray:
+        """Return each label's share of the probability of all label words, (N, L)."""
+        return apply_prior(self.scorer.log_probs(examples, advance=advance), None)
+
+    def weights_changed(self) -> None:
+        """Drop the cached prefix."""
+        self.scorer.forget_prefix()
+
     def gold_word(self, item: EncodedExample) -> int:
         """Return the candidate that is the gold label's first word; the first where none is."""
-        owners = [candidate.label_index for candidate in self.encoder.candidates]
-        return next((c for c, label in enumerate(owners) if label == item.label_index), 0)
+        owners = self.scorer.label_of_candidate
+        return 0 if item.label_index is None else owners.index(item.label_index)
 
-    def supervised_word(self, item: EncodedExample) -> str:
+    def supervised(self, item: EncodedExample) -> str:
         """Return the gold label's first word, each token between guillemets."""
         decode = self.model.tokenizer.decode
         return "".join(f"«{decode([int(i)])}»" for i in item.completions[self.gold_word(item)])
@@ -84,11 +87,11 @@ def prompt_encoder(
 ) -> PromptEncoder:
     """Return an encoder for the context's model under its limit of length."""
     model = context.need_model()
-    limit, wanted = model.tree.max_length, context.settings.model.max_length
+    limit = model.tree.max_length
     return PromptEncoder(
         model.tokenizer,
         task,
         demonstrations,
-        max_length=min(limit, wanted) if wanted else limit,
+        max_length=min(limit, context.settings.model.max_length or limit),
         end_id=end_id,
     )

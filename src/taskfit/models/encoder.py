@@ -42,7 +42,7 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedText:
+class EncodedRow:
     """A row of text columns as token ids.
 
     Attributes:
@@ -72,7 +72,7 @@ def encode_texts(
     ids: Sequence[str],
     max_length: int,
     targets: Sequence[NDArray[np.float64] | None] | None = None,
-) -> list[EncodedText]:
+) -> list[EncodedRow]:
     """Tokenize rows of text columns; what is too long loses its end, the longer text first.
 
     Two columns go in as a pair of texts, as the model's own tokenizer writes pairs; more than two
@@ -105,7 +105,7 @@ def encode_texts(
         if not encoding.ids:
             raise DataError(f"{name}: the text {inputs[i]!r} has no tokens. Remove the row.")
         items.append(
-            EncodedText(
+            EncodedRow(
                 id=name,
                 ids=np.array(encoding.ids, dtype=np.int64),
                 type_ids=np.array(encoding.type_ids, dtype=np.int64),
@@ -190,7 +190,7 @@ class LoadedEncoder:
         pooling = "" if self.pooling == "mean" else f" {self.pooling}"
         return f"{self.tokenizer.backend_tokenizer.to_str()}{pooling}"
 
-    def hidden(self, items: Sequence[EncodedText]) -> tuple[Tensor, Tensor]:
+    def hidden(self, items: Sequence[EncodedRow]) -> tuple[Tensor, Tensor]:
         """Run texts as one padded batch.
 
         Returns:
@@ -200,17 +200,12 @@ class LoadedEncoder:
         # Not the head's output: the encoder under it, or the model itself where there is no head.
         return self.model.base_model(**inputs).last_hidden_state, inputs["attention_mask"].bool()
 
-    def logits(self, items: Sequence[EncodedText]) -> Tensor:
+    def logits(self, items: Sequence[EncodedRow]) -> Tensor:
         """Run texts as one padded batch through the head: scores in float32, (B, L)."""
         scores: Tensor = self.model(**self._inputs(items)).logits
         return scores.float()
 
-    def budget_for(self, items: Sequence[EncodedText]) -> int:
-        """Return a token budget for scoring: the device's usual one, or the longest text."""
-        usual = BATCH_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
-        return max(usual, *(item.num_tokens for item in items))
-
-    def _inputs(self, items: Sequence[EncodedText]) -> dict[str, Tensor]:
+    def _inputs(self, items: Sequence[EncodedRow]) -> dict[str, Tensor]:
         """Pad texts on the right to the longest of them, each (B, T)."""
 
         def padded(rows: list[NDArray[np.int64]], padding: int = 0) -> Tensor:
@@ -227,25 +222,58 @@ class LoadedEncoder:
 
 
 @torch.no_grad()
+def run_padded(
+    encoder: LoadedEncoder,
+    items: Sequence[EncodedRow],
+    read: Callable[[list[EncodedRow]], Tensor],
+    width: int,
+    *,
+    token_budget: int | None,
+    advance: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Read numbers of every text, without gradients or dropout, (N, width).
+
+    Args:
+        encoder: The encoder.
+        items: Encoded texts.
+        read: Returns the numbers of a batch, (B, width).
+        width: How many a text has.
+        token_budget: Most tokens of a batch, padding included. None: what fills the device, or the
+            longest text.
+        advance: Called with the number of texts just finished.
+
+    Raises:
+        DataError: If a text has more tokens than the budget.
+    """
+    result = np.empty((len(items), width), np.float32)
+    if not items:
+        return result
+    lengths, names = [item.num_tokens for item in items], [item.id for item in items]
+    usual = BATCH_TOKENS["cuda" if encoder.device.type == "cuda" else "cpu"]
+    with evaluation_mode(encoder.model):
+        for batch in plan_padded(lengths, token_budget or max(usual, *lengths), names=names):
+            result[batch] = read([items[i] for i in batch]).cpu().numpy()
+            if advance is not None:
+                advance(len(batch))
+    return result
+
+
 def embed_texts(
     encoder: LoadedEncoder,
     texts: Sequence[str],
     *,
     batch_tokens: int | None = None,
-    max_length: int = EMBED_MAX_LENGTH,
     advance: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Return a vector of length 1 for every text; a product of two is their cosine similarity.
 
     It is made of the last hidden states as the encoder was trained to (`encoder.pooling`), and
-    does not depend on what else is in the batch.
+    does not depend on what else is in the batch. Texts above `EMBED_MAX_LENGTH` lose their end.
 
     Args:
         encoder: Loaded without a head.
         texts: Any number of texts.
-        batch_tokens: Most tokens of a batch, padding included. None: what fills the device, or
-            the longest text.
-        max_length: Longer texts lose their end (tokens).
+        batch_tokens: Most tokens of a batch; see `run_padded`.
         advance: Called with the number of texts just finished.
 
     Returns:
@@ -254,20 +282,16 @@ def embed_texts(
     Raises:
         DataError: If a text has no tokens, or more than `batch_tokens`.
     """
-    result = np.empty((len(texts), int(encoder.model.config.hidden_size)), np.float32)
-    if not texts:
-        return result
     names = [f"text {number}" for number in range(1, len(texts) + 1)]
-    length = min(max_length, encoder.max_length)
-    items = encode_texts(encoder.tokenizer, [[t] for t in texts], ids=names, max_length=length)
-    budget = batch_tokens or encoder.budget_for(items)
-    with evaluation_mode(encoder.model):
-        for batch in plan_padded([item.num_tokens for item in items], budget, names=names):
-            states, mask = encoder.hidden([items[i] for i in batch])
-            result[batch] = pool(states, mask, encoder.pooling).cpu().numpy()
-            if advance is not None:
-                advance(len(batch))
-    return result
+    length = min(EMBED_MAX_LENGTH, encoder.max_length)
+    return run_padded(
+        encoder,
+        encode_texts(encoder.tokenizer, [[t] for t in texts], ids=names, max_length=length),
+        lambda batch: pool(*encoder.hidden(batch), encoder.pooling),
+        int(encoder.model.config.hidden_size),
+        token_budget=batch_tokens,
+        advance=advance,
+    )
 
 
 def load_encoder(
@@ -372,9 +396,9 @@ def _verify_padding(encoder: LoadedEncoder, *, has_head: bool) -> None:
     for length in (12, 5):
         ids = generator.integers(0, vocabulary, length)
         ids[ids == _pad_id(encoder.model, encoder.tokenizer)] = vocabulary - 1
-        items.append(EncodedText("check", ids, np.zeros_like(ids), None, 0))
+        items.append(EncodedRow("check", ids, np.zeros_like(ids), None, 0))
 
-    def read(batch: Sequence[EncodedText]) -> Tensor:
+    def read(batch: Sequence[EncodedRow]) -> Tensor:
         states, mask = encoder.hidden(batch)
         scores = encoder.logits(batch) if has_head else states.new_empty(len(batch), 0)
         rows = zip(states.float(), mask, scores.float(), strict=True)

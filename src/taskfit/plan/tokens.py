@@ -15,7 +15,7 @@ from taskfit.errors import SettingsError
 from taskfit.methods.branches import word_reader
 from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.objective import TreeObjective
-from taskfit.methods.scoring import JointWords, WordReader
+from taskfit.methods.scoring import WordReader
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
 from taskfit.plan.shapes import tokenizer_folder
@@ -109,7 +109,7 @@ class LabelWorkload(Workload):
     items: Sequence[EncodedExample]
     label_of_candidate: Sequence[int]
     prefix_length: int
-    words: WordReader = field(default_factory=JointWords)
+    words: WordReader = field(default_factory=WordReader)
     end_id: int | None = None
     words_of_text: float = 0.0
     validation: Sequence[EncodedExample] = field(default=(), kw_only=True)

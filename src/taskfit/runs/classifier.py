@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.files import file_atomic, write_json_atomic
-from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import label_method
+from taskfit.methods.targets import target_matrix
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
 from taskfit.runs.records import library_versions
 from taskfit.settings import RunSettings

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taskfit.files import folder_atomic
-from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.objective import Item, Objective
+from taskfit.methods.targets import target_matrix
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.load import resolve_device
 from taskfit.models.out_of_memory import is_out_of_memory
