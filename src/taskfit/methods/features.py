@@ -6,9 +6,11 @@ Legend: N examples, D hidden width.
 import hashlib
 import sqlite3
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ from taskfit.tree import TokenTree
 from taskfit.tree.build import IntArray
 
 Features = NDArray[np.float32]
+T = TypeVar("T")
+MODEL = "model"
 
 
 def feature_encoder(context: MethodContext) -> PromptEncoder | BareEncoder:
@@ -64,8 +68,8 @@ def last_hidden(
     return model.hidden(tree, np.array([path[-1] for path in tree.paths]), prefix=prefix)
 
 
-class CachedFeatures:
-    """What readers of features share: each text of a model is read once, whatever the run."""
+class CachedFeatures(ABC):
+    """Reads features of texts, each text of a model once, whatever the run."""
 
     def __init__(self, cache: "FeatureCache", model: PreTrainedModel, width: int) -> None:
         """Keep features of `width` numbers, which `model` computes, in `cache`."""
@@ -74,6 +78,10 @@ class CachedFeatures:
         self._cached: dict[bytes, float] = {}
         self._keeps = True
         self.num_parameters = count_parameters(model)
+
+    @abstractmethod
+    def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
+        """Return the features of texts in float32, (N, D)."""
 
     def keep_no_more(self) -> None:
         """Leave the cache as it is: texts that a fitted run predicts are nobody's to keep."""
@@ -86,17 +94,20 @@ class CachedFeatures:
 
     def _read(
         self,
-        keys: Sequence[bytes],
-        compute: Callable[[list[int]], Features],
+        texts: Sequence[T],
+        content: Callable[[T], bytes],
+        compute: Callable[[list[T]], Features],
         advance: Advance | None,
     ) -> Features:
         """Return the features of texts, (N, D).
 
         Args:
-            keys: What decides each text's features, (N,).
-            compute: Returns those of the texts at some places, and advances for each.
+            texts: In any form.
+            content: Returns what decides a text's features.
+            compute: Returns the features of some texts, and advances for each.
             advance: Called with the number of texts that came from the cache.
         """
+        keys = [hashlib.sha256(content(text)).digest() for text in texts]
         result = np.empty((len(keys), self._width), np.float32)
         missing = []
         for place, stored in enumerate(self._cache.load(keys)):
@@ -109,7 +120,7 @@ class CachedFeatures:
             advance(len(keys) - len(missing))
         if missing:
             started = time.perf_counter()
-            result[missing] = compute(missing)
+            result[missing] = compute([texts[i] for i in missing])
             seconds = (time.perf_counter() - started) / len(missing)
             if self._keeps:
                 self._cache.save([keys[i] for i in missing], result[missing], seconds=seconds)
@@ -119,7 +130,7 @@ class CachedFeatures:
 
 
 class FeatureReader(CachedFeatures):
-    """Reads a causal model's features of texts."""
+    """Reads a causal model's features: its last hidden state."""
 
     def __init__(self, context: MethodContext, *, cache: Path | None = None) -> None:
         """Bind to the context's model and encoder.
@@ -132,32 +143,28 @@ class FeatureReader(CachedFeatures):
         self._encoder = feature_encoder(context)
         self._budget = context.settings.training.score_token_budget
         self._prefixes = PrefixCache(tree, self._encoder)
-        model = tree.model
-        width = int(model.get_output_embeddings().weight.shape[1])
-        super().__init__(FeatureCache(cache, fingerprint(model)), model, width)
+        width = int(tree.model.get_output_embeddings().weight.shape[1])
+        super().__init__(FeatureCache(cache, fingerprint(tree.model)), tree.model, width)
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
-        """Return the features of texts in float32, (N, D)."""
-        items = self._encoder.encode(examples)
-        return self._read(
-            [_key(item.prompt_ids.tobytes()) for item in items],
-            lambda missing: self._compute([items[i] for i in missing], advance),
-            advance,
-        )
-
-    def _compute(self, items: Sequence[EncodedExample], advance: Advance | None) -> Features:
-        """Run the model as it was before training, whatever has been trained in it since."""
+        """Return the last hidden states of prompts, of the model as it was before training."""
         tree = self._prefixes.model
-        with adapters_off(tree.model):
-            return read_prompts(
-                self._prefixes,
-                items,
-                np.empty((len(items), self._width), np.float32),
-                sequences=prompt_alone,
-                read=lambda found, prefix: last_hidden(tree, found, prefix=prefix),
-                token_budget=self._budget,
-                advance=advance,
-            )
+
+        def compute(items: list[EncodedExample]) -> Features:
+            # Whatever has been trained in it since.
+            with adapters_off(tree.model):
+                return read_prompts(
+                    self._prefixes,
+                    items,
+                    np.empty((len(items), self._width), np.float32),
+                    sequences=prompt_alone,
+                    read=lambda found, prefix: last_hidden(tree, found, prefix=prefix),
+                    token_budget=self._budget,
+                    advance=advance,
+                )
+
+        items = self._encoder.encode(examples)
+        return self._read(items, lambda item: item.prompt_ids.tobytes(), compute, advance)
 
 
 class EncoderFeatures(CachedFeatures):
@@ -184,15 +191,22 @@ class EncoderFeatures(CachedFeatures):
         super().__init__(found, model, int(model.config.hidden_size))
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
-        """Return embeddings of length 1 in float32, (N, D)."""
-        texts = ["\n".join(e.texts[name] for name in self._columns) for e in examples]
+        """Return embeddings of length 1."""
         return self._read(
-            [_key(text.encode()) for text in texts],
-            lambda missing: embed_texts(
-                self._encoder, [texts[i] for i in missing], advance=advance
-            ),
+            ["\n".join(e.texts[name] for name in self._columns) for e in examples],
+            str.encode,
+            lambda texts: embed_texts(self._encoder, texts, advance=advance),
             advance,
         )
+
+
+def feature_reader(context: MethodContext, name: str) -> CachedFeatures:
+    """Return what reads the features of `model`, or of an encoder by its name.
+
+    Raises:
+        ModelError: If there is no such encoder.
+    """
+    return FeatureReader(context) if name == MODEL else EncoderFeatures(context, name)
 
 
 class FeatureCache:
@@ -237,7 +251,3 @@ class FeatureCache:
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)
-
-
-def _key(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()

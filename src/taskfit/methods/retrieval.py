@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import DataError
-from taskfit.methods.features import EncoderFeatures, FeatureReader
+from taskfit.methods.features import EncoderFeatures, feature_reader
 from taskfit.methods.method import Advance, MethodContext, MethodState
 
 Embeddings = NDArray[np.float32]
-MODEL = "model"
 
 
 class Retriever:
@@ -26,15 +25,7 @@ class Retriever:
         self._embeddings: Embeddings = np.empty((0, 0), np.float32)
         # One direction that all hidden states share would make all cosines alike.
         self._mean: Embeddings | None = None
-        name = context.settings.method.retriever
-        self._reader: FeatureReader | EncoderFeatures = (
-            FeatureReader(context) if name == MODEL else EncoderFeatures(context, name)
-        )
-
-    @property
-    def train(self) -> list[Example]:
-        """Return the examples that are retrieved from."""
-        return self._train
+        self._reader = feature_reader(context, context.settings.method.retriever)
 
     @property
     def cached_seconds(self) -> float:

@@ -26,7 +26,7 @@ from taskfit.plan.simulate import (
 from taskfit.plan.timing import TimePlan, plan_time
 from taskfit.plan.tokens import Epoch, Workload, plan_epoch
 from taskfit.settings import RunSettings
-from taskfit.training.length import training_length, with_length
+from taskfit.training.length import settle_length
 from taskfit.training.loop import TOKEN_BUDGET
 
 # Trained methods: the step of the first four is the label-word step, or as good as, since `head`
@@ -209,11 +209,9 @@ def settled(
         num_labels: Classes; 0 where there are none.
         mean_words: Words of a training text, on average.
     """
-    settings = settings.resolved()
-    length = training_length(
-        settings, num_train=num_train, num_labels=num_labels, mean_words=mean_words
-    )
-    return with_length(settings, length)
+    return settle_length(
+        settings.resolved(), num_train=num_train, num_labels=num_labels, mean_words=mean_words
+    )[0]
 
 
 def plan_memory(

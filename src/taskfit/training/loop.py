@@ -33,6 +33,7 @@ from taskfit.training.distributed import (
     share_of_step,
     sum_over_processes,
 )
+from taskfit.training.length import count_steps
 from taskfit.training.log import TrainingLog
 from taskfit.training.memory import MemoryAccount
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
@@ -282,13 +283,6 @@ def batch_indices(num_items: int, step: int, job: TrainingJob) -> list[int]:
     else:
         order = generator.choice(num_items, num_items, p=job.sampling)
     return [int(i) for i in order[index * size : (index + 1) * size]]
-
-
-def count_steps(num_items: int, settings: TrainingSettings) -> int:
-    """Return the number of optimizer steps of a run."""
-    per_epoch = math.ceil(num_items / known(settings.batch_size))
-    steps = max(1, math.ceil(known(settings.epochs) * per_epoch))
-    return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
 def step_seed(seed: int, step: int, process: int = 0) -> int:
