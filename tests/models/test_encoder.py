@@ -24,10 +24,9 @@ from taskfit.models import packaged
 from taskfit.models.encoder import (
     LoadedEncoder,
     embed_texts,
-    encode_texts,
     load_encoder,
-    plan_padded,
 )
+from taskfit.models.padded import encode_texts, plan_padded
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -312,14 +311,14 @@ def test_a_saved_classifier_gives_the_same_scores_after_loading(
     first = load(bert_folder, num_labels=3)
     first.model.save_pretrained(tmp_path)
     first.tokenizer.save_pretrained(tmp_path)
-    again = load_encoder(str(tmp_path), device=CPU, dtype=torch.float32, num_labels=3, head="saved")
+    again = load_encoder(str(tmp_path), device=CPU, dtype=torch.float32, num_labels=3, seed=None)
     items = encode_texts(again.tokenizer, [[text] for text in TEXTS], ids=TEXTS, max_length=64)
     with torch.no_grad():
         assert torch.equal(first.logits(items), again.logits(items))
     with pytest.raises(ModelError, match=r"has 3 labels; the task has 2"):
-        load_encoder(str(tmp_path), device=CPU, dtype=torch.float32, num_labels=2, head="saved")
+        load_encoder(str(tmp_path), device=CPU, dtype=torch.float32, num_labels=2, seed=None)
     with pytest.raises(ModelError, match=r"no trained classification head: classifier\.bias"):
-        load_encoder(str(bert_folder), device=CPU, dtype=torch.float32, num_labels=3, head="saved")
+        load_encoder(str(bert_folder), device=CPU, dtype=torch.float32, num_labels=3, seed=None)
 
 
 @pytest.mark.parametrize("kind", ["RobertaConfig", "MPNetConfig"])

@@ -4,7 +4,7 @@ Legend: N examples, L labels, R nodes at which the two are compared, V vocabular
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -29,31 +29,14 @@ from taskfit.tree.build import IntArray
 
 
 @dataclass(frozen=True, slots=True)
-class DistillItem:
-    """A text for both: encoded for the student; the teacher's context may change.
+class DistillItem(EncodedExample):
+    """A text encoded for the student.
 
     Attributes:
-        example: The text; its label is not looked at.
-        student: Its prompt without context.
+        example: The text, for the teacher, whose context may change.
     """
 
-    example: Example
-    student: EncodedExample
-
-    @property
-    def id(self) -> str:
-        """Return the example's id."""
-        return self.example.id
-
-    @property
-    def num_tokens(self) -> int:
-        """Return the student's tokens."""
-        return self.student.num_tokens
-
-    @property
-    def num_tokens_cut(self) -> int:
-        """Return the tokens by which the student's text was shortened."""
-        return self.student.num_tokens_cut
+    example: Example = field(kw_only=True)
 
 
 class Distill(WordMethod):
@@ -117,8 +100,8 @@ class Distill(WordMethod):
         """Encode texts for the student; labels are dropped."""
         bare = [Example(example.id, example.texts) for example in examples]
         return [
-            DistillItem(example, student)
-            for example, student in zip(bare, self.scorer.encoder.encode(bare), strict=True)
+            DistillItem(s.id, s.prompt_ids, s.completions, None, s.num_tokens_cut, example=example)
+            for example, s in zip(bare, self.scorer.encoder.encode(bare), strict=True)
         ]
 
     def objective(self) -> Objective[DistillItem]:
@@ -195,7 +178,7 @@ class DistillLoss(TreeObjective[DistillItem]):
 
     def sequences(self, item: DistillItem) -> list[IntArray]:
         """Return the student's prompt with all label words."""
-        return self.student.words.sequences(item.student, self._every)
+        return self.student.words.sequences(item, self._every)
 
     def fixed_trees(self, items: Sequence[DistillItem], token_budget: int) -> Iterator[FixedTree]:
         """Return the student's trees, and the teacher's unless its context is drawn anew."""
@@ -211,10 +194,9 @@ class DistillLoss(TreeObjective[DistillItem]):
 
     def loss_sum(self, items: Sequence[DistillItem]) -> Tensor:
         """Return the summed divergence of examples, run as one tree for each of the two (nats)."""
-        students = [item.student for item in items]
         with self.teacher.reading():
             teachers, prefix = self.teacher.encode([item.example for item in items])
-        for student, taught in zip(students, teachers, strict=True):
+        for student, taught in zip(items, teachers, strict=True):
             if [c.tolist() for c in student.completions] != [
                 c.tolist() for c in taught.completions
             ]:
@@ -224,7 +206,7 @@ class DistillLoss(TreeObjective[DistillItem]):
                     "colon, and let label words start with a space."
                 )
         compare = self._over_labels if self.over == "labels" else self._over_vocabulary
-        return compare(students, teachers, prefix) * self.temperature**2
+        return compare(items, teachers, prefix) * self.temperature**2
 
     def _over_labels(
         self,

@@ -24,15 +24,9 @@ from taskfit.methods.losses import (
 )
 from taskfit.methods.method import Advance, FloatArray, MethodContext, TrainedMethod
 from taskfit.methods.objective import Objective
-from taskfit.models.encoder import (
-    EncodedRow,
-    LoadedEncoder,
-    encode_texts,
-    load_encoder,
-    plan_padded,
-    run_padded,
-)
+from taskfit.models.encoder import LoadedEncoder, load_encoder, run_padded
 from taskfit.models.load import DTYPES, resolve_device
+from taskfit.models.padded import EncodedRow, encode_texts, plan_padded
 
 
 class Encoder(TrainedMethod):
@@ -56,8 +50,7 @@ class Encoder(TrainedMethod):
             device=resolve_device(model.device),
             dtype=dtype,
             num_labels=len(self.task.labels),
-            head="new" if context.saved is None else "saved",
-            seed=context.settings.seed,
+            seed=context.settings.seed if context.saved is None else None,
         )
         limit = self.encoder.max_length
         self.max_length = min(limit, model.max_length or limit)

@@ -78,7 +78,7 @@ class InContext(Method):
                 )
             self.log_prior = text_prior(lambda given: self._log_probs(given, None), texts)
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Score a few examples; with retrieval, without their demonstrations."""
         self.scorers[0].log_probs(examples)
 

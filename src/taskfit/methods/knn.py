@@ -51,9 +51,9 @@ class NearestNeighbors(Method):
         """Return the seconds of features that were in the cache."""
         return self._retriever.cached_seconds
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Embed a few examples."""
-        self._retriever.rehearse(examples)
+        self._retriever.dry_run(examples)
 
     def state(self) -> MethodState:
         """Return the training examples, their embeddings and targets."""

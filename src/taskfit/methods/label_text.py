@@ -55,7 +55,7 @@ class LabelText(WordMethod):
             return self._greedy(items, advance)
         return self._generate(items, advance)
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Score a few examples; what is generated before training says nothing."""
         self.scorer.log_probs(examples)
 

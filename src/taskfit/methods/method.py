@@ -122,7 +122,7 @@ class Method(MethodTraits, ABC):
             TaskfitError: If the examples do not allow it.
         """
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Predict a few examples before anything is learned, so that what will fail fails now."""
 
     def state(self) -> MethodState:
@@ -147,15 +147,8 @@ class Method(MethodTraits, ABC):
         return 0
 
 
-class TrainedMethod(Method):
-    """A method whose weights are trained in steps by the loop.
-
-    Attributes:
-        needs_labels: Whether the texts it is trained on must have labels.
-    """
-
-    needs_labels: ClassVar[bool] = True
-    _class_weights: FloatArray | None = None
+class Trainable(ABC):
+    """What training in steps needs of a method, whatever it makes of examples."""
 
     @property
     @abstractmethod
@@ -171,13 +164,42 @@ class TrainedMethod(Method):
     def make_trainable(self) -> "dict[str, nn.Parameter]":
         """Choose or add the weights to train; return them by name."""
 
+    @abstractmethod
+    def tokens_run(self) -> int:
+        """Return the unique tokens run so far."""
+
+    @abstractmethod
+    def save_weights(self, folder: Path) -> None:
+        """Write the trained weights of the model, or its adapter, into a folder."""
+
+    def weights_changed(self) -> None:  # noqa: B027
+        """Forget what was computed with earlier weights; nothing, unless a subclass keeps any."""
+
+    def release(self) -> bool:
+        """Take what was trained off the model; return whether the model is as it was before."""
+        return False
+
+    def compile(self) -> None:  # noqa: B027
+        """Compile the layers in place, where that is possible."""
+
+
+class TrainedMethod(Method, Trainable):
+    """A method whose weights are trained in steps by the loop.
+
+    Attributes:
+        needs_labels: Whether the texts it is trained on must have labels.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    _class_weights: FloatArray | None = None
+
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Measure class weights, where they are asked for."""
         if self.settings.class_weights == "balanced":
             targets = target_matrix(train, self.task.label_names)
             self._class_weights = balanced_weights(targets, multi_label=self.task.multi_label)
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Predict a few examples with the weights as they are."""
         self.probabilities(examples)
 
@@ -198,24 +220,6 @@ class TrainedMethod(Method):
     @abstractmethod
     def objective(self) -> "Objective[Any]":
         """Return the loss."""
-
-    @abstractmethod
-    def tokens_run(self) -> int:
-        """Return the unique tokens run so far."""
-
-    @abstractmethod
-    def save_weights(self, folder: Path) -> None:
-        """Write the trained weights of the model, or its adapter, into a folder."""
-
-    def weights_changed(self) -> None:
-        """Forget what was computed with earlier weights."""
-
-    def release(self) -> bool:
-        """Take what was trained off the model; return whether the model is as it was before."""
-        return False
-
-    def compile(self) -> None:
-        """Compile the layers in place, where that is possible."""
 
     def rendered(self, examples: Sequence[Example]) -> list[str]:
         """Return training examples as the model sees them, supervised tokens in guillemets."""

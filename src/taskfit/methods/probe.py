@@ -57,7 +57,7 @@ class Probe(LinearMethod):
         """Return the seconds of features that were in the cache."""
         return sum(reader.cached_seconds for reader in self._readers)
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Read the features of a few examples."""
         self._features(examples)
 

@@ -58,7 +58,7 @@ class Retriever:
         norms = np.linalg.norm(centred, axis=1, keepdims=True)
         return np.asarray(centred / np.maximum(norms, 1e-12), np.float32)
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Embed a few examples, so that what will fail fails now."""
         self._reader.features(examples)
 

@@ -84,12 +84,19 @@ class TreeLayout:
 
 
 def block_tensors(
-    block: AttentionBlock, *, prefix_length: int, window: int | None, like: Tensor, multiple: int
+    block: AttentionBlock,
+    positions: IntArray,
+    *,
+    prefix_length: int,
+    window: int | None,
+    like: Tensor,
+    multiple: int,
 ) -> BlockTensors:
     """Turn a block into an additive mask of the dtype and device of `like`.
 
     Args:
         block: The block.
+        positions: Depth of each token of its tree, (T,).
         prefix_length: Tokens of a cached prefix, seen by all queries.
         window: Number of positions that windowed layers see, or None.
         like: Gives dtype and device.
@@ -97,21 +104,23 @@ def block_tensors(
     """
     num_queries = block.stop - block.start
     fill = -len(block.ancestors) % multiple
-    unseen = np.zeros((num_queries, fill), bool)
     seen = np.concatenate(
-        (np.ones((num_queries, prefix_length), bool), unseen, block.visible), axis=1
+        (
+            np.ones((num_queries, prefix_length), bool),
+            np.zeros((num_queries, fill), bool),
+            block.visible,
+        ),
+        axis=1,
     )
-    bias = _additive(seen, like)
-    window_bias = bias
-    # A key is within the window if fewer than `window` positions lie between it and the query.
-    query_positions = block.query_positions + prefix_length  # (Q,)
-    if window is not None and len(query_positions) and query_positions.max() >= window:
-        key_positions = np.concatenate(
-            (np.arange(prefix_length + fill), block.key_positions + prefix_length)
-        )
-        near = query_positions[:, None] - key_positions[None, :] < window  # (Q, K)
-        window_bias = _additive(seen & near, like)
+    bias = window_bias = _additive(seen, like)
     keys = np.concatenate((np.zeros(fill, dtype=np.int64), block.ancestors))
+    # A key is within the window if fewer than `window` positions lie between it and the query.
+    own = positions[block.start : block.stop]  # (Q,)
+    if window is not None and prefix_length + own.max() >= window:
+        before = np.arange(-prefix_length, 0)  # positions of the prefix
+        key_positions = np.concatenate((before, positions[keys], own))  # (K,)
+        near = own[:, None] - key_positions[None, :] < window  # (Q, K)
+        window_bias = _additive(seen & near, like)
     ancestors = torch.from_numpy(keys).to(like.device) if len(keys) else None
     return BlockTensors(block.start, block.stop, ancestors, bias, window_bias)
 

@@ -10,13 +10,11 @@ Legend: N texts, B texts of a batch, T tokens of its longest, D hidden width, L 
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from tokenizers import Tokenizer as Backend
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -27,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from taskfit.errors import DataError, ModelError
+from taskfit.errors import ModelError
 from taskfit.models.encoder_pooling import Pooling, pool, read_pooling
 from taskfit.models.encoder_weights import (
     EncoderSource,
@@ -40,120 +38,12 @@ from taskfit.models.encoder_weights import (
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.load import check_tokenizer
 from taskfit.models.packaged import PACKAGED_ENCODERS, explain_failure
-from taskfit.tasks.text_encoder import Tokenizer
+from taskfit.models.padded import EncodedRow, encode_texts, plan_padded
 
 # The published limit of all-MiniLM-L6-v2; sentence encoders are trained on less than they can take.
 EMBED_MAX_LENGTH = 256
 # Padded tokens in one forward pass: enough to fill the device.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRow:
-    """A row of text columns as token ids.
-
-    Attributes:
-        id: The row's id, such as `train.csv:17`.
-        ids: Token ids with the model's special tokens, (T,).
-        type_ids: 0 for tokens of the first text, 1 for those of the second, (T,).
-        target: Share of each label, adding up to 1, (L,); None where it is not known.
-        num_tokens_cut: Tokens by which the texts were shortened.
-    """
-
-    id: str
-    ids: NDArray[np.int64]
-    type_ids: NDArray[np.int64]
-    target: NDArray[np.float64] | None
-    num_tokens_cut: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Return the number of tokens that run."""
-        return len(self.ids)
-
-
-def encode_texts(
-    tokenizer: Tokenizer,
-    rows: Sequence[Sequence[str]],
-    *,
-    ids: Sequence[str],
-    max_length: int,
-    targets: Sequence[NDArray[np.float64] | None] | None = None,
-) -> list[EncodedRow]:
-    """Tokenize rows of text columns; what is too long loses its end, the longer text first.
-
-    Two columns go in as a pair of texts, as the model's own tokenizer writes pairs; more than two
-    are joined by line breaks into one text.
-
-    Args:
-        tokenizer: A fast tokenizer; its state is not changed.
-        rows: The texts of each row, (N, columns).
-        ids: The rows' ids, (N,).
-        max_length: Most tokens of a row, special tokens included (tokens).
-        targets: Share of each label for each row, (L,), or None where it is not known; (N,).
-
-    Raises:
-        DataError: If a row has no token at all.
-    """
-    backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
-    inputs = [tuple(row) if len(row) == 2 else "\n".join(row) for row in rows]
-    encodings = backend.encode_batch(inputs)
-    lengths = [len(encoding.ids) for encoding in encodings]
-    too_long = [i for i, length in enumerate(lengths) if length > max_length]
-    if too_long:
-        backend.enable_truncation(max_length, strategy="longest_first")
-        shortened = backend.encode_batch([inputs[i] for i in too_long])
-        for i, encoding in zip(too_long, shortened, strict=True):
-            encodings[i] = encoding
-    items = []
-    for i, (name, encoding) in enumerate(zip(ids, encodings, strict=True)):
-        if not encoding.ids:
-            raise DataError(f"{name}: the text {inputs[i]!r} has no tokens. Remove the row.")
-        items.append(
-            EncodedRow(
-                id=name,
-                ids=np.array(encoding.ids, dtype=np.int64),
-                type_ids=np.array(encoding.type_ids, dtype=np.int64),
-                target=None if targets is None else targets[i],
-                num_tokens_cut=lengths[i] - len(encoding.ids),
-            )
-        )
-    return items
-
-
-def plan_padded(
-    lengths: Sequence[int], token_budget: int, *, names: Sequence[str]
-) -> list[list[int]]:
-    """Cut texts into padded batches of like length, longest first.
-
-    Args:
-        lengths: Tokens of each text, (N,).
-        token_budget: Most tokens of a batch, padding included (tokens).
-        names: The texts' names for messages, such as `train.csv:17`.
-
-    Returns:
-        For every batch the indices of its texts; every text stands in exactly one batch.
-
-    Raises:
-        DataError: If one text alone has more tokens than the budget.
-    """
-    # Stable, so that texts of one length stay in their order.
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    if order and lengths[order[0]] > token_budget:
-        raise DataError(
-            f"{names[order[0]]} has {lengths[order[0]]} tokens; the token budget is "
-            f"{token_budget}. Raise the token budget, or set model.max_length so that long texts "
-            "are shortened."
-        )
-    batches: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        size = token_budget // lengths[order[start]]
-        batches.append(order[start : start + size])
-        start += size
-    return batches
 
 
 @dataclass(slots=True)
@@ -187,6 +77,13 @@ class LoadedEncoder:
         return min(limits)
 
     @property
+    def pad_id(self) -> int:
+        """Return the token that texts are padded with."""
+        # The model's own comes first: RoBERTa derives positions from it.
+        found = (self.model.config.pad_token_id, self.tokenizer.pad_token_id, 0)
+        return next(int(pad_id) for pad_id in found if pad_id is not None)
+
+    @property
     def reading(self) -> str:
         """Return what decides, beside weights and length, about a text's vector: for caches."""
         # The mean has no word of its own: it was the only pooling when caches were first filled.
@@ -215,7 +112,7 @@ class LoadedEncoder:
             tensors = [torch.from_numpy(row) for row in rows]
             return pad_sequence(tensors, batch_first=True, padding_value=padding).to(self.device)
 
-        ids = padded([item.ids for item in items], _pad_id(self.model, self.tokenizer))
+        ids = padded([item.ids for item in items], self.pad_id)
         self.num_tokens_run += ids.numel()
         mask = padded([np.ones_like(item.ids) for item in items])
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -303,9 +200,7 @@ def load_encoder(
     device: torch.device,
     dtype: torch.dtype,
     num_labels: int | None,
-    revision: str | None = None,
-    head: Literal["new", "saved"] = "new",
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> LoadedEncoder:
     """Load an encoder, in evaluation mode.
 
@@ -315,25 +210,23 @@ def load_encoder(
         dtype: Number format of weights and arithmetic.
         num_labels: Width of the classification head; its weights and all others are trainable.
             None: no head, nothing is trainable.
-        revision: Branch, tag or commit of a hub model.
-        head: new: seeded first weights, even where the checkpoint brings a head; saved: the
+        seed: Seed of a new head's first weights, even where the checkpoint brings a head. None: the
             checkpoint's own, to predict with a model that was trained before.
-        seed: Seed of a new head.
 
     Raises:
         ModelError: If it cannot be found or loaded, is no encoder, has no safetensors, lacks
             weights, makes vectors in an unknown way, or lets padding change its results.
     """
-    source = EncoderSource(name, locate_encoder(name), revision, dtype)
+    source = EncoderSource(name, locate_encoder(name), dtype)
     pooling: Pooling = "mean"
     try:
-        config = AutoConfig.from_pretrained(source.folder, revision=revision)
+        config = AutoConfig.from_pretrained(source.folder)
         refuse_other_kinds(name, config)
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
         if num_labels is None:
             model, _ = load_weights(source, AutoModel, config)
             pooling = read_pooling(source)
-        elif head == "saved":
+        elif seed is None:
             model = load_saved_head(source, config, num_labels)
         else:
             model = load_new_head(source, config, num_labels, seed=seed)
@@ -367,14 +260,6 @@ def _takes_type_ids(model: PreTrainedModel) -> bool:
     )
 
 
-def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    # The model's own comes first: RoBERTa derives positions from it.
-    for pad_id in (model.config.pad_token_id, tokenizer.pad_token_id):
-        if pad_id is not None:
-            return int(pad_id)
-    return 0
-
-
 @torch.no_grad()
 def _verify_padding(encoder: LoadedEncoder, *, has_head: bool) -> None:
     """Compare a padded batch with plain passes of the same texts.
@@ -393,7 +278,7 @@ def _verify_padding(encoder: LoadedEncoder, *, has_head: bool) -> None:
     items = []
     for length in (12, 5):
         ids = generator.integers(0, vocabulary, length)
-        ids[ids == _pad_id(encoder.model, encoder.tokenizer)] = vocabulary - 1
+        ids[ids == encoder.pad_id] = vocabulary - 1
         items.append(EncodedRow("check", ids, np.zeros_like(ids), None, 0))
 
     def read(batch: Sequence[EncodedRow]) -> Tensor:

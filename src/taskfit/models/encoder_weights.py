@@ -26,13 +26,11 @@ class EncoderSource:
     Attributes:
         name: As the user gave it.
         folder: A local folder, or a hub id.
-        revision: Branch, tag or commit of a hub model.
         dtype: Number format to load the weights in.
     """
 
     name: str
     folder: str
-    revision: str | None
     dtype: torch.dtype
 
 
@@ -93,7 +91,6 @@ def load_weights(
         model, info = auto_class.from_pretrained(
             source.folder,
             config=config,
-            revision=source.revision,
             dtype=source.dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,

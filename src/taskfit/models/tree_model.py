@@ -291,6 +291,7 @@ class TreeModel:
             blocks=[
                 block_tensors(
                     block,
+                    padded.positions,
                     prefix_length=offset,
                     window=self._window,
                     like=like,

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskfit.files import folder_atomic
-from taskfit.methods.method import TrainedMethod
+from taskfit.methods.method import Trainable, TrainedMethod
 from taskfit.methods.objective import Item, Objective
 from taskfit.methods.targets import target_matrix
 from taskfit.models.evaluation_mode import evaluation_mode
@@ -32,40 +32,6 @@ from taskfit.training.loop import TOKEN_BUDGET, TrainingJob, Validation, train
 from taskfit.training.memory import MemoryAccount
 from taskfit.training.sharding import ShardedModel
 from taskfit.training.trackers import Trackers, open_trackers
-
-
-class Trainable(Protocol):
-    """What training in steps needs of a method, whatever it makes of examples."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Return the model in training."""
-        ...
-
-    @property
-    def tree(self) -> TreeModel | None:
-        """Return what runs its token trees; None: it has none."""
-        ...
-
-    def make_trainable(self) -> dict[str, nn.Parameter]:
-        """Choose or add the weights to train; return them by name."""
-        ...
-
-    def compile(self) -> None:
-        """Compile the layers in place, where that is possible."""
-        ...
-
-    def tokens_run(self) -> int:
-        """Return the unique tokens run so far."""
-        ...
-
-    def weights_changed(self) -> None:
-        """Forget what was computed with earlier weights."""
-        ...
-
-    def save_weights(self, folder: Path) -> None:
-        """Write the trained weights of the model, or its adapter, into a folder."""
-        ...
 
 
 class RunParts(Protocol):

@@ -126,7 +126,7 @@ def train(job: TrainingJob) -> TrainingState:
         log.rewind(state.step)
     else:
         log.rewind(-1)  # what a run wrote that was killed before its first checkpoint
-        _rehearse(job, optimizer, state)
+        _dry_run(job, optimizer, state)
     if job.warm_up is not None:
         started = time.perf_counter()
         job.warm_up()
@@ -296,7 +296,7 @@ def padded_tokens(batch: Sequence[Item]) -> int:
     return len(batch) * max(item.num_tokens for item in batch)
 
 
-def _rehearse(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
+def _dry_run(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
     """Run the longest step without an update, so that what will fail fails now."""
     started = time.perf_counter()
     longest = sorted(job.items, key=lambda item: -item.num_tokens)[: known(job.settings.batch_size)]

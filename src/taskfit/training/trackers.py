@@ -150,10 +150,10 @@ def open_trackers(
     check_trackers(settings)
     if not is_main():
         return Trackers({})
-    wanted = list(dict.fromkeys(settings.training.trackers))
+    names = list(dict.fromkeys(settings.training.trackers))
     automatic = settings.training.tensorboard and importlib.util.find_spec("tensorboard")
-    if automatic and "tensorboard" not in wanted:
-        wanted.insert(0, "tensorboard")
+    if automatic and "tensorboard" not in names:
+        names.insert(0, "tensorboard")
     parameters = flat_settings(settings)
     title = f"{folder.name} {name}"
     factories: dict[str, Callable[[], Tracker]] = {
@@ -161,7 +161,7 @@ def open_trackers(
         "mlflow": lambda: MlflowTracker(folder, title, parameters),
         "trackio": lambda: TrackioTracker(folder, title, parameters),
     }
-    return Trackers({one: factories[one] for one in wanted}, note=note)
+    return Trackers({one: factories[one] for one in names}, note=note)
 
 
 def check_trackers(settings: RunSettings) -> None:
