@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from taskfit.data import Example
-from taskfit.errors import DataError, PromptError, SettingsError
+from taskfit.errors import PromptError, SettingsError
 from taskfit.methods.calibration import text_prior
 from taskfit.methods.method import FloatArray, MethodContext
 from taskfit.methods.objective import FixedTree, Objective, TreeObjective
@@ -86,11 +86,6 @@ class Distill(WordMethod):
         self._pool = [*self.context.demonstrations, *labelled]
         if self.settings.calibration == "batch":
             texts = [*train, *validation][: self.context.settings.data.max_validation]
-            if not texts:
-                raise DataError(
-                    "method.calibration=batch needs training texts (their labels are not used). "
-                    "Give --data, or leave the calibration out."
-                )
             encoder = prompt_encoder(self.context, self.task, self.context.demonstrations)
             budget = self.context.settings.training.score_token_budget
             teacher = LabelScorer(self.model.tree, encoder, token_budget=budget)

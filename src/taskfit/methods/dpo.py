@@ -78,7 +78,7 @@ class DpoLoss(TreeObjective[EncodedPreference]):
 
     def sequences(self, item: EncodedPreference) -> Sequence[IntArray]:
         """Return both answers behind their prompt, which a tree runs once."""
-        return pair_tokens(item)
+        return [tokens_to_run(item.chosen), tokens_to_run(item.rejected)]
 
     def loss_sum(self, items: Sequence[EncodedPreference]) -> Tensor:
         """Return the summed loss of pairs run as one tree (nats)."""
@@ -122,8 +122,3 @@ def dpo_loss(policy: Tensor, reference: Tensor, *, beta: float) -> Tensor:
     """
     ratios = policy - reference
     return -functional.logsigmoid(beta * (ratios[:, 0] - ratios[:, 1]))
-
-
-def pair_tokens(item: EncodedPreference) -> list[IntArray]:
-    """Return the tokens that must run for both answers."""
-    return [tokens_to_run(item.chosen), tokens_to_run(item.rejected)]

@@ -241,7 +241,7 @@ class FeatureCache:
             for row in rows
         ]
 
-    def save(self, keys: Sequence[bytes], features: Features, *, seconds: float) -> None:
+    def save(self, keys: Sequence[bytes], features: Features, *, seconds: float = 0) -> None:
         """Store features, all of them or none; `seconds` is what each took."""
         with closing(self._open()) as database, database:
             database.executemany(

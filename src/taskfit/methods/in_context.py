@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from taskfit.data import Example
-from taskfit.errors import DataError, SettingsError
+from taskfit.errors import SettingsError
 from taskfit.methods.calibration import (
     apply_prior,
     content_free_prior,
@@ -71,11 +71,6 @@ class InContext(Method):
             self.log_prior = domain_prior(self.scorers[0])
         elif how == "batch":
             texts = [*train, *validation][: self.context.settings.data.max_validation]
-            if not texts:
-                raise DataError(
-                    "method.calibration=batch needs training texts (their labels are not used). "
-                    "Give --data, or use method.calibration=contextual."
-                )
             self.log_prior = text_prior(lambda given: self._log_probs(given, None), texts)
 
     def dry_run(self, examples: Sequence[Example]) -> None:

@@ -44,11 +44,7 @@ class PrefixCache:
         # The last prompt token must run with the tree, since the first answer token is read there.
         limit = min(len(item.prompt_ids) for item in items) - 1
         if len(self._ids) == 0:
-            # Only what is static: a prefix that the texts of this call share by chance would have
-            # to be thrown away at the next.
-            static = [item.prompt_ids for item in self._encoder.content_free(["a", "0", "("])]
-            length = min(common_prefix_length(static[0], other) for other in static[1:])
-            self._ids = static[0][:length]
+            self._ids = static_start(self._encoder)
         ids = self._ids
         length = min([limit, *(common_prefix_length(ids, item.prompt_ids) for item in items)])
         if length < 1:
@@ -56,6 +52,16 @@ class PrefixCache:
         if self._cache is None:
             self._cache = self.model.encode_prefix(ids)
         return self._cache if length == len(ids) else self._cache.cropped(length)
+
+
+def static_start(encoder: PromptEncoder | BareEncoder) -> IntArray:
+    """Return the tokens that all prompts start with, (P,).
+
+    Only what is static: a prefix that the texts of one call share by chance would have to be thrown
+    away at the next.
+    """
+    first, *others = (item.prompt_ids for item in encoder.content_free(["a", "0", "("]))
+    return first[: min(common_prefix_length(first, other) for other in others)]
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from taskfit.errors import SettingsError
 from taskfit.methods.branches import word_reader
 from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.objective import TreeObjective
+from taskfit.methods.reading import static_start
 from taskfit.methods.scoring import WordReader
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
@@ -376,7 +377,6 @@ def _loss(settings: RunSettings) -> Literal["labels", "vocabulary", "branches"]:
 
 def _static_start(encoder: PromptEncoder | BareEncoder, items: Sequence[EncodedExample]) -> int:
     """Return the tokens that `PrefixCache` runs once, at least one left to each prompt."""
-    static = [item.prompt_ids for item in encoder.content_free(["a", "0", "("])]
-    start = static[0][: min(common_prefix_length(static[0], other) for other in static[1:])]
+    start = static_start(encoder)
     shared = min(common_prefix_length(start, item.prompt_ids) for item in items)
     return min(shared, *(len(item.prompt_ids) - 1 for item in items))
