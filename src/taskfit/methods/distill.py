@@ -3,8 +3,9 @@
 Legend: N examples, L labels, R nodes at which the two are compared, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from taskfit.methods.calibration import text_prior
 from taskfit.methods.method import FloatArray, MethodContext
 from taskfit.methods.objective import FixedTree, Objective, TreeObjective
 from taskfit.methods.scoring import LabelScorer, ReadPlan, read_plan, sum_over_words
-from taskfit.methods.teacher import Redraw, Teacher, student_task
+from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_task
 from taskfit.methods.tree_method import WordMethod, prompt_encoder
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
@@ -115,7 +116,7 @@ class Distill(WordMethod):
             temperature=settings.temperature,
             log_prior=self._log_prior,
             redraw=(
-                Redraw(self._pool, self.task, self.context.settings.seed)
+                partial(redrawn_demonstrations, self._pool, self.task, self.context.settings.seed)
                 if settings.contexts == "redrawn"
                 else None
             ),
@@ -144,7 +145,7 @@ class DistillLoss(TreeObjective[DistillItem]):
         over: Literal["labels", "vocabulary"],
         temperature: float,
         log_prior: FloatArray | None = None,
-        redraw: Redraw | None = None,
+        redraw: Callable[[int], list[Example]] | None = None,
     ) -> None:
         """Bind student and teacher.
 
@@ -154,7 +155,7 @@ class DistillLoss(TreeObjective[DistillItem]):
             over: What is compared.
             temperature: Divides the scores of both.
             log_prior: Subtracted from the teacher's scores of the labels, (L,); None: nothing.
-            redraw: Draws the teacher's context for each step; None: it stays.
+            redraw: Returns the teacher's demonstrations for a step; None: they stay.
         """
         self.student = student
         self.teacher = teacher
@@ -168,8 +169,8 @@ class DistillLoss(TreeObjective[DistillItem]):
         """Draw the step's context."""
         self.teacher.weights_changed()
         if self.redraw is not None:
-            shown = self.redraw.demonstrations(step)
-            self.teacher.use(self.teacher.encoder.for_task(self.redraw.task, demonstrations=shown))
+            encoder, shown = self.teacher.encoder, self.redraw(step)
+            self.teacher.use(encoder.for_task(encoder.task, demonstrations=shown))
 
     def sequences(self, item: DistillItem) -> list[IntArray]:
         """Return the student's prompt with all label words."""

@@ -71,9 +71,9 @@ def last_hidden(
 class CachedFeatures(ABC):
     """Reads features of texts, each text of a model once, whatever the run."""
 
-    def __init__(self, cache: "FeatureCache", model: PreTrainedModel, width: int) -> None:
-        """Keep features of `width` numbers, which `model` computes, in `cache`."""
-        self._cache = cache
+    def __init__(self, name: str, model: PreTrainedModel, width: int) -> None:
+        """Keep features of `width` numbers, which `model` computes, under its fingerprint."""
+        self._cache = FeatureCache(cache_folder() / "features", name)
         self._width = width
         self._cached: dict[bytes, float] = {}
         self._keeps = True
@@ -132,19 +132,14 @@ class CachedFeatures(ABC):
 class FeatureReader(CachedFeatures):
     """Reads a causal model's features: its last hidden state."""
 
-    def __init__(self, context: MethodContext, *, cache: Path | None = None) -> None:
-        """Bind to the context's model and encoder.
-
-        Args:
-            context: Model, task and demonstrations.
-            cache: Folder of the cache; None: the user's cache folder.
-        """
+    def __init__(self, context: MethodContext) -> None:
+        """Bind to the context's model and encoder."""
         tree = context.need_model().tree
         self._encoder = feature_encoder(context)
         self._budget = context.settings.training.score_token_budget
         self._prefixes = PrefixCache(tree, self._encoder)
         width = int(tree.model.get_output_embeddings().weight.shape[1])
-        super().__init__(FeatureCache(cache, fingerprint(tree.model)), tree.model, width)
+        super().__init__(fingerprint(tree.model), tree.model, width)
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
         """Return the last hidden states of prompts, of the model as it was before training."""
@@ -170,13 +165,12 @@ class FeatureReader(CachedFeatures):
 class EncoderFeatures(CachedFeatures):
     """Embeds texts with a sentence encoder; columns of text are joined by line breaks."""
 
-    def __init__(self, context: MethodContext, name: str, *, cache: Path | None = None) -> None:
+    def __init__(self, context: MethodContext, name: str) -> None:
         """Load an encoder.
 
         Args:
             context: Task and device.
             name: Packaged encoder, hub id or folder.
-            cache: Folder of the cache; None: the user's cache folder.
 
         Raises:
             ModelError: If it cannot be had.
@@ -187,8 +181,7 @@ class EncoderFeatures(CachedFeatures):
         model = self._encoder.model
         # Rows of this cache have the text as key, not token ids.
         beside = f" {self._encoder.max_length} {self._encoder.reading}"
-        found = FeatureCache(cache, fingerprint(model, beside=beside))
-        super().__init__(found, model, int(model.config.hidden_size))
+        super().__init__(fingerprint(model, beside=beside), model, int(model.config.hidden_size))
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
         """Return embeddings of length 1."""
@@ -216,14 +209,9 @@ class FeatureCache:
     same, though another run has paid it.
     """
 
-    def __init__(self, folder: Path | None, model: str) -> None:
-        """Open the file of a model.
-
-        Args:
-            folder: Where it lies; None: in the user's cache folder.
-            model: The model's fingerprint.
-        """
-        self.path = (folder or cache_folder() / "features") / f"{model}.sqlite"
+    def __init__(self, folder: Path, model: str) -> None:
+        """Open the file of a model in a folder, under the model's fingerprint."""
+        self.path = folder / f"{model}.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._open()) as database, database:
             database.execute(

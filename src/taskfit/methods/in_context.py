@@ -55,6 +55,8 @@ class InContext(Method):
         ]
         self.log_prior: FloatArray | None = None
         self.retriever = Retriever(context) if nearest else None
+        if self.retriever is not None:
+            self._readers = [self.retriever.reader]
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Index the training texts for retrieval, and measure the prior of the calibration.
@@ -97,11 +99,6 @@ class InContext(Method):
             self.log_prior = np.asarray(state.arrays["log_prior"], dtype=np.float64)
         if self.retriever is not None:
             self.retriever.restore(state)
-
-    @property
-    def cached_seconds(self) -> float:
-        """Return the seconds of features that were in the cache."""
-        return 0.0 if self.retriever is None else self.retriever.cached_seconds
 
     @property
     def num_parameters(self) -> int:

@@ -25,6 +25,7 @@ class NearestNeighbors(Method):
         """Load what measures similarity."""
         super().__init__(context)
         self._retriever = Retriever(context)
+        self._readers = [self._retriever.reader]
         self._targets: FloatArray = np.empty((0, len(self.task.labels)))
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
@@ -46,14 +47,9 @@ class NearestNeighbors(Method):
         total = (votes[:, :, None] * self._targets[chosen]).sum(axis=1) + self._targets.mean(axis=0)
         return np.asarray(total / (votes.sum(axis=1, keepdims=True) + 1))
 
-    @property
-    def cached_seconds(self) -> float:
-        """Return the seconds of features that were in the cache."""
-        return self._retriever.cached_seconds
-
     def dry_run(self, examples: Sequence[Example]) -> None:
         """Embed a few examples."""
-        self._retriever.dry_run(examples)
+        self._retriever.reader.features(examples)
 
     def state(self) -> MethodState:
         """Return the training examples, their embeddings and targets."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from taskfit.data import Example
 from taskfit.errors import DataError
-from taskfit.methods.features import MODEL, CachedFeatures, Features, feature_reader
+from taskfit.methods.features import MODEL, Features, feature_reader
 from taskfit.methods.linear import LinearMethod
 from taskfit.methods.method import Advance, FloatArray, MethodContext, MethodState
 
@@ -29,7 +29,7 @@ class Probe(LinearMethod):
         super().__init__(context)
         asked = self.settings.features
         names = (MODEL, BESIDE) if asked == "both" else (asked,)
-        self._readers: list[CachedFeatures] = [feature_reader(context, name) for name in names]
+        self._readers = [feature_reader(context, name) for name in names]
         self._mean = self._scale = np.empty(0)
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
@@ -51,11 +51,6 @@ class Probe(LinearMethod):
         assert self._linear is not None
         weight = self._linear.weight / self._scale
         return weight, self._linear.bias - weight @ self._mean
-
-    @property
-    def cached_seconds(self) -> float:
-        """Return the seconds of features that were in the cache."""
-        return sum(reader.cached_seconds for reader in self._readers)
 
     def dry_run(self, examples: Sequence[Example]) -> None:
         """Read the features of a few examples."""

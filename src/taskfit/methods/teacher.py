@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -25,30 +25,24 @@ def student_task(task: Task, *, keep_instruction: bool) -> Task:
     return replace(task, template=template, num_demonstrations=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Redraw:
-    """Draws the teacher's demonstrations anew for each step.
+def redrawn_demonstrations(
+    pool: Sequence[Example], task: Task, seed: int, step: int
+) -> list[Example]:
+    """Return the demonstrations of a step, as balanced over classes as they can be.
 
-    Attributes:
+    Args:
         pool: Labelled examples.
         task: Whose labels and number of demonstrations count.
         seed: Seed of all draws.
+        step: The optimizer step.
     """
-
-    pool: Sequence[Example]
-    task: Task
-    seed: int
-
-    def demonstrations(self, step: int) -> list[Example]:
-        """Return the demonstrations of a step, as balanced over classes as they can be."""
-        seed = int(np.random.SeedSequence([self.seed, 5, step]).generate_state(1)[0])
-        return choose_demonstrations(
-            self.pool,
-            how="balanced",
-            num=self.task.num_demonstrations,
-            labels=self.task.label_names,
-            seed=seed,
-        )
+    return choose_demonstrations(
+        pool,
+        how="balanced",
+        num=task.num_demonstrations,
+        labels=task.label_names,
+        seed=int(np.random.SeedSequence([seed, 5, step]).generate_state(1)[0]),
+    )
 
 
 class Teacher:
