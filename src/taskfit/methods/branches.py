@@ -26,8 +26,7 @@ from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
-from taskfit.tree import TokenTree
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree
 
 
 @dataclass(frozen=True, slots=True)

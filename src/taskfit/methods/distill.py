@@ -26,7 +26,7 @@ from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,9 +20,7 @@ from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import Gather, Reference, learned_log_probs, tokens_to_run
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks.chat import EncodedPreference
-from taskfit.tree.build import IntArray
-
-FloatArray = NDArray[np.float64]
+from taskfit.tree import IntArray
 
 
 class Dpo(MethodTraits, AdaptedModel):

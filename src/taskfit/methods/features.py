@@ -31,8 +31,7 @@ from taskfit.models.load import resolve_device
 from taskfit.models.quantize import count_parameters
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
-from taskfit.tree import TokenTree
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree
 
 Features = NDArray[np.float32]
 T = TypeVar("T")

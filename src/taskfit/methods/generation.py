@@ -10,7 +10,7 @@ from transformers import GenerationConfig, TextStreamer
 
 from taskfit.models.load import LoadedModel
 from taskfit.models.out_of_memory import is_out_of_memory
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray
 
 GENERATION_TOKENS = 4096  # padded prompt tokens in one batch
 

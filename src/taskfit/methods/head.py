@@ -27,7 +27,7 @@ from taskfit.methods.tree_method import TreeMethod
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample
 from taskfit.tasks.text_encoder import TextEncoder
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 # Of a probe's scores when the head starts from it.

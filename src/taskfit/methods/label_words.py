@@ -16,7 +16,7 @@ from taskfit.methods.scoring import JOINT, read_plan, sum_over_words
 from taskfit.methods.tree_method import WordMethod, prompt_encoder
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray
 
 # A log-probability that no word has, finite so that 0 times it is 0.
 FLOOR = -1e30

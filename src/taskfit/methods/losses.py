@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-FloatArray = NDArray[np.float64]
+from taskfit.methods.targets import FloatArray
+
 # A loss of scores (N, L) and targets (N, L), with class weights and focal factor bound to it.
 LossSum = Callable[[Tensor, Tensor], Tensor]
 

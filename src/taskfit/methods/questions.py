@@ -24,7 +24,7 @@ from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tasks.questions import AnsweredExample
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray
 
 FloatArray = NDArray[np.float64]
 

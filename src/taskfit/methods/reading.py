@@ -14,8 +14,7 @@ from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
-from taskfit.tree import TokenTree, common_prefix_length, plan_trees, unique_tokens
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree, common_prefix_length, plan_trees, unique_tokens
 
 TOKEN_BUDGET = 1024
 Number = TypeVar("Number", np.float32, np.float64)

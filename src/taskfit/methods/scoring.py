@@ -19,8 +19,7 @@ from taskfit.methods.reading import PrefixCache, nodes_to_read, read_prompts
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
-from taskfit.tree import TokenTree
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import nodes_to_read, run_in_trees
+from taskfit.methods.targets import FloatArray
 from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
 from taskfit.tasks.chat import EncodedText
-from taskfit.tree import TokenTree, unique_tokens
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree, unique_tokens
 
-FloatArray = NDArray[np.float64]
 # Returns what every process of a run has.
 Gather = Callable[[dict[str, float]], list[dict[str, float]]]
 # Of each pair by its id: log-probability of the chosen and of the rejected answer.

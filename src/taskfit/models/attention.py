@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from taskfit.tree import AttentionBlock
-from taskfit.tree.build import IntArray
+from taskfit.tree import AttentionBlock, IntArray
 
 IMPLEMENTATION = "taskfit_tree"
 

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from taskfit.models.evaluation_mode import evaluation_mode
-from taskfit.tree import TokenTree
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree
 
 # Disk space that is left for checkpoints and results (bytes).
 DISK_RESERVE = 2 * 10**9

@@ -23,8 +23,7 @@ from taskfit.models.attention import (
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
 from taskfit.models.served import refuse_unserved
-from taskfit.tree import TokenTree, attention_blocks
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree, attention_blocks
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
 # at 128 the products are still large enough (measured on two CPU cores, 100 to 1,000 tokens).

@@ -24,8 +24,7 @@ from taskfit.runs.prepare import PreparedData, prepare_data
 from taskfit.settings import ModelSettings, RunSettings, known
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.training.loop import padded_tokens
-from taskfit.tree import common_prefix_length, unique_tokens
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, common_prefix_length, unique_tokens
 
 SAMPLE = 2000  # examples
 SCORE_TOKEN_BUDGET = 1024
