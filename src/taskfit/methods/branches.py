@@ -165,6 +165,7 @@ class BranchWords(WordReader):
         scores = model.token_scores(
             hidden, on_device(rows[of_branch]), on_device(np.concatenate(options))
         )  # (Y,)
+        # Branches have different numbers of options: rows of one table, normalised at once.
         table = scores.new_full((len(counts), int(counts.max())), float("-inf"))
         table = table.index_put((on_device(of_branch), on_device(columns)), scores)
         owner, branch, option = on_device(np.concatenate(chosen)).unbind(dim=1)

@@ -158,6 +158,7 @@ class FeatureReader(CachedFeatures):
                 )
 
         items = self._encoder.encode(examples)
+        # Instruction, demonstrations and the cut of long texts are all in the tokens themselves.
         return self._read(items, lambda item: item.prompt_ids.tobytes(), compute, advance)
 
 

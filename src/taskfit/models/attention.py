@@ -111,6 +111,7 @@ def block_tensors(
         ),
         axis=1,
     )
+    # Added to the scores, not a boolean mask: it is made once for all layers and heads.
     bias = window_bias = _additive(seen, like)
     keys = np.concatenate((np.zeros(fill, dtype=np.int64), block.ancestors))
     # A key is within the window if fewer than `window` positions lie between it and the query.

@@ -336,7 +336,7 @@ def plan_epoch(
         [items[i] for i in order[start : start + batch_size]]
         for start in range(0, len(items), batch_size)
     ]
-    # The loop rehearses this one before it starts.
+    # The loop runs this one, without an update, before it starts.
     longest = sorted(items, key=lambda item: -item.num_tokens)[:batch_size]
     unique = passes = padded = read = 0
     heaviest: tuple[tuple[int, int], list[list[Any]]] = ((-1, -1), [])

@@ -97,7 +97,7 @@ class MasterOptimizer:
         self.parameters = dict(parameters)
         self._short = [p for p in self.parameters.values() if p.dtype != torch.float32]
         long = {n: p for n, p in self.parameters.items() if p.dtype == torch.float32}
-        # A shard and its master are the same memory.
+        # A shard and its master are the same memory: AdamW updates the parameter through it.
         self._masters = {
             n: nn.Parameter(local_part(p)) if is_sharded(p) else p for n, p in long.items()
         }
