@@ -169,21 +169,19 @@ def tree_attention(
     queries = query[0].view(num_kv, num_heads // num_kv, num_tokens, width)  # (N, G, T, E)
     queries = queries * (width**-0.5 if scaling is None else scaling)
     keys, values = key[0], value[0]  # (N, T, E)
-    if tree_layout.record is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        kept = tree_layout.record.length
-        tree_layout.record.keys[layer] = keys[:, :kept]
-        tree_layout.record.values[layer] = values[:, :kept]
+    prefix, record = tree_layout.prefix, tree_layout.record
+    layer = 0 if prefix is None and record is None else int(module.layer_idx)  # type: ignore[arg-type]
+    if record is not None:
+        record.keys[layer] = keys[:, : record.length]
+        record.values[layer] = values[:, : record.length]
     outputs = []
     for block in tree_layout.blocks:
-        block_keys, block_values = _visible_keys(module, keys, values, block, tree_layout.prefix)
-        bias = block.bias if sliding_window is None else block.window_bias
         outputs.append(
             _attend(
                 queries[:, :, block.start : block.stop],
-                block_keys,
-                block_values,
-                bias,
+                _visible(keys, block, None if prefix is None else prefix.keys[layer]),
+                _visible(values, block, None if prefix is None else prefix.values[layer]),
+                block.bias if sliding_window is None else block.window_bias,
                 softcap=softcap,
                 dropout=dropout if module.training else 0.0,
             )
@@ -192,28 +190,15 @@ def tree_attention(
     return mixed.reshape(1, num_heads, num_tokens, width).transpose(1, 2), None
 
 
-def _visible_keys(
-    module: nn.Module,
-    keys: Tensor,
-    values: Tensor,
-    block: BlockTensors,
-    prefix: KeyValueCache | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the keys and values of prefix, ancestors and block, each (N, K, E)."""
-    num_tokens = keys.shape[1]
-    whole = block.start == 0 and block.stop == num_tokens
-    key_parts = [keys if whole else keys[:, block.start : block.stop]]
-    value_parts = [values if whole else values[:, block.start : block.stop]]
+def _visible(tree: Tensor, block: BlockTensors, prefix: Tensor | None) -> Tensor:
+    """Return what a block may see of a tree's keys or values, (N, T, E): (N, K, E)."""
+    whole = block.start == 0 and block.stop == tree.shape[1]
+    parts = [tree if whole else tree[:, block.start : block.stop]]
     if block.ancestors is not None:
-        key_parts.insert(0, keys.index_select(1, block.ancestors))
-        value_parts.insert(0, values.index_select(1, block.ancestors))
+        parts.insert(0, tree.index_select(1, block.ancestors))
     if prefix is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        key_parts.insert(0, prefix.keys[layer])
-        value_parts.insert(0, prefix.values[layer])
-    if len(key_parts) == 1:
-        return key_parts[0], value_parts[0]
-    return torch.cat(key_parts, dim=1), torch.cat(value_parts, dim=1)
+        parts.insert(0, prefix)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _attend(

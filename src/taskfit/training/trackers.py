@@ -94,11 +94,6 @@ class Trackers:
         """Pass the final metrics and files on."""
         self._each(lambda tracker: tracker.finish(metrics, files))
 
-    def close(self, *, has_failed: bool = False) -> None:
-        """Close all trackers."""
-        self._each(lambda tracker: tracker.close(has_failed=has_failed))
-        self._live.clear()
-
     def __enter__(self) -> Self:
         """Return the trackers, to be closed at the end of the block."""
         return self
@@ -110,7 +105,8 @@ class Trackers:
         traceback: TracebackType | None,
     ) -> None:
         """Close the trackers; a run that ends in an exception has failed."""
-        self.close(has_failed=kind is not None)
+        self._each(lambda tracker: tracker.close(has_failed=kind is not None))
+        self._live.clear()
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._live.items()):
