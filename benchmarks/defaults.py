@@ -48,7 +48,7 @@ from peer_table import work_seconds
 from peers import Job as PeerJob
 from peers import child_environment, run_job
 from taskfit.files import write_json_atomic, write_text_atomic
-from taskfit.models.encoder_weights import packaged_encoder_folder
+from taskfit.models.packaged import packaged_folder
 from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
 from taskfit.settings import MethodSettings
@@ -215,7 +215,7 @@ def run_peer(
     """
     data = scratch / "data"
     write_peer_data(data, table, rows)
-    encoder = str(packaged_encoder_folder("minilm"))
+    encoder = str(packaged_folder("minilm"))
     options = PeerOptions(model="", encoder=encoder, scratch="", epochs=1, seed=job.seed)
     own = PeerJob("SetFit MiniLM", job.data, job.num_labels, scratch / "peer", data, python)
     found = run_job(own, options, child_environment(threads))

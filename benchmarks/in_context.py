@@ -20,7 +20,7 @@ import numpy as np
 from machine import describe
 from peer_hflm import hflm_scores
 from taskfit.data import Example, guess_columns, label_names, load_builtin, read_table, to_examples
-from taskfit.methods.scoring import LabelScorer, candidate_log_probs
+from taskfit.methods.scoring import JOINT, LabelScorer
 from taskfit.models.load import load_model
 from taskfit.models.packaged import packaged_folder
 from taskfit.settings import ModelSettings
@@ -85,7 +85,7 @@ def main() -> None:
 
     with torch.no_grad():
         joint = torch.cat(
-            [candidate_log_probs(loaded.tree, [item], [every]) for item in encoder.encode(few)]
+            [JOINT.log_probs(loaded.tree, [item], [every]) for item in encoder.encode(few)]
         )
     difference = float(np.abs(joint.numpy() - np.array(scores)).max())
     per_text, peer_per_text = min(first, second) / len(texts), peer_seconds / len(few)

@@ -33,7 +33,6 @@ from peer_prepare import DATA_SETS, is_present, write_data
 from peer_table import compare, evaluate_job, page, slug
 from taskfit.data import cache_folder
 from taskfit.files import write_json_atomic, write_text_atomic
-from taskfit.models.encoder_weights import packaged_encoder_folder
 from taskfit.models.packaged import packaged_folder
 
 SETS = ["sentiment:64", "sentiment:256", "sentiment:1024", "cola:1024", "banking77:8"]
@@ -224,7 +223,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Stopped from outside, the contender under way is stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    model, encoder = str(packaged_folder("smollm2-135m")), str(packaged_encoder_folder("minilm"))
+    model, encoder = str(packaged_folder("smollm2-135m")), str(packaged_folder("minilm"))
     environment = child_environment(arguments.threads)
     jobs, results, failed = plan(arguments), [], []
     for number, job in enumerate(jobs, start=1):

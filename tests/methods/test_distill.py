@@ -1,6 +1,7 @@
 """Context distillation: nothing to learn from oneself, the right teacher, the right gradient."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from taskfit.data import Example
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.distill import DistillItem, DistillLoss, divergence
 from taskfit.methods.scoring import LabelScorer
-from taskfit.methods.teacher import Redraw, Teacher, student_task
+from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_task
 from taskfit.models.adapters import add_adapter, trainable_parameters
 from taskfit.models.load import LoadedModel
 from taskfit.settings import AdapterSettings
@@ -42,7 +43,7 @@ def loss_of(
     over: Any = "labels",
     temperature: float = 1.0,
     log_prior: Any = None,
-    redraw: Redraw | None = None,
+    redraw: Any = None,
 ) -> tuple[DistillLoss, list[DistillItem]]:
     student = PromptEncoder(
         loaded.tokenizer, student_task(task, keep_instruction=False), [], max_length=256
@@ -56,7 +57,10 @@ def loss_of(
         log_prior=log_prior,
         redraw=redraw,
     )
-    items = [DistillItem(e, s) for e, s in zip(TEXTS, student.encode(TEXTS), strict=True)]
+    items = [
+        DistillItem(s.id, s.prompt_ids, s.completions, None, s.num_tokens_cut, example=e)
+        for e, s in zip(TEXTS, student.encode(TEXTS), strict=True)
+    ]
     return loss, items
 
 
@@ -141,7 +145,7 @@ def test_over_the_vocabulary_single_words_compare_the_whole_next_token(loaded: L
         return functional.log_softmax(torch.stack(rows) / 2.0, dim=1)
 
     theirs = next_token([item.prompt_ids for item in loss.teacher.encoder.encode(TEXTS)])
-    ours = next_token([item.student.prompt_ids for item in items])
+    ours = next_token([item.prompt_ids for item in items])
     expected = (theirs.exp() * (theirs - ours)).sum() * 4
     assert found == pytest.approx(float(expected), rel=1e-4)
 
@@ -155,7 +159,7 @@ def test_over_the_vocabulary_later_branches_count_as_often_as_the_teacher_gets_t
         found = float(loss.loss_sum(items[:2]))
     taught = loss.teacher.encoder.encode(TEXTS[:2])
     expected = 0.0
-    for student, teacher in zip([item.student for item in items[:2]], taught, strict=True):
+    for student, teacher in zip(items[:2], taught, strict=True):
         openings = {
             tuple(completion[:length].tolist())
             for completion in teacher.completions
@@ -210,11 +214,11 @@ def test_a_frozen_teacher_stays_what_it_was_and_a_self_teacher_moves(loaded: Loa
 
 def test_redrawn_contexts_are_a_function_of_seed_and_step(loaded: LoadedModel) -> None:
     task = replace(toy_task(), num_demonstrations=2)
-    redraw = Redraw(EXAMPLES, task, seed=3)
-    drawn = [[e.id for e in redraw.demonstrations(step)] for step in (0, 1, 2, 0)]
+    redraw = partial(redrawn_demonstrations, EXAMPLES, task, 3)
+    drawn = [[e.id for e in redraw(step)] for step in (0, 1, 2, 0)]
     assert drawn[0] == drawn[3]
     assert len({tuple(ids) for ids in drawn}) > 1
-    assert {e.label for e in redraw.demonstrations(5)} == {"bad", "good"}
+    assert {e.label for e in redraw(5)} == {"bad", "good"}
     loss, _ = loss_of(loaded, task=task, shown=[], redraw=redraw)
     loss.start_step(1)
     assert [e.id for e in loss.teacher.encoder.demonstrations] == drawn[1]

@@ -30,15 +30,22 @@ EXAMPLES = tiny.toy_examples(9)
 TASK = task_from_columns(name="toy", text=["text"], label_column="label", labels=["bad", "good"])
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for each test; returns where features lie."""
+    monkeypatch.setattr("taskfit.methods.features.cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache" / "features"
+
+
 def context_of(loaded: LoadedModel, *overrides: str) -> MethodContext:
     return MethodContext(load_settings(overrides=list(overrides)), TASK, EXAMPLES[:2], loaded)
 
 
 @pytest.mark.parametrize("prompt", ["true", "false"])
 def test_features_are_the_last_hidden_state_of_a_plain_pass(
-    loaded: LoadedModel, tmp_path: Path, prompt: str
+    loaded: LoadedModel, prompt: str
 ) -> None:
-    reader = FeatureReader(context_of(loaded, f"method.prompt={prompt}"), cache=tmp_path)
+    reader = FeatureReader(context_of(loaded, f"method.prompt={prompt}"))
     found = reader.features(EXAMPLES[2:])
     for row, item in zip(found, reader._encoder.encode(EXAMPLES[2:]), strict=True):
         with loaded.tree.plain_attention() as plain, torch.no_grad():
@@ -48,12 +55,12 @@ def test_features_are_the_last_hidden_state_of_a_plain_pass(
 
 
 def test_a_second_reading_runs_no_token_and_other_weights_are_another_model(
-    loaded: LoadedModel, tmp_path: Path
+    loaded: LoadedModel, cache: Path
 ) -> None:
     context = context_of(loaded)
-    first = FeatureReader(context, cache=tmp_path).features(EXAMPLES)
+    first = FeatureReader(context).features(EXAMPLES)
     before = loaded.tree.num_tokens_run
-    shuffled = FeatureReader(context, cache=tmp_path).features(EXAMPLES[::-1])
+    shuffled = FeatureReader(context).features(EXAMPLES[::-1])
     assert loaded.tree.num_tokens_run == before
     np.testing.assert_array_equal(shuffled[::-1], first)
     add_adapter(loaded.tree.model, AdapterSettings(), seed=0)
@@ -62,24 +69,24 @@ def test_a_second_reading_runs_no_token_and_other_weights_are_another_model(
             if "lora_B" in name:
                 parameter.add_(0.1)
     # Features are the model's from before training, whatever an adapter says by now.
-    with_adapter = FeatureReader(context, cache=tmp_path).features(EXAMPLES)
+    with_adapter = FeatureReader(context).features(EXAMPLES)
     np.testing.assert_allclose(with_adapter, first, atol=1e-6)
     with torch.no_grad():
         loaded.tree.model.get_input_embeddings().weight.mul_(1.5)
-    moved = FeatureReader(context, cache=tmp_path).features(EXAMPLES)
+    moved = FeatureReader(context).features(EXAMPLES)
     assert np.abs(moved - first).max() > 1e-3
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_what_a_cache_spares_is_counted_once_and_only_if_another_run_paid_it(
-    loaded: LoadedModel, tmp_path: Path
+    loaded: LoadedModel,
 ) -> None:
     context = context_of(loaded)
-    first = FeatureReader(context, cache=tmp_path)
+    first = FeatureReader(context)
     first.features(EXAMPLES[:2])
     first.features(EXAMPLES[:2])
     assert first.cached_seconds == 0
-    second = FeatureReader(context, cache=tmp_path)
+    second = FeatureReader(context)
     second.features(EXAMPLES[:1])
     one = second.cached_seconds
     second.features(EXAMPLES)
@@ -138,25 +145,21 @@ def test_retrieval_comes_back_from_its_state(loaded: LoadedModel) -> None:
     assert ids == [[e.id for e in shown] for shown in first.nearest(queries, 2)]
 
 
-def encoder_reader(context: MethodContext, folder: Path, cache: Path) -> EncoderFeatures:
-    return EncoderFeatures(context, str(folder), cache=cache)
-
-
 def test_an_encoder_embeds_a_text_once_whatever_the_run_and_pays_for_it_once(
-    loaded: LoadedModel, encoder_folder: Path, tmp_path: Path
+    loaded: LoadedModel, encoder_folder: Path, cache: Path
 ) -> None:
     context = context_of(loaded)
-    first = encoder_reader(context, encoder_folder, tmp_path)
+    first = EncoderFeatures(context, str(encoder_folder))
     found = first.features(EXAMPLES[:4])
     assert first.cached_seconds == 0
-    second = encoder_reader(context, encoder_folder, tmp_path)
+    second = EncoderFeatures(context, str(encoder_folder))
     seen: list[int] = []
     np.testing.assert_array_equal(second.features(EXAMPLES[3::-1]), found[::-1])
     assert second._encoder.num_tokens_run == 0
     assert second.cached_seconds > 0
     second.features(EXAMPLES[:6], advance=seen.append)
     assert (seen[0], sum(seen)) == (4, 6)
-    [file] = tmp_path.iterdir()
+    [file] = cache.iterdir()
     before = file.read_bytes()
     second.keep_no_more()
     assert second.features(EXAMPLES).shape == (len(EXAMPLES), found.shape[1])
@@ -165,7 +168,7 @@ def test_an_encoder_embeds_a_text_once_whatever_the_run_and_pays_for_it_once(
 
 
 def test_an_encoder_with_other_weights_or_another_tokenizer_is_another_encoder(
-    loaded: LoadedModel, encoder_folder: Path, tmp_path: Path
+    loaded: LoadedModel, encoder_folder: Path, tmp_path: Path, cache: Path
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(encoder_folder, other)
@@ -178,8 +181,8 @@ def test_an_encoder_with_other_weights_or_another_tokenizer_is_another_encoder(
     weights = load_file(shifted / "model.safetensors")
     save_file({name: w + 0.01 for name, w in weights.items()}, shifted / "model.safetensors")
     for folder in (encoder_folder, other, shifted):
-        encoder_reader(context_of(loaded), folder, tmp_path / "cache").features(EXAMPLES[:1])
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+        EncoderFeatures(context_of(loaded), str(folder)).features(EXAMPLES[:1])
+    assert len(list(cache.iterdir())) == 3
 
 
 ALL = tiny.toy_examples(500)

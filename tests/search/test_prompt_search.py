@@ -178,13 +178,13 @@ def test_every_candidate_and_example_is_scored_at_most_once_and_no_evaluation_te
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: Counter[tuple[int, str]] = Counter()
-    original = prompt_scoring.candidate_log_probs
+    original = prompt_scoring.JOINT.log_probs
 
     def counted(model: object, items: Sequence[EncodedExample], *rest: object, **more: object):
         asked.update((id(item), item.id) for item in items)
         return original(model, items, *rest, **more)
 
-    monkeypatch.setattr(prompt_scoring, "candidate_log_probs", counted)
+    monkeypatch.setattr(prompt_scoring.JOINT, "log_probs", counted)
     settings = settings_of(tmp_path, model_folder, num_demonstrations=2)
     found = search(settings, wordings)
     assert set(asked.values()) == {1}

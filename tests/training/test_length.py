@@ -6,7 +6,7 @@ import pytest
 
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
-from taskfit.training.length import MIN_STEPS, training_length, with_length
+from taskfit.training.length import MIN_STEPS, settle_length
 
 
 def length_of(
@@ -15,10 +15,10 @@ def length_of(
     settings = load_settings(
         overrides=[f"{k.replace('__', '.')}={v}" for k, v in overrides.items()]
     )
-    found = training_length(
+    found, _ = settle_length(
         settings.resolved(), num_train=num_train, num_labels=labels, mean_words=words
     )
-    return found.epochs, found.batch_size
+    return found.training.epochs, found.training.batch_size
 
 
 @pytest.mark.parametrize("num_train", [64, 100, 176, 256, 500])
@@ -46,16 +46,16 @@ def test_many_labels_are_seen_once_and_few_are_not_seen_for_ever() -> None:
 def test_what_is_given_stays_and_is_not_explained() -> None:
     assert length_of(64, training__epochs="2.5", training__batch_size="4") == (2.5, 4)
     settings = load_settings(overrides=["training.epochs=2"]).resolved()
-    found = training_length(settings, num_train=64, num_labels=2, mean_words=9)
-    assert found.reason == ""
+    _, reason = settle_length(settings, num_train=64, num_labels=2, mean_words=9)
+    assert reason == ""
 
 
 def test_the_reason_names_steps_and_the_setting() -> None:
-    found = training_length(RunSettings().resolved(), num_train=64, num_labels=2, mean_words=9)
-    assert "80 steps of 16 texts, each seen 20 times" in found.reason
-    assert "training.epochs" in found.reason
-    settled = with_length(RunSettings(), found)
-    assert (settled.training.epochs, settled.training.batch_size) == (found.epochs, 16)
+    settings = RunSettings().resolved()
+    settled, reason = settle_length(settings, num_train=64, num_labels=2, mean_words=9)
+    assert "80 steps of 16 texts, each seen 20 times" in reason
+    assert "training.epochs" in reason
+    assert (settled.training.epochs, settled.training.batch_size) == (20, 16)
 
 
 def test_long_texts_take_smaller_batches() -> None:

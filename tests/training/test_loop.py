@@ -23,8 +23,9 @@ from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.tasks import EncodedExample, PromptEncoder, task_from_columns
 from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training.length import count_steps
 from taskfit.training.log import TrainingLog
-from taskfit.training.loop import TrainingJob, Validation, count_steps, is_worse, train
+from taskfit.training.loop import TrainingJob, Validation, is_worse, train
 from taskfit.training.memory import MemoryAccount
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
 from tiny_screens import Killed

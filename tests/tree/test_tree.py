@@ -45,7 +45,6 @@ def test_blocks_of_any_size_show_each_token_exactly_its_ancestors(
     for block in attention_blocks(tree, block_size):
         assert block.stop - block.start <= block_size
         keys = [*block.ancestors.tolist(), *range(block.start, block.stop)]
-        assert block.key_positions.tolist() == tree.positions[keys].tolist()
         for query, row in zip(range(block.start, block.stop), block.visible, strict=True):
             seen |= {(keys[i], query) for i in np.flatnonzero(row)}
     expected = {

@@ -5,6 +5,7 @@ from pathlib import Path
 from peft import PeftModel
 from torch import nn
 
+from taskfit.methods.method import Trainable
 from taskfit.models.adapters import (
     add_adapter,
     enable_gradient_checkpointing,
@@ -18,7 +19,7 @@ from taskfit.models.tree_model import TreeModel
 from taskfit.settings import RunSettings
 
 
-class AdaptedModel:
+class AdaptedModel(Trainable):
     """What training in steps needs of a causal language model under the token tree.
 
     Attributes:
@@ -58,9 +59,6 @@ class AdaptedModel:
         if self._settings.training.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         return trainable_parameters(model)
-
-    def weights_changed(self) -> None:
-        """Forget what was computed with earlier weights; nothing, unless a subclass keeps any."""
 
     def compile(self) -> None:
         """Compile the decoder layers."""

@@ -8,7 +8,7 @@ normalised over: an example of training costs its own word's branches, however m
 are. For words of one token it is the softmax over the words.
 
 Legend: N examples, C candidates (label words), R nodes read, Y options at all branches read, E
-choices of all candidates wanted.
+choices of all chosen candidates.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from taskfit.errors import PromptError
-from taskfit.methods.scoring import JointWords, WordReader
+from taskfit.methods.reading import nodes_to_read
+from taskfit.methods.scoring import JOINT, WordReader
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
-from taskfit.tree import TokenTree
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def word_reader(settings: MethodSettings, *, end_id: int | None) -> WordReader:
         end_id: The tokenizer's end token.
     """
     by_branch = settings.name == "label_words" and settings.word_loss == "branches"
-    return BranchWords(end_id) if by_branch else JointWords()
+    return BranchWords(end_id) if by_branch else JOINT
 
 
 class BranchWords(WordReader):
@@ -136,10 +136,10 @@ class BranchWords(WordReader):
         options: list[IntArray] = []
         chosen: list[IntArray] = []
         num_branches = num_words = 0
-        for item, wanted in zip(items, candidates, strict=True):
+        for item, asked in zip(items, candidates, strict=True):
             tree = self._tree(item)
             place = np.full(len(item.completions), -1)
-            place[list(wanted)] = num_words + np.arange(len(wanted))
+            place[list(asked)] = num_words + np.arange(len(asked))
             choices = tree.choices[place[tree.choices[:, 0]] >= 0]
             branches, own = np.unique(choices[:, 1], return_inverse=True)
             chosen.append(
@@ -149,11 +149,11 @@ class BranchWords(WordReader):
             sequences += [np.concatenate((prompt, tree.starts[b])) for b in branches]
             options += [tree.options[b] for b in branches]
             num_branches += len(branches)
-            num_words += len(wanted)
+            num_words += len(asked)
         if not num_branches:
             return torch.zeros(num_words, device=model.device)
         laid = TokenTree.build(sequences)
-        nodes, rows = np.unique([path[-1] for path in laid.paths], return_inverse=True)
+        nodes, rows = nodes_to_read(laid, [slice(-1, None)] * num_branches)
         counts = np.array([len(found) for found in options])
         columns = np.concatenate([np.arange(count) for count in counts])
         of_branch = np.repeat(np.arange(len(counts)), counts)
@@ -165,6 +165,7 @@ class BranchWords(WordReader):
         scores = model.token_scores(
             hidden, on_device(rows[of_branch]), on_device(np.concatenate(options))
         )  # (Y,)
+        # Branches have different numbers of options: rows of one table, normalised at once.
         table = scores.new_full((len(counts), int(counts.max())), float("-inf"))
         table = table.index_put((on_device(of_branch), on_device(columns)), scores)
         owner, branch, option = on_device(np.concatenate(chosen)).unbind(dim=1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
 from taskfit.data import Example
+from taskfit.errors import DataError
 from taskfit.methods.scoring import LabelScorer
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
@@ -73,5 +74,13 @@ def text_prior(
     Args:
         score: Returns log p(label words | prompt), (N, L).
         texts: What to average over.
+
+    Raises:
+        DataError: If there is none.
     """
+    if not texts:
+        raise DataError(
+            "method.calibration=batch needs training texts (their labels are not used). Give "
+            "--data, or use another method.calibration."
+        )
     return log_softmax(score(texts), axis=1).mean(axis=0)  # type: ignore[no-any-return]

@@ -3,8 +3,9 @@
 Legend: N examples, L labels, R nodes at which the two are compared, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,59 +15,32 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from taskfit.data import Example
-from taskfit.errors import DataError, PromptError, SettingsError
-from taskfit.methods.calibration import apply_prior, text_prior
-from taskfit.methods.method import Advance, FloatArray, MethodContext
+from taskfit.errors import PromptError, SettingsError
+from taskfit.methods.calibration import text_prior
+from taskfit.methods.method import FloatArray, MethodContext
 from taskfit.methods.objective import FixedTree, Objective, TreeObjective
-from taskfit.methods.scoring import (
-    LabelScorer,
-    ReadPlan,
-    candidate_log_probs,
-    read_plan,
-    sequences_of,
-    sum_over_words,
-)
-from taskfit.methods.teacher import Redraw, Teacher, student_task
-from taskfit.methods.tree_method import TreeMethod, prompt_encoder
+from taskfit.methods.scoring import LabelScorer, ReadPlan, read_plan, sum_over_words
+from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_task
+from taskfit.methods.tree_method import WordMethod, prompt_encoder
 from taskfit.models.attention import KeyValueCache
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
 from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
-from taskfit.tree.build import IntArray
-
-# Rows of full-vocabulary scores in memory at once, for teacher and student each.
-LOGIT_ROWS = 128
+from taskfit.tree import IntArray
 
 
 @dataclass(frozen=True, slots=True)
-class DistillItem:
-    """A text for both: encoded for the student; the teacher's context may change.
+class DistillItem(EncodedExample):
+    """A text encoded for the student.
 
     Attributes:
-        example: The text; its label is not looked at.
-        student: Its prompt without context.
+        example: The text, for the teacher, whose context may change.
     """
 
-    example: Example
-    student: EncodedExample
-
-    @property
-    def id(self) -> str:
-        """Return the example's id."""
-        return self.example.id
-
-    @property
-    def num_tokens(self) -> int:
-        """Return the student's tokens."""
-        return self.student.num_tokens
-
-    @property
-    def num_tokens_cut(self) -> int:
-        """Return the tokens by which the student's text was shortened."""
-        return self.student.num_tokens_cut
+    example: Example = field(kw_only=True)
 
 
-class Distill(TreeMethod):
+class Distill(WordMethod):
     """Trains the prompt's effect into the weights; predicts without the context.
 
     Snell et al. 2022 (arXiv:2209.15189); Askell et al. 2021 (arXiv:2112.00861), section 2.
@@ -98,9 +72,7 @@ class Distill(TreeMethod):
         encoder = prompt_encoder(
             context, student_task(task, keep_instruction=settings.student_instruction), []
         )
-        super().__init__(context, encoder)
-        budget = context.settings.training.score_token_budget
-        self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget)
+        super().__init__(context, {"": encoder})
         self._pool: list[Example] = []
         self._log_prior: FloatArray | None = None
 
@@ -115,11 +87,6 @@ class Distill(TreeMethod):
         self._pool = [*self.context.demonstrations, *labelled]
         if self.settings.calibration == "batch":
             texts = [*train, *validation][: self.context.settings.data.max_validation]
-            if not texts:
-                raise DataError(
-                    "method.calibration=batch needs training texts (their labels are not used). "
-                    "Give --data, or leave the calibration out."
-                )
             encoder = prompt_encoder(self.context, self.task, self.context.demonstrations)
             budget = self.context.settings.training.score_token_budget
             teacher = LabelScorer(self.model.tree, encoder, token_budget=budget)
@@ -129,8 +96,8 @@ class Distill(TreeMethod):
         """Encode texts for the student; labels are dropped."""
         bare = [Example(example.id, example.texts) for example in examples]
         return [
-            DistillItem(example, student)
-            for example, student in zip(bare, self.scorer.encoder.encode(bare), strict=True)
+            DistillItem(s.id, s.prompt_ids, s.completions, None, s.num_tokens_cut, example=example)
+            for example, s in zip(bare, self.scorer.encoder.encode(bare), strict=True)
         ]
 
     def objective(self) -> Objective[DistillItem]:
@@ -149,21 +116,11 @@ class Distill(TreeMethod):
             temperature=settings.temperature,
             log_prior=self._log_prior,
             redraw=(
-                Redraw(self._pool, self.task, self.context.settings.seed)
+                partial(redrawn_demonstrations, self._pool, self.task, self.context.settings.seed)
                 if settings.contexts == "redrawn"
                 else None
             ),
         )
-
-    def probabilities(
-        self, examples: Sequence[Example], *, advance: Advance | None = None
-    ) -> FloatArray:
-        """Return the student's label probabilities, (N, L)."""
-        return apply_prior(self.scorer.log_probs(examples, advance=advance), None)
-
-    def weights_changed(self) -> None:
-        """Drop the cached prefix."""
-        self.scorer.forget_prefix()
 
     def supervised(self, item: EncodedExample) -> str:
         """Return what stands for the teacher's answer."""
@@ -188,7 +145,7 @@ class DistillLoss(TreeObjective[DistillItem]):
         over: Literal["labels", "vocabulary"],
         temperature: float,
         log_prior: FloatArray | None = None,
-        redraw: Redraw | None = None,
+        redraw: Callable[[int], list[Example]] | None = None,
     ) -> None:
         """Bind student and teacher.
 
@@ -198,7 +155,7 @@ class DistillLoss(TreeObjective[DistillItem]):
             over: What is compared.
             temperature: Divides the scores of both.
             log_prior: Subtracted from the teacher's scores of the labels, (L,); None: nothing.
-            redraw: Draws the teacher's context for each step; None: it stays.
+            redraw: Returns the teacher's demonstrations for a step; None: they stay.
         """
         self.student = student
         self.teacher = teacher
@@ -206,37 +163,36 @@ class DistillLoss(TreeObjective[DistillItem]):
         self.temperature = temperature
         self.log_prior = log_prior
         self.redraw = redraw
+        self._every = list(range(len(student.label_of_candidate)))
 
     def start_step(self, step: int) -> None:
         """Draw the step's context."""
         self.teacher.weights_changed()
         if self.redraw is not None:
-            shown = self.redraw.demonstrations(step)
-            self.teacher.use(self.teacher.encoder.for_task(self.redraw.task, demonstrations=shown))
+            encoder, shown = self.teacher.encoder, self.redraw(step)
+            self.teacher.use(encoder.for_task(encoder.task, demonstrations=shown))
 
     def sequences(self, item: DistillItem) -> list[IntArray]:
         """Return the student's prompt with all label words."""
-        return sequences_of(item.student, range(len(self.student.label_of_candidate)))
+        return self.student.words.sequences(item, self._every)
 
     def fixed_trees(self, items: Sequence[DistillItem], token_budget: int) -> Iterator[FixedTree]:
         """Return the student's trees, and the teacher's unless its context is drawn anew."""
         yield from super().fixed_trees(items, token_budget)
         if self.redraw is not None or self.teacher.model is not self.student.model:
             return
-        every = list(range(len(self.student.label_of_candidate)))
         for piece in self.plan(items, token_budget):
             with self.teacher.reading():
                 taught, prefix = self.teacher.encode([items[i].example for i in piece])
             skip = prefix.length if prefix else 0
-            tree = read_plan(taught, [every] * len(taught), skip=skip).tree
+            tree = read_plan(taught, [self._every] * len(taught), skip=skip).tree
             yield FixedTree(tree, prefix, 0)
 
     def loss_sum(self, items: Sequence[DistillItem]) -> Tensor:
         """Return the summed divergence of examples, run as one tree for each of the two (nats)."""
-        students = [item.student for item in items]
         with self.teacher.reading():
             teachers, prefix = self.teacher.encode([item.example for item in items])
-        for student, taught in zip(students, teachers, strict=True):
+        for student, taught in zip(items, teachers, strict=True):
             if [c.tolist() for c in student.completions] != [
                 c.tolist() for c in taught.completions
             ]:
@@ -246,7 +202,7 @@ class DistillLoss(TreeObjective[DistillItem]):
                     "colon, and let label words start with a space."
                 )
         compare = self._over_labels if self.over == "labels" else self._over_vocabulary
-        return compare(students, teachers, prefix) * self.temperature**2
+        return compare(items, teachers, prefix) * self.temperature**2
 
     def _over_labels(
         self,
@@ -265,8 +221,9 @@ class DistillLoss(TreeObjective[DistillItem]):
         self, model: TreeModel, items: Sequence[EncodedExample], prefix: KeyValueCache | None
     ) -> Tensor:
         owners = self.student.label_of_candidate
-        every = list(range(len(owners)))
-        joint = candidate_log_probs(model, items, [every] * len(items), prefix=prefix)
+        joint = self.student.words.log_probs(
+            model, items, [self._every] * len(items), prefix=prefix
+        )
         return sum_over_words(joint.view(len(items), -1), owners, max(owners) + 1)
 
     def _over_vocabulary(
@@ -275,7 +232,7 @@ class DistillLoss(TreeObjective[DistillItem]):
         teachers: Sequence[EncodedExample],
         prefix: KeyValueCache | None,
     ) -> Tensor:
-        every = [list(range(len(self.student.label_of_candidate)))] * len(students)
+        every = [self._every] * len(students)
         taught = read_plan(teachers, every, skip=prefix.length if prefix else 0)
         own = read_plan(students, every)
         model = self.teacher.model
@@ -285,7 +242,7 @@ class DistillLoss(TreeObjective[DistillItem]):
                 torch.from_numpy(a).to(model.device) for a in (taught.rows, taught.targets)
             )
             log_probs = model.token_log_probs(theirs, rows, targets).cpu().numpy()
-        tokens, weights = _branches(own, log_probs, len(every[0]))
+        tokens, weights = _branches(own, log_probs, len(self._every))
         ours = self.student.model.hidden(own.tree, own.nodes)
         device = self.student.model.device
         rows_theirs, rows_ours = (
@@ -295,8 +252,10 @@ class DistillLoss(TreeObjective[DistillItem]):
         total = ours.new_zeros((), dtype=torch.float32)
         for part in torch.split(torch.arange(len(tokens), device=device), LOGIT_ROWS):
             with self.teacher.reading():
-                wanted = model.logits(theirs[rows_theirs[part]])
-            found = checkpoint(self._divergence, wanted, ours[rows_ours[part]], use_reentrant=False)
+                taught_scores = model.logits(theirs[rows_theirs[part]])
+            found = checkpoint(
+                self._divergence, taught_scores, ours[rows_ours[part]], use_reentrant=False
+            )
             total = total + (found * weight[part]).sum()
         return total
 
@@ -328,7 +287,7 @@ def _check_calibration(settings: MethodSettings) -> None:
         "method.teacher": (settings.teacher, "frozen"),
         "method.contexts": (settings.contexts, "fixed"),
     }
-    wrong = [f"{name}={found}" for name, (found, wanted) in given.items() if found != wanted]
+    wrong = [f"{name}={found}" for name, (found, needed) in given.items() if found != needed]
     if wrong:
         raise SettingsError(
             f"distill with {' and '.join(wrong)}: the prior of the teacher's labels is measured "

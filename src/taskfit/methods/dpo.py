@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,9 +20,7 @@ from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import Gather, Reference, learned_log_probs, tokens_to_run
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks.chat import EncodedPreference
-from taskfit.tree.build import IntArray
-
-FloatArray = NDArray[np.float64]
+from taskfit.tree import IntArray
 
 
 class Dpo(MethodTraits, AdaptedModel):
@@ -78,7 +75,7 @@ class DpoLoss(TreeObjective[EncodedPreference]):
 
     def sequences(self, item: EncodedPreference) -> Sequence[IntArray]:
         """Return both answers behind their prompt, which a tree runs once."""
-        return pair_tokens(item)
+        return [tokens_to_run(item.chosen), tokens_to_run(item.rejected)]
 
     def loss_sum(self, items: Sequence[EncodedPreference]) -> Tensor:
         """Return the summed loss of pairs run as one tree (nats)."""
@@ -122,8 +119,3 @@ def dpo_loss(policy: Tensor, reference: Tensor, *, beta: float) -> Tensor:
     """
     ratios = policy - reference
     return -functional.logsigmoid(beta * (ratios[:, 0] - ratios[:, 1]))
-
-
-def pair_tokens(item: EncodedPreference) -> list[IntArray]:
-    """Return the tokens that must run for both answers."""
-    return [tokens_to_run(item.chosen), tokens_to_run(item.rejected)]

@@ -6,9 +6,11 @@ Legend: N examples, D hidden width.
 import hashlib
 import sqlite3
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from transformers import PreTrainedModel
 from taskfit.data import Example
 from taskfit.data.fetch import cache_folder
 from taskfit.methods.method import Advance, MethodContext
-from taskfit.methods.reading import PrefixCache, run_in_trees
+from taskfit.methods.reading import PrefixCache, read_prompts
 from taskfit.methods.tree_method import prompt_encoder
 from taskfit.models.adapters import adapters_off
 from taskfit.models.attention import KeyValueCache
@@ -29,10 +31,11 @@ from taskfit.models.load import resolve_device
 from taskfit.models.quantize import count_parameters
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
-from taskfit.tree import TokenTree
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree
 
 Features = NDArray[np.float32]
+T = TypeVar("T")
+MODEL = "model"
 
 
 def feature_encoder(context: MethodContext) -> PromptEncoder | BareEncoder:
@@ -44,9 +47,9 @@ def feature_encoder(context: MethodContext) -> PromptEncoder | BareEncoder:
     return BareEncoder(model.tokenizer, context.task, max_length=prompted.max_length)
 
 
-def prompts_of(items: Sequence[EncodedExample], *, skip: int = 0) -> list[IntArray]:
-    """Return what must run to read the last token of each prompt."""
-    return [item.prompt_ids[skip:] for item in items]
+def prompt_alone(item: EncodedExample, skip: int = 0) -> list[IntArray]:
+    """Return what must run to read the last token of a prompt, without its first `skip` tokens."""
+    return [item.prompt_ids[skip:]]
 
 
 def last_hidden(
@@ -59,22 +62,25 @@ def last_hidden(
         items: Encoded examples.
         prefix: Keys and values of the tokens that all prompts start with.
     """
-    tree = TokenTree.build(prompts_of(items, skip=prefix.length if prefix else 0))
-    nodes, rows = np.unique([path[-1] for path in tree.paths], return_inverse=True)
-    hidden = model.hidden(tree, nodes, prefix=prefix)
-    return hidden[torch.from_numpy(rows).to(hidden.device)]
+    skip = prefix.length if prefix else 0
+    tree = TokenTree.build([item.prompt_ids[skip:] for item in items])
+    return model.hidden(tree, np.array([path[-1] for path in tree.paths]), prefix=prefix)
 
 
-class CachedFeatures:
-    """What readers of features share: each text of a model is read once, whatever the run."""
+class CachedFeatures(ABC):
+    """Reads features of texts, each text of a model once, whatever the run."""
 
-    def __init__(self, cache: "FeatureCache", model: PreTrainedModel, width: int) -> None:
-        """Keep features of `width` numbers, which `model` computes, in `cache`."""
-        self._cache = cache
+    def __init__(self, name: str, model: PreTrainedModel, width: int) -> None:
+        """Keep features of `width` numbers, which `model` computes, under its fingerprint."""
+        self._cache = FeatureCache(cache_folder() / "features", name)
         self._width = width
         self._cached: dict[bytes, float] = {}
         self._keeps = True
         self.num_parameters = count_parameters(model)
+
+    @abstractmethod
+    def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
+        """Return the features of texts in float32, (N, D)."""
 
     def keep_no_more(self) -> None:
         """Leave the cache as it is: texts that a fitted run predicts are nobody's to keep."""
@@ -87,17 +93,20 @@ class CachedFeatures:
 
     def _read(
         self,
-        keys: Sequence[bytes],
-        compute: Callable[[list[int]], Features],
+        texts: Sequence[T],
+        content: Callable[[T], bytes],
+        compute: Callable[[list[T]], Features],
         advance: Advance | None,
     ) -> Features:
         """Return the features of texts, (N, D).
 
         Args:
-            keys: What decides each text's features, (N,).
-            compute: Returns those of the texts at some places, and advances for each.
+            texts: In any form.
+            content: Returns what decides a text's features.
+            compute: Returns the features of some texts, and advances for each.
             advance: Called with the number of texts that came from the cache.
         """
+        keys = [hashlib.sha256(content(text)).digest() for text in texts]
         result = np.empty((len(keys), self._width), np.float32)
         missing = []
         for place, stored in enumerate(self._cache.load(keys)):
@@ -110,7 +119,7 @@ class CachedFeatures:
             advance(len(keys) - len(missing))
         if missing:
             started = time.perf_counter()
-            result[missing] = compute(missing)
+            result[missing] = compute([texts[i] for i in missing])
             seconds = (time.perf_counter() - started) / len(missing)
             if self._keeps:
                 self._cache.save([keys[i] for i in missing], result[missing], seconds=seconds)
@@ -120,67 +129,48 @@ class CachedFeatures:
 
 
 class FeatureReader(CachedFeatures):
-    """Reads a causal model's features of texts."""
+    """Reads a causal model's features: its last hidden state."""
 
-    def __init__(self, context: MethodContext, *, cache: Path | None = None) -> None:
-        """Bind to the context's model and encoder.
-
-        Args:
-            context: Model, task and demonstrations.
-            cache: Folder of the cache; None: the user's cache folder.
-        """
-        self._model = context.need_model()
+    def __init__(self, context: MethodContext) -> None:
+        """Bind to the context's model and encoder."""
+        tree = context.need_model().tree
         self._encoder = feature_encoder(context)
         self._budget = context.settings.training.score_token_budget
-        self._prefixes = PrefixCache(self._model.tree, self._encoder)
-        model = self._model.tree.model
-        width = int(model.get_output_embeddings().weight.shape[1])
-        super().__init__(FeatureCache(cache, fingerprint(model)), model, width)
+        self._prefixes = PrefixCache(tree, self._encoder)
+        width = int(tree.model.get_output_embeddings().weight.shape[1])
+        super().__init__(fingerprint(tree.model), tree.model, width)
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
-        """Return the features of texts in float32, (N, D)."""
+        """Return the last hidden states of prompts, of the model as it was before training."""
+        tree = self._prefixes.model
+
+        def compute(items: list[EncodedExample]) -> Features:
+            # Whatever has been trained in it since.
+            with adapters_off(tree.model):
+                return read_prompts(
+                    self._prefixes,
+                    items,
+                    np.empty((len(items), self._width), np.float32),
+                    sequences=prompt_alone,
+                    read=lambda found, prefix: last_hidden(tree, found, prefix=prefix),
+                    token_budget=self._budget,
+                    advance=advance,
+                )
+
         items = self._encoder.encode(examples)
-        return self._read(
-            [_key(item.prompt_ids.tobytes()) for item in items],
-            lambda missing: self._compute([items[i] for i in missing], advance),
-            advance,
-        )
-
-    def _compute(self, items: Sequence[EncodedExample], advance: Advance | None) -> Features:
-        """Run the model as it was before training, whatever has been trained in it since."""
-        with adapters_off(self._model.tree.model):
-            return self._run(items, advance)
-
-    def _run(self, items: Sequence[EncodedExample], advance: Advance | None) -> Features:
-        prefix = self._prefixes.shared_by(items)
-        result = np.empty((len(items), self._width), np.float32)
-
-        def read(chosen: list[int]) -> None:
-            hidden = last_hidden(self._model.tree, [items[i] for i in chosen], prefix=prefix)
-            result[chosen] = hidden.float().cpu().numpy()
-            if advance is not None:
-                advance(len(chosen))
-
-        run_in_trees(
-            self._model.tree,
-            [[ids] for ids in prompts_of(items, skip=prefix.length if prefix else 0)],
-            read,
-            token_budget=self._budget,
-            names=[item.id for item in items],
-        )
-        return result
+        # Instruction, demonstrations and the cut of long texts are all in the tokens themselves.
+        return self._read(items, lambda item: item.prompt_ids.tobytes(), compute, advance)
 
 
 class EncoderFeatures(CachedFeatures):
     """Embeds texts with a sentence encoder; columns of text are joined by line breaks."""
 
-    def __init__(self, context: MethodContext, name: str, *, cache: Path | None = None) -> None:
+    def __init__(self, context: MethodContext, name: str) -> None:
         """Load an encoder.
 
         Args:
             context: Task and device.
             name: Packaged encoder, hub id or folder.
-            cache: Folder of the cache; None: the user's cache folder.
 
         Raises:
             ModelError: If it cannot be had.
@@ -191,19 +181,25 @@ class EncoderFeatures(CachedFeatures):
         model = self._encoder.model
         # Rows of this cache have the text as key, not token ids.
         beside = f" {self._encoder.max_length} {self._encoder.reading}"
-        found = FeatureCache(cache, fingerprint(model, beside=beside))
-        super().__init__(found, model, int(model.config.hidden_size))
+        super().__init__(fingerprint(model, beside=beside), model, int(model.config.hidden_size))
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
-        """Return embeddings of length 1 in float32, (N, D)."""
-        texts = ["\n".join(e.texts[name] for name in self._columns) for e in examples]
+        """Return embeddings of length 1."""
         return self._read(
-            [_key(text.encode()) for text in texts],
-            lambda missing: embed_texts(
-                self._encoder, [texts[i] for i in missing], advance=advance
-            ),
+            ["\n".join(e.texts[name] for name in self._columns) for e in examples],
+            str.encode,
+            lambda texts: embed_texts(self._encoder, texts, advance=advance),
             advance,
         )
+
+
+def feature_reader(context: MethodContext, name: str) -> CachedFeatures:
+    """Return what reads the features of `model`, or of an encoder by its name.
+
+    Raises:
+        ModelError: If there is no such encoder.
+    """
+    return FeatureReader(context) if name == MODEL else EncoderFeatures(context, name)
 
 
 class FeatureCache:
@@ -213,14 +209,9 @@ class FeatureCache:
     same, though another run has paid it.
     """
 
-    def __init__(self, folder: Path | None, model: str) -> None:
-        """Open the file of a model.
-
-        Args:
-            folder: Where it lies; None: in the user's cache folder.
-            model: The model's fingerprint.
-        """
-        self.path = (folder or cache_folder() / "features") / f"{model}.sqlite"
+    def __init__(self, folder: Path, model: str) -> None:
+        """Open the file of a model in a folder, under the model's fingerprint."""
+        self.path = folder / f"{model}.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._open()) as database, database:
             database.execute(
@@ -238,7 +229,7 @@ class FeatureCache:
             for row in rows
         ]
 
-    def save(self, keys: Sequence[bytes], features: Features, *, seconds: float) -> None:
+    def save(self, keys: Sequence[bytes], features: Features, *, seconds: float = 0) -> None:
         """Store features, all of them or none; `seconds` is what each took."""
         with closing(self._open()) as database, database:
             database.executemany(
@@ -248,7 +239,3 @@ class FeatureCache:
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)
-
-
-def _key(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()

@@ -1,15 +1,16 @@
-"""Generation of text in padded batches, by transformers' own decoding."""
+"""Generation of text in batches padded on the left, by transformers' own decoding."""
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.compiler import set_stance
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, TextStreamer
 
 from taskfit.models.load import LoadedModel
 from taskfit.models.out_of_memory import is_out_of_memory
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray
 
 GENERATION_TOKENS = 4096  # padded prompt tokens in one batch
 
@@ -54,6 +55,7 @@ def generate_texts(
     config: GenerationConfig,
     *,
     advance: Callable[[int], None] | None = None,
+    write: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Return what the model writes after each prompt, special tokens left out.
 
@@ -65,6 +67,7 @@ def generate_texts(
         prompts: Token ids, each (T,).
         config: See `generation_config`.
         advance: Called with the number of prompts just finished.
+        write: With a single prompt: called with each piece of its answer as it is written.
 
     Raises:
         RuntimeError: If memory does not suffice for a single prompt.
@@ -78,13 +81,16 @@ def generate_texts(
             longest = len(prompts[order[0]])
             size = max(1, min(limit, GENERATION_TOKENS // longest))
             batch = order[:size]
-            ids, mask = _left_padded([prompts[i] for i in batch], model.tokenizer.pad_token_id or 0)
+            rows = [torch.from_numpy(prompts[i]) for i in batch]
+            ids = _left_padded(rows, model.tokenizer.pad_token_id or 0)
+            mask = _left_padded([torch.ones_like(row) for row in rows], 0)
             try:
                 generated = plain.generate(
                     input_ids=ids.to(model.tree.device),
                     attention_mask=mask.to(model.tree.device),
                     generation_config=config,
                     tokenizer=model.tokenizer,
+                    streamer=None if write is None else _Streamer(model, write),
                     # All weights are gathered, so no process waits for another one's answers.
                     synced_gpus=False,
                 )
@@ -102,6 +108,10 @@ def generate_texts(
     return texts
 
 
+def _left_padded(rows: list[Tensor], value: int) -> Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
+
+
 class _Streamer(TextStreamer):  # type: ignore[misc]
     """Hands over text as it is decoded."""
 
@@ -112,44 +122,3 @@ class _Streamer(TextStreamer):  # type: ignore[misc]
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Hand over a piece."""
         self._write(text)
-
-
-@torch.no_grad()
-def stream_text(
-    model: LoadedModel,
-    prompt: IntArray,
-    config: GenerationConfig,
-    *,
-    write: Callable[[str], None],
-) -> str:
-    """Return what the model writes after a prompt, handed over piece by piece.
-
-    Args:
-        model: The model.
-        prompt: Token ids, (T,).
-        config: See `generation_config`.
-        write: Called with each piece.
-    """
-    ids = torch.from_numpy(prompt)[None].to(model.tree.device)
-    model.tree.model.eval()
-    with model.tree.plain_attention() as plain, set_stance("force_eager"):
-        generated = plain.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=config,
-            streamer=_Streamer(model, write),
-            tokenizer=model.tokenizer,
-        )
-    answer = generated[0, len(prompt) :].tolist()
-    return str(model.tokenizer.decode(answer, skip_special_tokens=True))
-
-
-def _left_padded(prompts: Sequence[IntArray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and attention mask of prompts that end together, (N, T) each."""
-    longest = max(map(len, prompts))
-    ids = np.full((len(prompts), longest), pad_id)
-    mask = np.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -12,8 +12,9 @@ from scipy.special import expit, softmax
 from torch import Tensor, nn
 
 from taskfit.data import Example
-from taskfit.methods.features import feature_encoder, last_hidden, prompts_of
+from taskfit.methods.features import feature_encoder, last_hidden, prompt_alone
 from taskfit.methods.losses import (
+    LossSum,
     classification_loss_sum,
     label_targets,
     multi_label_loss_sum,
@@ -21,12 +22,12 @@ from taskfit.methods.losses import (
 from taskfit.methods.method import Advance, FloatArray, MethodContext, MethodState
 from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.probe import Probe
-from taskfit.methods.reading import PrefixCache, run_in_trees
+from taskfit.methods.reading import PrefixCache, read_prompts
 from taskfit.methods.tree_method import TreeMethod
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample
 from taskfit.tasks.text_encoder import TextEncoder
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 # Of a probe's scores when the head starts from it.
@@ -97,36 +98,24 @@ class Head(TreeMethod):
 
     def objective(self) -> Objective[EncodedExample]:
         """Return the cross-entropy of the head's scores."""
-        return HeadLoss(
-            self.model.tree,
-            self.head,
-            multi_label=self.task.multi_label,
-            class_weights=self.class_weight_tensor(),
-            focal_gamma=self.settings.focal_gamma,
-        )
+        loss = multi_label_loss_sum if self.task.multi_label else classification_loss_sum
+        return HeadLoss(self.model.tree, self.head, self.weighted(loss))
 
     def probabilities(
         self, examples: Sequence[Example], *, advance: Advance | None = None
     ) -> FloatArray:
         """Return softmax (sigmoid with several labels a text) of the head's scores, (N, L)."""
         items = self.encoder.encode(examples)
-        scores = np.empty((len(items), len(self.task.labels)))
-        if not items:
-            return scores
-        prefix = self._prefixes.shared_by(items)
-
-        def read(chosen: list[int]) -> None:
-            hidden = last_hidden(self.model.tree, [items[i] for i in chosen], prefix=prefix)
-            scores[chosen] = self.head(hidden.float()).double().cpu().numpy()
-            if advance is not None:
-                advance(len(chosen))
-
-        run_in_trees(
-            self.model.tree,
-            [[ids] for ids in prompts_of(items, skip=prefix.length if prefix else 0)],
-            read,
+        scores = read_prompts(
+            self._prefixes,
+            items,
+            np.empty((len(items), len(self.task.labels))),
+            sequences=prompt_alone,
+            read=lambda found, prefix: self.head(
+                last_hidden(self.model.tree, found, prefix=prefix).float()
+            ),
             token_budget=self.context.settings.training.score_token_budget,
-            names=[item.id for item in items],
+            advance=advance,
         )
         return np.asarray(expit(scores) if self.task.multi_label else softmax(scores, axis=1))
 
@@ -162,38 +151,23 @@ class Head(TreeMethod):
 class HeadLoss(TreeObjective[EncodedExample]):
     """The training objective of `head`: cross-entropy of the head's scores against the targets."""
 
-    def __init__(
-        self,
-        model: TreeModel,
-        head: nn.Linear,
-        *,
-        multi_label: bool,
-        class_weights: Tensor | None = None,
-        focal_gamma: float = 0.0,
-    ) -> None:
+    def __init__(self, model: TreeModel, head: nn.Linear, loss: LossSum) -> None:
         """Bind the loss to a model and a head.
 
         Args:
             model: The model in training.
             head: From hidden width to labels, in float32.
-            multi_label: Judge each label by itself.
-            class_weights: Weight of each label, (L,); None: all 1.
-            focal_gamma: Exponent of the focal factor.
+            loss: Of scores and targets.
         """
         self.model = model
         self.head = head
-        self.loss = multi_label_loss_sum if multi_label else classification_loss_sum
-        self.class_weights = class_weights
-        self.focal_gamma = focal_gamma
+        self.loss = loss
 
     def sequences(self, item: EncodedExample) -> list[IntArray]:
         """Return the prompt."""
-        return prompts_of([item])
+        return prompt_alone(item)
 
     def loss_sum(self, items: Sequence[EncodedExample]) -> Tensor:
         """Return the summed loss of labelled examples, run as one tree (nats)."""
         scores = self.head(last_hidden(self.model, items).float())  # (N, L)
-        targets = label_targets([item.target for item in items], self.model.device)
-        return self.loss(
-            scores, targets, class_weights=self.class_weights, focal_gamma=self.focal_gamma
-        )
+        return self.loss(scores, label_targets([item.target for item in items], self.model.device))

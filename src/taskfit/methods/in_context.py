@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from taskfit.data import Example
-from taskfit.errors import DataError, SettingsError
+from taskfit.errors import SettingsError
 from taskfit.methods.calibration import (
     apply_prior,
     content_free_prior,
@@ -56,6 +56,8 @@ class InContext(Method):
         ]
         self.log_prior: FloatArray | None = None
         self.retriever = Retriever(context) if nearest else None
+        if self.retriever is not None:
+            self._readers = [self.retriever.reader]
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Index the training texts for retrieval, and measure the prior of the calibration.
@@ -72,14 +74,9 @@ class InContext(Method):
             self.log_prior = domain_prior(self.scorers[0])
         elif how == "batch":
             texts = [*train, *validation][: self.context.settings.data.max_validation]
-            if not texts:
-                raise DataError(
-                    "method.calibration=batch needs training texts (their labels are not used). "
-                    "Give --data, or use method.calibration=contextual."
-                )
             self.log_prior = text_prior(lambda given: self._log_probs(given, None), texts)
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Score a few examples; with retrieval, without their demonstrations."""
         self.scorers[0].log_probs(examples)
 
@@ -104,11 +101,6 @@ class InContext(Method):
             self.log_prior = np.asarray(state.arrays["log_prior"], dtype=np.float64)
         if self.retriever is not None:
             self.retriever.restore(state)
-
-    @property
-    def cached_seconds(self) -> float:
-        """Return the seconds of features that were in the cache."""
-        return 0.0 if self.retriever is None else self.retriever.cached_seconds
 
     @property
     def num_parameters(self) -> int:

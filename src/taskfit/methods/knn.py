@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from taskfit.data import Example
-from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
 from taskfit.methods.retrieval import Retriever
+from taskfit.methods.targets import target_matrix
 
 # Similarities are cosines; this is how much a tenth of one counts (e for each).
 SHARPNESS = 10.0
@@ -25,6 +25,7 @@ class NearestNeighbors(Method):
         """Load what measures similarity."""
         super().__init__(context)
         self._retriever = Retriever(context)
+        self._readers = [self._retriever.reader]
         self._targets: FloatArray = np.empty((0, len(self.task.labels)))
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
@@ -46,14 +47,9 @@ class NearestNeighbors(Method):
         total = (votes[:, :, None] * self._targets[chosen]).sum(axis=1) + self._targets.mean(axis=0)
         return np.asarray(total / (votes.sum(axis=1, keepdims=True) + 1))
 
-    @property
-    def cached_seconds(self) -> float:
-        """Return the seconds of features that were in the cache."""
-        return self._retriever.cached_seconds
-
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Embed a few examples."""
-        self._retriever.rehearse(examples)
+        self._retriever.reader.features(examples)
 
     def state(self) -> MethodState:
         """Return the training examples, their embeddings and targets."""

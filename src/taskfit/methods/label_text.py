@@ -10,18 +10,19 @@ import numpy as np
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
-from taskfit.methods.calibration import apply_prior
 from taskfit.methods.generation import generate_texts, generation_config
 from taskfit.methods.label_words import LabelWordLoss
+from taskfit.methods.losses import likelihood_loss_sum
 from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.objective import Objective
-from taskfit.methods.reading import run_in_trees
-from taskfit.methods.scoring import LabelScorer, sequences_of, token_log_probs
-from taskfit.methods.tree_method import TreeMethod, prompt_encoder
+from taskfit.methods.reading import read_prompts
+from taskfit.methods.scoring import token_log_probs
+from taskfit.methods.tree_method import WordMethod, prompt_encoder
+from taskfit.models.attention import KeyValueCache
 from taskfit.tasks import EncodedExample, parse_answer
 
 
-class LabelText(TreeMethod):
+class LabelText(WordMethod):
     """Trains completion and end token; decodes along the tree of labels, or freely."""
 
     def __init__(self, context: MethodContext) -> None:
@@ -33,9 +34,7 @@ class LabelText(TreeMethod):
                 "label_words, or set the tokenizer's eos_token."
             )
         encoder = prompt_encoder(context, context.task, context.demonstrations, end_id=int(end))
-        super().__init__(context, encoder)
-        budget = context.settings.training.score_token_budget
-        self.scorer = LabelScorer(self.model.tree, encoder, token_budget=budget)
+        super().__init__(context, {"": encoder})
         self._num_unparsable = 0
         self._num_generated = 0
 
@@ -50,13 +49,13 @@ class LabelText(TreeMethod):
         what is left. free: 1 for the label that the generated text names, NaN where it names none.
         """
         if self.settings.decoding == "exact":
-            return apply_prior(self.scorer.log_probs(examples, advance=advance), None)
+            return super().probabilities(examples, advance=advance)
         items = self.scorer.encoder.encode(examples)
         if self.settings.decoding == "greedy":
             return self._greedy(items, advance)
         return self._generate(items, advance)
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Score a few examples; what is generated before training says nothing."""
         self.scorer.log_probs(examples)
 
@@ -66,17 +65,8 @@ class LabelText(TreeMethod):
             self.model.tree,
             self.scorer.label_of_candidate,
             over="vocabulary",
-            class_weights=self.class_weight_tensor(),
-            focal_gamma=self.settings.focal_gamma,
+            loss=self.weighted(likelihood_loss_sum),
         )
-
-    def weights_changed(self) -> None:
-        """Drop the cached prefix."""
-        self.scorer.forget_prefix()
-
-    def supervised(self, item: EncodedExample) -> str:
-        """Return the label's word and the end token."""
-        return self.supervised_word(item)
 
     def report(self) -> Mapping[str, Any]:
         """Return how many generated answers named no label."""
@@ -86,38 +76,32 @@ class LabelText(TreeMethod):
 
     def _greedy(self, items: Sequence[EncodedExample], advance: Advance | None) -> FloatArray:
         owners = self.scorer.label_of_candidate
-        every = list(range(len(owners)))
-        result = np.empty((len(items), max(owners) + 1))
-        if not items:
-            return result
-        prefix = self.scorer.prefixes.shared_by(items)
+        every, num_labels = list(range(len(owners))), max(owners) + 1
 
-        def score(chosen: list[int]) -> None:
-            found = [items[i] for i in chosen]
+        def score(found: list[EncodedExample], prefix: KeyValueCache | None) -> FloatArray:
             per_token, flat = token_log_probs(
                 self.model.tree, found, [every] * len(found), prefix=prefix
             )
             log_probs, candidate_of = per_token.double().cpu().numpy(), flat.cpu().numpy()
+            rows = np.empty((len(found), num_labels))
             for place, item in enumerate(found):
                 own = [log_probs[candidate_of == place * len(every) + c] for c in every]
                 best, probability = greedy_path(item.completions, own)
-                rest = (1 - probability) / max(1, result.shape[1] - 1)
+                rest = (1 - probability) / max(1, num_labels - 1)
                 # The answer is the decoded one, also where a bushy tree left it little.
-                row = np.full(result.shape[1], min(rest, probability * (1 - 1e-6)))
-                row[owners[best]] = probability
-                result[chosen[place]] = row / row.sum()
-            if advance is not None:
-                advance(len(found))
+                rows[place] = min(rest, probability * (1 - 1e-6))
+                rows[place, owners[best]] = probability
+            return np.asarray(rows / rows.sum(axis=1, keepdims=True))
 
-        skip = prefix.length if prefix else 0
-        run_in_trees(
-            self.model.tree,
-            [sequences_of(item, every, skip=skip) for item in items],
-            score,
+        return read_prompts(
+            self.scorer.prefixes,
+            items,
+            np.empty((len(items), num_labels)),
+            sequences=lambda item, skip: self.scorer.words.sequences(item, every, skip=skip),
+            read=score,
             token_budget=self.context.settings.training.score_token_budget,
-            names=[item.id for item in items],
+            advance=advance,
         )
-        return result
 
     def _generate(self, items: Sequence[EncodedExample], advance: Advance | None) -> FloatArray:
         words = [[word.strip() for word in label.words] for label in self.task.labels]

@@ -6,41 +6,43 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from taskfit.data import Example
 from taskfit.methods.branches import BranchWords, word_reader
-from taskfit.methods.calibration import apply_prior
-from taskfit.methods.losses import classification_loss_sum, label_targets, likelihood_loss_sum
-from taskfit.methods.method import Advance, FloatArray, MethodContext
+from taskfit.methods.losses import (
+    LossSum,
+    classification_loss_sum,
+    label_targets,
+    likelihood_loss_sum,
+)
+from taskfit.methods.method import MethodContext
 from taskfit.methods.objective import Item, Objective, TreeObjective
 from taskfit.methods.questions import QuestionLoss, encode_questions
-from taskfit.methods.scoring import JointWords, LabelScorer, read_plan, sum_over_words
-from taskfit.methods.tree_method import TreeMethod, prompt_encoders
+from taskfit.methods.scoring import JOINT, read_plan, sum_over_words
+from taskfit.methods.tree_method import WordMethod, prompt_encoders
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample
 from taskfit.tasks.questions import Questionnaire
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray
 
 # A log-probability that no word has, finite so that 0 times it is 0.
 FLOOR = -1e30
 
 
-class LabelWords(TreeMethod):
-    """Trains the label words in their prompt; reads them off the LM head.
+class LabelWords(WordMethod):
+    """Trains the label words in their prompt; reads them off the LM head as the loss does.
 
-    Attributes:
-        encoders: One a question.
-        scorer: Reads the words of all questions.
+    That is by their joint probability, or branch by branch.
     """
 
     def __init__(self, context: MethodContext) -> None:
         """Make encoders and scorer."""
-        self.encoders = prompt_encoders(context, context.demonstrations)
-        super().__init__(context, next(iter(self.encoders.values())))
-        budget = context.settings.training.score_token_budget
-        words = word_reader(self.settings, end_id=self.model.tokenizer.eos_token_id)
-        self.scorer = LabelScorer(
-            self.model.tree, *self.encoders.values(), token_budget=budget, words=words
+        end_id = context.need_model().tokenizer.eos_token_id
+        super().__init__(
+            context,
+            prompt_encoders(context, context.demonstrations),
+            word_reader(context.settings.method, end_id=end_id),
         )
         self._asks_several = isinstance(context.asked, Questionnaire)
 
@@ -50,16 +52,6 @@ class LabelWords(TreeMethod):
             return encode_questions(self.encoders, examples)
         return super().encode(examples)
 
-    def probabilities(
-        self, examples: Sequence[Example], *, advance: Advance | None = None
-    ) -> FloatArray:
-        """Return each label's share of the probability of its question's label words, (N, L).
-
-        Words are read as the loss reads them: by their joint probability, or branch by branch.
-        """
-        found = self.scorer.log_probs(examples, advance=advance)
-        return apply_prior(found, None, num_labels=self.scorer.num_labels)
-
     def objective(self) -> Objective[Any]:
         """Return the cross-entropy over labels, vocabulary or branches."""
         if self._asks_several:
@@ -67,21 +59,18 @@ class LabelWords(TreeMethod):
                 self.model.tree,
                 self.encoders,
                 words=self.scorer.words,
-                class_weights=self.class_weight_tensor(),
-                focal_gamma=self.settings.focal_gamma,
+                losses={
+                    name: self.weighted(classification_loss_sum, question=name)
+                    for name in self.encoders
+                },
             )
         return LabelWordLoss(
             self.model.tree,
             self.scorer.label_of_candidate,
             over=self.settings.word_loss,
             end_id=self.model.tokenizer.eos_token_id,
-            class_weights=self.class_weight_tensor(),
-            focal_gamma=self.settings.focal_gamma,
+            loss=self.weighted(likelihood_loss_sum),
         )
-
-    def weights_changed(self) -> None:
-        """Drop the cached prefix."""
-        self.scorer.forget_prefix()
 
     def rendered(self, examples: Sequence[Example]) -> list[str]:
         """Return prompts with what is learned between guillemets, of each question."""
@@ -98,7 +87,7 @@ class LabelWords(TreeMethod):
     def supervised(self, item: EncodedExample) -> str:
         """Return the label's word; what decides between words stands between guillemets."""
         if not isinstance(self.scorer.words, BranchWords):
-            return self.supervised_word(item)
+            return super().supervised(item)
         gold, decode = self.gold_word(item), self.model.tokenizer.decode
         decisive = self.scorer.words.decisive(item, gold)
         tokens = [decode([int(i)]) for i in item.completions[gold]]
@@ -122,8 +111,7 @@ class LabelWordLoss(TreeObjective[EncodedExample]):
         *,
         over: Literal["labels", "vocabulary", "branches"],
         end_id: int | None = None,
-        class_weights: Tensor | None = None,
-        focal_gamma: float = 0.0,
+        loss: LossSum = likelihood_loss_sum,
     ) -> None:
         """Bind the loss to a model.
 
@@ -132,58 +120,48 @@ class LabelWordLoss(TreeObjective[EncodedExample]):
             label_of_candidate: For every candidate word the index of its label.
             over: What the probabilities are normalised over.
             end_id: The tokenizer's end token, for `over="branches"`.
-            class_weights: Weight of each label, (L,); None: all 1.
-            focal_gamma: Exponent of the focal factor, see `classification_loss_sum`.
+            loss: Of log-probabilities and targets, see `likelihood_loss_sum`.
         """
         self.model = model
         self.label_of_candidate = list(label_of_candidate)
         self.num_labels = max(self.label_of_candidate) + 1
         self.over = over
-        self.words = BranchWords(end_id) if over == "branches" else JointWords()
-        self.class_weights = class_weights
-        self.focal_gamma = focal_gamma
+        self.words = BranchWords(end_id) if over == "branches" else JOINT
+        self.loss = loss
 
     def sequences(self, item: EncodedExample) -> list[IntArray]:
         """Return the prompt with the words that the loss compares."""
-        return self.words.sequences(item, self._wanted(item))
+        return self.words.sequences(item, self._compared(item))
 
     def num_normalized(self, items: Sequence[EncodedExample]) -> int:
         """Return the nodes of a forward pass at which the whole vocabulary is scored."""
         if self.over == "branches" or self._cancels(items):
             return 0
-        return len(read_plan(items, [self._wanted(item) for item in items]).nodes)
+        return len(read_plan(items, [self._compared(item) for item in items]).nodes)
 
     def loss_sum(self, items: Sequence[EncodedExample]) -> Tensor:
         """Return the summed loss of examples with known labels, run as one tree (nats).
 
         Every example counts once, however many tokens its label's word has.
         """
-        wanted = [self._wanted(item) for item in items]
-        targets = label_targets([item.target for item in items], self.model.device)
-        if self.over != "labels":
-            found = self.words.log_probs(self.model, items, wanted)
-            return likelihood_loss_sum(
-                self._of_labels(found, wanted),
-                targets,
-                class_weights=self.class_weights,
-                focal_gamma=self.focal_gamma,
-            )
-        joint = self.words.log_probs(self.model, items, wanted, normalize=not self._cancels(items))
-        scores = sum_over_words(
-            joint.view(len(items), -1), self.label_of_candidate, self.num_labels
-        )  # (N, L)
-        return classification_loss_sum(
-            scores, targets, class_weights=self.class_weights, focal_gamma=self.focal_gamma
+        compared = [self._compared(item) for item in items]
+        found = self.words.log_probs(
+            self.model, items, compared, normalize=not self._cancels(items)
+        )
+        log_probs = self._of_labels(found, compared)
+        if self.over == "labels":
+            log_probs = functional.log_softmax(log_probs, dim=-1)
+        return self.loss(
+            log_probs, label_targets([item.target for item in items], self.model.device)
         )
 
-    def _of_labels(self, log_probs: Tensor, wanted: Sequence[Sequence[int]]) -> Tensor:
+    def _of_labels(self, log_probs: Tensor, compared: Sequence[Sequence[int]]) -> Tensor:
         """Add up the words that were scored to log p(w(y)) of each label, (N, L)."""
-        counts = [len(chosen) for chosen in wanted]
-        rows = np.repeat(np.arange(len(wanted)), counts)
-        columns = np.concatenate([np.asarray(chosen, np.int64) for chosen in wanted])
+        rows = np.repeat(np.arange(len(compared)), [len(chosen) for chosen in compared])
+        columns = np.concatenate([np.asarray(chosen, np.int64) for chosen in compared])
         place = tuple(torch.from_numpy(index).to(log_probs.device) for index in (rows, columns))
         # Words without a share are not scored; their weight of 0 leaves nothing of the floor.
-        table = log_probs.new_full((len(wanted), len(self.label_of_candidate)), FLOOR)
+        table = log_probs.new_full((len(compared), len(self.label_of_candidate)), FLOOR)
         return sum_over_words(
             table.index_put(place, log_probs), self.label_of_candidate, self.num_labels
         )
@@ -192,7 +170,7 @@ class LabelWordLoss(TreeObjective[EncodedExample]):
         """Whether the normaliser of the vocabulary cancels: over labels of a single token."""
         return self.over == "labels" and all(len(ids) == 1 for ids in items[0].completions)
 
-    def _wanted(self, item: EncodedExample) -> list[int]:
+    def _compared(self, item: EncodedExample) -> list[int]:
         """Return the candidates that an example's loss needs."""
         if self.over == "labels":
             return list(range(len(self.label_of_candidate)))

@@ -6,6 +6,7 @@ nothing is ever unpickled.
 Legend: N examples, D features, R principal directions of them, L labels.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,11 @@ from scipy.special import expit, softmax
 from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
+from taskfit.data import Example
+from taskfit.methods.method import Advance, FloatArray, Method, MethodState
 from taskfit.methods.softmax_fit import SoftmaxFit
+from taskfit.methods.targets import balanced_weights, target_matrix
 
-FloatArray = NDArray[np.float64]
 Matrix = NDArray[Any] | csr_matrix
 # From strong to weak regularisation.
 STRENGTHS = tuple(float(c) for c in 10.0 ** np.arange(-4, 4))
@@ -54,6 +57,55 @@ class LinearModel:
         """Return label probabilities of (N, D) features, (N, L)."""
         scores = np.asarray(features @ self.weight.T) + self.bias
         return np.asarray(expit(scores) if self.multi_label else softmax(scores, axis=1))
+
+
+class LinearMethod(Method):
+    """A logistic regression on numbers that are read of the texts."""
+
+    serves_multi_label = True
+    _linear: LinearModel | None = None
+
+    @abstractmethod
+    def _read(self, examples: Sequence[Example], advance: Advance | None = None) -> Matrix:
+        """Return what the regression sees of texts, (N, D)."""
+
+    def _fit(self, features: Matrix, train: Sequence[Example]) -> None:
+        """Fit to the features of labelled examples, (N, D)."""
+        self._linear = fit_linear(
+            features,
+            target_matrix(train, self.task.label_names),
+            multi_label=self.task.multi_label,
+            balanced=self.settings.class_weights == "balanced",
+            seed=self.context.settings.seed,
+        )
+
+    def probabilities(
+        self, examples: Sequence[Example], *, advance: Advance | None = None
+    ) -> FloatArray:
+        """Return the probabilities of the logistic regression, (N, L)."""
+        assert self._linear is not None
+        if not examples:
+            return np.empty((0, len(self.task.labels)))
+        return self._linear.probabilities(self._read(examples, advance))
+
+    def state(self) -> MethodState:
+        """Return the linear layer."""
+        assert self._linear is not None
+        return MethodState(
+            values={"strength": self._linear.strength},
+            arrays={"weight": self._linear.weight, "bias": self._linear.bias},
+        )
+
+    def restore(self, state: MethodState) -> None:
+        """Continue with a fitted linear layer."""
+        weight, bias = (np.asarray(state.arrays[name], np.float64) for name in ("weight", "bias"))
+        strength = float(state.values["strength"])
+        self._linear = LinearModel(weight, bias, self.task.multi_label, strength)
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the weights of the regression."""
+        return 0 if self._linear is None else self._linear.weight.size + self._linear.bias.size
 
 
 def fit_linear(
@@ -112,8 +164,6 @@ def _fit(
         )
     weights = targets
     if balanced:
-        from taskfit.methods.losses import balanced_weights
-
         weights = targets * balanced_weights(targets, multi_label=False)
     classes = targets.argmax(axis=1)
     folds = _folds(classes, seed)

@@ -3,19 +3,27 @@
 Legend: N examples, L labels.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-FloatArray = NDArray[np.float64]
+from taskfit.methods.targets import FloatArray
+
+# A loss of scores (N, L) and targets (N, L), with class weights and focal factor bound to it.
+LossSum = Callable[[Tensor, Tensor], Tensor]
 
 
 def classification_loss_sum(
-    scores: Tensor, targets: Tensor, *, class_weights: Tensor | None, focal_gamma: float
+    scores: Tensor,
+    targets: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Return the cross-entropy of a distribution over labels, weighted and focal if wanted.
+    """Return the cross-entropy of a distribution over labels, weighted and focal where asked for.
 
     Sum over examples and labels of -w_y t_y (1 - p_y)^gamma log p_y: cross-entropy with gamma = 0,
     and equation 5 of Lin et al. 2017 (arXiv:1708.02002) with alpha = w.
@@ -33,7 +41,11 @@ def classification_loss_sum(
 
 
 def likelihood_loss_sum(
-    log_probs: Tensor, targets: Tensor, *, class_weights: Tensor | None, focal_gamma: float
+    log_probs: Tensor,
+    targets: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    focal_gamma: float = 0.0,
 ) -> Tensor:
     """Return what `classification_loss_sum` does, of log-probabilities.
 
@@ -52,7 +64,11 @@ def likelihood_loss_sum(
 
 
 def multi_label_loss_sum(
-    scores: Tensor, targets: Tensor, *, class_weights: Tensor | None, focal_gamma: float
+    scores: Tensor,
+    targets: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    focal_gamma: float = 0.0,
 ) -> Tensor:
     """Return the binary cross-entropy of each label, averaged over labels, summed over examples.
 
@@ -73,21 +89,6 @@ def multi_label_loss_sum(
     return losses.mean(dim=-1).sum()
 
 
-def balanced_weights(targets: FloatArray, *, multi_label: bool) -> FloatArray:
-    """Return class weights in inverse proportion to frequency, (L,).
-
-    Args:
-        targets: Weights of the labels in training, (N, L).
-        multi_label: Weigh each label by absent / present; else scale so that the mean weight of an
-            example is 1, as scikit-learn's `balanced` does. A label that never occurs gets 1.
-    """
-    counts: FloatArray = targets.sum(axis=0)
-    wanted = len(targets) - counts if multi_label else len(targets) / (counts > 0).sum()
-    weights: FloatArray = np.ones_like(counts)
-    np.divide(wanted, counts, out=weights, where=counts > 0)
-    return weights
-
-
-def label_targets(targets: list[FloatArray | None], device: torch.device) -> Tensor:
+def label_targets(targets: Sequence[FloatArray | None], device: torch.device) -> Tensor:
     """Stack the targets of labelled items, (N, L)."""
     return torch.from_numpy(np.stack([t for t in targets if t is not None])).to(device)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from taskfit.data import Example
-from taskfit.errors import DataError
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
+from taskfit.methods.targets import target_matrix
 
 
 class Majority(Method):
@@ -38,16 +38,3 @@ class Majority(Method):
     def restore(self, state: MethodState) -> None:
         """Continue with saved frequencies."""
         self._shares = np.asarray(state.arrays["shares"])
-
-
-def target_matrix(examples: Sequence[Example], labels: Sequence[str]) -> FloatArray:
-    """Return the targets of labelled examples, (N, L).
-
-    Raises:
-        DataError: If there is none.
-    """
-    targets = [example.target_vector(labels) for example in examples]
-    known = [target for target in targets if target is not None]
-    if not known:
-        raise DataError("There are no labelled training examples. Give --data or a built-in task.")
-    return np.stack(known)

@@ -10,7 +10,9 @@ Legend: N examples, L labels; of several questions the labels of all, side by si
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,13 +20,16 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import SettingsError
+from taskfit.methods.targets import balanced_weights, target_matrix
 from taskfit.settings import RunSettings
 from taskfit.tasks import Task
 from taskfit.tasks.questions import Asked
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from taskfit.methods.features import CachedFeatures
+    from taskfit.methods.losses import LossSum
     from taskfit.methods.objective import Item, Objective
     from taskfit.models.load import LoadedModel
     from taskfit.models.tree_model import TreeModel
@@ -91,6 +96,9 @@ class MethodTraits:
 class Method(MethodTraits, ABC):
     """A way from texts to probabilities of labels."""
 
+    # What reads frozen features for it, if anything does.
+    _readers: "Sequence[CachedFeatures]" = ()
+
     def __init__(self, context: MethodContext) -> None:
         """Bind to task and model.
 
@@ -132,7 +140,7 @@ class Method(MethodTraits, ABC):
             TaskfitError: If the examples do not allow it.
         """
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Predict a few examples before anything is learned, so that what will fail fails now."""
 
     def state(self) -> MethodState:
@@ -149,7 +157,7 @@ class Method(MethodTraits, ABC):
     @property
     def cached_seconds(self) -> float:
         """Return the seconds of this method's work that an earlier run did and a cache kept."""
-        return 0.0
+        return sum(reader.cached_seconds for reader in self._readers)
 
     @property
     def num_parameters(self) -> int:
@@ -157,14 +165,8 @@ class Method(MethodTraits, ABC):
         return 0
 
 
-class TrainedMethod(Method):
-    """A method whose weights are trained in steps by the loop.
-
-    Attributes:
-        needs_labels: Whether the texts it is trained on must have labels.
-    """
-
-    needs_labels: ClassVar[bool] = True
+class Trainable(ABC):
+    """What training in steps needs of a method, whatever it makes of examples."""
 
     @property
     @abstractmethod
@@ -181,14 +183,6 @@ class TrainedMethod(Method):
         """Choose or add the weights to train; return them by name."""
 
     @abstractmethod
-    def encode(self, examples: Sequence[Example]) -> "Sequence[Item]":
-        """Turn training examples into items of the loop."""
-
-    @abstractmethod
-    def objective(self) -> "Objective[Any]":
-        """Return the loss."""
-
-    @abstractmethod
     def tokens_run(self) -> int:
         """Return the unique tokens run so far."""
 
@@ -196,15 +190,60 @@ class TrainedMethod(Method):
     def save_weights(self, folder: Path) -> None:
         """Write the trained weights of the model, or its adapter, into a folder."""
 
-    def weights_changed(self) -> None:
-        """Forget what was computed with earlier weights."""
+    def weights_changed(self) -> None:  # noqa: B027
+        """Forget what was computed with earlier weights; nothing, unless a subclass keeps any."""
 
     def release(self) -> bool:
         """Take what was trained off the model; return whether the model is as it was before."""
         return False
 
-    def compile(self) -> None:
+    def compile(self) -> None:  # noqa: B027
         """Compile the layers in place, where that is possible."""
+
+
+class TrainedMethod(Method, Trainable):
+    """A method whose weights are trained in steps by the loop.
+
+    Attributes:
+        needs_labels: Whether the texts it is trained on must have labels.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    # Question -> weights of its labels, where they are asked for.
+    _class_weights: Mapping[str, FloatArray] = MappingProxyType({})
+
+    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Measure class weights, where they are asked for."""
+        if self.settings.class_weights == "balanced":
+            self._class_weights = {
+                name: balanced_weights(
+                    target_matrix([example.of(name) for example in train], task.label_names),
+                    multi_label=task.multi_label,
+                )
+                for name, task in self.context.asked.tasks.items()
+            }
+
+    def dry_run(self, examples: Sequence[Example]) -> None:
+        """Predict a few examples with the weights as they are."""
+        self.probabilities(examples)
+
+    def weighted(self, loss: "Callable[..., Tensor]", *, question: str = "") -> "LossSum":
+        """Return a loss of `losses.py` with the class weights and focal factor of the settings."""
+        import torch
+
+        weights = None
+        if question in self._class_weights:
+            device = next(self.module.parameters()).device
+            weights = torch.from_numpy(self._class_weights[question]).float().to(device)
+        return partial(loss, class_weights=weights, focal_gamma=self.settings.focal_gamma)
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Example]) -> "Sequence[Item]":
+        """Turn training examples into items of the loop."""
+
+    @abstractmethod
+    def objective(self) -> "Objective[Any]":
+        """Return the loss."""
 
     def rendered(self, examples: Sequence[Example]) -> list[str]:
         """Return training examples as the model sees them, supervised tokens in guillemets."""

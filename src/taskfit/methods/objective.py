@@ -8,8 +8,7 @@ from typing import Generic, Protocol, TypeVar
 from torch import Tensor
 
 from taskfit.models.attention import KeyValueCache
-from taskfit.tree import TokenTree, plan_trees, unique_tokens
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree, plan_trees, unique_tokens
 
 
 class Item(Protocol):

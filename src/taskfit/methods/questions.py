@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from taskfit.data import Example
-from taskfit.methods.losses import classification_loss_sum, label_targets
+from taskfit.methods.losses import LossSum, label_targets
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.scoring import WordReader, sum_over_words
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,7 @@ class QuestionLoss(TreeObjective[QuestionItem]):
         encoders: Mapping[str, PromptEncoder],
         *,
         words: WordReader,
-        class_weights: Tensor | None = None,
-        focal_gamma: float = 0.0,
+        losses: Mapping[str, LossSum],
     ) -> None:
         """Bind the loss to a model.
 
@@ -89,18 +88,12 @@ class QuestionLoss(TreeObjective[QuestionItem]):
             model: The model in training.
             encoders: Question -> its encoder.
             words: How label words are read.
-            class_weights: Weight of each label, those of all questions side by side; None: all 1.
-            focal_gamma: Exponent of the focal factor, see `classification_loss_sum`.
+            losses: Question -> `classification_loss_sum` with its class weights and focal factor.
         """
         self.model = model
         self.encoders = encoders
         self.words = words
-        self.class_weights: dict[str, Tensor] = {}
-        if class_weights is not None:
-            counts = [len(encoder.task.labels) for encoder in encoders.values()]
-            parts = torch.split(class_weights, counts)
-            self.class_weights = dict(zip(encoders, parts, strict=True))
-        self.focal_gamma = focal_gamma
+        self.losses = losses
 
     def sequences(self, item: QuestionItem) -> list[IntArray]:
         """Return all questions of an example with all their label words."""
@@ -129,11 +122,6 @@ class QuestionLoss(TreeObjective[QuestionItem]):
                 [candidate.label_index for candidate in encoder.candidates],
                 len(encoder.task.labels),
             )
-            loss = classification_loss_sum(
-                scores,
-                label_targets([branches[place].target for place in own], self.model.device),
-                class_weights=self.class_weights.get(name),
-                focal_gamma=self.focal_gamma,
-            )
-            total = total + encoder.task.weight * loss
+            targets = label_targets([branches[place].target for place in own], self.model.device)
+            total = total + encoder.task.weight * self.losses[name](scores, targets)
         return total

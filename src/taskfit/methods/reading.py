@@ -1,33 +1,35 @@
 """Read a model without gradients: the static prefix run once, work cut into trees that fit."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from taskfit.errors import ModelError
 from taskfit.models.attention import KeyValueCache
+from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
-from taskfit.tree import common_prefix_length, plan_trees, unique_tokens
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree, common_prefix_length, plan_trees, unique_tokens
 
 TOKEN_BUDGET = 1024
-
-
-def static_start(encoder: PromptEncoder | BareEncoder) -> IntArray:
-    """Return the tokens that all prompts of an encoder start with, whatever their texts, (P,)."""
-    static = [item.prompt_ids for item in encoder.content_free(["a", "0", "("])]
-    return static[0][: min(common_prefix_length(static[0], other) for other in static[1:])]
+Number = TypeVar("Number", np.float32, np.float64)
 
 
 class PrefixCache:
-    """Keys and values of what all prompts of a task start with, kept across calls."""
+    """Keys and values of what all prompts of a task start with, kept across calls.
+
+    Attributes:
+        model: The model that runs it.
+    """
 
     def __init__(self, model: TreeModel, encoder: PromptEncoder | BareEncoder) -> None:
         """Nothing is run before it is asked for."""
-        self._model = model
+        self.model = model
         self._encoder = encoder
         self._cache: KeyValueCache | None = None
         self._ids: IntArray = np.empty(0, np.int64)
@@ -41,16 +43,24 @@ class PrefixCache:
         # The last prompt token must run with the tree, since the first answer token is read there.
         limit = min(len(item.prompt_ids) for item in items) - 1
         if len(self._ids) == 0:
-            # Only what is static: a prefix that the texts of this call share by chance would have
-            # to be thrown away at the next.
             self._ids = static_start(self._encoder)
         ids = self._ids
         length = min([limit, *(common_prefix_length(ids, item.prompt_ids) for item in items)])
         if length < 1:
             return None
         if self._cache is None:
-            self._cache = self._model.encode_prefix(ids)
+            self._cache = self.model.encode_prefix(ids)
         return self._cache if length == len(ids) else self._cache.cropped(length)
+
+
+def static_start(encoder: PromptEncoder | BareEncoder) -> IntArray:
+    """Return the tokens that all prompts start with, (P,).
+
+    Only what is static: a prefix that the texts of one call share by chance would have to be thrown
+    away at the next.
+    """
+    first, *others = (item.prompt_ids for item in encoder.content_free(["a", "0", "("]))
+    return first[: min(common_prefix_length(first, other) for other in others)]
 
 
 @torch.no_grad()
@@ -80,9 +90,7 @@ def run_in_trees(
     largest = max(map(unique_tokens, groups))
     budget = token_budget or max(TOKEN_BUDGET, largest)
     waiting = list(range(len(groups)))
-    was_training = model.model.training
-    model.model.eval()
-    try:
+    with evaluation_mode(model.model):
         while waiting:
             trees = plan_trees(
                 [groups[i] for i in waiting], budget, names=[names[i] for i in waiting]
@@ -102,5 +110,56 @@ def run_in_trees(
                     ) from error
                 budget = max(largest, budget // 2)
             waiting = [i for place, i in enumerate(waiting) if place not in done]
-    finally:
-        model.model.train(was_training)
+
+
+def read_prompts(
+    prefixes: PrefixCache,
+    items: Sequence[EncodedExample],
+    result: NDArray[Number],
+    *,
+    sequences: Callable[[EncodedExample, int], Sequence[IntArray]],
+    read: Callable[[list[EncodedExample], KeyValueCache | None], Tensor | NDArray[np.float64]],
+    token_budget: int | None,
+    advance: Callable[[int], None] | None = None,
+) -> NDArray[Number]:
+    """Read something of each prompt, in trees under the prefix that all prompts start with.
+
+    Args:
+        prefixes: Of the model and the encoder of the prompts.
+        items: Encoded examples, N of them.
+        result: Filled in and returned, (N, ...).
+        sequences: Returns what must run of an example, without so many leading tokens.
+        read: Returns a row for each example of a tree.
+        token_budget: See `run_in_trees`; the prefix is not counted.
+        advance: Called with the number of examples just finished.
+    """
+    if not items:
+        return result
+    prefix = prefixes.shared_by(items)
+
+    def run(chosen: list[int]) -> None:
+        found = read([items[i] for i in chosen], prefix)
+        result[chosen] = found.float().cpu().numpy() if isinstance(found, Tensor) else found
+        if advance is not None:
+            advance(len(chosen))
+
+    skip = prefix.length if prefix else 0
+    groups = [sequences(item, skip) for item in items]
+    names = [item.id for item in items]
+    run_in_trees(prefixes.model, groups, run, token_budget=token_budget, names=names)
+    return result
+
+
+def nodes_to_read(tree: TokenTree, places: Sequence[IntArray | slice]) -> tuple[IntArray, IntArray]:
+    """Return which nodes are read, each once, and where each reading stands among them.
+
+    Args:
+        tree: The tree.
+        places: For every sequence the depths that are read, Y in all.
+
+    Returns:
+        Nodes, ascending, (R,), and for each reading its row in them, (Y,).
+    """
+    read = [path[place] for path, place in zip(tree.paths, places, strict=True)]
+    nodes, rows = np.unique(np.concatenate(read), return_inverse=True)
+    return nodes, rows.astype(np.int64)

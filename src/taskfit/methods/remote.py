@@ -78,7 +78,7 @@ class Remote(Method):
         self._num_unparsable += int(np.isnan(result[:, 0]).sum())
         return result
 
-    def rehearse(self, examples: Sequence[Example]) -> None:
+    def dry_run(self, examples: Sequence[Example]) -> None:
         """Ask for a few examples; the answers are in the cache afterwards."""
         self.probabilities(examples)
         self._num_unparsable = 0

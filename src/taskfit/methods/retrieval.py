@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import DataError
-from taskfit.methods.features import EncoderFeatures, FeatureReader
+from taskfit.methods.features import EncoderFeatures, feature_reader
 from taskfit.methods.method import Advance, MethodContext, MethodState
 
 Embeddings = NDArray[np.float32]
-MODEL = "model"
 
 
 class Retriever:
-    """Finds nearest training examples by the cosine of sentence embeddings or hidden states."""
+    """Finds nearest training examples by the cosine of sentence embeddings or hidden states.
+
+    Attributes:
+        reader: Reads what is compared.
+    """
 
     def __init__(self, context: MethodContext) -> None:
         """Load what measures similarity: `method.retriever`."""
@@ -26,20 +29,7 @@ class Retriever:
         self._embeddings: Embeddings = np.empty((0, 0), np.float32)
         # One direction that all hidden states share would make all cosines alike.
         self._mean: Embeddings | None = None
-        name = context.settings.method.retriever
-        self._reader: FeatureReader | EncoderFeatures = (
-            FeatureReader(context) if name == MODEL else EncoderFeatures(context, name)
-        )
-
-    @property
-    def train(self) -> list[Example]:
-        """Return the examples that are retrieved from."""
-        return self._train
-
-    @property
-    def cached_seconds(self) -> float:
-        """Return the seconds of features that were in the cache."""
-        return self._reader.cached_seconds
+        self.reader = feature_reader(context, context.settings.method.retriever)
 
     def fit(self, train: Sequence[Example]) -> None:
         """Embed the training texts.
@@ -58,18 +48,14 @@ class Retriever:
 
     def embed(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Embeddings:
         """Return embeddings of length 1, (N, D)."""
-        features = self._reader.features(examples, advance=advance)
-        if isinstance(self._reader, EncoderFeatures):
+        features = self.reader.features(examples, advance=advance)
+        if isinstance(self.reader, EncoderFeatures):
             return features
         if self._mean is None:
             self._mean = features.mean(axis=0)
         centred = features - self._mean
         norms = np.linalg.norm(centred, axis=1, keepdims=True)
         return np.asarray(centred / np.maximum(norms, 1e-12), np.float32)
-
-    def rehearse(self, examples: Sequence[Example]) -> None:
-        """Embed a few examples, so that what will fail fails now."""
-        self._reader.features(examples)
 
     def similarities(
         self, examples: Sequence[Example], *, advance: Advance | None = None
@@ -105,7 +91,7 @@ class Retriever:
 
     def restore(self, state: MethodState) -> None:
         """Continue with indexed examples."""
-        self._reader.keep_no_more()
+        self.reader.keep_no_more()
         self._train = [Example(id_, texts, label) for id_, texts, label in state.values["train"]]
         self._embeddings = np.asarray(state.arrays["embeddings"], np.float32)
         if "mean" in state.arrays:

@@ -6,7 +6,6 @@ cannot disagree.
 Legend: N examples, C candidates (label words), L labels, P tokens of the static prefix.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskfit.data import Example
-from taskfit.methods.reading import PrefixCache, run_in_trees
+from taskfit.methods.reading import PrefixCache, nodes_to_read, run_in_trees
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder
-from taskfit.tree import TokenTree
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,64 +41,27 @@ class ReadPlan:
     owners: IntArray
 
 
-def sequences_of(
-    item: EncodedExample, candidates: Sequence[int], *, skip: int = 0
-) -> list[IntArray]:
-    """Return what must run to score candidates of an example, without the first `skip` tokens."""
-    prompt = item.prompt_ids[skip:]
-    return [np.concatenate((prompt, item.completions[c][:-1])) for c in candidates]
-
-
 def read_plan(
     items: Sequence[EncodedExample], candidates: Sequence[Sequence[int]], *, skip: int = 0
 ) -> ReadPlan:
-    """Lay out examples and the candidates wanted of each as one tree.
+    """Lay out examples and the chosen candidates of each as one tree.
 
     Args:
         items: Encoded examples.
         candidates: For every example the indices of the candidates to score.
         skip: Leading tokens that stand in a cached prefix.
     """
-    sequences: list[IntArray] = []
-    starts: list[int] = []
-    targets: list[IntArray] = []
-    for item, wanted in zip(items, candidates, strict=True):
-        sequences.extend(sequences_of(item, wanted, skip=skip))
-        starts.extend([len(item.prompt_ids) - skip - 1] * len(wanted))
-        targets.extend(item.completions[c] for c in wanted)
-    tree = TokenTree.build(sequences)
-    read = np.concatenate([path[s:] for path, s in zip(tree.paths, starts, strict=True)])
-    nodes, rows = np.unique(read, return_inverse=True)
-    counts = np.fromiter(map(len, targets), np.int64, len(targets))
-    return ReadPlan(
-        tree=tree,
-        nodes=nodes,
-        rows=rows.astype(np.int64),
-        targets=np.concatenate(targets),
-        owners=np.repeat(np.arange(len(targets)), counts),
-    )
-
-
-def candidate_log_probs(
-    model: TreeModel,
-    items: Sequence[EncodedExample],
-    candidates: Sequence[Sequence[int]],
-    *,
-    prefix: KeyValueCache | None = None,
-    normalize: bool = True,
-) -> Tensor:
-    """Return the exact joint log-probability of label words, with gradient where enabled.
-
-    See `token_log_probs` for the arguments.
-
-    Returns:
-        log p(w | prompt), summed over w's tokens, example by example, (sum of candidates,).
-    """
-    per_token, owners = token_log_probs(
-        model, items, candidates, prefix=prefix, normalize=normalize
-    )
-    joint = per_token.new_zeros(sum(map(len, candidates)))
-    return joint.index_add(0, owners, per_token)
+    chosen = [
+        (item.prompt_ids[skip:], item.completions[c])
+        for item, own in zip(items, candidates, strict=True)
+        for c in own
+    ]
+    tree = TokenTree.build([np.concatenate((prompt, word[:-1])) for prompt, word in chosen])
+    # A word's first token is predicted by the prompt's last.
+    nodes, rows = nodes_to_read(tree, [slice(len(prompt) - 1, None) for prompt, _ in chosen])
+    words = [word for _, word in chosen]
+    owners = np.repeat(np.arange(len(words)), [len(word) for word in words])
+    return ReadPlan(tree, nodes, rows, np.concatenate(words), owners)
 
 
 def token_log_probs(
@@ -133,19 +94,19 @@ def token_log_probs(
     return read(hidden, rows, targets), owners
 
 
-class WordReader(ABC):
-    """How the probability of a label word is read off the model.
+class WordReader:
+    """How the probability of a label word is read off the model: here the joint of its tokens.
 
     Loss, validation and prediction of a method share one reader, so that they cannot disagree.
     """
 
-    @abstractmethod
     def sequences(
         self, item: EncodedExample, candidates: Sequence[int], *, skip: int = 0
     ) -> list[IntArray]:
         """Return what must run to score candidates, without the first `skip` tokens."""
+        prompt = item.prompt_ids[skip:]
+        return [np.concatenate((prompt, item.completions[c][:-1])) for c in candidates]
 
-    @abstractmethod
     def log_probs(
         self,
         model: TreeModel,
@@ -168,28 +129,14 @@ class WordReader(ABC):
         Returns:
             log p(w | prompt), example by example, (sum of candidates,).
         """
+        per_token, owners = token_log_probs(
+            model, items, candidates, prefix=prefix, normalize=normalize
+        )
+        joint = per_token.new_zeros(sum(map(len, candidates)))
+        return joint.index_add(0, owners, per_token)
 
 
-class JointWords(WordReader):
-    """Reads the joint probability of a word's tokens under the whole vocabulary."""
-
-    def sequences(
-        self, item: EncodedExample, candidates: Sequence[int], *, skip: int = 0
-    ) -> list[IntArray]:
-        """Return the prompt with each candidate but its last token."""
-        return sequences_of(item, candidates, skip=skip)
-
-    def log_probs(
-        self,
-        model: TreeModel,
-        items: Sequence[EncodedExample],
-        candidates: Sequence[Sequence[int]],
-        *,
-        prefix: KeyValueCache | None = None,
-        normalize: bool = True,
-    ) -> Tensor:
-        """Return log p(w | prompt), summed over w's tokens."""
-        return candidate_log_probs(model, items, candidates, prefix=prefix, normalize=normalize)
+JOINT = WordReader()
 
 
 def sum_over_words(scores: Tensor, label_of_candidate: Sequence[int], num_labels: int) -> Tensor:
@@ -234,7 +181,7 @@ class LabelScorer:
         self.encoder = encoders[0]
         self.token_budget = token_budget
         self.length_normalization = length_normalization
-        self.words = words or JointWords()
+        self.words = words or JOINT
         self.num_labels = [len(encoder.task.labels) for encoder in encoders]
         starts = np.cumsum([0, *self.num_labels]).tolist()
         self.label_of_candidate = [

@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
-from taskfit.methods.reading import run_in_trees
+from taskfit.methods.reading import nodes_to_read, run_in_trees
+from taskfit.methods.targets import FloatArray
 from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
 from taskfit.tasks.chat import EncodedText
-from taskfit.tree import TokenTree, unique_tokens
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree, unique_tokens
 
-FloatArray = NDArray[np.float64]
 # Returns what every process of a run has.
 Gather = Callable[[dict[str, float]], list[dict[str, float]]]
 # Of each pair by its id: log-probability of the chosen and of the rejected answer.
@@ -86,13 +84,10 @@ def learned_log_probs(model: TreeModel, items: Sequence[EncodedText]) -> tuple[T
     """
     tree = TokenTree.build([tokens_to_run(item) for item in items])
     learned = [np.flatnonzero(item.is_learned) for item in items]
-    read = np.concatenate(
-        [path[places - 1] for path, places in zip(tree.paths, learned, strict=True)]
-    )
-    nodes, rows = np.unique(read, return_inverse=True)
+    nodes, rows = nodes_to_read(tree, [places - 1 for places in learned])
     targets = np.concatenate([item.ids[p] for item, p in zip(items, learned, strict=True)])
     hidden = model.hidden(tree, nodes)  # (R, D)
-    on_device = (torch.from_numpy(a).to(model.device) for a in (rows.astype(np.int64), targets))
+    on_device = (torch.from_numpy(a).to(model.device) for a in (rows, targets))
     owners = np.repeat(np.arange(len(items)), [len(places) for places in learned])
     return _token_log_probs(model, hidden, *on_device), owners
 

@@ -1,10 +1,10 @@
 """The table of methods: where each class is. It is imported when it is first asked for."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections import UserDict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taskfit.errors import SettingsError
 from taskfit.method_settings import TUNING
@@ -13,38 +13,22 @@ if TYPE_CHECKING:
     from taskfit.methods.method import Method, MethodTraits
 
 
-class MethodTable(Mapping[str, "type[MethodTraits]"]):
-    """The classes of methods by name."""
-
-    def __init__(self, places: Mapping[str, str]) -> None:
-        """Keep where they are: `module:class` by name."""
-        self._places = places
+class MethodTable(UserDict[str, Any]):
+    """The classes of methods by name, made of `module:class` by name."""
 
     def __getitem__(self, name: str) -> "type[MethodTraits]":
         """Return the class of a method."""
-        module, _, class_name = self._places[name].partition(":")
+        module, _, class_name = self.data[name].partition(":")
         found: type[MethodTraits] = getattr(import_module(f"taskfit.methods.{module}"), class_name)
         return found
 
     def summary(self, name: str) -> str:
         """Return the first line of a method's docstring; its module is read, not imported."""
-        module, _, class_name = self._places[name].partition(":")
+        module, _, class_name = self.data[name].partition(":")
         tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
         kinds = [node for node in tree.body if isinstance(node, ast.ClassDef)]
         found = next(kind for kind in kinds if kind.name == class_name)
         return (ast.get_docstring(found) or "").splitlines()[0]
-
-    def __contains__(self, name: object) -> bool:
-        """Return whether there is a method of this name; imports nothing."""
-        return name in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        """Return the names."""
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        """Return how many methods there are."""
-        return len(self._places)
 
 
 # Methods that learn from no labels beyond their demonstrations; known without importing them.

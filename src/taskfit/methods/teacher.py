@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from peft import PeftModel
 from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache
 from taskfit.models.attention import KeyValueCache
+from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample, PromptEncoder, Task, choose_demonstrations
 
@@ -24,30 +25,24 @@ def student_task(task: Task, *, keep_instruction: bool) -> Task:
     return replace(task, template=template, num_demonstrations=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Redraw:
-    """Draws the teacher's demonstrations anew for each step.
+def redrawn_demonstrations(
+    pool: Sequence[Example], task: Task, seed: int, step: int
+) -> list[Example]:
+    """Return the demonstrations of a step, as balanced over classes as they can be.
 
-    Attributes:
+    Args:
         pool: Labelled examples.
         task: Whose labels and number of demonstrations count.
         seed: Seed of all draws.
+        step: The optimizer step.
     """
-
-    pool: Sequence[Example]
-    task: Task
-    seed: int
-
-    def demonstrations(self, step: int) -> list[Example]:
-        """Return the demonstrations of a step, as balanced over classes as they can be."""
-        seed = int(np.random.SeedSequence([self.seed, 5, step]).generate_state(1)[0])
-        return choose_demonstrations(
-            self.pool,
-            how="balanced",
-            num=self.task.num_demonstrations,
-            labels=self.task.label_names,
-            seed=seed,
-        )
+    return choose_demonstrations(
+        pool,
+        how="balanced",
+        num=task.num_demonstrations,
+        labels=task.label_names,
+        seed=int(np.random.SeedSequence([seed, 5, step]).generate_state(1)[0]),
+    )
 
 
 class Teacher:
@@ -94,15 +89,10 @@ class Teacher:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Switch to the teacher's weights, without dropout or gradients."""
-        module = self.model.model
-        was_training = module.training
-        module.eval()
         adapter = self._adapter if self.kind == "frozen" else None
-        try:
-            with torch.no_grad(), nullcontext() if adapter is None else adapter.disable_adapter():
-                yield
-        finally:
-            module.train(was_training)
+        off = nullcontext() if adapter is None else adapter.disable_adapter()
+        with evaluation_mode(self.model.model), torch.no_grad(), off:
+            yield
 
     def encode(
         self, examples: Sequence[Example]

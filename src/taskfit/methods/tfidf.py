@@ -9,21 +9,18 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from taskfit.data import Example
 from taskfit.errors import DataError
-from taskfit.methods.linear import FloatArray, LinearModel, fit_linear
-from taskfit.methods.majority import target_matrix
-from taskfit.methods.method import Advance, Method, MethodContext, MethodState
+from taskfit.methods.linear import LinearMethod
+from taskfit.methods.method import Advance, MethodContext, MethodState
+from taskfit.methods.targets import target_matrix
 
 
-class Tfidf(Method):
+class Tfidf(LinearMethod):
     """scikit-learn's TF-IDF over words and pairs of words, logarithmic counts, L2 norm."""
-
-    serves_multi_label = True
 
     def __init__(self, context: MethodContext) -> None:
         """Know no words yet."""
         super().__init__(context)
         self._vectorizer = _vectorizer(None)
-        self._linear: LinearModel | None = None
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Collect the words and fit.
@@ -31,7 +28,7 @@ class Tfidf(Method):
         Raises:
             DataError: If there are no training examples, or no word in them.
         """
-        targets = target_matrix(train, self.task.label_names)
+        target_matrix(train, self.task.label_names)  # says so if there are no examples
         try:
             features = self._vectorizer.fit_transform(self._texts(train))
         except ValueError as error:
@@ -39,54 +36,26 @@ class Tfidf(Method):
                 "tfidf found no word in the training texts (single characters do not count as "
                 "words). Use another method for texts like these."
             ) from error
-        self._linear = fit_linear(
-            csr_matrix(features),
-            targets,
-            multi_label=self.task.multi_label,
-            balanced=self.settings.class_weights == "balanced",
-            seed=self.context.settings.seed,
-        )
-
-    def probabilities(
-        self, examples: Sequence[Example], *, advance: Advance | None = None
-    ) -> FloatArray:
-        """Return the probabilities of the logistic regression, (N, L)."""
-        assert self._linear is not None
-        if not examples:
-            return np.empty((0, len(self.task.labels)))
-        features = csr_matrix(self._vectorizer.transform(self._texts(examples)))
-        if advance is not None:
-            advance(len(examples))
-        return self._linear.probabilities(features)
+        self._fit(csr_matrix(features), train)
 
     def state(self) -> MethodState:
         """Return words, their weights, and the linear layer."""
-        assert self._linear is not None
+        words, linear = self._vectorizer.get_feature_names_out().tolist(), super().state()
         return MethodState(
-            values={
-                "words": self._vectorizer.get_feature_names_out().tolist(),
-                "strength": self._linear.strength,
-            },
-            arrays={
-                "idf": self._vectorizer.idf_,
-                "weight": self._linear.weight,
-                "bias": self._linear.bias,
-            },
+            {"words": words, **linear.values}, {"idf": self._vectorizer.idf_, **linear.arrays}
         )
 
     def restore(self, state: MethodState) -> None:
         """Continue with saved words and weights."""
-        arrays = {name: np.asarray(array, np.float64) for name, array in state.arrays.items()}
+        super().restore(state)
         self._vectorizer = _vectorizer(list(state.values["words"]))
-        self._vectorizer.idf_ = arrays["idf"]
-        self._linear = LinearModel(
-            arrays["weight"], arrays["bias"], self.task.multi_label, float(state.values["strength"])
-        )
+        self._vectorizer.idf_ = np.asarray(state.arrays["idf"], np.float64)
 
-    @property
-    def num_parameters(self) -> int:
-        """Return the weights of the regression."""
-        return 0 if self._linear is None else self._linear.weight.size + self._linear.bias.size
+    def _read(self, examples: Sequence[Example], advance: Advance | None = None) -> csr_matrix:
+        features = csr_matrix(self._vectorizer.transform(self._texts(examples)))
+        if advance is not None:
+            advance(len(examples))
+        return features
 
     def _texts(self, examples: Sequence[Example]) -> list[str]:
         return ["\n".join(example.texts[name] for name in self.task.text) for example in examples]

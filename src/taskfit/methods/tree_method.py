@@ -1,19 +1,15 @@
 """What all methods share that train a causal language model through the token tree."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-
-import numpy as np
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
 from taskfit.methods.adapted import AdaptedModel
-from taskfit.methods.losses import balanced_weights
-from taskfit.methods.majority import target_matrix
-from taskfit.methods.method import FloatArray, MethodContext, TrainedMethod
+from taskfit.methods.calibration import apply_prior
+from taskfit.methods.method import Advance, FloatArray, MethodContext, TrainedMethod
 from taskfit.methods.objective import Item
+from taskfit.methods.scoring import LabelScorer, WordReader
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder, Task
 
 
@@ -29,30 +25,6 @@ class TreeMethod(AdaptedModel, TrainedMethod):
         TrainedMethod.__init__(self, context)
         AdaptedModel.__init__(self, context.need_model(), context.settings)
         self.encoder = encoder
-        self.class_weights: FloatArray | None = None
-
-    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Measure class weights, where they are wanted."""
-        if self.settings.class_weights == "balanced":
-            self.class_weights = np.concatenate(
-                [
-                    balanced_weights(
-                        target_matrix([example.of(name) for example in train], task.label_names),
-                        multi_label=task.multi_label,
-                    )
-                    for name, task in self.context.asked.tasks.items()
-                ]
-            )
-
-    def class_weight_tensor(self) -> Tensor | None:
-        """Return the class weights on the model's device, (L,)."""
-        if self.class_weights is None:
-            return None
-        return torch.from_numpy(self.class_weights).float().to(self.model.tree.device)
-
-    def rehearse(self, examples: Sequence[Example]) -> None:
-        """Predict a few examples with the weights as they are."""
-        self.probabilities(examples)
 
     def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
         """Return prompts with completions as token ids."""
@@ -70,10 +42,48 @@ class TreeMethod(AdaptedModel, TrainedMethod):
     def supervised(self, item: EncodedExample) -> str:
         """Return what is learned of an item, between guillemets."""
 
+
+class WordMethod(TreeMethod):
+    """A trained classifier that answers with label words.
+
+    Attributes:
+        encoders: One a question.
+        scorer: Reads the words of all labels of all questions.
+    """
+
+    def __init__(
+        self,
+        context: MethodContext,
+        encoders: Mapping[str, PromptEncoder],
+        words: WordReader | None = None,
+    ) -> None:
+        """Bind model, encoders and how words are read; None: by their joint probability."""
+        super().__init__(context, next(iter(encoders.values())))
+        self.encoders = encoders
+        budget = context.settings.training.score_token_budget
+        self.scorer = LabelScorer(
+            self.model.tree, *encoders.values(), token_budget=budget, words=words
+        )
+
+    def probabilities(
+        self, examples: Sequence[Example], *, advance: Advance | None = None
+    ) -> FloatArray:
+        """Return each label's share of the probability of its question's label words, (N, L)."""
+        found = self.scorer.log_probs(examples, advance=advance)
+        return apply_prior(found, None, num_labels=self.scorer.num_labels)
+
+    def weights_changed(self) -> None:
+        """Drop the cached prefix."""
+        self.scorer.forget_prefix()
+
     def gold_word(self, item: EncodedExample, encoder: PromptEncoder | None = None) -> int:
         """Return the candidate that is the gold label's first word; the first where none is."""
         owners = [candidate.label_index for candidate in (encoder or self.encoder).candidates]
         return next((c for c, label in enumerate(owners) if label == item.label_index), 0)
+
+    def supervised(self, item: EncodedExample) -> str:
+        """Return the gold label's first word, each token between guillemets."""
+        return self.supervised_word(item)
 
     def supervised_word(self, item: EncodedExample, encoder: PromptEncoder | None = None) -> str:
         """Return the gold label's first word, each token between guillemets."""
@@ -107,11 +117,11 @@ def prompt_encoder(
 ) -> PromptEncoder:
     """Return an encoder for the context's model under its limit of length."""
     model = context.need_model()
-    limit, wanted = model.tree.max_length, context.settings.model.max_length
+    limit = model.tree.max_length
     return PromptEncoder(
         model.tokenizer,
         task,
         demonstrations,
-        max_length=min(limit, wanted) if wanted else limit,
+        max_length=min(limit, context.settings.model.max_length or limit),
         end_id=end_id,
     )

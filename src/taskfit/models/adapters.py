@@ -153,8 +153,8 @@ def target_modules(model: PreTrainedModel, targets: str | list[str]) -> list[str
             attends = any("attn" in part or "attention" in part for part in parts)
             found[".".join(parts[-2:])] = attends
     if isinstance(targets, str):
-        wanted = {"all": (True, False), "attention": (True,), "mlp": (False,)}[targets]
-        return [name for name, attends in found.items() if attends in wanted]
+        chosen = {"all": (True, False), "attention": (True,), "mlp": (False,)}[targets]
+        return [name for name, attends in found.items() if attends in chosen]
     unknown = [name for name in targets if not any(_names(name, path) for path in found)]
     if unknown:
         raise SettingsError(

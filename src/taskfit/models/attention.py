@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from taskfit.tree import AttentionBlock
-from taskfit.tree.build import IntArray
+from taskfit.tree import AttentionBlock, IntArray
 
 IMPLEMENTATION = "taskfit_tree"
 
@@ -84,12 +83,19 @@ class TreeLayout:
 
 
 def block_tensors(
-    block: AttentionBlock, *, prefix_length: int, window: int | None, like: Tensor, multiple: int
+    block: AttentionBlock,
+    positions: IntArray,
+    *,
+    prefix_length: int,
+    window: int | None,
+    like: Tensor,
+    multiple: int,
 ) -> BlockTensors:
     """Turn a block into an additive mask of the dtype and device of `like`.
 
     Args:
         block: The block.
+        positions: Depth of each token of its tree, (T,).
         prefix_length: Tokens of a cached prefix, seen by all queries.
         window: Number of positions that windowed layers see, or None.
         like: Gives dtype and device.
@@ -97,21 +103,24 @@ def block_tensors(
     """
     num_queries = block.stop - block.start
     fill = -len(block.ancestors) % multiple
-    unseen = np.zeros((num_queries, fill), bool)
     seen = np.concatenate(
-        (np.ones((num_queries, prefix_length), bool), unseen, block.visible), axis=1
+        (
+            np.ones((num_queries, prefix_length), bool),
+            np.zeros((num_queries, fill), bool),
+            block.visible,
+        ),
+        axis=1,
     )
-    bias = _additive(seen, like)
-    window_bias = bias
-    # A key is within the window if fewer than `window` positions lie between it and the query.
-    query_positions = block.query_positions + prefix_length  # (Q,)
-    if window is not None and len(query_positions) and query_positions.max() >= window:
-        key_positions = np.concatenate(
-            (np.arange(prefix_length + fill), block.key_positions + prefix_length)
-        )
-        near = query_positions[:, None] - key_positions[None, :] < window  # (Q, K)
-        window_bias = _additive(seen & near, like)
+    # Added to the scores, not a boolean mask: it is made once for all layers and heads.
+    bias = window_bias = _additive(seen, like)
     keys = np.concatenate((np.zeros(fill, dtype=np.int64), block.ancestors))
+    # A key is within the window if fewer than `window` positions lie between it and the query.
+    own = positions[block.start : block.stop]  # (Q,)
+    if window is not None and prefix_length + own.max() >= window:
+        before = np.arange(-prefix_length, 0)  # positions of the prefix
+        key_positions = np.concatenate((before, positions[keys], own))  # (K,)
+        near = own[:, None] - key_positions[None, :] < window  # (Q, K)
+        window_bias = _additive(seen & near, like)
     ancestors = torch.from_numpy(keys).to(like.device) if len(keys) else None
     return BlockTensors(block.start, block.stop, ancestors, bias, window_bias)
 
@@ -160,23 +169,24 @@ def tree_attention(
     queries = query[0].view(num_kv, num_heads // num_kv, num_tokens, width)  # (N, G, T, E)
     queries = queries * (width**-0.5 if scaling is None else scaling)
     keys, values = key[0], value[0]  # (N, T, E)
-    if tree_layout.record is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        kept = tree_layout.record.length
-        tree_layout.record.keys[layer] = keys[:, :kept]
-        tree_layout.record.values[layer] = values[:, :kept]
+    prefix, record = tree_layout.prefix, tree_layout.record
+    layer = 0 if prefix is None and record is None else int(module.layer_idx)  # type: ignore[arg-type]
+    if record is not None:
+        record.keys[layer] = keys[:, : record.length]
+        record.values[layer] = values[:, : record.length]
     # Split once, not sliced block by block: the backward pass of a slice fills and adds a tensor as
     # long as the whole tree, for each block again.
     sizes = [block.stop - block.start for block in tree_layout.blocks]
     outputs = [
         _attend(
-            block_queries,
-            *_visible_keys(module, (keys, values), own, block, tree_layout.prefix),
+            own_queries,
+            _visible(keys, own_keys, block, None if prefix is None else prefix.keys[layer]),
+            _visible(values, own_values, block, None if prefix is None else prefix.values[layer]),
             block.bias if sliding_window is None else block.window_bias,
             softcap=softcap,
             dropout=dropout if module.training else 0.0,
         )
-        for block, block_queries, *own in zip(
+        for block, own_queries, own_keys, own_values in zip(
             tree_layout.blocks,
             torch.split(queries, sizes, dim=2),
             torch.split(keys, sizes, dim=1),
@@ -188,32 +198,21 @@ def tree_attention(
     return mixed.reshape(1, num_heads, num_tokens, width).transpose(1, 2), None
 
 
-def _visible_keys(
-    module: nn.Module,
-    whole: tuple[Tensor, Tensor],
-    own: Sequence[Tensor],
-    block: BlockTensors,
-    prefix: KeyValueCache | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the keys and values of prefix, ancestors and block, each (N, K, E).
+def _visible(tree: Tensor, own: Tensor, block: BlockTensors, prefix: Tensor | None) -> Tensor:
+    """Return what a block may see of a tree's keys or values, (N, K, E).
 
     Args:
-        module: The attention layer.
-        whole: Keys and values of the tree, each (N, T, E).
-        own: Keys and values of the block's own tokens, each (N, Q, E).
+        tree: Those of the whole tree, (N, T, E).
+        own: Those of the block's own tokens, (N, Q, E).
         block: The block.
-        prefix: Keys and values before the tree's root, or None.
+        prefix: Those before the tree's root, (N, P, E), or None.
     """
-    parts = [[part] for part in own]
+    parts = [own]
     if block.ancestors is not None:
-        for part, tree_part in zip(parts, whole, strict=True):
-            part.insert(0, tree_part.index_select(1, block.ancestors))
+        parts.insert(0, tree.index_select(1, block.ancestors))
     if prefix is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        parts[0].insert(0, prefix.keys[layer])
-        parts[1].insert(0, prefix.values[layer])
-    keys, values = (part[0] if len(part) == 1 else torch.cat(part, dim=1) for part in parts)
-    return keys, values
+        parts.insert(0, prefix)
+    return own if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _attend(

@@ -84,12 +84,7 @@ def _pooling_of(source: EncoderSource, config: dict[str, Any]) -> Pooling:
 
 def _read_json(source: EncoderSource, file: str) -> Any:  # noqa: ANN401 - whatever the file holds
     """Return what a file beside the model holds; None where there is no such file."""
-    path = cached_file(
-        source.folder,
-        file,
-        revision=source.revision,
-        _raise_exceptions_for_missing_entries=False,
-    )
+    path = cached_file(source.folder, file, _raise_exceptions_for_missing_entries=False)
     if path is None:
         return None
     with open(path, encoding="utf-8") as opened:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskfit.tree import TokenTree
-from taskfit.tree.build import IntArray
+from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.tree import IntArray, TokenTree
 
 # Disk space that is left for checkpoints and results (bytes).
 DISK_RESERVE = 2 * 10**9
@@ -163,17 +163,9 @@ class FrozenDepth:
         def read(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found.append(args[0] if args else kwargs["hidden_states"])
 
-        was_training = self._decoder.training
-        if was_training:
-            self._decoder.eval()
         handle = self._upper[0].register_forward_pre_hook(read, with_kwargs=True)
-        try:
-            with _passed(self._upper):
-                run()
-        finally:
-            handle.remove()
-            if was_training:
-                self._decoder.train()
+        with handle, evaluation_mode(self._decoder), _passed(self._upper):
+            run()
         return found[0].detach()
 
     def upper(self, run: Run, states: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from taskfit.errors import ModelError, SettingsError
-from taskfit.models.packaged import PACKAGED_MODELS, locate_model
+from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, ModelSettings
@@ -160,8 +159,10 @@ def load_model(
             folder, revision=settings.revision, dtype=dtype, use_safetensors=True, **options
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise ModelError(_explain(settings.name, folder, error)) from error
-    _check_tokenizer(tokenizer, model, settings.name)
+        raise explain_failure(
+            settings.name, folder, error, kind="model", packaged=PACKAGED_MODELS
+        ) from error
+    check_tokenizer(tokenizer, model, settings.name)
     if tokenizer.pad_token is None:
         # Trees are never padded; this is for those who use the saved model elsewhere.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -180,26 +181,15 @@ def load_model(
     return LoadedModel(TreeModel(model), tokenizer, settings.name, settings.revision)
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+    """Raise `ModelError` if a tokenizer is not a fast one, or not that of the model."""
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{name} has no fast tokenizer; its character offsets are needed to cut "
-            "prompts from completions. Convert it with transformers' convert_slow_tokenizer."
+            f"{name} has no fast tokenizer (tokenizer.json); its character offsets are needed to "
+            "cut prompts from completions. Convert it with transformers' convert_slow_tokenizer."
         )
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise ModelError(
             f"The tokenizer of {name} has {len(tokenizer)} tokens, its model only "
             f"{model.get_input_embeddings().weight.shape[0]} embeddings: they are not a pair."
         )
-
-
-def _explain(name: str, folder: str, error: Exception) -> str:
-    """Turn transformers' many ways of failing into one message that says what to do."""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(folder).is_dir():
-        return f"The model in {folder} cannot be loaded: {first_line}"
-    return (
-        f"The model {name!r} is not a folder here and could not be had from the hub: {first_line} "
-        f"Check the spelling and the network; where there is none, download the model elsewhere "
-        f"and give its folder, or use the packaged one: {', '.join(PACKAGED_MODELS)}."
-    )

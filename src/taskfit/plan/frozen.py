@@ -8,8 +8,7 @@ from taskfit.methods.objective import FixedTree, TreeObjective
 from taskfit.plan.tokens import SCORE_TOKEN_BUDGET, Workload
 from taskfit.settings import RunSettings
 from taskfit.training.length import sees_texts_again
-from taskfit.tree import TokenTree, plan_trees, unique_tokens
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree, plan_trees, unique_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from taskfit.plan.timing import TimePlan, plan_time
 from taskfit.plan.tokens import Epoch, Workload, plan_epoch
 from taskfit.runs.kind import Size
 from taskfit.settings import RunSettings
-from taskfit.training.length import training_length, with_length
+from taskfit.training.length import settle_length
 from taskfit.training.loop import TOKEN_BUDGET
 
 # Trained methods: the step of the first four is the label-word step, or as good as, since `head`
@@ -187,14 +187,12 @@ def refuse_without_model(settings: RunSettings) -> None:
 
 def settled(settings: RunSettings, size: Size) -> RunSettings:
     """Return resolved settings with the length of training in numbers, as a run takes them."""
-    settings = settings.resolved()
-    length = training_length(
-        settings,
+    return settle_length(
+        settings.resolved(),
         num_train=size.num_train,
         num_labels=size.num_labels,
         mean_words=size.mean_words,
-    )
-    return with_length(settings, length)
+    )[0]
 
 
 def plan_memory(

@@ -34,8 +34,7 @@ from taskfit.models.tree_model import TreeModel
 from taskfit.plan.model import meta_model, prepare_weights
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.training.optim import MasterOptimizer
-from taskfit.tree import TokenTree
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from taskfit.methods.branches import word_reader
 from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import static_start
-from taskfit.methods.scoring import JointWords, WordReader
+from taskfit.methods.scoring import WordReader
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
 from taskfit.plan.shapes import tokenizer_folder
@@ -24,8 +24,7 @@ from taskfit.runs.prepare import prepare_data
 from taskfit.settings import ModelSettings, RunSettings, known
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.training.loop import padded_tokens
-from taskfit.tree import common_prefix_length, unique_tokens
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, common_prefix_length, unique_tokens
 
 SAMPLE = 2000  # examples
 SCORE_TOKEN_BUDGET = 1024
@@ -111,7 +110,7 @@ class LabelWorkload(Workload):
     items: Sequence[EncodedExample]
     label_of_candidate: Sequence[int]
     prefix_length: int
-    words: WordReader = field(default_factory=JointWords)
+    words: WordReader = field(default_factory=WordReader)
     end_id: int | None = None
     mean_words: float = 0.0
     validation: Sequence[EncodedExample] = field(default=(), kw_only=True)
@@ -312,7 +311,7 @@ def plan_epoch(
         [items[i] for i in order[start : start + batch_size]]
         for start in range(0, len(items), batch_size)
     ]
-    # The loop rehearses this one before it starts.
+    # The loop runs this one, without an update, before it starts.
     longest = sorted(items, key=lambda item: -item.num_tokens)[:batch_size]
     unique = passes = padded = read = 0
     heaviest: tuple[tuple[int, int], list[list[Any]]] = ((-1, -1), [])

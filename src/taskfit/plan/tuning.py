@@ -27,8 +27,7 @@ from taskfit.runs.tuning.data import prepare_tuning
 from taskfit.runs.tuning.model import TunedModel
 from taskfit.settings import RunSettings, known
 from taskfit.tasks.chat import EncodedPreference, EncodedText
-from taskfit.tree import TokenTree, plan_trees
-from taskfit.tree.build import IntArray
+from taskfit.tree import IntArray, TokenTree, plan_trees
 
 Rows = Sequence[EncodedText] | Sequence[EncodedPreference]
 

@@ -12,7 +12,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from taskfit.data import Example
 from taskfit.errors import SettingsError
-from taskfit.methods.majority import target_matrix
+from taskfit.methods.targets import target_matrix
 from taskfit.stats import Evaluation, evaluate_multi_label, evaluate_probabilities
 from taskfit.stats.conformal import class_thresholds, prediction_sets, threshold
 from taskfit.stats.temperature import apply_temperature

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import DataError, ModelError
-from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Method, MethodContext, MethodState
+from taskfit.methods.targets import target_matrix
 
 if TYPE_CHECKING:
     from taskfit.methods.probe import Probe

@@ -10,9 +10,9 @@ from taskfit.data.examples import mean_words
 from taskfit.errors import ModelError, SettingsError
 from taskfit.models.packaged import is_packaged, locate_model, packaged_tokenizer
 from taskfit.runs.prepare import PreparedData, prepare_data, sets_by_name
-from taskfit.settings import ModelSettings, RunSettings
+from taskfit.settings import ModelSettings, RunSettings, known
 from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
-from taskfit.training.length import training_length
+from taskfit.training.length import settle_length
 from taskfit.tree import unique_tokens
 
 if TYPE_CHECKING:
@@ -65,12 +65,13 @@ def inspect_task(settings: RunSettings) -> Inspection:
     # Tables are often sorted by label, so their beginning tells little.
     drawn = np.random.default_rng([settings.seed, 3]).permutation(len(examples))[:SAMPLE]
     encoded = encoder.encode([examples[i] for i in sorted(drawn)])
-    batch_size = training_length(
+    settled, _ = settle_length(
         settings.resolved(),
         num_train=len(data.train),
         num_labels=len(data.task.labels),
         mean_words=mean_words(examples),
-    ).batch_size
+    )
+    batch_size = known(settled.training.batch_size)
     padded, unique = _tokens_of_pass(encoder, encoded, seed=settings.seed, size=batch_size)
     return Inspection(
         task=data.task,

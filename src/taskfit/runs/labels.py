@@ -83,7 +83,7 @@ class LabelRun(RunKind[Classifier]):
 
     def start(self, *, resume: bool) -> None:
         """Predict the longest texts, and cross-validate a small table."""
-        _rehearse(self._run)
+        _dry_run(self._run)
         if needs_cross_validation(self.method, self.settings, self.data):
             model = self.method.context.model
             self._crossed = cross_validate(
@@ -250,10 +250,10 @@ def _tell_about_data(data: PreparedData, screen: Screen) -> None:
         )
 
 
-def _rehearse(run: Run) -> None:
+def _dry_run(run: Run) -> None:
     """Predict the longest few examples, so that what will fail fails now."""
     longest = longest_texts(run.data)
     if not longest:
         raise SettingsError("There is nothing to train on and nothing to evaluate.")
-    run.classifier.method.rehearse(longest)
+    run.classifier.method.dry_run(longest)
     run.memory.stage("forward")

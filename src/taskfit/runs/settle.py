@@ -8,7 +8,7 @@ from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings
 from taskfit.training.distributed import on_main
-from taskfit.training.length import training_length, with_length
+from taskfit.training.length import settle_length
 
 # Below this a head learns faster from a probe's weights; above it they leave too little gradient.
 FEW_TEXTS = 200
@@ -23,15 +23,14 @@ def settle(settings: RunSettings, folder: Path, size: Size, screen: Screen) -> R
         size: How much there is to learn from.
         screen: Where it is said what was taken, and why.
     """
-    length = training_length(
+    settled, reason = settle_length(
         settings,
         num_train=size.num_train,
         num_labels=size.num_labels,
         mean_words=size.mean_words,
     )
-    if length.reason:
-        screen.note(length.reason)
-    settled = with_length(settings, length)
+    if reason:
+        screen.note(reason)
     if settled.method.name == "head" and settled.method.start == "auto":
         start = "probe" if size.num_train < FEW_TEXTS else "zero"
         method = settled.method.model_copy(update={"start": start})

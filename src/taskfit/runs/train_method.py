@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskfit.files import folder_atomic
-from taskfit.methods.adapted import AdaptedModel
-from taskfit.methods.majority import target_matrix
-from taskfit.methods.method import TrainedMethod
+from taskfit.methods.method import Trainable, TrainedMethod
 from taskfit.methods.objective import Item, Objective
+from taskfit.methods.targets import target_matrix
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.load import resolve_device
 from taskfit.models.out_of_memory import is_out_of_memory
@@ -33,8 +32,6 @@ from taskfit.training.loop import TOKEN_BUDGET, TrainingJob, Validation, train
 from taskfit.training.sharding import ShardedModel
 from taskfit.training.trackers import Trackers, open_trackers
 
-# What is trained in steps, whatever it makes of examples, and in which run.
-Trainable = TrainedMethod | AdaptedModel
 AnyRun = Run | RunKind[Any]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from taskfit.data import Example
 from taskfit.methods.calibration import apply_prior, content_free_prior
 from taskfit.methods.reading import PrefixCache, run_in_trees
-from taskfit.methods.scoring import LabelScorer, candidate_log_probs, sequences_of, sum_over_words
+from taskfit.methods.scoring import JOINT, LabelScorer, sum_over_words
 from taskfit.models.load import LoadedModel
 from taskfit.settings import RunSettings
 from taskfit.stats import Evaluation, evaluate_probabilities
@@ -124,7 +124,7 @@ class SharedScorer:
         total = 0
         for one in self.wordings.values():
             scored = one.items[: len(one.log_probs)]
-            total += unique_tokens([row for i in scored for row in sequences_of(i, one.every)])
+            total += unique_tokens([row for i in scored for row in JOINT.sequences(i, one.every)])
         return total
 
     def result(self, name: str, dropped_in_round: int | None) -> WordingResult:
@@ -152,7 +152,7 @@ class SharedScorer:
         def run(chosen: list[int]) -> None:
             wanted = [owners[i].every for i in chosen]
             found = [items[i] for i in chosen]
-            joint = candidate_log_probs(self._model, found, wanted, prefix=prefix).double().cpu()
+            joint = JOINT.log_probs(self._model, found, wanted, prefix=prefix).double().cpu()
             ends = np.cumsum([len(words) for words in wanted]).tolist()
             for i, words, end in zip(chosen, wanted, ends, strict=True):
                 row = joint[None, end - len(words) : end]
@@ -161,7 +161,10 @@ class SharedScorer:
 
         run_in_trees(
             self._model,
-            [sequences_of(i, one.every, skip=skip) for i, one in zip(items, owners, strict=True)],
+            [
+                JOINT.sequences(i, one.every, skip=skip)
+                for i, one in zip(items, owners, strict=True)
+            ],
             run,
             token_budget=self._settings.training.score_token_budget,
             names=[item.id for item in items],

@@ -9,7 +9,7 @@ import torch
 from taskfit.errors import SettingsError
 from taskfit.files import write_json_atomic
 from taskfit.settings import RunSettings
-from taskfit.training.loop import count_steps
+from taskfit.training.length import count_steps
 
 # Compiling takes about a minute and saves about a fifth of each later step (see benchmarks/), so it
 # pays from some ten thousand examples on; a decision by size, not by a stopwatch, is the same on
@@ -27,14 +27,14 @@ def compile_pays(settings: RunSettings, num_items: int, folder: Path, device: to
     path = folder / FILE
     if path.is_file():
         return bool(json.loads(path.read_text(encoding="utf-8"))["compile"])
-    wanted = settings.model.compile
+    asked = settings.model.compile
     has_compiler = device.type != "cpu" or any(map(shutil.which, ("c++", "g++", "clang++")))
-    if wanted == "on" and not has_compiler:
+    if asked == "on" and not has_compiler:
         raise SettingsError(
             "model.compile=on needs a C++ compiler (c++, g++ or clang++), and none is on the path. "
             "Install one, or leave model.compile=auto."
         )
     long_job = count_steps(num_items, settings.training) >= MIN_STEPS
-    decision = wanted == "on" or (wanted == "auto" and has_compiler and long_job)
+    decision = asked == "on" or (asked == "auto" and has_compiler and long_job)
     write_json_atomic(path, {"compile": decision})
     return decision

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import tempfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -243,13 +244,9 @@ def share_of_step(items: Sequence[Item], objective: Objective[Any]) -> list[int]
     low = high = objective.largest(items)
     while len(objective.plan(items, high)) > size:
         low, high = high + 1, high * 2
-    while low < high:
-        middle = (low + high) // 2
-        if len(objective.plan(items, middle)) > size:
-            low = middle + 1
-        else:
-            high = middle
-    shares = objective.plan(items, high)
+    budgets = range(low, high)
+    place = bisect_left(budgets, True, key=lambda b: len(objective.plan(items, b)) <= size)
+    shares = objective.plan(items, low + place)
     return shares[rank()] if rank() < len(shares) else []
 
 

@@ -33,6 +33,7 @@ from taskfit.training.distributed import (
     share_of_step,
     sum_over_processes,
 )
+from taskfit.training.length import count_steps
 from taskfit.training.log import TrainingLog
 from taskfit.training.memory import MemoryAccount
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
@@ -125,7 +126,7 @@ def train(job: TrainingJob) -> TrainingState:
         log.rewind(state.step)
     else:
         log.rewind(-1)  # what a run wrote that was killed before its first checkpoint
-        _rehearse(job, optimizer, state)
+        _dry_run(job, optimizer, state)
     if job.warm_up is not None:
         started = time.perf_counter()
         job.warm_up()
@@ -284,13 +285,6 @@ def batch_indices(num_items: int, step: int, job: TrainingJob) -> list[int]:
     return [int(i) for i in order[index * size : (index + 1) * size]]
 
 
-def count_steps(num_items: int, settings: TrainingSettings) -> int:
-    """Return the number of optimizer steps of a run."""
-    per_epoch = math.ceil(num_items / known(settings.batch_size))
-    steps = max(1, math.ceil(known(settings.epochs) * per_epoch))
-    return steps if settings.max_steps is None else min(steps, settings.max_steps)
-
-
 def step_seed(seed: int, step: int, process: int = 0) -> int:
     """Return the seed of a step's dropout, well apart from its neighbours' and other processes'."""
     # SeedSequence does not tell [a, b] from [a, b, 0]: the first process draws as a single one.
@@ -302,7 +296,7 @@ def padded_tokens(batch: Sequence[Item]) -> int:
     return len(batch) * max(item.num_tokens for item in batch)
 
 
-def _rehearse(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
+def _dry_run(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
     """Run the longest step without an update, so that what will fail fails now."""
     started = time.perf_counter()
     longest = sorted(job.items, key=lambda item: -item.num_tokens)[: known(job.settings.batch_size)]

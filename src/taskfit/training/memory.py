@@ -7,8 +7,6 @@ import torch
 
 from taskfit.training.distributed import gather
 
-STAGES = ("model", "forward", "adapter", "training")
-
 
 class MemoryAccount:
     """Records how much memory each stage of a run added.

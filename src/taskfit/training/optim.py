@@ -97,7 +97,7 @@ class MasterOptimizer:
         self.parameters = dict(parameters)
         self._short = [p for p in self.parameters.values() if p.dtype != torch.float32]
         long = {n: p for n, p in self.parameters.items() if p.dtype == torch.float32}
-        # A shard and its master are the same memory.
+        # A shard and its master are the same memory: AdamW updates the parameter through it.
         self._masters = {
             n: nn.Parameter(local_part(p)) if is_sharded(p) else p for n, p in long.items()
         }
@@ -176,11 +176,11 @@ class MasterOptimizer:
         # What no process has a gradient for stays without one, as in a single process.
         known = torch.tensor([m.grad is not None for m in whole], dtype=torch.float32)
         sum_tensors([known])
-        wanted = [m for m, count in zip(whole, known.tolist(), strict=True) if count]
-        for master in wanted:
+        reached = [m for m, count in zip(whole, known.tolist(), strict=True) if count]
+        for master in reached:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
-        sum_tensors([m.grad for m in wanted if m.grad is not None])
+        sum_tensors([m.grad for m in reached if m.grad is not None])
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> float:

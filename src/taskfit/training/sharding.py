@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from taskfit.errors import SettingsError
+from taskfit.models.frozen_depth import decoder_layers
 from taskfit.training.distributed import is_main, num_processes, rank
 
 T = TypeVar("T")
@@ -156,13 +157,12 @@ class ShardedModel(nn.Module):
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    if not lists:
+    if not any(isinstance(m, nn.ModuleList) for m in model.modules()):
         raise SettingsError(
             f"training.sharding=full: {type(model).__name__} has no list of layers that could be "
             "gathered one at a time. Use training.sharding=none."
         )
-    return max(lists, key=len)
+    return decoder_layers(model)
 
 
 def _without_weights(layer: nn.Module, model: PreTrainedModel) -> nn.Module:

@@ -94,11 +94,6 @@ class Trackers:
         """Pass the final metrics and files on."""
         self._each(lambda tracker: tracker.finish(metrics, files))
 
-    def close(self, *, has_failed: bool = False) -> None:
-        """Close all trackers."""
-        self._each(lambda tracker: tracker.close(has_failed=has_failed))
-        self._live.clear()
-
     def __enter__(self) -> Self:
         """Return the trackers, to be closed at the end of the block."""
         return self
@@ -110,7 +105,8 @@ class Trackers:
         traceback: TracebackType | None,
     ) -> None:
         """Close the trackers; a run that ends in an exception has failed."""
-        self.close(has_failed=kind is not None)
+        self._each(lambda tracker: tracker.close(has_failed=kind is not None))
+        self._live.clear()
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._live.items()):
@@ -150,10 +146,10 @@ def open_trackers(
     check_trackers(settings)
     if not is_main():
         return Trackers({})
-    wanted = list(dict.fromkeys(settings.training.trackers))
+    names = list(dict.fromkeys(settings.training.trackers))
     automatic = settings.training.tensorboard and importlib.util.find_spec("tensorboard")
-    if automatic and "tensorboard" not in wanted:
-        wanted.insert(0, "tensorboard")
+    if automatic and "tensorboard" not in names:
+        names.insert(0, "tensorboard")
     parameters = flat_settings(settings)
     title = f"{folder.name} {name}"
     factories: dict[str, Callable[[], Tracker]] = {
@@ -161,7 +157,7 @@ def open_trackers(
         "mlflow": lambda: MlflowTracker(folder, title, parameters),
         "trackio": lambda: TrackioTracker(folder, title, parameters),
     }
-    return Trackers({one: factories[one] for one in wanted}, note=note)
+    return Trackers({one: factories[one] for one in names}, note=note)
 
 
 def check_trackers(settings: RunSettings) -> None:

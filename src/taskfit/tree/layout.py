@@ -25,16 +25,12 @@ class AttentionBlock:
         stop: One past the last query.
         ancestors: Keys before the block, (A,); all are ancestors of the first query.
         visible: Which of the keys `ancestors`, then `start..stop`, each query sees, (Q, A + Q).
-        key_positions: Depth of each of these keys, (A + Q,).
-        query_positions: Depth of each query, (Q,).
     """
 
     start: int
     stop: int
     ancestors: IntArray
     visible: NDArray[np.bool_]
-    key_positions: IntArray
-    query_positions: IntArray
 
 
 def attention_blocks(tree: TokenTree, block_size: int) -> list[AttentionBlock]:
@@ -48,9 +44,5 @@ def attention_blocks(tree: TokenTree, block_size: int) -> list[AttentionBlock]:
         own = np.arange(start, stop)  # (Q,)
         keys = np.concatenate((ancestors, own))  # (K,)
         visible = (keys[None, :] <= own[:, None]) & (own[:, None] < tree.subtree_end[keys][None, :])
-        blocks.append(
-            AttentionBlock(
-                start, stop, ancestors, visible, tree.positions[keys], tree.positions[own]
-            )
-        )
+        blocks.append(AttentionBlock(start, stop, ancestors, visible))
     return blocks

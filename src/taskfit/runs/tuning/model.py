@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from taskfit.data.instructions import Conversation, InstructionRow, Preference, Raw
 from taskfit.errors import PromptError
 from taskfit.files import write_json_atomic
-from taskfit.methods.generation import generate_texts, generation_config, stream_text
+from taskfit.methods.generation import generate_texts, generation_config
 from taskfit.methods.sft import sequence_log_probs
 from taskfit.models.load import LoadedModel
 from taskfit.runs.classifier import (
@@ -136,7 +136,7 @@ class TunedModel:
         ids = self._checked(prompt, decoding.max_new_tokens)
         stop = self._stop(decoding)
         valve = _Valve(write, stop)
-        answer = stream_text(self.model, ids, self._config(decoding), write=valve.take)
+        (answer,) = generate_texts(self.model, [ids], self._config(decoding), write=valve.take)
         valve.close()
         return cut_at(answer, stop).strip()
 
