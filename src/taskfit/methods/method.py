@@ -28,7 +28,6 @@ from taskfit.tasks.questions import Asked
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from taskfit.methods.features import CachedFeatures
     from taskfit.methods.losses import LossSum
     from taskfit.methods.objective import Item, Objective
     from taskfit.models.load import LoadedModel
@@ -96,8 +95,8 @@ class MethodTraits:
 class Method(MethodTraits, ABC):
     """A way from texts to probabilities of labels."""
 
-    # What reads frozen features for it, if anything does.
-    _readers: "Sequence[CachedFeatures]" = ()
+    # What reads frozen features for it, if anything does: `CachedFeatures`.
+    _readers: Sequence[Any] = ()
 
     def __init__(self, context: MethodContext) -> None:
         """Bind to task and model.
@@ -157,7 +156,7 @@ class Method(MethodTraits, ABC):
     @property
     def cached_seconds(self) -> float:
         """Return the seconds of this method's work that an earlier run did and a cache kept."""
-        return sum(reader.cached_seconds for reader in self._readers)
+        return float(sum(reader.cached_seconds for reader in self._readers))
 
     @property
     def num_parameters(self) -> int:
