@@ -131,8 +131,9 @@ def fit(
     folder = resume or out
     assert folder is not None
     own = folder / "settings.yaml"
-    base = find_settings(config) if config else own if resume and own.is_file() else None
-    settings = load_settings(base, flags=flags, overrides=set_ or ())
+    goes_on = resume is not None and config is None and own.is_file()
+    base = own if goes_on else find_settings(config) if config else None
+    settings = load_settings(base, flags=flags, overrides=set_ or (), lenient_file=goes_on)
 
     from taskfit.cli.screen import RichScreen, baselines_table, results_table
     from taskfit.report.pages import write_page

@@ -64,9 +64,10 @@ def prompts(
     if table and out is None:
         raise SettingsError("--table writes a CSV beside the task file; give --out FILE.yaml too.")
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, test=None)
-    flags.update(nested({"seed": seed}))
+    flags.update(nested({"seed": seed, "method.name": "in_context"}))
     base = find_settings(config) if config else None
-    settings = load_settings(base, flags=flags, overrides=set_ or ())
+    # The file may be of a run whose method reads other settings.
+    settings = load_settings(base, flags=flags, overrides=set_ or (), lenient_file=True)
 
     from taskfit.cli.screen import RichScreen
     from taskfit.search.wordings import check_free, search_prompts, write_winner

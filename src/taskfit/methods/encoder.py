@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from taskfit.data import Example
 from taskfit.errors import DataError
+from taskfit.method_settings import EncoderSettings
 from taskfit.methods.losses import (
     balanced_weights,
     classification_loss_sum,
@@ -40,6 +41,7 @@ class Encoder(TrainedMethod):
     """Fine-tunes every weight of an encoder; texts run as padded batches of like length."""
 
     serves_multi_label = True
+    settings: EncoderSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Load the encoder with a new head, or with the saved one."""

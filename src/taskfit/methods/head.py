@@ -12,6 +12,7 @@ from scipy.special import expit, softmax
 from torch import Tensor, nn
 
 from taskfit.data import Example
+from taskfit.method_settings import HeadSettings, as_method
 from taskfit.methods.features import feature_encoder, last_hidden, prompts_of
 from taskfit.methods.losses import (
     classification_loss_sum,
@@ -22,7 +23,7 @@ from taskfit.methods.method import Advance, FloatArray, MethodContext, MethodSta
 from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.probe import Probe
 from taskfit.methods.reading import PrefixCache, run_in_trees
-from taskfit.methods.tree_method import TreeMethod
+from taskfit.methods.tree_method import LabelledTreeMethod
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample
 from taskfit.tasks.text_encoder import TextEncoder
@@ -33,7 +34,7 @@ WEIGHT, BIAS = "head.weight", "head.bias"
 PROBE_SHARE = 0.3
 
 
-class Head(TreeMethod):
+class Head(LabelledTreeMethod):
     """Trains a linear head together with the model's weights or adapter.
 
     The head is always trained, and saved with the run, whatever `adapter.weights` says. It starts
@@ -42,6 +43,7 @@ class Head(TreeMethod):
     """
 
     serves_multi_label = True
+    settings: HeadSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make the head."""
@@ -67,7 +69,7 @@ class Head(TreeMethod):
 
         A regression that fits its training texts to the last leaves no gradient to learn from.
         """
-        own = self.context.settings.method.model_copy(update={"features": "model"})
+        own = as_method(self.settings, "probe", features="model")
         settings = self.context.settings.model_copy(update={"method": own})
         probe = Probe(replace(self.context, settings=settings))
         probe.prepare(train, ())

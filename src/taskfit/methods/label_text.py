@@ -10,6 +10,7 @@ import numpy as np
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
+from taskfit.method_settings import LabelTextSettings
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.generation import generate_texts, generation_config
 from taskfit.methods.label_words import LabelWordLoss
@@ -17,12 +18,14 @@ from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.objective import Objective
 from taskfit.methods.reading import run_in_trees
 from taskfit.methods.scoring import LabelScorer, sequences_of, token_log_probs
-from taskfit.methods.tree_method import TreeMethod, prompt_encoder
+from taskfit.methods.tree_method import LabelledTreeMethod, prompt_encoder
 from taskfit.tasks import EncodedExample, parse_answer
 
 
-class LabelText(TreeMethod):
+class LabelText(LabelledTreeMethod):
     """Trains completion and end token; decodes along the tree of labels, or freely."""
+
+    settings: LabelTextSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make encoder and scorer."""

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from taskfit.data import Example
+from taskfit.method_settings import LabelWordsSettings
 from taskfit.methods.branches import BranchWords, word_reader
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.losses import classification_loss_sum, label_targets, likelihood_loss_sum
 from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.scoring import JointWords, LabelScorer, read_plan, sum_over_words
-from taskfit.methods.tree_method import TreeMethod, prompt_encoder
+from taskfit.methods.tree_method import LabelledTreeMethod, prompt_encoder
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import EncodedExample
 from taskfit.tree.build import IntArray
@@ -23,8 +24,10 @@ from taskfit.tree.build import IntArray
 FLOOR = -1e30
 
 
-class LabelWords(TreeMethod):
+class LabelWords(LabelledTreeMethod):
     """Trains the label words in their prompt; reads them off the LM head."""
+
+    settings: LabelWordsSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make encoder and scorer."""

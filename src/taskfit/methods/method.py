@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import SettingsError
+from taskfit.method_base import MethodSettings, TrainedInSteps
 from taskfit.settings import RunSettings
 from taskfit.tasks import Task
 
@@ -92,7 +93,7 @@ class Method(MethodTraits, ABC):
         """
         self.context = context
         self.task = context.task
-        self.settings = context.settings.method
+        self.settings: MethodSettings = context.settings.method
         if self.task.multi_label and not self.serves_multi_label:
             raise SettingsError(
                 f"method {self.settings.name} gives a text one label, but task.multi_label is set. "
@@ -152,6 +153,7 @@ class TrainedMethod(Method):
     """
 
     needs_labels: ClassVar[bool] = True
+    settings: TrainedInSteps
 
     @property
     @abstractmethod

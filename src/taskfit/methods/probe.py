@@ -9,6 +9,7 @@ import numpy as np
 
 from taskfit.data import Example
 from taskfit.errors import DataError
+from taskfit.method_settings import ProbeSettings
 from taskfit.methods.features import EncoderFeatures, FeatureReader, Features
 from taskfit.methods.linear import FloatArray, LinearModel, fit_linear
 from taskfit.methods.majority import target_matrix
@@ -23,6 +24,7 @@ class Probe(Method):
     """Standardises the features of frozen weights and fits a logistic regression; seconds."""
 
     serves_multi_label = True
+    settings: ProbeSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make the readers of the features that `method.features` names.

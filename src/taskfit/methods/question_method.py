@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
+from taskfit.method_settings import LabelWordsSettings
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.branches import word_reader
 from taskfit.methods.calibration import apply_prior
@@ -75,11 +76,17 @@ class QuestionMethod(AdaptedModel):
             self.encoders,
             weights={question.name: question.weight for question in self.questionnaire.questions},
             class_weights=self._class_weights(train),
-            focal_gamma=self.settings.method.focal_gamma,
+            focal_gamma=self._trained.focal_gamma,
         )
 
+    @property
+    def _trained(self) -> LabelWordsSettings:
+        method = self.settings.method
+        assert isinstance(method, LabelWordsSettings), "in_context trains nothing"
+        return method
+
     def _class_weights(self, train: Sequence[AnsweredExample]) -> dict[str, Tensor] | None:
-        if self.settings.method.class_weights == "none":
+        if self._trained.class_weights == "none":
             return None
         weights = {}
         for name, encoder in self.encoders.by_name.items():

@@ -20,13 +20,12 @@ MODEL = "model"
 class Retriever:
     """Finds nearest training examples by the cosine of sentence embeddings or hidden states."""
 
-    def __init__(self, context: MethodContext) -> None:
-        """Load what measures similarity: `method.retriever`."""
+    def __init__(self, context: MethodContext, name: str) -> None:
+        """Load what measures similarity: `method.retriever` is its name."""
         self._train: list[Example] = []
         self._embeddings: Embeddings = np.empty((0, 0), np.float32)
         # One direction that all hidden states share would make all cosines alike.
         self._mean: Embeddings | None = None
-        name = context.settings.method.retriever
         self._reader: FeatureReader | EncoderFeatures = (
             FeatureReader(context) if name == MODEL else EncoderFeatures(context, name)
         )

@@ -9,6 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from taskfit.data import Example
 from taskfit.errors import DataError
+from taskfit.method_settings import TfidfSettings
 from taskfit.methods.linear import FloatArray, LinearModel, fit_linear
 from taskfit.methods.majority import target_matrix
 from taskfit.methods.method import Advance, Method, MethodContext, MethodState
@@ -18,6 +19,7 @@ class Tfidf(Method):
     """scikit-learn's TF-IDF over words and pairs of words, logarithmic counts, L2 norm."""
 
     serves_multi_label = True
+    settings: TfidfSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Know no words yet."""

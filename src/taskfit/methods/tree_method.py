@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from taskfit.data import Example
+from taskfit.method_base import TrainedOnLabels
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.losses import balanced_weights
 from taskfit.methods.method import FloatArray, MethodContext, TrainedMethod
@@ -27,22 +28,6 @@ class TreeMethod(AdaptedModel, TrainedMethod):
         TrainedMethod.__init__(self, context)
         AdaptedModel.__init__(self, context.need_model(), context.settings)
         self.encoder = encoder
-        self.class_weights: FloatArray | None = None
-
-    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Measure class weights, where they are wanted."""
-        if self.settings.class_weights == "balanced":
-            names = self.task.label_names
-            targets = [example.target_vector(names) for example in train]
-            self.class_weights = balanced_weights(
-                np.stack([t for t in targets if t is not None]), multi_label=self.task.multi_label
-            )
-
-    def class_weight_tensor(self) -> Tensor | None:
-        """Return the class weights on the model's device, (L,)."""
-        if self.class_weights is None:
-            return None
-        return torch.from_numpy(self.class_weights).float().to(self.model.tree.device)
 
     def rehearse(self, examples: Sequence[Example]) -> None:
         """Predict a few examples with the weights as they are."""
@@ -73,6 +58,32 @@ class TreeMethod(AdaptedModel, TrainedMethod):
         """Return the gold label's first word, each token between guillemets."""
         decode = self.model.tokenizer.decode
         return "".join(f"«{decode([int(i)])}»" for i in item.completions[self.gold_word(item)])
+
+
+class LabelledTreeMethod(TreeMethod):
+    """One that is trained with labels as targets."""
+
+    settings: TrainedOnLabels
+
+    def __init__(self, context: MethodContext, encoder: PromptEncoder | BareEncoder) -> None:
+        """Bind model and encoder."""
+        super().__init__(context, encoder)
+        self.class_weights: FloatArray | None = None
+
+    def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Measure class weights, where they are wanted."""
+        if self.settings.class_weights == "balanced":
+            names = self.task.label_names
+            targets = [example.target_vector(names) for example in train]
+            self.class_weights = balanced_weights(
+                np.stack([t for t in targets if t is not None]), multi_label=self.task.multi_label
+            )
+
+    def class_weight_tensor(self) -> Tensor | None:
+        """Return the class weights on the model's device, (L,)."""
+        if self.class_weights is None:
+            return None
+        return torch.from_numpy(self.class_weights).float().to(self.model.tree.device)
 
 
 def prompt_encoder(

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -140,7 +140,7 @@ class LabelWorkload(Workload):
     def objective(self, tree: TreeModel, settings: RunSettings) -> LabelWordLoss:
         """Return the loss of label words, which serves for every method that reads them."""
         return LabelWordLoss(
-            tree, self.label_of_candidate, over=_loss(settings), end_id=self.end_id
+            tree, self.label_of_candidate, over=settings.method.word_loss, end_id=self.end_id
         )
 
     def num_read(self, piece: Sequence[EncodedExample], objective: LabelWordLoss) -> int:
@@ -295,7 +295,7 @@ def _encoder(
 ) -> PromptEncoder | BareEncoder:
     """Return the encoder of the method; `limit` is the longest prompt (tokens)."""
     method = settings.method
-    if method.name not in WORD_METHODS and not method.prompt:
+    if method.name not in WORD_METHODS and method.reads_bare_text:
         return BareEncoder(tokenizer, data.task, max_length=limit)
     return PromptEncoder(
         tokenizer,
@@ -367,11 +367,6 @@ def plan_epoch(
         heaviest=heaviest[1],
         longest=objective.largest(items),
     )
-
-
-def _loss(settings: RunSettings) -> Literal["labels", "vocabulary", "branches"]:
-    """Return what the loss of label words is normalised over."""
-    return "vocabulary" if settings.method.name == "label_text" else settings.method.word_loss
 
 
 def _static_start(encoder: PromptEncoder | BareEncoder, items: Sequence[EncodedExample]) -> int:

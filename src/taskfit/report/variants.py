@@ -162,7 +162,7 @@ def _split_by_settings(runs: Sequence[FinishedRun]) -> list[tuple[str, list[Fini
     keys = sorted({key for slot in slots.values() for key in _varied_settings(slot)})
     parts: dict[str, list[FinishedRun]] = {}
     for run in kept:
-        values = [f"{k.rsplit('.', 1)[-1]}={_shortened(run.flat_settings[k])}" for k in keys]
+        values = [f"{k.rsplit('.', 1)[-1]}={_shortened(run.flat_settings.get(k))}" for k in keys]
         label = ", ".join(values)
         taken = any((r.size, r.seed) == (run.size, run.seed) for r in parts.get(label, []))
         # Equal settings with different answers: two machines, or a file that changed.
@@ -174,12 +174,13 @@ def _split_by_settings(runs: Sequence[FinishedRun]) -> list[tuple[str, list[Fini
 
 
 def _varied_settings(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return the settings in which runs differ, but for size and draw."""
+    """Return the settings of all runs in which they differ, but for size and draw."""
     first = runs[0].flat_settings
     return [
         key
         for key in first
         if key not in ("seed", "data.num_train")
+        and all(key in run.flat_settings for run in runs)
         and any(run.flat_settings[key] != first[key] for run in runs)
     ]
 

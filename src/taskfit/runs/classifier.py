@@ -20,7 +20,7 @@ from taskfit.methods.table import label_method
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
 from taskfit.runs.records import library_versions
 from taskfit.settings import RunSettings
-from taskfit.settings_file import load_settings
+from taskfit.settings_file import load_run_settings
 from taskfit.stats import Evaluation, evaluate_multi_label, evaluate_probabilities
 from taskfit.stats.conformal import class_thresholds, prediction_sets, threshold
 from taskfit.stats.temperature import apply_temperature
@@ -315,7 +315,7 @@ def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> 
 
 def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:
     """Return the run's settings, with the model that prediction takes."""
-    settings = load_settings(folder / SETTINGS_FILE)
+    settings = load_run_settings(folder / SETTINGS_FILE)
     changed: dict[str, Any] = {"device": device}
     if saved["dtype"] is not None:
         changed |= {"dtype": saved["dtype"], "name": saved["model"], "revision": saved["revision"]}

@@ -138,7 +138,7 @@ class LabelRun(RunKind[Classifier]):
     def num_train(self) -> int:
         """Return the training examples whose labels were seen, beside demonstrations."""
         method = self.method
-        seen = method.learns or method.settings.demonstrations == "nearest"
+        seen = method.learns or method.settings.retrieves
         return len(self.data.train) if seen else 0
 
     @property
@@ -190,17 +190,12 @@ def _method_report(method: Method) -> dict[str, Any]:
 
 
 def check_learnable(method: Method, data: PreparedData) -> None:
-    """Raise if a method that learns has nothing to learn from, or is given what it cannot use."""
+    """Raise if a method that learns has nothing to learn from."""
     settings = method.settings
     texts_suffice = isinstance(method, TrainedMethod) and not method.needs_labels
     if method.learns and not data.train and not (texts_suffice and data.unlabeled):
         raise DataError(
             f"{settings.name} needs training examples: give --data, or a built-in task."
-        )
-    if settings.calibration != "none" and settings.name not in ("in_context", "distill"):
-        raise SettingsError(
-            f"method.calibration={settings.calibration} is for in_context and distill; method "
-            f"{settings.name} needs none. Leave it out."
         )
 
 

@@ -80,7 +80,7 @@ def prepare_data(settings: RunSettings) -> PreparedData:
     if data.num_train is not None and data.shots_per_class is not None:
         raise SettingsError("Give data.num_train or data.shots_per_class, not both.")
     task, train, evaluations = _task_and_train(settings)
-    task = override_task(task, settings.task, settings.method.num_demonstrations)
+    task = override_task(task, settings.task, settings.method.shown)
     columns = task_columns(task, data)
     labels = [label.name for label in task.labels]
     share = test_share(data, len(train), has_tests=bool(evaluations))
@@ -367,14 +367,10 @@ def _demonstrations(
 ) -> tuple[list[Example], list[Example]]:
     """Choose the demonstrations and take them out of the training set."""
     method = settings.method
-    if method.demonstrations == "nearest" and method.name != "in_context":
-        raise SettingsError(
-            "method.demonstrations=nearest gives every text a prompt of its own, which only "
-            f"in_context reads; method is {method.name}. Use balanced, random or fixed."
-        )
     if task.num_demonstrations == 0 or not method.shows_demonstrations:
         return [], train
-    if method.demonstrations == "nearest":
+    how = method.chosen_by
+    if how is None:
         # They are chosen for each text from the whole training set.
         return [], train
     if not train:
@@ -384,7 +380,7 @@ def _demonstrations(
         )
     chosen = choose_demonstrations(
         train,
-        how=method.demonstrations,
+        how=how,
         num=task.num_demonstrations,
         labels=[label.name for label in task.labels],
         seed=settings.seed,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from taskfit.method_settings import HeadSettings
 from taskfit.runs.classifier import SETTINGS_FILE
 from taskfit.runs.kind import Size
 from taskfit.screen import Screen
@@ -32,7 +33,7 @@ def settle(settings: RunSettings, folder: Path, size: Size, screen: Screen) -> R
     if length.reason:
         screen.note(length.reason)
     settled = with_length(settings, length)
-    if settled.method.name == "head" and settled.method.start == "auto":
+    if isinstance(settled.method, HeadSettings) and settled.method.start == "auto":
         start = "probe" if size.num_train < FEW_TEXTS else "zero"
         method = settled.method.model_copy(update={"start": start})
         settled = settled.model_copy(update={"method": method})
@@ -52,14 +53,15 @@ def as_settled(wanted: RunSettings, found: RunSettings) -> RunSettings:
         length["epochs"] = found.training.epochs
     if wanted.training.batch_size == "auto":
         length["batch_size"] = found.training.batch_size
-    if wanted.method.start == "auto":
-        start["start"] = found.method.start
+    again, before = wanted.method, found.method
+    if isinstance(again, HeadSettings) and isinstance(before, HeadSettings):
+        start["start"] = before.start if again.start == "auto" else again.start
     if wanted.data.validation_fraction == "auto":  # a search puts its own there
         share["validation_fraction"] = found.data.validation_fraction
     return wanted.model_copy(
         update={
             "data": wanted.data.model_copy(update=share),
             "training": wanted.training.model_copy(update=length),
-            "method": wanted.method.model_copy(update=start),
+            "method": again.model_copy(update=start),
         }
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskfit.errors import SettingsError
+from taskfit.method_settings import InContextSettings, KnnSettings
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import METHODS
 from taskfit.runs.prepare import PreparedData
@@ -145,7 +146,7 @@ class Space:
             alpha = adapter.lora_alpha * rank / adapter.lora_rank
             merge_settings(nested, {"adapter": {"lora_alpha": alpha}})
         merge_settings(plain, nested)
-        return settings_from_dict(plain)
+        return settings_from_dict(plain, asked={})
 
 
 def make_space(settings: RunSettings, data: PreparedData, candidates: Sequence[NamedTask]) -> Space:
@@ -200,12 +201,12 @@ def default_space(
     if name in ("in_context", "probe") and reads_prompt and data.train:
         given = data.task.num_demonstrations
         space["method.num_demonstrations"] = {"choices": sorted({0, 4, 8, given})}
-    if name == "in_context":
+    if isinstance(method, InContextSettings):
         calibrations = ["none", "contextual", "batch" if data.train else "pmi"]
         space["method.calibration"] = {
             "choices": list(dict.fromkeys([method.calibration, *calibrations]))
         }
-    if name == "knn":
+    if isinstance(method, KnnSettings):
         counts = {1, 4, 8, 16, 32, method.num_neighbors}
         space["method.num_neighbors"] = {"choices": sorted(counts)}
     return space
@@ -304,7 +305,7 @@ def _is_whole(section: str, name: str, settings: RunSettings) -> bool:
     half: dict[str, Any] = settings.model_dump()
     merge_settings(half, {section: {name: 1.5}})
     try:
-        settings_from_dict(half)
+        settings_from_dict(half, asked={})
     except SettingsError:
         return True
     return False

@@ -162,7 +162,7 @@ class QuestionClassifier:
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
             questionnaire = questionnaire_from_dict(saved["questions"])
-            settings, weights = settings_from_dict(saved["settings"]), saved["weights"]
+            settings, weights = settings_from_dict(saved["settings"], asked={}), saved["weights"]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
         changed: dict[str, Any] = {"device": device}

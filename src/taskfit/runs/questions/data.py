@@ -36,12 +36,10 @@ UNSERVED: dict[str, tuple[object, ...]] = {
     "task.label_words": ({},),
     "task.multi_label": (False,),
     "method.num_demonstrations": (None, 0),
-    "method.num_orders": (1,),
-    "method.calibration": ("none",),
-    "method.length_normalization": (False,),
     "method.loss": (None, "labels", "branches"),
-    "method.sampling": ("all",),
 }
+# All else that the two methods read is for one question.
+SERVED = ("name", "num_demonstrations", "loss", "class_weights", "focal_gamma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +303,13 @@ def _questionnaire(settings: RunSettings) -> Questionnaire:
     plain = settings.model_dump()
     for key, allowed in UNSERVED.items():
         section, name = key.split(".")
-        value = plain[section][name]
-        if value not in allowed:
+        if (value := plain[section].get(name)) not in (None, *allowed):
             problems.append(f"{key}={value} has no meaning for questions; leave it out")
+    problems += [
+        f"method.{name}={value} has no meaning for questions; leave it out"
+        for name, value in settings.method.model_dump(exclude_defaults=True).items()
+        if name not in SERVED
+    ]
     if settings.data.text and tuple(settings.data.text) != questionnaire.text:
         problems.append(
             f"--text names {', '.join(settings.data.text)}, but the questions read "
