@@ -89,6 +89,7 @@ def settings_of(tmp_path: Path, model_folder: Path, encoder_folder: Path) -> Any
     tiny.write_csv(tmp_path / "other.csv", OTHERS)
 
     def make(name: str, *extra: str) -> RunSettings:
+        how = [one for one in extra if one.startswith(("training.", "adapter."))]
         return settings_for(
             [
                 f"data.train={tmp_path / 'train.csv'}",
@@ -105,8 +106,9 @@ def settings_of(tmp_path: Path, model_folder: Path, encoder_folder: Path) -> Any
                 "training.learning_rate=0.02",
                 "training.save_every_steps=5",
                 "training.tensorboard=false",
+                *how,
             ],
-            [*ALL.get(name, ()), *extra],
+            [*ALL.get(name, ()), *(one for one in extra if one not in how)],
         )
 
     return make
@@ -243,11 +245,6 @@ def test_a_method_of_one_label_refuses_several(settings_of: Any, tmp_path: Path,
         ("distill", ["method.loss=branches"], "label_words may have it"),
         ("head", ["method.calibration=batch"], "is read by in_context, distill, not by head"),
         ("distill", ["method.calibration=pmi"], "in_context may have it"),
-        (
-            "distill",
-            ["method.sampling=balanced", "data.unlabeled=texts.csv"],
-            "those of data.unlabeled have none",
-        ),
         ("tfidf", ["method.blend=[model]"], "needs a causal language model"),
         (
             "distill",
@@ -268,6 +265,13 @@ def test_what_does_not_fit_together_is_refused(
             settings_of(name, f"method.name={'in_context' if name == 'nearest' else name}", *extra),
             tmp_path / "run",
         )
+
+
+def test_texts_without_labels_cannot_be_drawn_by_class(settings_of: Any, tmp_path: Path) -> None:
+    given = ["method.sampling=balanced", f"data.unlabeled={tmp_path / 'texts.csv'}"]
+    (tmp_path / "texts.csv").write_text("text\nThe dog was at sea.\n")
+    with pytest.raises(SettingsError, match=r"those of data\.unlabeled have none"):
+        fit(settings_of("distill", *given), tmp_path / "run")
 
 
 def test_a_method_that_learns_needs_training_examples(settings_of: Any, tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from taskfit.runs.questions.data import prepare_questions, read_answered
 from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
-from taskfit.settings_file import load_settings
 from taskfit.tasks.questions import Option, Question
 from tiny_screens import Killed, NotingScreen
+from tiny_settings import settings_for
 
 FILE = """
 name: toy
@@ -62,8 +62,8 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
     write(tmp_path / "new.csv", rows(6, offset=200))
 
     def settings(*extra: str) -> RunSettings:
-        return load_settings(
-            overrides=[
+        return settings_for(
+            [
                 f"task.name={tmp_path / 'questions.yaml'}",
                 f"data.train={tmp_path / 'train.csv'}",
                 f"data.tests.new={tmp_path / 'new.csv'}",
@@ -75,8 +75,8 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
                 "training.batch_size=8",
                 "training.learning_rate=0.02",
                 "training.tensorboard=false",
-                *extra,
-            ]
+            ],
+            extra,
         )
 
     return settings

@@ -15,6 +15,7 @@ from taskfit.settings import RunSettings, SearchSettings, known
 from taskfit.settings_file import merge_settings, settings_from_dict
 from taskfit.tasks import Task
 from taskfit.tasks.variants import AS_GIVEN, NamedTask
+from taskfit.unread import is_read, readers_of, told_of_none
 
 Value = bool | int | float | str | None
 TEMPLATE = "template"
@@ -236,6 +237,11 @@ def _dimension(
 ) -> Dimension | None:
     """Return the dimension that a specification describes; add what is wrong to `problems`."""
     section, _, name = key.partition(".")
+    method = settings.method
+    if readers_of(key) and not is_read(key, type(method)) and section == "method":
+        told = told_of_none([name], [method.name])
+        problems.append(f"search.space: {told[0]}")
+        return None
     known = key == TEMPLATE or name in settings.model_dump().get(section, {})
     if key in FIXED or not known or (key != TEMPLATE and section not in SECTIONS):
         problems.append(
