@@ -51,7 +51,6 @@ from taskfit.files import write_json_atomic, write_text_atomic
 from taskfit.models.packaged import packaged_folder
 from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
-from taskfit.settings import MethodSettings
 from taskfit.settings_file import load_settings, merge_settings
 
 SIZES = (64, 256, 1024)
@@ -62,7 +61,6 @@ BEFORE: dict[str, Any] = {
     "adapter": {"layers": "all", "lora_dropout": 0.05},
     "training": {"epochs": 1.0, "batch_size": 16, "learning_rate": 5e-4, "keep": "best"},
 }
-START = {"start": "zero"} if "start" in MethodSettings.model_fields else {}
 # Name -> nested settings, beside those of the data and the seed. The default is last, so that a
 # cell in which it is done has all others.
 CONTENDERS: dict[str, dict[str, Any]] = {
@@ -72,7 +70,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "probe-minilm": {"method": {"name": "probe", "features": "minilm"}},
     "head": {"method": {"name": "head"}},
     "label_words": {"method": {"name": "label_words"}},
-    "head before": {**BEFORE, "method": {"name": "head", **START}},
+    "head before": {**BEFORE, "method": {"name": "head", "start": "zero"}},
     "label_words before": {**BEFORE, "method": {"name": "label_words"}},
     "default, all layers": {"adapter": {"layers": "all"}},
     "default, half": {"adapter": {"layers": "half"}},

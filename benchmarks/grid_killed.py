@@ -42,7 +42,7 @@ GRID: dict[str, Any] = {
     "methods": {
         "majority": {"method": {"name": "majority"}},
         "tfidf": {"method": {"name": "tfidf"}},
-        "knn": {"method": {"name": "knn", "encoder": "minilm"}},
+        "knn": {"method": {"name": "knn"}},
         "probe": {"method": {"name": "probe"}},
         "head": {"method": {"name": "head"}},
         "label words": {"method": {"name": "label_words"}},

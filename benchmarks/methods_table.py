@@ -15,7 +15,7 @@ import pandas as pd
 
 from taskfit.compare.grid import load_grid
 from taskfit.runs.records import RunResult, result_rows
-from taskfit.settings_file import load_settings
+from taskfit.settings_file import load_run_settings
 
 GRID = Path(__file__).parents[1] / "results" / "methods.yaml"
 HEADER = """# Methods on real data
@@ -42,7 +42,7 @@ def read(folder: Path) -> pd.DataFrame:
     """Return a row for each run and evaluation set, with the labels that were drawn for the run."""
     rows = []
     for path in sorted((folder / "runs").glob("*/result.json")):
-        settings = load_settings(path.parent / "settings.yaml")
+        settings = load_run_settings(path.parent / "settings.yaml")
         drawn = settings.data.num_train
         result = RunResult.load(path.parent)
         rows += [{**row, "labels": drawn or 0} for row in result_rows(result)]

@@ -33,10 +33,8 @@ def run_ours(
         from taskfit.data import Example
         from taskfit.models.load import load_model
         from taskfit.runs.fit import fit
-        from taskfit.settings import MethodSettings
-        from taskfit.settings_file import load_settings
+        from taskfit.settings_file import settings_from_dict
 
-        needs_model = MethodSettings(**method).reads_model
         flags = {
             "seed": options.seed,
             "data": {
@@ -68,8 +66,9 @@ def run_ours(
             flags["training"]["max_steps"] = options.max_steps
         if method["name"] != "encoder":
             flags["training"]["learning_rate"] = options.learning_rate
-        settings = load_settings(flags=flags)
-        model = load_model(settings.model) if needs_model else None
+        # Of the options that rows share, each takes what its method reads.
+        settings = settings_from_dict(flags, asked={"method": method})
+        model = load_model(settings.model) if settings.method.reads_model else None
     with clock.measure("training"):
         fitted = fit(settings, Path(options.scratch) / "run", model=model, baselines=False)
     classifier = fitted.fitted

@@ -37,6 +37,7 @@ from taskfit.cli.main import app
 TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 2e-3, "eval_every_steps": 6}
 ADAPTER = {"lora_rank": 4, "layers": "all"}
 HALF = {"lora_rank": 4, "layers": "half"}
+NOT_TRAINED = ("in_context", "probe", "knn", "tfidf")
 # Name -> settings beside model and data.
 CASES: dict[str, dict[str, Any]] = {
     "in_context": {"method": {"name": "in_context", "calibration": "contextual"}},
@@ -114,6 +115,8 @@ def settings_of(case: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "training": TRAINING,
     }
     found |= {key: case[key] for key in ("method", "adapter", "calibration") if key in case}
+    if case["method"]["name"] in NOT_TRAINED:
+        del found["training"]
     if case.get("task") == "questions":
         found["task"] = {"name": str(folder / "questions.yaml")}
     elif not rows:

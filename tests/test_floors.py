@@ -11,7 +11,9 @@ FLOORS = {
     # Known to all, know nobody but each other.
     "errors": 0,
     "settings_base": 0,
+    "method_base": 0,
     "method_settings": 0,
+    "unread": 0,
     "settings": 0,
     "settings_file": 0,
     "yaml_text": 0,

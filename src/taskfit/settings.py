@@ -1,7 +1,8 @@
 """Every setting of a run with its documentation under it; `method` is in `method_settings.py`.
 
 Precedence: defaults < settings file < command line. The parsing is in `settings_file.py`, which
-knows no field by name. Units stand in the names or in the first words below.
+knows no field by name; what a method does not read is found in `unread.py`. Units stand in the
+names or in the first words below.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,14 +10,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from taskfit.errors import SettingsError
-from taskfit.method_settings import MethodSettings
+from taskfit.method_base import MethodSettings
+from taskfit.method_settings import (
+    AnyMethod,
+    AutoSettings,
+    DistillSettings,
+    LabelWordsSettings,
+    as_method,
+)
 from taskfit.settings_base import Auto, Section, check_set_name, known
 
 __all__ = [
     "AdapterSettings",
     "CalibrationSettings",
     "DataSettings",
-    "MethodSettings",
     "ModelSettings",
     "RemoteSettings",
     "RunSettings",
@@ -312,7 +319,8 @@ class RunSettings(Section):
     data: DataSettings = DataSettings()
     task: TaskSettings = TaskSettings()
     model: ModelSettings = ModelSettings()
-    method: MethodSettings = MethodSettings()
+    method: AnyMethod = AutoSettings()
+    """How the model is adapted and read: the settings of the method that `name` names."""
     tuning: TuningSettings = TuningSettings()
     remote: RemoteSettings = RemoteSettings()
     adapter: AdapterSettings = AdapterSettings()
@@ -320,28 +328,25 @@ class RunSettings(Section):
     calibration: CalibrationSettings = CalibrationSettings()
     search: SearchSettings = SearchSettings()
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _name_left_out(cls, method: object) -> object:
+        return {"name": "auto", **method} if isinstance(method, dict) else method
+
     def resolved(self, *, questions: bool = False) -> "RunSettings":
         """Return the settings with defaults that depend on others filled in.
 
         Args:
             questions: Whether the task has several questions, which label words answer.
+
+        Raises:
+            SettingsError: If settings contradict each other.
         """
         settings = self
-        if self.method.name == "auto":
-            found: dict[str, Any] = {"name": "label_words"}
-            if not questions:
-                # Trained in full, the model has no features from before training any more.
-                blend = AUTO_BLEND[1:] if self.adapter.weights == "full" else AUTO_BLEND
-                given = self.method.blend
-                found = {"name": AUTO_METHOD, "blend": list(blend) if given is None else given}
-            method = self.method.model_copy(update=found)
-            return self.model_copy(update={"method": method}).resolved()
-        if self.adapter.weights == "full" and "model" in (settings.method.blend or ()):
-            raise SettingsError(
-                "method.blend=model needs the model as it was before training, and "
-                "adapter.weights=full changes it. Use lora or qlora, or blend with an encoder."
-            )
-        if self.method.loss is None and self.method.name in ("label_words", "distill"):
+        if isinstance(self.method, AutoSettings):
+            return self.model_copy(update={"method": self._chosen(questions)}).resolved()
+        self._check_blend()
+        if isinstance(self.method, (LabelWordsSettings, DistillSettings)):
             method = self.method.model_copy(update={"loss": self.method.word_loss})
             settings = settings.model_copy(update={"method": method})
         if self.method.name == "encoder":
@@ -358,3 +363,36 @@ class RunSettings(Section):
             training = settings.training.model_copy(update={"learning_rate": rate})
             settings = settings.model_copy(update={"training": training})
         return settings
+
+    def _chosen(self, questions: bool) -> MethodSettings:
+        """Return the method that `auto` is."""
+        given = self.method
+        assert isinstance(given, AutoSettings)
+        if not questions:
+            # Trained in full, the model has no features from before training any more.
+            blend = AUTO_BLEND[1:] if self.adapter.weights == "full" else AUTO_BLEND
+            return as_method(
+                given, AUTO_METHOD, blend=list(blend) if given.blend is None else given.blend
+            )
+        unread = given.model_dump(exclude_defaults=True).keys() - LabelWordsSettings.model_fields
+        if unread:
+            raise SettingsError(
+                f"method.name=auto is label_words for a task of several questions, which does not "
+                f"read {', '.join(f'method.{name}' for name in sorted(unread))}. Leave it out."
+            )
+        return as_method(given, "label_words")
+
+    def _check_blend(self) -> None:
+        """Refuse to blend with features of a model that is not there, or not as it was."""
+        if "model" not in self.method.blended:
+            return
+        if self.adapter.weights == "full":
+            raise SettingsError(
+                "method.blend=model needs the model as it was before training, and "
+                "adapter.weights=full changes it. Use lora or qlora, or blend with an encoder."
+            )
+        if not self.method.reads_model:
+            raise SettingsError(
+                f"method.blend=model needs a causal language model, and method {self.method.name} "
+                "loads none. Blend with an encoder."
+            )

@@ -1,4 +1,7 @@
-"""Read and write settings: defaults < file < command line. Knows no setting by name."""
+"""Read and write settings: defaults < file < command line.
+
+Of all settings it knows one by name, `method.name`, which decides what section `method` has.
+"""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from taskfit.errors import SettingsError
 from taskfit.files import write_text_atomic
+from taskfit.method_base import GUARDED, MethodSettings
+from taskfit.method_settings import METHOD_SETTINGS
 from taskfit.settings import RunSettings
+from taskfit.unread import is_read, method_of, read_only, refusals, takers_of, without_unread
 from taskfit.yaml_text import parse_yaml
 
 PRESETS = Path(__file__).parent / "presets"
@@ -44,6 +50,7 @@ def load_settings(
     *,
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
+    lenient_file: bool = False,
 ) -> RunSettings:
     """Merge defaults, a settings file, command-line flags and `--set` overrides, in that order.
 
@@ -51,17 +58,30 @@ def load_settings(
         path: A YAML file with any of the settings, or None.
         flags: Nested dictionary of the settings given as flags.
         overrides: `section.key=value` texts; values are read as YAML.
+        lenient_file: Leave out what the method does not read of the file, and refuse it only where
+            it is given now.
 
     Raises:
         SettingsError: Listing everything that is wrong.
     """
-    merged: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     problems: list[str] = []
-    if path is not None:
-        merged = _read(path)
-    merge_settings(merged, flags or {})
-    _merge_overrides(merged, overrides, problems)
-    return settings_from_dict(merged, problems)
+    merge_settings(given, flags or {})
+    _merge_overrides(given, overrides, problems)
+    merged = {} if path is None else _read(path)
+    merge_settings(merged, given)
+    if not lenient_file:
+        return settings_from_dict(merged, problems)
+    return read_only(settings_from_dict(merged, problems, asked=given))
+
+
+def load_run_settings(path: Path) -> RunSettings:
+    """Return the settings in a run's folder, which an earlier version may have written.
+
+    Raises:
+        SettingsError: Listing everything that is wrong.
+    """
+    return load_settings(path, lenient_file=True)
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -98,18 +118,27 @@ def _nested(key: str, value: str) -> dict[str, Any]:
     return dict(nested)
 
 
-def settings_from_dict(data: Mapping[str, Any], problems: Sequence[str] = ()) -> RunSettings:
+def settings_from_dict(
+    data: Mapping[str, Any],
+    problems: Sequence[str] = (),
+    *,
+    asked: Mapping[str, Any] | None = None,
+) -> RunSettings:
     """Check a nested dictionary.
 
     Args:
         data: Settings by section.
         problems: What is wrong already, told together with the rest.
+        asked: The part of the data in which a setting that the method does not read is refused;
+            elsewhere it is left out. None: all of it.
 
     Raises:
-        SettingsError: One line for each unknown key and each value that does not fit.
+        SettingsError: One line for each unknown key, each setting that the method does not read,
+            and each value that does not fit.
     """
-    known, unknown = _split_known(data, RunSettings, "")
-    lines = [*problems, *unknown]
+    lines = [*problems]
+    known, unknown = _split_known(without_unread(data), RunSettings, "", method_of(data))
+    lines += unknown + refusals(data, data if asked is None else asked)
     try:
         settings = RunSettings.model_validate(known)
     except ValidationError as error:
@@ -127,11 +156,19 @@ def _misfits(error: ValidationError) -> list[str]:
         path = _setting_path(problem["loc"])
         message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
         found.setdefault(path, (problem["input"], {}))[1].setdefault(message)
-    return [f"{path} is {value!r}: {', or '.join(told)}." for path, (value, told) in found.items()]
+    lines = []
+    for path, (value, told) in found.items():
+        takers = takers_of(path, value) if path.startswith("method.") else []
+        others = f" ({', '.join(takers)} may have it)" if takers else ""
+        lines.append(f"{path} is {value!r}: {', or '.join(told)}{others}.")
+    return lines
 
 
 def _setting_path(loc: Sequence[str | int]) -> str:
     """Return the part of an error's location that is in the settings as a user writes them."""
+    first, *rest = loc
+    if first == "method":
+        return ".".join(map(str, (first, *rest[1:2])))  # the method's name stands between
     model: type[BaseModel] | None = RunSettings
     parts: list[str] = []
     is_union = False
@@ -166,18 +203,63 @@ def settings_differences(old: RunSettings, new: RunSettings) -> list[str]:
 
 
 def settings_reference() -> str:
-    """Return a Markdown table of every setting, for `docs/settings.md`."""
+    """Return a Markdown table of every setting, method by method, for `docs/settings.md`."""
+    head = ["| setting | default | meaning |", "|---|---|---|"]
+    readers = _readers_by_row()
+    shared = [row for row, names in readers.items() if len(names) > 1]
     lines = [
         "# Settings",
         "",
         "Every setting, as `--set section.key=value` or in a settings file (`--config run.yaml`).",
         "Precedence: defaults < file < command line. Made by `python -m taskfit.settings_file`.",
         "",
-        "| setting | default | meaning |",
-        "|---|---|---|",
+        *head,
+        *_rows(RunSettings, ""),
+        "",
+        "## Section `method`",
+        "",
+        "`method.name` says which other settings the section has, and what is read of the sections",
+        f"{', '.join(f'`{section}`' for section in GUARDED)}. A setting that the method does not",
+        "read is refused. These are read by several methods, all others stand below by method:",
+        "",
+        "| setting | default | meaning | read by |",
+        "|---|---|---|---|",
+        *(f"{row} {', '.join(readers[row])} |" for row in shared),
     ]
-    lines += _rows(RunSettings, "")
+    for name, kind in METHOD_SETTINGS.items():
+        rows = _rows_of_method(kind)
+        common = [row.split()[1] for row in rows if row in shared]
+        own = [row for row in rows if row not in shared]
+        lines += ["", f"### `method.name={name}`", "", " ".join((kind.__doc__ or "").split())]
+        lines += ["", f"Settings from above: {', '.join(common) or 'none'}."]
+        lines += [f"Of other sections: {', '.join(_sections_read(kind))}."]
+        lines += ["", *head, *own] if own else []
     return "\n".join(lines) + "\n"
+
+
+def _readers_by_row() -> dict[str, list[str]]:
+    """Return the methods that read each setting of section `method`, by its row in the table."""
+    found: dict[str, list[str]] = {}
+    for name, kind in METHOD_SETTINGS.items():
+        for row in _rows_of_method(kind):
+            found.setdefault(row, []).append(name)
+    return found
+
+
+def _rows_of_method(kind: type[MethodSettings]) -> list[str]:
+    return [row for row in _rows(kind, "method.") if not row.startswith("| `method.name`")]
+
+
+def _sections_read(kind: type[MethodSettings]) -> list[str]:
+    """Return what a method reads of the sections that not every method reads."""
+    read = [section for section in GUARDED if section in kind.reads]
+    read += [
+        f"{section}.{key}"
+        for section, model in ((section, RunSettings.model_fields[section]) for section in GUARDED)
+        for key in type(model.default).model_fields
+        if section not in kind.reads and is_read(f"{section}.{key}", kind)
+    ]
+    return [f"`{setting}`" for setting in read]
 
 
 def _rows(model: type[BaseModel], prefix: str) -> list[str]:
@@ -185,7 +267,7 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             rows += _rows(info.annotation, f"{prefix}{name}.")
-        else:
+        elif f"{prefix}{name}" != "method":
             default = info.get_default(call_default_factory=True)
             meaning = " ".join((info.description or "").split()).replace("|", "\\|")
             rows.append(f"| `{prefix}{name}` | `{default}` | {meaning} |")
@@ -214,33 +296,55 @@ def merge_settings(target: dict[str, Any], extra: Mapping[str, Any]) -> None:
 
 
 def _split_known(
-    data: Mapping[str, Any], model: type[BaseModel], prefix: str
+    data: Mapping[str, Any],
+    model: type[BaseModel],
+    prefix: str,
+    method: type[BaseModel] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return what the model knows, and a sentence for each key that it does not."""
+    """Return what the model knows, and a sentence for each key that it does not.
+
+    Args:
+        data: Nested settings.
+        model: All sections, or one.
+        prefix: What stands before the keys.
+        method: What section `method` is; None: its name is unknown.
+    """
     known: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in data.items():
         info = model.model_fields.get(str(key))
+        kind = info.annotation if info is not None else None
+        if f"{prefix}{key}" == "method":
+            if method is None:
+                problems.append(_unknown_method(value["name"]))
+                continue
+            kind = method
         if info is None:
-            names = list(model.model_fields)
-            close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f" Did you mean {prefix}{close[0]}?" if close else ""
-            where = prefix.rstrip(".") or "the top level"
-            problems.append(
-                f"Unknown setting {prefix}{key}.{hint} {where} has: {', '.join(names)}."
-            )
-        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            problems.append(_unknown_key(str(key), list(model.model_fields), prefix))
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
             if isinstance(value, Mapping):
-                known[key], found = _split_known(value, info.annotation, f"{prefix}{key}.")
+                known[key], found = _split_known(value, kind, f"{prefix}{key}.")
                 problems += found
             else:
                 problems.append(
                     f"{prefix}{key} is {value!r}, but it is a section with the settings "
-                    f"{', '.join(info.annotation.model_fields)}."
+                    f"{', '.join(kind.model_fields)}."
                 )
         else:
             known[key] = value
     return known, problems
+
+
+def _unknown_key(key: str, names: list[str], prefix: str) -> str:
+    close = difflib.get_close_matches(key, names, n=1)
+    hint = f" Did you mean {prefix}{close[0]}?" if close else ""
+    where = prefix.rstrip(".") or "the top level"
+    return f"Unknown setting {prefix}{key}.{hint} {where} has: {', '.join(names)}."
+
+
+def _unknown_method(name: object) -> str:
+    *names, last = (repr(known) for known in METHOD_SETTINGS)
+    return f"method.name is {name!r}: input should be {', '.join(names)} or {last}."
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,8 @@ import pytest
 
 import tiny
 from taskfit.cli.main import main
+from taskfit.method_settings import METHOD_SETTINGS
+from taskfit.unread import is_read
 
 
 @dataclass
@@ -34,10 +36,12 @@ class Shell:
 
     def fit(self, *extra: str, out: str = "run") -> tuple[int, str, str]:
         """Fit on the toy table with the tiny model."""
-        return self("fit", *self.fit_arguments(), "--out", out, *extra)
+        method = extra[extra.index("--method") + 1] if "--method" in extra else "label_words"
+        return self("fit", *self.fit_arguments(method), "--out", out, *extra)
 
-    def fit_arguments(self) -> list[str]:
-        """Return what every fit here is given."""
+    def fit_arguments(self, method: str = "label_words") -> list[str]:
+        """Return what every fit here is given, as far as its method reads it."""
+        kind = METHOD_SETTINGS[method]
         settings = (
             "model.dtype=float32",
             "model.device=cpu",
@@ -47,9 +51,10 @@ class Shell:
             "training.epochs=1",
             "data.validation_fraction=0.1",
         )
-        sets = [part for setting in settings for part in ("--set", setting)]
+        read = [setting for setting in settings if is_read(setting.partition("=")[0], kind)]
+        sets = [part for setting in read for part in ("--set", setting)]
         given = ["--data", "train.csv", "--test", "new=test.csv", "--model", str(self.model)]
-        return [*given, "--method", "label_words", *sets]
+        return [*given, "--method", method, *sets]
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_methods_are_listed_with_the_ready_settings(shell) -> None:
 def test_a_ready_settings_file_is_taken_by_name(shell) -> None:
     tiny.write_csv(shell.folder / "train.csv", tiny.toy_examples(60))
     short = ["--set", "training.max_steps=2"]
-    code, _, err = shell.fit("--config", "sentiment_head", *short)
+    code, _, err = shell.fit("--config", "sentiment_head", "--method", "head", *short)
     assert code == 0, err
     text = (shell.folder / "run" / "settings.yaml").read_text()
     assert "class_weights: balanced" in text

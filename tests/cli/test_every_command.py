@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 import tiny
+from taskfit.method_settings import METHOD_SETTINGS
 from taskfit.methods.table import METHODS
+from taskfit.unread import is_read
 
 SETS = (
     "model.dtype=float32",
@@ -70,6 +72,8 @@ def arguments_of(kind: str, model: Path, encoder: Path) -> list[str]:
         ]
     if kind == "auto":
         sets.append(f"method.blend=[model, {encoder}]")
+    method = METHOD_SETTINGS["label_words" if kind == "questions" else kind]
+    sets = [one for one in sets if is_read(one.partition("=")[0], method)]
     end = f"-{kind}.jsonl" if kind in TUNING else ".csv"
     given = ["--data", f"train{end}", "--test", f"new=test{end}", "--model", str(model)]
     if kind == "questions":

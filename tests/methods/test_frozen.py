@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from taskfit.data import Example
 from taskfit.errors import DataError
+from taskfit.method_settings import method_settings
 from taskfit.methods.features import EncoderFeatures, FeatureReader
 from taskfit.methods.linear import LinearModel
 from taskfit.methods.method import MethodContext, MethodState
@@ -22,7 +23,7 @@ from taskfit.methods.table import METHODS
 from taskfit.models.adapters import add_adapter
 from taskfit.models.load import LoadedModel
 from taskfit.models.quantize import count_parameters
-from taskfit.settings import AdapterSettings, MethodSettings
+from taskfit.settings import AdapterSettings
 from taskfit.settings_file import load_settings
 from taskfit.tasks import Task, task_from_columns
 
@@ -99,7 +100,7 @@ def test_a_fitted_run_reads_the_cache_and_keeps_no_text_of_its_users(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr("taskfit.methods.features.cache_folder", lambda: tmp_path)
-    settings = (f"method.name={method}", "method.retriever=model")
+    settings = (f"method.name={method}", *(["method.retriever=model"] if method == "knn" else []))
     kind = METHODS[method]
     fresh = kind(context_of(loaded, *settings))
     fresh.prepare(EXAMPLES[2:6], [])
@@ -118,7 +119,7 @@ def test_the_nearest_examples_are_found_the_most_similar_last_and_never_the_text
     loaded: LoadedModel, encoder_folder: Path, retriever: str
 ) -> None:
     name = "model" if retriever == "model" else str(encoder_folder)
-    found = Retriever(context_of(loaded, f"method.retriever={name}", "method.prompt=false"))
+    found = Retriever(context_of(loaded, "method.name=knn", "method.prompt=false"), name)
     found.fit(EXAMPLES)
     for example, shown in zip(EXAMPLES, found.nearest(EXAMPLES, 3), strict=True):
         assert len(shown) == 3
@@ -134,10 +135,10 @@ def test_the_nearest_examples_are_found_the_most_similar_last_and_never_the_text
 
 
 def test_retrieval_comes_back_from_its_state(loaded: LoadedModel) -> None:
-    context = context_of(loaded, "method.retriever=model")
-    first = Retriever(context)
+    context = context_of(loaded, "method.name=knn")
+    first = Retriever(context, "model")
     first.fit(EXAMPLES[:6])
-    again = Retriever(context)
+    again = Retriever(context, "model")
     again.restore(first.state())
     queries = [Example(e.id, e.texts) for e in EXAMPLES[6:]]
     np.testing.assert_allclose(again.similarities(queries), first.similarities(queries), rtol=1e-5)
@@ -283,8 +284,8 @@ def test_a_probe_of_several_labels_reads_an_encoder(loaded: LoadedModel, feature
 
 def test_a_probe_needs_a_language_model_exactly_if_it_reads_one() -> None:
     for name, reads in (("model", True), ("both", True), ("minilm", False), ("a/b", False)):
-        settings = MethodSettings(name="probe", features=name)
+        settings = method_settings("probe", features=name)
         assert settings.reads_model is reads
         assert settings.shows_demonstrations is reads
         assert not settings.model_copy(update={"prompt": False}).shows_demonstrations
-    assert MethodSettings(name="probe").features == "model"
+    assert method_settings("probe").reads_model

@@ -55,7 +55,7 @@ def test_from_a_probe_the_first_answers_are_the_probe_s_but_less_sure(
 
 def test_from_a_probe_it_is_the_model_s_own_whatever_else_is_blended(loaded: LoadedModel) -> None:
     plain = head(loaded, "probe").probabilities(EXAMPLES)
-    other = head(loaded, "probe", "method.features=minilm").probabilities(EXAMPLES)
+    other = head(loaded, "probe", "method.blend=[minilm]").probabilities(EXAMPLES)
     np.testing.assert_allclose(other, plain, atol=1e-6)
 
 

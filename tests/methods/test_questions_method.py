@@ -100,7 +100,7 @@ def loss_of(method: LabelWords, examples: list[Example]) -> QuestionLoss:
 def test_every_question_scores_as_if_it_were_asked_alone(
     loaded: LoadedModel, data: dict[str, Any], over: str
 ) -> None:
-    method = method_of(loaded, data, f"method.loss={over}")
+    method = method_of(loaded, data, "method.name=label_words", f"method.loss={over}")
     together = log_probs(method, TOY)
     assert list(together) == [question["name"] for question in data["questions"]]
     for name, scorer in alone(loaded, method).items():
@@ -161,7 +161,10 @@ def test_one_tree_runs_fewer_tokens_than_the_questions_alone(loaded: LoadedModel
 def test_loss_and_gradient_are_the_weighted_sum_of_the_questions_alone(
     loaded: LoadedModel, data: dict[str, Any], over: str
 ) -> None:
-    method, examples = method_of(loaded, data, f"method.loss={over}"), answered()
+    method, examples = (
+        method_of(loaded, data, "method.name=label_words", f"method.loss={over}"),
+        answered(),
+    )
     add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
     items = method.encode(examples)
     loss, gradient = gradient_of(method, lambda: loss_of(method, examples).loss_sum(items))

@@ -10,6 +10,7 @@ import pytest
 
 import tiny
 from taskfit.errors import ModelError, SettingsError
+from taskfit.method_settings import as_method
 from taskfit.models.adapters import adapters_off, add_adapter
 from taskfit.models.load import load_model
 from taskfit.report.pages import write_page
@@ -23,6 +24,7 @@ from taskfit.settings import AdapterSettings
 from taskfit.settings_file import load_settings
 from taskfit.tree import TokenTree
 from tiny_screens import Killed, NotingScreen
+from tiny_settings import settings_for
 
 RNG = np.random.default_rng(0)
 GOLD = RNG.integers(0, 3, 200)
@@ -65,8 +67,8 @@ def test_several_labels_a_text_count_what_is_absent_too() -> None:
 def settings_of(folder: Path, model: Path, *extra: str, tested: bool = True) -> Any:
     train = tiny.write_csv(folder / "train.csv", tiny.toy_examples(40))
     test = tiny.write_csv(folder / "test.csv", tiny.toy_examples(20, offset=100))
-    return load_settings(
-        overrides=[
+    return settings_for(
+        [
             f"data.train={train}",
             *([f"data.tests.new={test}"] if tested else ()),
             f"model.name={model}",
@@ -75,8 +77,8 @@ def settings_of(folder: Path, model: Path, *extra: str, tested: bool = True) -> 
             "method.name=auto",
             "training.epochs=2",
             "training.tensorboard=false",
-            *extra,
-        ]
+        ],
+        extra,
     )
 
 
@@ -120,9 +122,8 @@ def test_the_model_s_own_features_are_those_from_before_training(
 ) -> None:
     settings = settings_of(tmp_path, model_folder, "method.blend=[model]", "training.epochs=8")
     fit(settings, tmp_path / "run", baselines=False)
-    probe = load_settings(
-        tmp_path / "run" / "settings.yaml", overrides=["method.name=probe", "method.blend=null"]
-    )
+    run = load_settings(tmp_path / "run" / "settings.yaml")
+    probe = run.model_copy(update={"method": as_method(run.method, "probe", blend=None)})
     alone = fit(probe, tmp_path / "probe", baselines=False).fitted
     texts = tiny.toy_examples(20, offset=100)
     blended = Classifier.load(tmp_path / "run", device="cpu").parts(texts)[1]

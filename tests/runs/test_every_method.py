@@ -13,8 +13,8 @@ from taskfit.methods.table import METHODS
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.fit import fit
 from taskfit.settings import RunSettings
-from taskfit.settings_file import load_settings
 from tiny_screens import Killed, NotingScreen
+from tiny_settings import settings_for
 
 EIGHT = tiny.toy_examples(8)
 OTHERS = tiny.toy_examples(6, offset=200)
@@ -22,6 +22,7 @@ TRAINED = {
     "label_words": ["training.learning_rate=0.02"],
     "vocabulary": ["method.name=label_words", "method.loss=vocabulary", "training.epochs=60"],
     "branches": [
+        "method.name=label_words",
         "method.loss=branches",
         "task.label_words={bad: ' The dog was sad', good: ' The dog was happy'}",
         "training.epochs=60",
@@ -88,8 +89,9 @@ def settings_of(tmp_path: Path, model_folder: Path, encoder_folder: Path) -> Any
     tiny.write_csv(tmp_path / "other.csv", OTHERS)
 
     def make(name: str, *extra: str) -> RunSettings:
-        return load_settings(
-            overrides=[
+        how = [one for one in extra if one.startswith(("training.", "adapter."))]
+        return settings_for(
+            [
                 f"data.train={tmp_path / 'train.csv'}",
                 f"data.tests.other={tmp_path / 'other.csv'}",
                 "data.validation_fraction=0",
@@ -104,9 +106,9 @@ def settings_of(tmp_path: Path, model_folder: Path, encoder_folder: Path) -> Any
                 "training.learning_rate=0.02",
                 "training.save_every_steps=5",
                 "training.tensorboard=false",
-                *ALL.get(name, ()),
-                *extra,
-            ]
+                *how,
+            ],
+            [*ALL.get(name, ()), *(one for one in extra if one not in how)],
         )
 
     return make
@@ -240,15 +242,16 @@ def test_a_method_of_one_label_refuses_several(settings_of: Any, tmp_path: Path,
     ("name", "extra", "message"),
     [
         ("distill", ["method.num_demonstrations=0"], "needs a context that the teacher sees"),
-        ("distill", ["method.loss=branches"], "is for label_words"),
-        ("head", ["method.calibration=batch"], "is for in_context"),
-        ("distill", ["method.calibration=pmi"], "distill with method.calibration=pmi"),
+        ("distill", ["method.loss=branches"], "label_words may have it"),
+        ("head", ["method.calibration=batch"], "is read by in_context, distill, not by head"),
+        ("distill", ["method.calibration=pmi"], "in_context may have it"),
+        ("tfidf", ["method.blend=[model]"], "needs a causal language model"),
         (
             "distill",
             ["method.calibration=batch", "method.contexts=redrawn", "method.loss=vocabulary"],
             "distill with method.loss=vocabulary and method.contexts=redrawn",
         ),
-        ("head", ["method.demonstrations=nearest"], "only in_context reads"),
+        ("head", ["method.demonstrations=nearest"], "in_context may have it"),
         ("nearest", ["method.num_orders=3"], "averages orders of fixed demonstrations"),
         ("remote", [], "needs the model's name at the endpoint"),
         ("knn", ["method.retriever=/no/where"], "no folder"),
@@ -262,6 +265,13 @@ def test_what_does_not_fit_together_is_refused(
             settings_of(name, f"method.name={'in_context' if name == 'nearest' else name}", *extra),
             tmp_path / "run",
         )
+
+
+def test_texts_without_labels_cannot_be_drawn_by_class(settings_of: Any, tmp_path: Path) -> None:
+    given = ["method.sampling=balanced", f"data.unlabeled={tmp_path / 'texts.csv'}"]
+    (tmp_path / "texts.csv").write_text("text\nThe dog was at sea.\n")
+    with pytest.raises(SettingsError, match=r"those of data\.unlabeled have none"):
+        fit(settings_of("distill", *given), tmp_path / "run")
 
 
 def test_a_method_that_learns_needs_training_examples(settings_of: Any, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from taskfit.files import read_jsonl
 from taskfit.models.frozen_depth import FrozenDepth
 from taskfit.runs.fit import fit
 from taskfit.settings import RunSettings
-from taskfit.settings_file import load_settings
 from tiny_screens import Killed, NotingScreen
+from tiny_settings import settings_for
 
 QUESTIONS = """
 name: toy
@@ -55,8 +55,8 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
             name = "rows" if kind == "sft" else "pairs"
             own = [f"data.train={tmp_path / name}.jsonl", f"method.name={kind}"]
             own += ["tuning.chat_template=plain", "tuning.num_samples=0"]
-        return run, load_settings(
-            overrides=[
+        return run, settings_for(
+            [
                 *own,
                 f"model.name={model_folder}",
                 "model.dtype=float32",
@@ -67,8 +67,8 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
                 "training.batch_size=4",
                 "training.learning_rate=0.01",
                 "training.tensorboard=false",
-                *extra,
-            ]
+            ],
+            extra,
         )
 
     return settings

@@ -27,9 +27,9 @@ from taskfit.runs.records import RunResult
 from taskfit.runs.rows import labelled_examples
 from taskfit.screen import SilentScreen
 from taskfit.settings import DataSettings, RunSettings
-from taskfit.settings_file import load_settings
 from taskfit.tasks.questions import Option, Question, Questionnaire
 from tiny_screens import Killed, NotingScreen
+from tiny_settings import settings_for
 
 FILE = """
 name: toy
@@ -65,8 +65,8 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
     write(tmp_path / "new.csv", rows(6, offset=200))
 
     def settings(*extra: str) -> RunSettings:
-        return load_settings(
-            overrides=[
+        return settings_for(
+            [
                 f"task.name={tmp_path / 'questions.yaml'}",
                 f"data.train={tmp_path / 'train.csv'}",
                 f"data.tests.new={tmp_path / 'new.csv'}",
@@ -78,8 +78,8 @@ def make(tmp_path: Path, model_folder: Path) -> Make:
                 "training.batch_size=8",
                 "training.learning_rate=0.02",
                 "training.tensorboard=false",
-                *extra,
-            ]
+            ],
+            extra,
         )
 
     return settings

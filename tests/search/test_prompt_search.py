@@ -57,7 +57,7 @@ def settings_of(folder: Path, model: Path, **method: object) -> RunSettings:
                 "label": "label",
             },
             "model": {"name": str(model), "dtype": "float32", "device": "cpu"},
-            "method": {"num_demonstrations": 0, **method},
+            "method": {"name": "in_context", "num_demonstrations": 0, **method},
         }
     )
 
@@ -73,7 +73,7 @@ def search(settings: RunSettings, names: Callable[[Task], list[NamedTask]]) -> P
 def test_shared_trees_score_as_each_candidate_alone(
     loaded: LoadedModel, num_demonstrations: int, calibration: str
 ) -> None:
-    settings = settings_from_dict({"method": {"calibration": calibration}})
+    settings = settings_from_dict({"method": {"name": "in_context", "calibration": calibration}})
     shown, sample = EXAMPLES[:num_demonstrations], EXAMPLES[2:]
     given = wordings(toy_task(num_demonstrations))
     encoders, _ = encode_candidates(given, loaded.tokenizer, shown, max_length=256)

@@ -31,6 +31,7 @@ from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.stats.paired import paired_bootstrap
 from tiny_screens import Killed
+from tiny_settings import settings_for
 
 pytest.importorskip("optuna")
 
@@ -55,8 +56,8 @@ def settings_of(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) ->
     tiny.write_csv(folder / "test.csv", TEST)
 
     def make(*extra: str, space: str = SPACE) -> RunSettings:
-        return load_settings(
-            overrides=[
+        return settings_for(
+            [
                 f"data.train={folder / 'train.csv'}",
                 f"data.validation={folder / 'validation.csv'}",
                 f"data.tests.new={folder / 'test.csv'}",
@@ -71,8 +72,8 @@ def settings_of(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) ->
                 "training.save_every_steps=1",
                 "search.trials=4",
                 f"search.space={space}",
-                *extra,
-            ]
+            ],
+            extra,
         )
 
     return make
@@ -402,7 +403,7 @@ def test_methods_without_training_search_what_they_have(
         trials = recorded_trials(tmp_path / method / "search")
         assert {key for trial in trials for key in trial.values} == keys
         used = load_settings(tmp_path / method / "settings.yaml")
-        assert result.num_demonstrations == used.method.num_demonstrations
+        assert result.num_demonstrations == used.method.shown
         assert fit(used, tmp_path / f"{method} again").result.evaluations == result.evaluations
     with pytest.raises(SettingsError, match="nothing to search"):
         fit(settings_of("method.name=tfidf", space="{}"), tmp_path / "tfidf")
@@ -442,7 +443,8 @@ def test_too_few_validation_examples_are_refused_before_anything_runs(
         ("{data.num_train: [1, 2]}", "cannot be searched"),
         ("{adapter.weights: [lora, full]}", "cannot be searched"),
         ("{training.batch_size: [0, 4]}", "training.batch_size is 0"),
-        ("{method.calibration: [none, some]}", "method.calibration is 'some'"),
+        ("{method.loss: [labels, some]}", "method.loss is 'some'"),
+        ("{method.calibration: [none, batch]}", "is read by in_context, distill, not by"),
         ("{template: [as given, haiku]}", "no template 'haiku'"),
         ("{template: [label], task.line: [a, b, c]}", "exclude each other"),
     ],

@@ -34,11 +34,12 @@ from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
-from taskfit.settings_file import dump_settings, load_settings
+from taskfit.settings_file import dump_settings
 from taskfit.tasks import PromptEncoder, task_from_columns
 from taskfit.training import distributed
 from taskfit.tree import unique_tokens
 from tiny_screens import Killed, NotingScreen
+from tiny_settings import settings_for
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["taskfit.search.search_and_fit", "tiny"])
@@ -146,8 +147,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make(base: Path) -> Make:
     def settings(*extra: str) -> RunSettings:
-        return load_settings(
-            overrides=[
+        return settings_for(
+            [
                 f"data.train={base / 'train.csv'}",
                 f"data.tests.other={base / 'other.csv'}",
                 "data.validation_fraction=0.25",
@@ -164,8 +165,8 @@ def make(base: Path) -> Make:
                 "training.learning_rate=0.005",
                 "training.eval_every_steps=2",
                 "training.tensorboard=false",
-                *extra,
-            ]
+            ],
+            extra,
         )
 
     return settings

@@ -80,9 +80,19 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(
-    config: str | None, flags: dict[str, Any], overrides: Sequence[str] | None
+    config: str | None,
+    flags: dict[str, Any],
+    overrides: Sequence[str] | None,
+    *,
+    lenient: bool = False,
 ) -> "RunSettings":
     """Return the settings of a command: of its --config, under flags, under --set.
+
+    Args:
+        config: Settings file, or a ready one.
+        flags: Nested settings.
+        overrides: Of --set.
+        lenient: Whether what the method does not read is dropped from the file.
 
     Raises:
         SettingsError: Listing everything that is wrong.
@@ -90,7 +100,7 @@ def read_settings(
     from taskfit.settings_file import find_settings, load_settings
 
     base = find_settings(config) if config else None
-    return load_settings(base, flags=flags, overrides=overrides or ())
+    return load_settings(base, flags=flags, overrides=overrides or (), lenient_file=lenient)
 
 
 def parse_pairs(flag: str, form: str, entries: Sequence[str] | None) -> dict[str, str]:

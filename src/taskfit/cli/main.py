@@ -138,8 +138,8 @@ def fit(
     folder = resume or out
     assert folder is not None
     own = folder / "settings.yaml"
-    base = config or (str(own) if resume and own.is_file() else None)
-    settings = read_settings(base, flags, set_)
+    goes_on = resume is not None and config is None and own.is_file()
+    settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
 
     from taskfit.report.pages import write_page
     from taskfit.search.search_and_fit import search_and_fit

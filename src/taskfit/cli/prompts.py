@@ -60,9 +60,10 @@ def prompts(
     """Try wordings of a task in context, on training examples; write the best as a task file."""
     if table and out is None:
         raise SettingsError("--table writes a CSV beside the task file; give --out FILE.yaml too.")
-    others = {"seed": seed}
+    others = {"seed": seed, "method.name": "in_context"}
     flags = data_flags(data=data, text=text, label=label, task=task, model=model, others=others)
-    settings = read_settings(config, flags, set_)
+    # The file may be of a run whose method reads other settings.
+    settings = read_settings(config, flags, set_, lenient=True)
 
     from taskfit.search.wordings import check_free, search_prompts, write_winner
     from taskfit.tasks.variants import generate_variants, load_candidates

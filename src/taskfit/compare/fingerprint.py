@@ -6,7 +6,7 @@ results, and with nothing else: a setting that a later version adds enters only 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,20 @@ class Fingerprints:
     def __init__(self) -> None:
         self._digests: dict[tuple[str, ...], str] = {}
 
-    def of(self, settings: RunSettings) -> str:
+    def of(self, settings: RunSettings, unread: Mapping[str, Any] | None = None) -> str:
         """Return the digest of a run, ten hexadecimal digits.
+
+        Args:
+            settings: Resolved settings.
+            unread: Settings of section `method` that the grid gives and the method does not read.
+                Earlier versions kept them, and their runs are to be found again.
 
         Raises:
             TaskfitError: If its task or data cannot be read.
         """
-        parts = [identity(settings), self._data(settings), self._task(settings.task.name)]
+        plain = identity(settings)
+        plain["method"] |= unread or {}
+        parts = [plain, self._data(settings), self._task(settings.task.name)]
         text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -16,6 +16,7 @@ from taskfit.methods.table import WITHOUT_LEARNING
 from taskfit.runs.sources import share_sources
 from taskfit.settings import RunSettings
 from taskfit.settings_file import merge_settings, settings_from_dict
+from taskfit.unread import changed_unread, read_only, told_of_none
 from taskfit.yaml_text import parse_yaml
 
 KEYS = ("base", "methods", "sizes", "seeds", "models")
@@ -146,10 +147,11 @@ def expand_grid(grid: Mapping[str, Any]) -> Grid:
             of them is recorded in `refused`.
     """
     base = grid.get("base") or {}
-    settings_from_dict(base)  # what is wrong here is wrong everywhere
+    settings_from_dict(base, asked={})  # what is wrong here is wrong everywhere
     sizes = grid.get("sizes") or {None: {}}
     if isinstance(sizes, Sequence):
         sizes = {size: {} for size in sizes}
+    _check_read(grid["methods"], [_merged(base, by_size) for by_size in sizes.values()])
     seeds = grid.get("seeds") or 1
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     runs: dict[str, GridRun] = {}
@@ -196,36 +198,58 @@ class _Cell:
     def run(
         self, prints: Fingerprints, *, model: str | None, size: int | None, seed: int
     ) -> GridRun:
-        settings = self._settings(self.base, self.by_size, self.by_method)
+        data = _merged(self.base, self.by_size, self.by_method)
+        settings = self._settings(data)
         method = settings.method
         # Zero-shot without a prior from texts is the same whatever is drawn.
-        if (
-            method.name in WITHOUT_LEARNING
-            and method.num_demonstrations == 0
-            and method.calibration != "batch"
-        ):
+        is_same = method.shown == 0 and not method.takes_prior
+        if method.name in WITHOUT_LEARNING and is_same:
             # What a size adds has no part in it.
-            settings, size, seed = self._settings(self.base, self.by_method), None, 0
+            data = _merged(self.base, self.by_method)
+            settings, size, seed = self._settings(data), None, 0
         update: dict[str, Any] = {"seed": seed}
         if model is not None:
             update["model"] = settings.model.model_copy(update={"name": model})
         if size is not None:
             update["data"] = settings.data.model_copy(update={"num_train": size})
         # Checked again, as a grid file may hold any value as size or seed.
-        settings = settings_from_dict(settings.model_copy(update=update).model_dump(warnings=False))
+        plain = settings.model_copy(update=update).model_dump(warnings=False)
+        settings = settings_from_dict(plain, asked={})
         slug = _slug(
             f"{self.name} {settings.model.name.rsplit('/', 1)[-1]}"
             if settings.method.reads_model
             else self.name
         )
-        folder = f"{slug}-{size or 'all'}-{seed}-{prints.of(settings)}"
-        return GridRun(self.name, settings, size, folder)
+        folder = f"{slug}-{size or 'all'}-{seed}-{prints.of(settings, changed_unread(data))}"
+        return GridRun(self.name, read_only(settings), size, folder)
 
-    def _settings(self, *parts: Mapping[str, Any]) -> RunSettings:
-        merged: dict[str, Any] = {}
-        for part in parts:
-            merge_settings(merged, part)
-        return settings_from_dict(merged).resolved()
+    def _settings(self, data: Mapping[str, Any]) -> RunSettings:
+        """Return the settings of a run; what base and size hold for other methods is left out."""
+        return settings_from_dict(data, asked=self.by_method).resolved()
+
+
+def _merged(*parts: Mapping[str, Any] | None) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for part in parts:
+        merge_settings(merged, part or {})
+    return merged
+
+
+def _method(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = data.get("method")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _check_read(methods: Mapping[str, Any], shared: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what base and sizes hold for methods that are none of the grid's."""
+    problems: dict[str, None] = {}
+    for part in shared:
+        cells = [_merged(part, by_method) for by_method in methods.values()]
+        unread = set.intersection(*(set(changed_unread(cell)) for cell in cells))
+        names = [str(_method(cell).get("name", "auto")) for cell in cells]
+        problems |= dict.fromkeys(told_of_none(sorted(unread & _method(part).keys()), names))
+    if problems:
+        raise SettingsError("\n".join(problems))
 
 
 def _slug(text: str) -> str:

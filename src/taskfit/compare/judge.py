@@ -24,7 +24,7 @@ from taskfit.runs.tuning.measure import TextMetrics, measure
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, reference_of
 from taskfit.screen import Screen
-from taskfit.settings_file import load_settings, settings_from_dict
+from taskfit.settings_file import load_run_settings, settings_from_dict
 from taskfit.stats.paired import paired_bootstrap
 
 JUDGEMENT = "judgement.json"
@@ -128,7 +128,7 @@ def judge(
         if who == "base":
             settings = tuned.settings
             # Of full weights the settings name those; what was tuned stands in the run's own.
-            own = load_settings(folder / SETTINGS_FILE).model
+            own = load_run_settings(folder / SETTINGS_FILE).model
             base = settings.model.model_copy(update={"name": own.name, "revision": own.revision})
             del tuned  # one model at a time
             loaded = load_model(base, quantization=settings.adapter)

@@ -16,7 +16,7 @@ from taskfit.screen import Screen
 from taskfit.search.records import given_settings_file
 from taskfit.search.search_and_fit import search_and_fit
 from taskfit.settings import RunSettings
-from taskfit.settings_file import dump_settings, load_settings
+from taskfit.settings_file import dump_settings, load_run_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def is_finished(target: Path, settings: RunSettings) -> bool:
             default values between versions.
     """
     own = given_settings_file(target)
-    found = load_settings(own) if own.is_file() else None
+    found = load_run_settings(own) if own.is_file() else None
     if found is not None and identity(found, defaults=True) != identity(
         as_settled(settings, found), defaults=True
     ):

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from taskfit.errors import PromptError
+from taskfit.method_base import MethodSettings
+from taskfit.method_settings import LabelWordsSettings
 from taskfit.methods.reading import nodes_to_read
 from taskfit.methods.scoring import JOINT, WordReader
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
-from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
 from taskfit.tree import IntArray, TokenTree
 
@@ -96,7 +97,7 @@ def word_reader(settings: MethodSettings, *, end_id: int | None) -> WordReader:
         settings: Of the method.
         end_id: The tokenizer's end token.
     """
-    by_branch = settings.name == "label_words" and settings.word_loss == "branches"
+    by_branch = isinstance(settings, LabelWordsSettings) and settings.word_loss == "branches"
     return BranchWords(end_id) if by_branch else JOINT
 
 

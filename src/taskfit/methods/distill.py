@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from taskfit.data import Example
 from taskfit.errors import PromptError, SettingsError
+from taskfit.method_settings import DistillSettings
 from taskfit.methods.calibration import text_prior
 from taskfit.methods.method import FloatArray, MethodContext
 from taskfit.methods.objective import FixedTree, Objective, TreeObjective
@@ -24,7 +25,6 @@ from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_tas
 from taskfit.methods.tree_method import WordMethod, prompt_encoder
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
-from taskfit.settings import MethodSettings
 from taskfit.tasks import EncodedExample
 from taskfit.tree import IntArray
 
@@ -47,6 +47,7 @@ class Distill(WordMethod):
     """
 
     needs_labels = False
+    settings: DistillSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make the student's encoder.
@@ -55,6 +56,7 @@ class Distill(WordMethod):
             SettingsError: If there is no context to distil, or calibration does not suit it.
         """
         task, settings = context.task, context.settings.method
+        assert isinstance(settings, DistillSettings)
         if task.num_demonstrations == 0 and (
             settings.student_instruction or not task.template.instruction
         ):
@@ -63,10 +65,10 @@ class Distill(WordMethod):
                 "is none: no demonstrations, and no instruction that only the teacher has. Set "
                 "method.num_demonstrations, or task.instruction without method.student_instruction."
             )
-        if settings.loss == "branches":
+        if settings.sampling == "balanced" and context.settings.data.unlabeled is not None:
             raise SettingsError(
-                "method.loss=branches is for label_words; distill compares teacher and student "
-                "over method.loss=labels or vocabulary."
+                "method.sampling=balanced draws texts by their labels, and those of data.unlabeled "
+                "have none. Leave one of them out."
             )
         _check_calibration(settings)
         encoder = prompt_encoder(
@@ -112,7 +114,7 @@ class Distill(WordMethod):
         return DistillLoss(
             self.scorer,
             teacher,
-            over="vocabulary" if settings.loss == "vocabulary" else "labels",
+            over=settings.loss or "labels",
             temperature=settings.temperature,
             log_prior=self._log_prior,
             redraw=(
@@ -277,12 +279,11 @@ def divergence(teacher_scores: Tensor, student_scores: Tensor, *, temperature: f
     return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)
 
 
-def _check_calibration(settings: MethodSettings) -> None:
+def _check_calibration(settings: DistillSettings) -> None:
     """Raise unless the teacher's prior can be measured once and belongs to all it says."""
-    if settings.calibration == "none":
+    if not settings.takes_prior:
         return
     given = {
-        "method.calibration": (settings.calibration, "batch"),
         "method.loss": (settings.word_loss, "labels"),
         "method.teacher": (settings.teacher, "frozen"),
         "method.contexts": (settings.contexts, "fixed"),
@@ -291,8 +292,8 @@ def _check_calibration(settings: MethodSettings) -> None:
     if wrong:
         raise SettingsError(
             f"distill with {' and '.join(wrong)}: the prior of the teacher's labels is measured "
-            "once, before training, so calibration is for method.calibration=batch with "
-            "loss=labels, teacher=frozen and contexts=fixed. Change these, or leave it out."
+            "once, before training, so method.calibration=batch is for loss=labels, "
+            "teacher=frozen and contexts=fixed. Change these, or leave it out."
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from taskfit.data import Example
 from taskfit.errors import DataError
+from taskfit.method_settings import EncoderSettings
 from taskfit.methods.losses import (
     LossSum,
     classification_loss_sum,
@@ -38,6 +39,7 @@ class Encoder(TrainedMethod):
     """
 
     serves_multi_label = True
+    settings: EncoderSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Load the encoder with a new head, or with the saved one."""

@@ -41,7 +41,7 @@ MODEL = "model"
 def feature_encoder(context: MethodContext) -> PromptEncoder | BareEncoder:
     """Return the encoder that `method.prompt` asks for."""
     prompted = prompt_encoder(context, context.task, context.demonstrations)
-    if context.settings.method.prompt:
+    if not context.settings.method.reads_bare_text:
         return prompted
     model = context.need_model()
     return BareEncoder(model.tokenizer, context.task, max_length=prompted.max_length)

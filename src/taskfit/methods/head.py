@@ -12,6 +12,7 @@ from scipy.special import expit, softmax
 from torch import Tensor, nn
 
 from taskfit.data import Example
+from taskfit.method_settings import HeadSettings, as_method
 from taskfit.methods.features import feature_encoder, last_hidden, prompt_alone
 from taskfit.methods.losses import (
     LossSum,
@@ -43,6 +44,7 @@ class Head(TreeMethod):
     """
 
     serves_multi_label = True
+    settings: HeadSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make the head."""
@@ -68,7 +70,7 @@ class Head(TreeMethod):
 
         A regression that fits its training texts to the last leaves no gradient to learn from.
         """
-        own = self.context.settings.method.model_copy(update={"features": "model"})
+        own = as_method(self.settings, "probe", features="model")
         settings = self.context.settings.model_copy(update={"method": own})
         probe = Probe(replace(self.context, settings=settings))
         probe.prepare(train, ())

@@ -7,6 +7,7 @@ from scipy.special import log_softmax, logsumexp
 
 from taskfit.data import Example
 from taskfit.errors import SettingsError
+from taskfit.method_settings import InContextSettings
 from taskfit.methods.calibration import (
     apply_prior,
     content_free_prior,
@@ -28,13 +29,13 @@ class InContext(Method):
     """
 
     learns = False
+    settings: InContextSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make a scorer for each order of the demonstrations."""
         super().__init__(context)
         model = context.need_model()
-        num_shown = context.asked.num_demonstrations
-        nearest = self.settings.demonstrations == "nearest" and num_shown > 0
+        nearest = self.settings.retrieves and context.asked.num_demonstrations > 0
         if nearest and self.settings.num_orders > 1:
             raise SettingsError(
                 "method.num_orders averages orders of fixed demonstrations; with "
@@ -55,7 +56,7 @@ class InContext(Method):
             for order in orders
         ]
         self.log_prior: FloatArray | None = None
-        self.retriever = Retriever(context) if nearest else None
+        self.retriever = Retriever(context, self.settings.retriever) if nearest else None
         if self.retriever is not None:
             self._readers = [self.retriever.reader]
 

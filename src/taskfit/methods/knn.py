@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from taskfit.data import Example
+from taskfit.method_settings import KnnSettings
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.targets import target_matrix
@@ -20,11 +21,12 @@ class NearestNeighbors(Method):
     """
 
     serves_multi_label = True
+    settings: KnnSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Load what measures similarity."""
         super().__init__(context)
-        self._retriever = Retriever(context)
+        self._retriever = Retriever(context, self.settings.retriever)
         self._readers = [self._retriever.reader]
         self._targets: FloatArray = np.empty((0, len(self.task.labels)))
 

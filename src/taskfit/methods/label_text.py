@@ -10,6 +10,7 @@ import numpy as np
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
+from taskfit.method_settings import LabelTextSettings
 from taskfit.methods.generation import generate_texts, generation_config
 from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.losses import likelihood_loss_sum
@@ -24,6 +25,8 @@ from taskfit.tasks import EncodedExample, parse_answer
 
 class LabelText(WordMethod):
     """Trains completion and end token; decodes along the tree of labels, or freely."""
+
+    settings: LabelTextSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make encoder and scorer."""

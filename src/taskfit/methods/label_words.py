@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from taskfit.data import Example
+from taskfit.method_settings import LabelWordsSettings
 from taskfit.methods.branches import BranchWords, word_reader
 from taskfit.methods.losses import (
     LossSum,
@@ -35,6 +36,8 @@ class LabelWords(WordMethod):
 
     That is by their joint probability, or branch by branch.
     """
+
+    settings: LabelWordsSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make encoders and scorer."""

@@ -19,6 +19,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from taskfit.data import Example
+from taskfit.method_base import WeighsClasses
 from taskfit.methods.method import Advance, FloatArray, Method, MethodState
 from taskfit.methods.softmax_fit import SoftmaxFit
 from taskfit.methods.targets import balanced_weights, target_matrix
@@ -63,6 +64,7 @@ class LinearMethod(Method):
     """A logistic regression on numbers that are read of the texts."""
 
     serves_multi_label = True
+    settings: WeighsClasses
     _linear: LinearModel | None = None
 
     @abstractmethod

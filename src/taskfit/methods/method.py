@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import SettingsError
+from taskfit.method_base import MethodSettings, TrainedInSteps, TrainedOnLabels
 from taskfit.methods.targets import balanced_weights, target_matrix
 from taskfit.settings import RunSettings
 from taskfit.tasks import Task
@@ -105,7 +106,7 @@ class Method(MethodTraits, ABC):
             SettingsError: If the method cannot serve the task.
         """
         self.context = context
-        self.settings = context.settings.method
+        self.settings: MethodSettings = context.settings.method
         several = any(task.multi_label for task in context.asked.tasks.values())
         if several and not self.serves_multi_label:
             raise SettingsError(
@@ -208,12 +209,14 @@ class TrainedMethod(Method, Trainable):
     """
 
     needs_labels: ClassVar[bool] = True
+    settings: TrainedInSteps
     # Question -> weights of its labels, where they are asked for.
     _class_weights: Mapping[str, FloatArray] = MappingProxyType({})
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Measure class weights, where they are asked for."""
-        if self.settings.class_weights == "balanced":
+        settings = self.settings
+        if isinstance(settings, TrainedOnLabels) and settings.class_weights == "balanced":
             self._class_weights = {
                 name: balanced_weights(
                     target_matrix([example.of(name) for example in train], task.label_names),
@@ -234,7 +237,8 @@ class TrainedMethod(Method, Trainable):
         if question in self._class_weights:
             device = next(self.module.parameters()).device
             weights = torch.from_numpy(self._class_weights[question]).float().to(device)
-        return partial(loss, class_weights=weights, focal_gamma=self.settings.focal_gamma)
+        gamma = self.settings.focal_gamma if isinstance(self.settings, TrainedOnLabels) else 0.0
+        return partial(loss, class_weights=weights, focal_gamma=gamma)
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> "Sequence[Item]":

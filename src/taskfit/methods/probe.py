@@ -9,6 +9,7 @@ import numpy as np
 
 from taskfit.data import Example
 from taskfit.errors import DataError
+from taskfit.method_settings import ProbeSettings
 from taskfit.methods.features import MODEL, Features, feature_reader
 from taskfit.methods.linear import LinearMethod
 from taskfit.methods.method import Advance, FloatArray, MethodContext, MethodState
@@ -19,6 +20,8 @@ BESIDE = "minilm"
 
 class Probe(LinearMethod):
     """Standardises the features of frozen weights and fits a logistic regression; seconds."""
+
+    settings: ProbeSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Make the readers of the features that `method.features` names.
@@ -75,7 +78,7 @@ class Probe(LinearMethod):
     @property
     def num_parameters(self) -> int:
         """Return the weights of what is read and of the regression."""
-        return super().num_parameters + sum(reader.num_parameters for reader in self._readers)
+        return super().num_parameters + int(sum(r.num_parameters for r in self._readers))
 
     def _read(self, examples: Sequence[Example], advance: Advance | None = None) -> FloatArray:
         features = self._features(examples, advance)

@@ -10,6 +10,7 @@ import numpy as np
 from taskfit.data import Example
 from taskfit.data.fetch import cache_folder
 from taskfit.errors import SettingsError
+from taskfit.method_settings import RemoteMethodSettings
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext
 from taskfit.remote import ChatRequest, RemoteEndpoint, RemoteModel, label_scores
 from taskfit.tasks import Task, chat_messages
@@ -24,6 +25,7 @@ class Remote(Method):
     """
 
     learns = False
+    settings: RemoteMethodSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Bind to the endpoint; nothing is sent yet.

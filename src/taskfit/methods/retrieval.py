@@ -23,13 +23,13 @@ class Retriever:
         reader: Reads what is compared.
     """
 
-    def __init__(self, context: MethodContext) -> None:
-        """Load what measures similarity: `method.retriever`."""
+    def __init__(self, context: MethodContext, name: str) -> None:
+        """Load what measures similarity: `method.retriever` is its name."""
         self._train: list[Example] = []
         self._embeddings: Embeddings = np.empty((0, 0), np.float32)
         # One direction that all hidden states share would make all cosines alike.
         self._mean: Embeddings | None = None
-        self.reader = feature_reader(context, context.settings.method.retriever)
+        self.reader = feature_reader(context, name)
 
     def fit(self, train: Sequence[Example]) -> None:
         """Embed the training texts.

@@ -9,6 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from taskfit.data import Example
 from taskfit.errors import DataError
+from taskfit.method_settings import TfidfSettings
 from taskfit.methods.linear import LinearMethod
 from taskfit.methods.method import Advance, MethodContext, MethodState
 from taskfit.methods.targets import target_matrix
@@ -16,6 +17,8 @@ from taskfit.methods.targets import target_matrix
 
 class Tfidf(LinearMethod):
     """scikit-learn's TF-IDF over words and pairs of words, logarithmic counts, L2 norm."""
+
+    settings: TfidfSettings
 
     def __init__(self, context: MethodContext) -> None:
         """Know no words yet."""

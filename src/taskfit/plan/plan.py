@@ -175,13 +175,12 @@ def refuse_without_model(settings: RunSettings) -> None:
     method = settings.resolved().method
     if method.reads_model:
         return
-    read = {"knn": ("retriever", method.retriever), "probe": ("features", method.features)}
-    setting = read.get(method.name)
-    how = f" with method.{setting[0]}={setting[1]}" if setting is not None else ""
+    setting = {"knn": "retriever", "probe": "features"}.get(method.name)
+    how = f" with method.{setting}={method.model_dump()[setting]}" if setting is not None else ""
     raise SettingsError(
         f"method {method.name} needs no causal language model{how}, so there is nothing to plan. "
         f"Plans are made for: {', '.join((*TRAINED, *READING))}"
-        f"{f' ({method.name} with method.{setting[0]}=model)' if setting is not None else ''}."
+        f"{f' ({method.name} with method.{setting}=model)' if setting is not None else ''}."
     )
 
 

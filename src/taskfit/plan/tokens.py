@@ -135,9 +135,9 @@ class LabelWorkload(Workload):
 
     def objective(self, tree: TreeModel, settings: RunSettings) -> LabelWordLoss:
         """Return the loss of label words, which serves for every method that reads them."""
-        method = settings.method
-        over = "vocabulary" if method.name == "label_text" else method.word_loss
-        return LabelWordLoss(tree, self.label_of_candidate, over=over, end_id=self.end_id)
+        return LabelWordLoss(
+            tree, self.label_of_candidate, over=settings.method.word_loss, end_id=self.end_id
+        )
 
     def num_read(self, piece: Sequence[EncodedExample], objective: LabelWordLoss) -> int:
         """Return the places of the words, unless the words' own rows of the head suffice."""
@@ -253,7 +253,7 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
     limit = min(limit, settings.model.max_length or limit)
     end_id = tokenizer.eos_token_id
     encoder: PromptEncoder | BareEncoder
-    if method.name not in WORD_METHODS and not method.prompt:
+    if method.name not in WORD_METHODS and method.reads_bare_text:
         encoder = BareEncoder(tokenizer, data.task, max_length=limit)
     else:
         ends = end_id if method.name == "label_text" else None

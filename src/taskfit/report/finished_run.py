@@ -22,7 +22,7 @@ from taskfit.runs.classifier import FILE
 from taskfit.runs.predictions import renamed_columns
 from taskfit.runs.records import QUESTIONS_FILE, RunResult
 from taskfit.settings import RunSettings
-from taskfit.settings_file import load_settings
+from taskfit.settings_file import load_run_settings
 from taskfit.stats.arrays import FloatArray, IntArray
 from taskfit.stats.metrics import Reliability, reliability
 
@@ -77,7 +77,7 @@ class FinishedRun:
     @cached_property
     def settings(self) -> RunSettings:
         """Return its settings."""
-        return load_settings(self.folder / "settings.yaml")
+        return load_run_settings(self.folder / "settings.yaml")
 
     @cached_property
     def flat_settings(self) -> dict[str, Any]:
@@ -118,13 +118,9 @@ class FinishedRun:
         """Return how many labelled examples the run was allowed to use; 0 if it sees none."""
         allowed, method = self.settings.data.num_train, self.settings.method
         # Nearest demonstrations are looked up for every text, so none stands in the record.
-        shown = (
-            method.demonstrations == "nearest"
-            if method.num_demonstrations is None
-            else method.num_demonstrations > 0
-        )
+        shown = method.retrieves if method.shown is None else method.shown > 0
         used = self.result.num_demonstrations
-        learns = METHODS[method.name].learns or method.calibration == "batch"
+        learns = METHODS[method.name].learns or method.takes_prior
         if not (learns or shown or used):
             return 0
         # Without a limit it is the whole set: what was trained on, and what stands in the prompt.

@@ -165,7 +165,7 @@ def _split_by_settings(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRu
     parts: dict[str, list[FinishedRun]] = {}
     for run in kept:
         label = ", ".join(
-            f"{key.rsplit('.', 1)[-1]}={shorten(str(run.flat_settings[key]), VALUE_CHARACTERS)}"
+            f"{key.rsplit('.', 1)[-1]}={shorten(str(run.flat_settings.get(key)), VALUE_CHARACTERS)}"
             for key in keys
         )
         taken = any((r.size, r.seed) == (run.size, run.seed) for r in parts.get(label, []))
@@ -175,12 +175,13 @@ def _split_by_settings(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRu
 
 
 def _varied_settings(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return the settings in which runs differ, but for size and draw."""
+    """Return the settings of all runs in which they differ, but for size and draw."""
     first = runs[0].flat_settings
     return [
         key
         for key in first
         if key not in ("seed", "data.num_train")
+        and all(key in run.flat_settings for run in runs)
         and any(run.flat_settings[key] != first[key] for run in runs)
     ]
 

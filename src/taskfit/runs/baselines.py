@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import TaskfitError
+from taskfit.method_settings import method_settings
 from taskfit.methods.majority import Majority
 from taskfit.methods.method import Method, MethodContext
 from taskfit.methods.tfidf import Tfidf
-from taskfit.settings import MethodSettings, RunSettings
+from taskfit.settings import RunSettings
 from taskfit.stats import Evaluation
 from taskfit.tasks.questions import Asked
 
@@ -45,8 +46,7 @@ def fit_baselines(
     """Fit the baselines on labelled texts, one a question; what cannot be fitted is left out."""
     fitted: dict[str, Predict] = {}
     for name, kind in BASELINES.items():
-        method = MethodSettings.model_validate({"name": name})
-        own = settings.model_copy(update={"method": method})
+        own = settings.model_copy(update={"method": method_settings(name)})
         baselines = []
         try:
             for question, task in asked.tasks.items():

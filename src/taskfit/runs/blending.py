@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import DataError, ModelError
+from taskfit.method_settings import as_method
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.targets import target_matrix
 
@@ -120,7 +121,7 @@ def fit_probes(context: MethodContext, train: Sequence[Example]) -> "tuple[Probe
         TaskfitError: If an encoder cannot be had.
     """
     probes = []
-    for name in (context.settings.method.blend or ()) if train else ():
+    for name in context.settings.method.blended if train else ():
         try:
             probe = _make_probe(context, name)
         except (DataError, ModelError) as error:
@@ -204,8 +205,7 @@ def _simplex(count: int) -> list[tuple[float, ...]]:
 def _make_probe(context: MethodContext, features: str) -> "Probe":
     from taskfit.methods.probe import Probe
 
-    changed = {"name": "probe", "features": features, "blend": None}
-    method = context.settings.method.model_copy(update=changed)
+    method = as_method(context.settings.method, "probe", features=features, blend=None)
     settings = context.settings.model_copy(update={"method": method})
     model = context.model if features == "model" else None
     return Probe(MethodContext(settings, context.task, context.demonstrations, model))

@@ -22,7 +22,7 @@ from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
 from taskfit.runs.records import QUESTIONS_FILE, SETTINGS_FILE, library_versions
 from taskfit.settings import RunSettings
-from taskfit.settings_file import load_settings, settings_from_dict
+from taskfit.settings_file import load_run_settings, settings_from_dict
 from taskfit.stats import Evaluation
 from taskfit.tasks import Task, task_from_dict, task_to_dict
 from taskfit.tasks.question_files import questionnaire_from_dict, questionnaire_to_dict
@@ -368,7 +368,9 @@ def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str)
     """Return the run's settings, with the model that prediction takes."""
     stored = saved.get("settings")  # several questions have theirs beside them
     settings = (
-        load_settings(folder / SETTINGS_FILE) if stored is None else settings_from_dict(stored)
+        load_run_settings(folder / SETTINGS_FILE)
+        if stored is None
+        else settings_from_dict(stored, asked={})
     )
     changed: dict[str, Any] = {"device": device}
     if saved["dtype"] is not None:

@@ -8,6 +8,7 @@ import numpy as np
 from taskfit.data import Overlap
 from taskfit.data.examples import mean_words
 from taskfit.errors import ModelError, SettingsError
+from taskfit.method_settings import as_method
 from taskfit.models.packaged import is_packaged, locate_model, packaged_tokenizer
 from taskfit.runs.prepare import PreparedData, prepare_data, sets_by_name
 from taskfit.settings import ModelSettings, RunSettings, known
@@ -54,7 +55,7 @@ def inspect_task(settings: RunSettings) -> Inspection:
     """
     if settings.method.name == "auto":
         # What the default method makes of a text needs no look; prompts and label words do.
-        method = settings.method.model_copy(update={"name": "label_words"})
+        method = as_method(settings.method, "label_words")
         settings = settings.model_copy(update={"method": method})
     data = prepare_data(settings)
     examples = data.train or next(iter(data.evaluations.values()), [])

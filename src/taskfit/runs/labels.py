@@ -151,7 +151,7 @@ class LabelRun(RunKind[Classifier]):
     def num_train(self) -> int:
         """Return the training examples whose labels were seen, beside demonstrations."""
         method = self.method
-        seen = method.learns or method.settings.demonstrations == "nearest"
+        seen = method.learns or method.settings.retrieves
         return len(self.data.train) if seen else 0
 
     @property
@@ -192,7 +192,7 @@ def _method_report(method: Method) -> dict[str, Any]:
 
 
 def check_learnable(settings: RunSettings, data: PreparedData) -> list[str]:
-    """Check that a method that learns has something to learn from, and no use for what it is given.
+    """Check that a method that learns has something to learn from.
 
     Returns:
         What people should know about it.
@@ -205,11 +205,6 @@ def check_learnable(settings: RunSettings, data: PreparedData) -> list[str]:
     texts_suffice = issubclass(kind, TrainedMethod) and not kind.needs_labels
     if kind.learns and not data.train and not (texts_suffice and data.unlabeled):
         raise DataError(f"{method.name} needs training examples: give --data, or a built-in task.")
-    if method.calibration != "none" and method.name not in ("in_context", "distill"):
-        raise SettingsError(
-            f"method.calibration={method.calibration} is for in_context and distill; method "
-            f"{method.name} needs none. Leave it out."
-        )
     return check_every_question(data.asked, data.train) if kind.learns else []
 
 

@@ -321,7 +321,7 @@ def _named(settings: RunSettings) -> Asked | None:
             f"Task {task.name} reads the columns {', '.join(task.text)}, but --text names "
             f"{', '.join(data.text)}. Leave out --text, or use a task file with these columns."
         )
-    return override_task(task, settings.task, settings.method.num_demonstrations)
+    return override_task(task, settings.task, settings.method.shown)
 
 
 def _asked_and_train(
@@ -362,7 +362,7 @@ def _asked_and_train(
             label_column=columns.label or "label",
             labels=label_names(examples),
         )
-        asked = override_task(task, settings.task, settings.method.num_demonstrations)
+        asked = override_task(task, settings.task, settings.method.shown)
         return asked, examples, {}
     return asked, labelled_examples(table, asked, data, source=data.train), {}
 
@@ -372,14 +372,10 @@ def _demonstrations(
 ) -> tuple[list[Example], list[Example]]:
     """Choose the demonstrations and take them out of the training set."""
     method = settings.method
-    if method.demonstrations == "nearest" and method.name != "in_context":
-        raise SettingsError(
-            "method.demonstrations=nearest gives every text a prompt of its own, which only "
-            f"in_context reads; method is {method.name}. Use balanced, random or fixed."
-        )
     if asked.num_demonstrations == 0 or not method.shows_demonstrations:
         return [], train
-    if method.demonstrations == "nearest":
+    how = method.chosen_by
+    if how is None:
         # They are chosen for each text from the whole training set.
         return [], train
     if not train:
@@ -389,7 +385,7 @@ def _demonstrations(
         )
     chosen = choose_demonstrations(
         train,
-        how=method.demonstrations,
+        how=how,
         num=asked.num_demonstrations,
         labels=[label for task in asked.tasks.values() for label in task.label_names],
         seed=settings.seed,

@@ -26,13 +26,10 @@ UNSERVED: dict[str, tuple[object, ...]] = {
     "task.label_words": ({},),
     "task.multi_label": (False,),
     "method.num_demonstrations": (None, 0),
-    "method.num_orders": (1,),
-    "method.calibration": ("none",),
-    "method.length_normalization": (False,),
-    "method.blend": (None, [], ()),
     "method.loss": (None, "labels", "branches"),
-    "method.sampling": ("all",),
 }
+# All else that the two methods read is for one question.
+SERVED = ("name", "num_demonstrations", "loss", "class_weights", "focal_gamma")
 
 
 def task_columns(task: Task, data: DataSettings) -> Columns:
@@ -208,6 +205,11 @@ def settings_questionnaire(settings: RunSettings) -> Questionnaire:
         value = plain[section].get(name, allowed[0])  # a method has its own settings only
         if value not in allowed:
             problems.append(f"{key}={value} has no meaning for questions; leave it out")
+    problems += [
+        f"method.{name}={value} has no meaning for questions; leave it out"
+        for name, value in settings.method.model_dump(exclude_defaults=True).items()
+        if name not in SERVED and value != []  # blended with nothing, as without the setting
+    ]
     if settings.data.text and tuple(settings.data.text) != questionnaire.text:
         problems.append(
             f"--text names {', '.join(settings.data.text)}, but the questions read "

@@ -9,7 +9,7 @@ from taskfit.files import write_json_atomic
 from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.settle import as_settled
 from taskfit.settings import RunSettings
-from taskfit.settings_file import dump_settings, load_settings, settings_differences
+from taskfit.settings_file import dump_settings, load_run_settings, settings_differences
 from taskfit.training.distributed import check_same, on_main
 
 DATA_FILE = "data.json"
@@ -36,7 +36,7 @@ def _open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:
             raise CheckpointError(
                 f"The run in {folder} is finished; its result is in {RESULT_FILE}."
             )
-        found = load_settings(path)
+        found = load_run_settings(path)
         changed = settings_differences(found, as_settled(settings, found))
         if changed:
             raise CheckpointError(

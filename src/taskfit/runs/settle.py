@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from taskfit.method_settings import HeadSettings
 from taskfit.runs.kind import Size
 from taskfit.runs.records import SETTINGS_FILE
 from taskfit.screen import Screen
@@ -31,7 +32,7 @@ def settle(settings: RunSettings, folder: Path, size: Size, screen: Screen) -> R
     )
     if reason:
         screen.note(reason)
-    if settled.method.name == "head" and settled.method.start == "auto":
+    if isinstance(settled.method, HeadSettings) and settled.method.start == "auto":
         start = "probe" if size.num_train < FEW_TEXTS else "zero"
         method = settled.method.model_copy(update={"start": start})
         settled = settled.model_copy(update={"method": method})
@@ -51,14 +52,15 @@ def as_settled(requested: RunSettings, found: RunSettings) -> RunSettings:
         length["epochs"] = found.training.epochs
     if requested.training.batch_size == "auto":
         length["batch_size"] = found.training.batch_size
-    if requested.method.start == "auto":
-        start["start"] = found.method.start
+    again, before = requested.method, found.method
+    if isinstance(again, HeadSettings) and isinstance(before, HeadSettings):
+        start["start"] = before.start if again.start == "auto" else again.start
     if requested.data.validation_fraction == "auto":  # a search puts its own there
         share["validation_fraction"] = found.data.validation_fraction
     return requested.model_copy(
         update={
             "data": requested.data.model_copy(update=share),
             "training": requested.training.model_copy(update=length),
-            "method": requested.method.model_copy(update=start),
+            "method": again.model_copy(update=start),
         }
     )

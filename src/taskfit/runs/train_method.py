@@ -68,7 +68,7 @@ def train_method(
         objective=method.objective,
         rendered=lambda: method.rendered(examples[:2]),
         validate=(lambda: _validate(run, method)) if run.data.validation else None,
-        sampling=_sampling(run) if run.settings.method.sampling == "balanced" else None,
+        sampling=_sampling(run) if method.settings.sampling == "balanced" else None,
         trackers=trackers,
         save=save,
     )

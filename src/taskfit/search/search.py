@@ -38,7 +38,7 @@ from taskfit.search.setup import DataOf, prepared, wordings
 from taskfit.search.space import Space, Value, make_space
 from taskfit.search.trial import ShouldStop, TrialOutcome, run_trial
 from taskfit.settings import RunSettings
-from taskfit.settings_file import dump_settings, load_settings, settings_differences
+from taskfit.settings_file import dump_settings, load_run_settings, settings_differences
 from taskfit.stats.paired import paired_bootstrap
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def settings_of_search(settings: RunSettings, folder: Path, *, resume: bool) -> 
     record = SearchRecord.load(folder)
     if record is None:
         return settings
-    given = load_settings(given_file)
-    winner = load_settings(folder / FOLDER / "best.yaml")
-    in_folder = load_settings(folder / SETTINGS_FILE)
+    given = load_run_settings(given_file)
+    winner = load_run_settings(folder / FOLDER / "best.yaml")
+    in_folder = load_run_settings(folder / SETTINGS_FILE)
     if not settings_differences(as_settled(in_folder, given), given):
         _adopt(winner, folder)  # it was killed just after its search
     return settings if settings_differences(as_settled(settings, given), given) else winner

@@ -83,7 +83,7 @@ def prepared(space: Space, data: PreparedData) -> DataOf:
 
     def data_of(settings: RunSettings) -> PreparedData:
         found = by_draw[_draw(settings)]
-        count = settings.method.num_demonstrations
+        count = settings.method.shown
         return replace(found, asked=override_task(found.task, settings.task, count), evaluations={})
 
     return data_of
@@ -91,4 +91,4 @@ def prepared(space: Space, data: PreparedData) -> DataOf:
 
 def _draw(settings: RunSettings) -> tuple[Value, ...]:
     plain = settings.method.model_dump()
-    return tuple(plain[name] for name in DRAWS)
+    return tuple(plain.get(name) for name in DRAWS)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from taskfit.errors import SettingsError
+from taskfit.method_settings import InContextSettings, KnnSettings
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import METHODS
 from taskfit.runs.prepare import PreparedData
@@ -14,6 +15,7 @@ from taskfit.settings import RunSettings, SearchSettings, known
 from taskfit.settings_file import merge_settings, settings_from_dict
 from taskfit.tasks import Task
 from taskfit.tasks.variants import AS_GIVEN, NamedTask
+from taskfit.unread import is_read, readers_of, told_of_none
 
 Value = bool | int | float | str | None
 TEMPLATE = "template"
@@ -145,7 +147,7 @@ class Space:
             alpha = adapter.lora_alpha * rank / adapter.lora_rank
             merge_settings(nested, {"adapter": {"lora_alpha": alpha}})
         merge_settings(plain, nested)
-        return settings_from_dict(plain)
+        return settings_from_dict(plain, asked={})
 
 
 def make_space(settings: RunSettings, data: PreparedData, candidates: Sequence[NamedTask]) -> Space:
@@ -205,12 +207,12 @@ def default_space(
     if name in ("in_context", "probe") and reads_prompt and data.train:
         given = data.task.num_demonstrations
         space["method.num_demonstrations"] = {"choices": sorted({0, 4, 8, given})}
-    if name == "in_context":
+    if isinstance(method, InContextSettings):
         calibrations = ["none", "contextual", "batch" if data.train else "pmi"]
         space["method.calibration"] = {
             "choices": list(dict.fromkeys([method.calibration, *calibrations]))
         }
-    if name == "knn":
+    if isinstance(method, KnnSettings):
         counts = {1, 4, 8, 16, 32, method.num_neighbors}
         space["method.num_neighbors"] = {"choices": sorted(counts)}
     return space
@@ -240,6 +242,10 @@ def _dimension(key: str, spec: object, settings: RunSettings) -> Dimension:
         SettingsError: If it describes none.
     """
     section, _, name = key.partition(".")
+    method = settings.method
+    if readers_of(key) and not is_read(key, type(method)) and section == "method":
+        (message,) = told_of_none([name], [method.name])
+        raise SettingsError(message)
     known = key == TEMPLATE or name in settings.model_dump().get(section, {})
     if key in FIXED or not known or (key != TEMPLATE and section not in SECTIONS):
         raise SettingsError(
@@ -300,7 +306,7 @@ def _is_whole(section: str, name: str, settings: RunSettings) -> bool:
     half: dict[str, Any] = settings.model_dump()
     merge_settings(half, {section: {name: 1.5}})
     try:
-        settings_from_dict(half)
+        settings_from_dict(half, asked={})
     except SettingsError:
         return True
     return False

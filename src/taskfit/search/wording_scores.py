@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskfit.data import Example
+from taskfit.method_settings import InContextSettings
 from taskfit.methods.calibration import apply_prior, content_free_prior
 from taskfit.methods.reading import PrefixCache, run_in_trees
 from taskfit.methods.scoring import JOINT, LabelScorer, sum_over_words
@@ -91,7 +92,8 @@ class SharedScorer:
         """
         items, labels = encoder.encode(sample), encoder.task.label_names
         budget = self._settings.training.score_token_budget
-        contextual = self._settings.method.calibration == "contextual"
+        method = self._settings.method
+        contextual = isinstance(method, InContextSettings) and method.calibration == "contextual"
         prior = LabelScorer(self._model, encoder, token_budget=budget) if contextual else None
         self.wordings[name] = _Wording(
             encoder=encoder,

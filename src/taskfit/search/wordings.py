@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 from taskfit.data import Example, draw
 from taskfit.errors import DataError, PromptError, SettingsError
 from taskfit.files import write_text_atomic
+from taskfit.method_base import MethodSettings
+from taskfit.method_settings import InContextSettings, as_method
 from taskfit.models.load import load_model
 from taskfit.runs.prepare import PreparedData, prepare_data
+from taskfit.runs.sources import check_labels_task
 from taskfit.screen import Screen
 from taskfit.search.wording_scores import SharedScorer, WordingResult
 from taskfit.settings import RunSettings
@@ -101,7 +104,8 @@ def search_prompts(
     Evaluation sets are read, to keep their texts out of training, and never scored.
 
     Args:
-        settings: Data, task, model; calibration `none` or `contextual`.
+        settings: Data, task, model; the method is read as `in_context`, its calibration `none` or
+            `contextual`.
         candidates: From the task as given to the wordings to try.
         num_examples: Examples to draw from the training data, demonstrations not among them; all
             where there are fewer.
@@ -111,7 +115,10 @@ def search_prompts(
     Raises:
         TaskfitError: As a run with these settings would, or if the search cannot serve them.
     """
-    _refuse_unserved(settings, num_examples, keep)
+    check_labels_task(settings, several=False)
+    method = as_method(settings.method, "in_context")
+    settings = settings.model_copy(update={"method": method})
+    _refuse_unserved(method, num_examples, keep)
     data = prepare_data(settings)
     sample = _draw_sample(data, num_examples, settings.seed, screen)
     named, base = with_base(candidates(data.task), data.task)
@@ -207,8 +214,8 @@ def compare(gold: IntArray, first: IntArray, second: IntArray, *, metric: str) -
     return PairedComparison(difference, (low, high), caution if low <= 0 <= high else None)
 
 
-def _refuse_unserved(settings: RunSettings, num_examples: int, keep: int) -> None:
-    method = settings.method
+def _refuse_unserved(method: MethodSettings, num_examples: int, keep: int) -> None:
+    assert isinstance(method, InContextSettings)
     calibrated = method.calibration in ("none", "contextual")
     allowed = {
         f"{num_examples} examples (2 or more)": num_examples >= 2,

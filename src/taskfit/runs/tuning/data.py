@@ -27,7 +27,6 @@ UNREAD: dict[str, tuple[str, ...]] = {
         "test_fraction",
     ),
     "task": (),
-    "method": (),
     "calibration": (),
     "search": (),
 }
@@ -117,7 +116,7 @@ def _check_settings(settings: RunSettings) -> None:
         f"{section}.{field}"
         for section, fields in UNREAD.items()
         for field in fields or given[section]
-        if (section, field) != ("method", "name") and given[section][field] != usual[section][field]
+        if given[section][field] != usual[section][field]
     ]
     if unread:
         raise SettingsError(
