@@ -12,9 +12,8 @@ from taskfit.data import Example, read_table
 from taskfit.data.tables import suggestion
 from taskfit.errors import DataError
 from taskfit.methods.method import Advance
-from taskfit.runs.labels import LEVELS
 from taskfit.runs.load import load_classifier
-from taskfit.runs.measure_run import MeasuredSets
+from taskfit.runs.measured import LEVELS, MeasuredSets
 from taskfit.runs.partial import PartialPredictions, describe_run
 from taskfit.runs.predictions import (
     SET_SIZE,
