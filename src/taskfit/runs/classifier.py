@@ -366,12 +366,10 @@ def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> 
 
 def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:
     """Return the run's settings, with the model that prediction takes."""
-    stored = saved.get("settings")  # several questions have theirs beside them
-    settings = (
-        load_run_settings(folder / SETTINGS_FILE)
-        if stored is None
-        else settings_from_dict(stored, asked={})
-    )
+    if "settings" in saved:  # several questions have theirs beside them
+        settings = settings_from_dict(saved["settings"], asked={})
+    else:
+        settings = load_run_settings(folder / SETTINGS_FILE)
     changed: dict[str, Any] = {"device": device}
     if saved["dtype"] is not None:
         changed |= {"dtype": saved["dtype"], "name": saved["model"], "revision": saved["revision"]}

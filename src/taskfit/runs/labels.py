@@ -23,6 +23,7 @@ from taskfit.runs.measure_run import (
     latency,
     measure_cross_validation,
 )
+from taskfit.runs.measured import LEVELS
 from taskfit.runs.predictions import renaming_note
 from taskfit.runs.prepare import PreparedData, prepare_data
 from taskfit.runs.rows import check_every_question
@@ -35,9 +36,6 @@ from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import TrainingState
 from taskfit.training.distributed import gather, on_main
 from taskfit.training.trackers import Trackers
-
-# Under this name `result.json` keeps what scores have besides the usual metrics.
-LEVELS = "levels"
 
 
 class LabelRun(RunKind[Classifier]):

@@ -4,9 +4,7 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,21 +15,17 @@ from taskfit.methods.method import Advance, FloatArray
 from taskfit.runs.baselines import (
     BASELINES,
     Predict,
-    Row,
     fit_baselines,
     row_of,
     to_plain,
     warnings_of,
 )
-from taskfit.runs.calibration import coverage_record
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.cross_validation import RUN, TUNED
 from taskfit.runs.cross_validation import SET as CROSS
-from taskfit.runs.predictions import write_predictions
+from taskfit.runs.measured import MeasuredSets
 from taskfit.runs.run import Run, evaluation_sets
-from taskfit.runs.slices import measure_slices, slice_columns, slices_text, write_slices
-from taskfit.screen import Screen
-from taskfit.stats import Evaluation
+from taskfit.runs.slices import slice_columns
 from taskfit.training.distributed import divided
 
 LATENCY_TEXTS = 5
@@ -57,61 +51,6 @@ def latency(run: Run) -> float | None:
         run.classifier.probabilities([shuffled])
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
-
-
-@dataclass(slots=True)
-class MeasuredSets:
-    """What was measured on evaluation sets; of several questions under SET/QUESTION.
-
-    Attributes:
-        evaluations: Metrics.
-        seconds: Time by set.
-        coverage: Of prediction sets, for the record.
-        levels: How far scores are off, for the record.
-        tables: Baselines, parts of the run, and the run itself.
-    """
-
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    coverage: dict[str, Any] = field(default_factory=dict)
-    levels: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, list[Row]] = field(default_factory=dict)
-
-    def add(
-        self,
-        classifier: Classifier,
-        name: str,
-        examples: Sequence[Example],
-        probabilities: FloatArray,
-        folder: Path,
-        screen: Screen,
-        *,
-        by: Sequence[str] = (),
-        with_coverage: bool = True,
-    ) -> None:
-        """Measure every question on a set; write predictions and slices.
-
-        Args:
-            classifier: Whose probabilities they are.
-            name: Of the set.
-            examples: Labelled, N.
-            probabilities: Of them, (N, L).
-            folder: Of the run.
-            screen: Where slices are shown.
-            by: Columns to cut the metrics up by.
-            with_coverage: Whether prediction sets are checked.
-        """
-        write_predictions(folder, name, examples, probabilities, classifier.questions)
-        for question, own, part in classifier.by_question(examples, probabilities):
-            key = question.of_set(name)
-            self.evaluations[key] = question.evaluate(own, part)
-            if levels := question.level_metrics(own, part):
-                self.levels[key] = levels
-            if with_coverage and (record := coverage_record(question, own, part)):
-                self.coverage[key] = record
-            if slices := measure_slices(question, key, own, part, by):
-                write_slices(folder, {key: slices})
-                screen.note(slices_text(key, slices))
 
 
 def measure_cross_validation(run: Run, parts: Mapping[str, FloatArray]) -> MeasuredSets:

@@ -11,9 +11,8 @@ import pandas as pd
 from taskfit.data import Example, read_table
 from taskfit.errors import DataError, suggestion
 from taskfit.methods.method import Advance
-from taskfit.runs.labels import LEVELS
 from taskfit.runs.load import load_classifier
-from taskfit.runs.measure_run import MeasuredSets
+from taskfit.runs.measured import LEVELS, MeasuredSets
 from taskfit.runs.partial import PartialPredictions, describe_run
 from taskfit.runs.predictions import (
     SET_SIZE,
