@@ -75,7 +75,7 @@ class Probe(LinearMethod):
     @property
     def num_parameters(self) -> int:
         """Return the weights of what is read and of the regression."""
-        return super().num_parameters + sum(reader.num_parameters for reader in self._readers)
+        return super().num_parameters + int(sum(r.num_parameters for r in self._readers))
 
     def _read(self, examples: Sequence[Example], advance: Advance | None = None) -> FloatArray:
         features = self._features(examples, advance)
