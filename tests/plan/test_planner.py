@@ -54,8 +54,9 @@ def plan(
     training = {"batch_size": batch_size, "epochs": 1, **sections.pop("training", {})}
     adapter = {"weights": weights, **sections.pop("adapter", {})}
     method = {"name": "label_words", **sections.pop("method", {})}
+    # As the settings of a run, of which a method takes what it reads.
     settings = settings_from_dict(
-        {"adapter": adapter, "training": training, "method": method, **sections}
+        {"adapter": adapter, "training": training, "method": method, **sections}, asked={}
     )
     workload = made_workload(tokens=tokens, shared=10, examples=32, batch_size=batch_size)
     return make_plan(settings, card, workload, config=config or tiny_config(), source="test")
