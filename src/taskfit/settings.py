@@ -306,7 +306,7 @@ class SearchSettings(Section):
     trials; halving: all but the best quarter of those that came so far (ASHA); none."""
 
     @property
-    def wanted(self) -> bool:
+    def requested(self) -> bool:
         """Return whether to search."""
         return self.trials > 0 or self.budget_seconds is not None
 

@@ -52,7 +52,7 @@ def test_an_unknown_label_in_a_test_set_names_rows(refused: Refused, shell) -> N
         ("method.name=magic", "input should be 'auto', 'in_context', 'label_words'"),
         ("method.calibration=batch", "is read by in_context, distill, not by label_words"),
         ("model.max_length=12", "even without its text"),
-        ("data.num_train=5000", "5000 examples are wanted"),
+        ("data.num_train=5000", "5000 examples are asked for"),
         ("training.token_budget=16", "the token budget is 16"),
         ("model.device=gpu", "allowed are auto, cpu, cuda"),
     ],

@@ -54,7 +54,7 @@ def test_shots_are_as_many_of_each_class_and_nested(labels: list[str], seed: int
 
 
 def test_asking_for_more_than_there_is_is_refused() -> None:
-    with pytest.raises(DataError, match="5 examples are wanted, but there are 4"):
+    with pytest.raises(DataError, match="5 examples are asked for, but there are 4"):
         draw(examples_of(list("abab")), num_examples=5, shots_per_class=None, seed=0)
 
 

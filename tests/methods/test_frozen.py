@@ -130,7 +130,7 @@ def test_the_nearest_examples_are_found_the_most_similar_last_and_never_the_text
         others = [i for i, e in enumerate(EXAMPLES) if e.texts != example.texts and i not in places]
         assert row[others].max() <= row[places].min() + 1e-6
     np.testing.assert_allclose(np.linalg.norm(found.embed(EXAMPLES), axis=1), 1, rtol=1e-5)
-    with pytest.raises(DataError, match="10 demonstrations are wanted"):
+    with pytest.raises(DataError, match="10 demonstrations are asked for"):
         found.nearest(EXAMPLES, 10)
 
 

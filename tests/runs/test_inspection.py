@@ -191,7 +191,7 @@ def test_the_screen_says_what_was_found(folder: Path, model_folder: Path) -> Non
             "tokenizer of 'nobody/nothing' cannot be had: .* give the folder of a model",
         ),
         ({"data": {"train": None}}, SettingsError, "No data"),
-        ({"data": {"num_train": 500}}, DataError, "500 examples are wanted"),
+        ({"data": {"num_train": 500}}, DataError, "500 examples are asked for"),
         ({"task": {"line": "{txet}{label}"}}, PromptError, r"did you mean \{text\}"),
         ({"model": {"max_length": 8}}, PromptError, "even without its text"),
     ],

@@ -150,7 +150,7 @@ def test_the_final_run_is_bitwise_an_ordinary_run_with_the_winners_settings(
 ) -> None:
     run, plain = searched, tmp_path / "plain"
     settings = load_settings(run / "settings.yaml")
-    assert not settings.search.wanted
+    assert not settings.search.requested
     fit(settings, plain)
     assert weights_of(run)
     assert weights_of(run) == weights_of(plain)

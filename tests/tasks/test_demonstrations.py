@@ -91,7 +91,7 @@ def test_the_seed_changes_choice_and_order(how: How) -> None:
 def test_examples_without_one_of_the_labels_are_passed_over(how: How) -> None:
     labels: list[str | None] = ["a", None, "b", "other", "c", None]
     assert sorted(str(e.label) for e in choose(examples_of(labels), how, 3)) == LABELS
-    with pytest.raises(DataError, match="4 demonstrations are wanted, but there are only 3"):
+    with pytest.raises(DataError, match="4 demonstrations are asked for, but there are only 3"):
         choose(examples_of(labels), how, 4)
 
 

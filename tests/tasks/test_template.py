@@ -124,7 +124,7 @@ def test_demonstrations_are_seeded_and_balanced_ones_as_even_as_they_can_be() ->
         labels = [example.label for example in pick("balanced", num, 4)]
         assert abs(labels.count("good") - labels.count("bad")) <= 1
         assert len({e.id for e in pick("balanced", num, 4)}) == num
-    with pytest.raises(DataError, match="31 demonstrations are wanted"):
+    with pytest.raises(DataError, match="31 demonstrations are asked for"):
         pick("random", 31, 0)
 
 

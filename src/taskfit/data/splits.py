@@ -64,7 +64,8 @@ def draw(
         short = [f"{label} has {n}" for label, n in sorted(counts.items()) if n < shots_per_class]
         if short:
             raise DataError(
-                f"{shots_per_class} examples of each class are wanted, but {', '.join(short[:5])}."
+                f"{shots_per_class} examples of each class are asked for, but "
+                f"{', '.join(short[:5])}."
             )
         taken: dict[str, int] = defaultdict(int)
         chosen = []
@@ -76,7 +77,7 @@ def draw(
         return chosen
     if num_examples is None or num_examples > len(examples):
         raise DataError(
-            f"{num_examples} examples are wanted, but there are {len(examples)} (after taking "
+            f"{num_examples} examples are asked for, but there are {len(examples)} (after taking "
             "out validation and duplicates)."
         )
     return [examples[i] for i in stratified_order(examples, seed=[seed])[:num_examples]]

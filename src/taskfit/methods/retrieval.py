@@ -71,7 +71,7 @@ class Retriever:
         """
         if count > len(self._train):
             raise DataError(
-                f"{count} demonstrations are wanted, but there are only {len(self._train)} "
+                f"{count} demonstrations are asked for, but there are only {len(self._train)} "
                 "training examples to choose from. Set method.num_demonstrations lower."
             )
         chosen = []

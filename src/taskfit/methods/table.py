@@ -59,6 +59,6 @@ def label_method(name: str) -> "type[Method]":
         SettingsError: If the method learns from rows of text.
     """
     if name in TUNING:
-        raise SettingsError(f"method {name} answers with text, and labels are wanted here.")
+        raise SettingsError(f"method {name} answers with text, and labels are asked for here.")
     found: type[Method] = METHODS[name]  # type: ignore[assignment]
     return found

@@ -112,7 +112,7 @@ def fit(
 
 def _make(settings: RunSettings, folder: Path, screen: Screen, name: str | None) -> RunKind[Any]:
     """Return the run that the settings ask for."""
-    if settings.search.wanted and not settings.method.is_tuning:
+    if settings.search.requested and not settings.method.is_tuning:
         raise SettingsError(
             "fit does not search settings; `taskfit fit --search` and "
             "`taskfit.search.search_and_fit` do, and then fit."

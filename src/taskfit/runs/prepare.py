@@ -227,7 +227,7 @@ def validation_share(settings: RunSettings, num_rows: int, num_labels: int) -> f
         calibration.temperature
         or calibration.prediction_sets
         or training.early_stopping is not None
-        or settings.search.wanted
+        or settings.search.requested
         or settings.method.is_tuning
     )
     # A run that draws a few rows of a large table has few labels, also for choosing.
@@ -380,8 +380,8 @@ def _demonstrations(
         return [], train
     if not train:
         raise DataError(
-            f"{asked.num_demonstrations} demonstrations are wanted, but there is no training data "
-            "to take them from. Give --data, or set method.num_demonstrations=0."
+            f"{asked.num_demonstrations} demonstrations are asked for, but there is no training "
+            "data to take them from. Give --data, or set method.num_demonstrations=0."
         )
     chosen = choose_demonstrations(
         train,

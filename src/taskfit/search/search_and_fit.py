@@ -45,16 +45,16 @@ def search_and_fit(
     """
     screen = screen or SilentScreen()
     # A search and the run after it read the same tables.
-    sharing = share_sources() if settings.search.wanted else nullcontext()
+    sharing = share_sources() if settings.search.requested else nullcontext()
     with process_group(folder, settings) as own, sharing:
         several = is_questionnaire(settings.task.name)
-        if settings.search.wanted and several:
+        if settings.search.requested and several:
             raise SettingsError(
                 "The search serves runs of one question; this task has several. Leave --search out."
             )
         given = settings.resolved(questions=several)
         found = settings_of_search(given, own, resume=resume)
-        if found.search.wanted and not found.method.is_tuning:
+        if found.search.requested and not found.method.is_tuning:
             found, model = _search(found, own, resume=resume, model=model, screen=screen)
             resume = True  # the folder is this run's, and its clock runs
         elif found is given:

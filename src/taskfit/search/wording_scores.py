@@ -152,11 +152,11 @@ class SharedScorer:
         scores = np.empty((len(items), family[0].log_probs.shape[1]))
 
         def run(chosen: list[int]) -> None:
-            wanted = [owners[i].every for i in chosen]
+            spans = [owners[i].every for i in chosen]
             found = [items[i] for i in chosen]
-            joint = JOINT.log_probs(self._model, found, wanted, prefix=prefix).double().cpu()
-            ends = np.cumsum([len(words) for words in wanted]).tolist()
-            for i, words, end in zip(chosen, wanted, ends, strict=True):
+            joint = JOINT.log_probs(self._model, found, spans, prefix=prefix).double().cpu()
+            ends = np.cumsum([len(words) for words in spans]).tolist()
+            for i, words, end in zip(chosen, spans, ends, strict=True):
                 row = joint[None, end - len(words) : end]
                 scores[i] = sum_over_words(row, owners[i].owners, scores.shape[1])[0].numpy()
             advance(len(chosen))

@@ -34,7 +34,7 @@ def choose_demonstrations(
     examples = [example for example in examples if example.label in known]
     if num > len(examples):
         raise DataError(
-            f"{num} demonstrations are wanted, but there are only {len(examples)} labelled "
+            f"{num} demonstrations are asked for, but there are only {len(examples)} labelled "
             "examples to take them from. Set method.num_demonstrations lower."
         )
     if how == "fixed":

@@ -92,7 +92,7 @@ def check_settings(settings: RunSettings) -> None:
     training, reason = settings.training, ""
     if settings.method.name == "remote":
         reason = "method.name=remote asks a server, and every process would ask it again"
-    elif settings.search.wanted:
+    elif settings.search.requested:
         reason = "a search for settings runs in one process; search first, then fit what it found"
     elif training.sharding == "full" and settings.adapter.weights == "qlora":
         reason = (
