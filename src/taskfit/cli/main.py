@@ -4,6 +4,7 @@ What a command needs is imported in it, after its arguments are checked: a quest
 wrong command line is answered at once.
 """
 
+import io
 import os
 import sys
 import time
@@ -45,6 +46,7 @@ from taskfit.cli.screen import (
     RichScreen,
     baselines_table,
     evaluation_cells,
+    mistakes_table,
     plain_table,
     results_table,
     terminal,
@@ -157,9 +159,16 @@ def fit(
     if (beside := baselines_table(result)) is not None:
         console.print()
         console.print(beside)
+    if (mistakes := mistakes_table(result)) is not None:
+        console.print("\nmost frequent mistakes")
+        console.print(mistakes)
     for warning in result.details.get("warnings", ()):
         console.print(Text.assemble(("note:", "yellow"), f" {warning}"))
-    console.print(f"\nRun: {folder}   report: {folder / 'report.html'}")
+    console.print(f"\nRun: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
+    use = f"predict {folder} new.csv -o labelled.csv"
+    if settings.method.is_tuning:
+        use = f"generate {folder} --data prompts.jsonl -o answers.jsonl"
+    console.print(f"Next: taskfit {use}", soft_wrap=True)
 
 
 @app.command()
@@ -328,6 +337,10 @@ def main() -> None:
     """Run the command line; the user's errors end in one message and exit code 2."""
     # The hub's own retries and bars would bury our one message.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character shows a question mark.
+            stream.reconfigure(errors="replace")
     under_torchrun = "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     try:
         if under_torchrun and sys.argv[1:2] != ["fit"]:

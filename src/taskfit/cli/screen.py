@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from taskfit.stats import Evaluation
 
 LINES_PER_RUN = 10
+# Confusions of two labels that are shown of each evaluation set.
+MOST_MISTAKES = 5
 # What is told of a validation beside its loss.
 SHOWN = {
     "accuracy": "accuracy",
@@ -71,8 +73,8 @@ class RichScreen:
                 f"{record['num_train']:,} examples, {record['total_steps']:,} steps; "
                 f"{record['num_trainable']:,} of {record['num_parameters']:,} parameters trained; "
                 f"{record['num_shortened']:,} texts shortened; longest step "
-                f"{record['longest_step_seconds']:.1f} s; loss before training "
-                f"{record['loss_before']:.3f}"
+                f"{record['longest_step_seconds']:.1f} s; loss of the longest batch before "
+                f"training {record['loss_before']:.3f}"
             )
         elif record["kind"] == "step":
             self._step(record)
@@ -173,3 +175,21 @@ def evaluation_cells(evaluation: "Evaluation") -> list[str]:
     rest = [f"{value:.3f}" for value in (evaluation.mcc, evaluation.macro_f1, evaluation.ece)]
     accuracy = [f"{evaluation.accuracy:.3f}", f"{low:.3f}-{high:.3f}"]
     return [f"{evaluation.num_examples:,}", *accuracy, *rest]
+
+
+def mistakes_table(result: "RunResult") -> Table | None:
+    """Return the most frequent confusions on the evaluation sets; None where there are none."""
+    table = plain_table("set", "right label", "answer", ">times", ">of its texts")
+    for name, evaluation in result.evaluations.items():
+        if evaluation.multi_label:
+            continue
+        counts, labels = evaluation.confusion_matrix, evaluation.labels
+        found = [
+            (count, sum(row), labels[gold], labels[said])
+            for gold, row in enumerate(counts)
+            for said, count in enumerate(row)
+            if count and gold != said
+        ]
+        for count, total, gold, said in sorted(found, reverse=True)[:MOST_MISTAKES]:
+            table.add_row(name, Text(gold), Text(said), f"{count:,}", f"{count / total:.0%}")
+    return table if table.row_count else None

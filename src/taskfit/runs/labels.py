@@ -1,14 +1,16 @@
 """A run of a task with labels, of one question or several: texts in, probabilities out."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from taskfit.data import Example
 from taskfit.data.examples import class_counts, mean_words
 from taskfit.errors import DataError, SettingsError
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS, label_method
+from taskfit.methods.targets import target_matrix
 from taskfit.models.load import LoadedModel
 from taskfit.runs.baselines import MISLEADING
 from taskfit.runs.blending import fit_probes, make_blend
@@ -36,6 +38,11 @@ from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import TrainingState
 from taskfit.training.distributed import gather, on_main
 from taskfit.training.trackers import Trackers
+
+# Bars of classes on the screen, and their measures (characters).
+MOST_BARS = 12
+NAME_WIDTH = 24
+BAR_WIDTH = 40
 
 
 class LabelRun(RunKind[Classifier]):
@@ -211,15 +218,20 @@ def _tell_about_data(data: PreparedData, screen: Screen) -> None:
     asked = data.asked
     several = isinstance(asked, Questionnaire)
     what = f"questions {asked.name} ({', '.join(asked.tasks)})" if several else f"task {asked.name}"
+    labels = ", ".join(dict.fromkeys(one.label_column for one in asked.tasks.values()))
+    screen.note(f"{what}: texts in {', '.join(asked.text)}, labels in {labels}")
     screen.note(
-        f"{what}: {len(data.train):,} training, {len(data.validation):,} validation "
-        f"examples, {len(data.demonstrations)} demonstrations; test sets: {sets or 'none'}"
+        f"{len(data.train):,} texts to train on, {len(data.validation):,} to validate, "
+        f"{len(data.demonstrations)} shown in the prompt; test sets: {sets or 'none'}"
     )
     for note in data.notes:
         screen.note(note)
     for name in asked.tasks:
-        answered = [example.of(name) for example in data.train]
-        counts = class_counts([example for example in answered if example.label is not None])
+        known = [example.of(name) for example in (*data.demonstrations, *data.train)]
+        known = [example for example in known if example.label is not None]
+        for line in class_bars(known, asked.tasks[name].label_names):
+            screen.note(line)
+        counts = class_counts(known)
         label, most = counts.most_common(1)[0] if counts else ("", 0)
         if most > 0 and most >= MISLEADING * counts.total():
             what = f" that answer {name}" if name else ""
@@ -241,6 +253,26 @@ def _tell_about_data(data: PreparedData, screen: Screen) -> None:
             f"{overlap.num_conflicts} training texts stand there with different labels "
             f"(kept; first: {', '.join(overlap.conflict_ids[:2])})"
         )
+
+
+def class_bars(examples: Sequence[Example], labels: Sequence[str]) -> list[str]:
+    """Return a line for each class with its share of labelled texts as a bar.
+
+    Of very many classes it is one line, with the most and the least frequent one.
+    """
+    if not examples:
+        return []
+    counts = target_matrix(examples, labels).sum(axis=0)
+    ordered = sorted(zip(counts.tolist(), labels, strict=True), key=lambda pair: -pair[0])
+    if len(ordered) > MOST_BARS:
+        (most, first), (least, last) = ordered[0], ordered[-1]
+        return [f"{len(ordered)} classes, from {first!r} ({most:.0f}) to {last!r} ({least:.0f})"]
+    width = min(NAME_WIDTH, max(len(label) for label in labels))
+    return [
+        f"  {label[:width]:<{width}} {count / len(examples):>4.0%} "
+        f"{'#' * round(BAR_WIDTH * count / len(examples))}".rstrip()
+        for count, label in ordered
+    ]
 
 
 def _dry_run(run: Run) -> None:

@@ -66,7 +66,7 @@ def train_method(
         method,
         method.encode(examples),
         objective=method.objective,
-        rendered=lambda: method.rendered(examples[:2]),
+        rendered=lambda: method.rendered(examples[:1]),
         validate=(lambda: _validate(run, method)) if run.data.validation else None,
         sampling=_sampling(run) if method.settings.sampling == "balanced" else None,
         trackers=trackers,
