@@ -110,3 +110,12 @@ def test_a_packaged_tokenizer_is_the_one_that_a_run_reads() -> None:
     assert found.special_tokens_map == expected.special_tokens_map
     assert found.chat_template == expected.chat_template
     assert limit == AutoConfig.from_pretrained(folder).max_position_embeddings
+
+
+def test_the_shell_can_complete_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TASKFIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "taskfit ins")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    code, out, err = start()
+    assert code == 0, err
+    assert out.splitlines() == ["inspect", "imported:"]

@@ -59,7 +59,6 @@ app = typer.Typer(
     name="taskfit",
     help="Fit a pretrained language model to a text task, and measure it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
