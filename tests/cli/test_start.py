@@ -1,8 +1,10 @@
 """A question for help and a wrong command line are answered before anything heavy is imported."""
 
+import os
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,10 +114,15 @@ def test_a_packaged_tokenizer_is_the_one_that_a_run_reads() -> None:
     assert limit == AutoConfig.from_pretrained(folder).max_position_embeddings
 
 
-def test_the_shell_can_complete_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("_TASKFIT_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "taskfit ins")
-    monkeypatch.setenv("COMP_CWORD", "1")
-    code, out, err = start()
-    assert code == 0, err
-    assert out.splitlines() == ["inspect", "imported:"]
+def test_the_shell_can_complete_commands() -> None:
+    asked = {"_TASKFIT_COMPLETE": "complete_bash", "COMP_WORDS": "taskfit ins", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("taskfit")],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["inspect"]
