@@ -52,11 +52,11 @@ def test_a_fit_leaves_a_whole_run_and_predict_and_evaluate_agree_with_it(
     assert result["evaluations"]["new"].keys() >= METRIC_KEYS
     assert result["evaluations"]["new"]["num_examples"] == 20
     settings = yaml.safe_load((run / "settings.yaml").read_text())
-    assert settings["training"]["learning_rate"] == 0.02
+    trained = result["weights"]
+    assert settings["training"]["learning_rate"] == (0.0005 if trained == "none" else 0.02)
     names = {path.name for path in run.iterdir()}
     assert names >= {"data.json", "classifier.json", "report.html", "plots", "predictions"}
     assert "checkpoints" not in names
-    trained = result["weights"]
     assert ("adapter" in names, "model" in names) == (trained == "lora", trained == "full")
 
     stored = pd.read_parquet(run / "predictions" / "new.parquet")

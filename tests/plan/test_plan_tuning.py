@@ -48,7 +48,8 @@ def settings_of(method: str, weights: str = "lora", **sections: Any) -> RunSetti
             "training": training,
             "model": {"dtype": "float32", **sections.pop("model", {})},
             **sections,
-        }
+        },
+        asked={},
     )
 
 

@@ -55,7 +55,8 @@ def plan(
     adapter = {"weights": weights, **sections.pop("adapter", {})}
     method = {"name": "label_words", **sections.pop("method", {})}
     settings = settings_from_dict(
-        {"adapter": adapter, "training": training, "method": method, **sections}
+        {"adapter": adapter, "training": training, "method": method, **sections},
+        asked={"method": method},
     )
     workload = made_workload(tokens=tokens, shared=10, examples=32, batch_size=batch_size)
     return make_plan(settings, card, workload, config=config or tiny_config(), source="test")
