@@ -56,7 +56,8 @@ def plan(
     method = {"name": "label_words", **sections.pop("method", {})}
     # As the settings of a run, of which a method takes what it reads.
     settings = settings_from_dict(
-        {"adapter": adapter, "training": training, "method": method, **sections}, asked={}
+        {"adapter": adapter, "training": training, "method": method, **sections},
+        asked={"method": method},
     )
     workload = made_workload(tokens=tokens, shared=10, examples=32, batch_size=batch_size)
     return make_plan(settings, card, workload, config=config or tiny_config(), source="test")
