@@ -9,11 +9,11 @@ from taskfit.cli.flags import (
     DataOption,
     DeviceOption,
     EncodingOption,
-    OutTableOption,
     RunArgument,
     parse_options,
     table_of,
 )
+from taskfit.cli.predict_texts import check_places, predict_at_once
 from taskfit.cli.screen import RichScreen, evaluation_cells, plain_table
 from taskfit.errors import SettingsError
 
@@ -52,8 +52,25 @@ def evaluate(
 
 def predict(
     run: RunArgument,
-    file: Annotated[str, typer.Argument(help="Table with the task's text columns.")],
-    out: OutTableOption,
+    file: Annotated[
+        str | None, typer.Argument(help="Table with the task's text columns; -: standard input.")
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text", help="A text instead of a table; repeatable. Of several columns COLUMN=TEXT."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet; -: standard output."),
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Of -: text (a text a line, the default), csv, tsv or jsonl."
+        ),
+    ] = None,
     encoding: EncodingOption = "utf-8",
     device: DeviceOption = "auto",
     options: Annotated[
@@ -71,10 +88,27 @@ def predict(
         bool, typer.Option("--per-class", help="Let the coverage hold for every label.")
     ] = False,
 ) -> None:
-    """Label the texts of a file, with the probability of every label."""
+    """Label texts, with the probability of every label."""
     if per_class and coverage is None:
         raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
     asked = parse_options(options or [])
+    check_places(run, file, text, out, format_)
+    if text or "-" in (file, out):
+        predict_at_once(
+            run,
+            file,
+            text or (),
+            out,
+            form=format_,
+            encoding=encoding,
+            device=device,
+            options=asked,
+            coverage=coverage,
+            per_class=per_class,
+        )
+        return
+    assert file is not None
+    assert out is not None
 
     from taskfit.runs.predict import predict_file
 
@@ -82,7 +116,7 @@ def predict(
     found = predict_file(
         run,
         file,
-        out,
+        Path(out),
         encoding=encoding,
         device=device,
         screen=screen,
