@@ -7,9 +7,30 @@ from typing import TYPE_CHECKING
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
-    from taskfit.estimator import TextClassifier
+    from pathlib import Path
 
-__all__ = ["TextClassifier"]
+    from taskfit.estimator import TextClassifier
+    from taskfit.runs.tuning.model import TunedModel
+
+__all__ = ["TextClassifier", "load"]
+
+
+def load(run: "str | Path", *, device: str = "auto") -> "TextClassifier | TunedModel":
+    """Load a finished run: `taskfit.load("runs/mine").predict("a text")`.
+
+    Args:
+        run: Its folder.
+        device: Where to put the model; auto, cpu, cuda or cuda:N.
+
+    Returns:
+        A `TextClassifier`; of a tuning run (sft, dpo) its `TunedModel`.
+
+    Raises:
+        CheckpointError: If the folder holds no finished run, or one of several questions.
+    """
+    from taskfit.estimator import load_any
+
+    return load_any(run, device=device)
 
 
 def __getattr__(name: str) -> object:

@@ -5,31 +5,41 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from taskfit.data import Example
-from taskfit.errors import CheckpointError, DataError
+from taskfit.data.tables import as_text
+from taskfit.errors import CheckpointError, DataError, suggestion
 from taskfit.report.pages import write_page
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.load import load_classifier, load_run
+from taskfit.runs.records import TUNED_FILE
+from taskfit.runs.tuning.model import TunedModel
+from taskfit.screen import Screen, SilentScreen
 from taskfit.search.search_and_fit import search_and_fit
 from taskfit.settings_file import load_settings
 from taskfit.tasks.questions import Questionnaire
 
 LABEL = "label"
-Texts = Sequence[str] | Sequence[Mapping[str, str]]
+# One text or row, or many.
+Texts = str | Mapping[str, str] | Sequence[str | Mapping[str, str]] | pd.Series | pd.DataFrame
 
 
 class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A language model as a text classifier with scikit-learn's interface.
 
     Texts are a sequence of strings, or of mappings from column names to strings (such as premise
-    and hypothesis). Labels are strings or numbers; predictions are of the same kind.
+    and hypothesis), a Series, or a DataFrame, all of whose columns are text in `fit`; prediction
+    takes those it needs. It takes one string or mapping too, and gives back one label, or the
+    probabilities of one. Labels are strings or numbers; predictions are of the same kind.
 
     Args:
         model: Hub id, local folder or packaged model.
@@ -42,6 +52,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: Examples per optimizer step; None: by the length of texts.
         seed: Seed of every draw.
         settings: Further settings as `{"section.key": value}`, see docs/settings.md.
+        verbose: Whether progress is shown.
 
     Attributes:
         classes_: The labels in the order of `predict_proba`'s columns.
@@ -59,6 +70,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: int | None = None,
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
+        verbose: bool = False,
     ) -> None:
         """Keep the parameters; nothing is loaded before `fit`."""
         self.model = model
@@ -70,13 +82,16 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.batch_size = batch_size
         self.seed = seed
         self.settings = settings
+        self.verbose = verbose
 
-    def fit(self, texts: Texts, labels: Sequence[Any]) -> "TextClassifier":
+    def fit(self, texts: Texts, labels: Sequence[Any] | pd.Series) -> "TextClassifier":
         """Fit on labelled texts.
 
         Raises:
             TaskfitError: If data or settings do not allow it.
         """
+        if isinstance(texts, str | Mapping):
+            raise DataError("There is one text; give a list of texts to learn from.")
         if len(texts) != len(labels):
             raise DataError(f"{len(texts)} texts, but {len(labels)} labels; give one for each.")
         rows = _rows(texts)
@@ -93,20 +108,31 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             flags=self._flags(folder / "train.jsonl", list(rows[0])),
             overrides=[f"{k}={json.dumps(v)}" for k, v in (self.settings or {}).items()],
         )
-        fitted = search_and_fit(settings, folder / "run", report=write_page).fitted
+        with self._screen() as screen:
+            found = search_and_fit(settings, folder / "run", report=write_page, screen=screen)
+        fitted = found.fitted
         assert isinstance(fitted, Classifier), "a table of labels is one question"
-        self.classifier_ = fitted
+        self.classifier_, self._run = fitted, folder / "run"
         by_name = {str(value): value for value in np.unique(values).tolist()}
         self.classes_ = np.array([by_name[name] for name in self.classifier_.task.label_names])
         return self
 
     def predict_proba(self, texts: Texts) -> NDArray[np.float64]:
-        """Return the probability of every class, (texts, classes), columns as in `classes_`."""
+        """Return the probability of every class, (texts, classes), columns as in `classes_`.
+
+        Of one string or mapping it is (classes,).
+
+        Raises:
+            DataError: If there are no texts, or they lack a column of the task's.
+        """
         check_is_fitted(self, "classifier_")
-        rows = _rows(texts)
-        return self.classifier_.probabilities(
-            [Example(f"texts[{i}]", row) for i, row in enumerate(rows)]
-        )
+        if isinstance(texts, str | Mapping):
+            found: NDArray[np.float64] = self.predict_proba([texts])[0]
+            return found
+        rows = _rows(texts, self.classifier_.task.text)
+        examples = [Example(f"texts[{i}]", row) for i, row in enumerate(rows)]
+        with self._screen() as screen, screen.progress("predicting", len(rows)) as advance:
+            return self.classifier_.probabilities(examples, advance=advance)
 
     def predict_set(
         self, texts: Texts, *, coverage: float, per_class: bool = False
@@ -122,17 +148,21 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             per_class: Whether it is to hold for the texts of every class.
 
         Returns:
-            (texts, classes), columns as in `classes_`.
+            (texts, classes), columns as in `classes_`; of one string or mapping (classes,).
 
         Raises:
             SettingsError: If no scores were kept, or too few for the coverage.
         """
-        probabilities = self.predict_proba(texts)
-        return self.classifier_.only.prediction_sets(probabilities, coverage, per_class=per_class)
+        found = np.atleast_2d(self.predict_proba(texts))
+        sets = self.classifier_.only.prediction_sets(found, coverage, per_class=per_class)
+        return sets[0] if isinstance(texts, str | Mapping) else sets
 
-    def predict(self, texts: Texts) -> NDArray[Any]:
-        """Return the most probable class of each text."""
-        return np.asarray(self.classes_[self.predict_proba(texts).argmax(axis=1)])
+    def predict(self, texts: Texts) -> Any:  # noqa: ANN401 - labels are what the user gave
+        """Return the most probable class of each text, (texts,); of one, the class itself."""
+        found = self.predict_proba(texts)
+        if found.ndim == 1:
+            return self.classes_[found.argmax()].item()
+        return np.asarray(self.classes_[found.argmax(axis=1)])
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted run into a new folder, which `taskfit predict` understands too.
@@ -144,7 +174,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         target = Path(folder)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise CheckpointError(f"{target} exists already. Give a new folder.")
-        shutil.copytree(self._folder / "run", target, dirs_exist_ok=True)
+        if not self._run.is_dir():
+            raise CheckpointError(f"The run that was loaded is gone from {self._run}.")
+        shutil.copytree(self._run, target, dirs_exist_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto") -> "TextClassifier":
@@ -153,15 +185,14 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             CheckpointError: If the folder holds no finished run.
         """
-        classifier = Classifier.load(Path(folder), device=device)
+        classifier = load_classifier(Path(folder), device=device)
         if isinstance(classifier.asked, Questionnaire):
             raise CheckpointError(
                 f"{folder} is a run of several questions; use `taskfit predict {folder}`."
             )
         estimator = cls(model=classifier.model_name, method=classifier.method.settings.name)
         estimator.classes_ = np.array(classifier.task.label_names)
-        estimator.classifier_ = classifier
-        shutil.copytree(folder, estimator._new_folder() / "run")
+        estimator.classifier_, estimator._run = classifier, Path(folder).resolve()
         return estimator
 
     def _flags(self, train: Path, columns: list[str]) -> dict[str, Any]:
@@ -184,9 +215,17 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _new_folder(self) -> Path:
         """Make a folder for the run that goes when the estimator goes; `save` copies it."""
-        self._folder = Path(tempfile.mkdtemp(prefix="taskfit-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        return self._folder
+        folder = Path(tempfile.mkdtemp(prefix="taskfit-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    def _screen(self) -> AbstractContextManager[Screen]:
+        """Return where progress is shown."""
+        if not self.verbose:
+            return nullcontext(SilentScreen())
+        from taskfit.cli.screen import RichScreen
+
+        return RichScreen()
 
     def __sklearn_tags__(self) -> Any:  # noqa: ANN401 - scikit-learn's own type
         """Tell scikit-learn that inputs are texts, not arrays of numbers."""
@@ -196,23 +235,64 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-def _rows(texts: Texts) -> list[dict[str, str]]:
-    """Return texts as rows of columns.
+def load_any(folder: str | Path, *, device: str = "auto") -> TextClassifier | TunedModel:
+    """Load a run for use: of a task with labels or, where it was tuned, of answers.
 
     Raises:
-        DataError: If there are none, or one is neither text nor mapping.
+        CheckpointError: If the folder holds no finished run, or one of several questions.
     """
-    rows = []
-    for index, text in enumerate(texts):
-        if isinstance(text, str):
-            rows.append({"text": text})
-        elif isinstance(text, Mapping):
-            rows.append({str(key): str(value) for key, value in text.items()})
-        else:
-            raise DataError(
-                f"texts[{index}] is a {type(text).__name__}; give strings, or mappings from column "
-                "names to strings."
-            )
+    if (Path(folder) / TUNED_FILE).is_file():
+        found = load_run(Path(folder), device=device)
+        assert isinstance(found, TunedModel)
+        return found
+    return TextClassifier.load(folder, device=device)
+
+
+def _rows(texts: Texts, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """Return texts as rows of columns.
+
+    Args:
+        texts: Many, as `fit` takes them.
+        columns: The task's, which every row must have; None: those that are there.
+
+    Raises:
+        DataError: If there are none, one is neither text nor mapping, or a column is missing.
+    """
+    if isinstance(texts, pd.DataFrame):
+        names = [str(name) for name in texts.columns]
+        _check_columns(names, columns or (), "The DataFrame")
+        chosen = as_text(texts.set_axis(names, axis=1)[list(columns or names)])
+        rows = [{str(k): str(v) for k, v in row.items()} for row in chosen.to_dict("records")]
+    else:
+        rows = [_row(text, f"texts[{index}]", columns) for index, text in enumerate(texts)]
     if not rows:
         raise DataError("There are no texts.")
     return rows
+
+
+def _row(text: object, where: str, columns: Sequence[str] | None) -> dict[str, str]:
+    """Return one text as a row of columns; see `_rows`."""
+    if isinstance(text, Mapping):
+        row = {str(key): str(value) for key, value in text.items()}
+        _check_columns(list(row), columns or (), where)
+        return {name: row[name] for name in columns or row}
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where} is a {type(text).__name__}; give strings, or mappings from column names to "
+            "strings."
+        )
+    if columns is not None and len(columns) > 1:
+        raise DataError(
+            f"{where} is one string, but this task reads the columns {', '.join(columns)}; give "
+            "mappings with these, or a DataFrame."
+        )
+    return {columns[0] if columns else "text": text}
+
+
+def _check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:
+    for name in columns:
+        if name not in present:
+            raise DataError(
+                f"{where} has no column {name!r}, which this task reads; it has: "
+                f"{', '.join(present)}.{suggestion(name, present)}"
+            )

@@ -98,7 +98,7 @@ def test_resuming_with_other_settings_or_data_names_them(refused: Refused, shell
 
 
 def test_runs_that_are_not_there_or_there_already(refused: Refused, shell) -> None:
-    assert "--out FOLDER for a new run" in refused("fit", *shell.fit_arguments())
+    assert "--out FOLDER for a new run" in refused("fit", "--out", "r", "--resume", "r")
     assert "no run to resume" in refused("fit", "--resume", "nowhere")
     assert "holds no finished run" in refused("predict", "nowhere", "test.csv", "-o", "o.csv")
     shell.fit("--set", "training.max_steps=1")
@@ -114,6 +114,8 @@ def test_runs_that_are_not_there_or_there_already(refused: Refused, shell) -> No
 def test_wrong_flags_are_explained(refused: Refused) -> None:
     assert "write it as NAME=FILE" in refused("fit", "--out", "r", "--test", "x.csv")
     assert "No data" in refused("fit", "--out", "r")
+    assert "No data" in refused("fit", "--out", "r", "--set", "seed=1")
+    assert "is a built-in task: give --task sentiment" in refused("fit", "sentiment")
     assert "no built-in data set" in refused("data", "cool")
     assert "Did you mean sentiment" in refused("fit", "--out", "r", "--task", "sentimental")
 

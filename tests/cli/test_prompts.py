@@ -39,7 +39,7 @@ def test_the_winner_is_shown_written_and_what_to_do_next_is_told(run, tmp_path: 
     assert "log loss" in out
     assert "as given" in out
     assert "Tokens run" in out
-    assert "taskfit fit --task winner.yaml --data train.csv --label label" in out
+    assert "taskfit fit train.csv --task winner.yaml --label label" in out
     for part in filter(str.strip, task.template.line.partition("{text}")[0].split("\n")):
         assert part in out
     assert (tmp_path / "winner.csv").is_file()

@@ -11,13 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.flags import (
+    BatchSizeOption,
     DataOption,
+    EpochsOption,
     LabelOption,
+    LearningRateOption,
     SetOption,
+    TableArgument,
     TaskOption,
+    TestFractionOption,
     TestOption,
     TextOption,
     data_flags,
+    training_flags,
 )
 from taskfit.cli.limits import (
     MaxLatencyOption,
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    table: TableArgument = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="Grid file (YAML); see docs/methods.md.")
     ] = None,
@@ -49,7 +56,12 @@ def compare(
     test: TestOption = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Model; repeatable.")] = None,
     methods: Annotated[
-        str | None, typer.Option("--methods", help="Names with commas; default: a choice of all.")
+        list[str] | None,
+        typer.Option(
+            "--methods",
+            "--method",
+            help="Names with commas, or repeated; default: a choice of all.",
+        ),
     ] = None,
     sizes: Annotated[
         str | None, typer.Option("--sizes", help="Numbers of labels with commas; default: all.")
@@ -61,6 +73,10 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")] = Path(
         "runs/compare"
     ),
+    epochs: EpochsOption = None,
+    learning_rate: LearningRateOption = None,
+    batch_size: BatchSizeOption = None,
+    test_fraction: TestFractionOption = None,
     set_: SetOption = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Runs at the same time, as processes.")
@@ -90,7 +106,10 @@ def compare(
 
     seconds = parse_seconds("--budget", budget)
     numbers = None if sizes is None else [_number(part) for part in sizes.split(",")]
-    flags = data_flags(data=data, text=text, label=label, task=task, test=test)
+    training = training_flags(epochs, learning_rate, batch_size, test_fraction)
+    flags = data_flags(
+        table=table, data=data, text=text, label=label, task=task, test=test, others=training
+    )
     overrides = parse_overrides(set_ or ())
     memory = parse_bytes("--memory-per-run", memory_per_run)
     use_ray = ray or ray_address is not None
@@ -102,20 +121,20 @@ def compare(
 
     screen = RichScreen()
     console = screen.console
-    table: dict[str, Any] = load_grid(config) if config else {}
-    base: dict[str, Any] = dict(table.get("base") or {})
+    found: dict[str, Any] = load_grid(config) if config else {}
+    base: dict[str, Any] = dict(found.get("base") or {})
     merge_settings(base, flags)
     merge_settings(base, overrides)
-    table |= {"base": base, "methods": _chosen(table.get("methods"), methods)}
+    found |= {"base": base, "methods": _chosen(found.get("methods"), methods or ())}
     given = {"sizes": numbers, "seeds": seeds, "models": model or None}
-    table |= {key: value for key, value in given.items() if value is not None}
-    if hold_out_test(table):
+    found |= {key: value for key, value in given.items() if value is not None}
+    if hold_out_test(found):
         console.print(
             f"No evaluation set was given: {base['data']['test_fraction']:.0%} of the training "
             "table, the same for every run, is held out as `test` (data.test_fraction; give your "
             "own set with --test NAME=FILE)."
         )
-    grid = expand_grid(table)
+    grid = expand_grid(found)
     console.print(f"{len(grid.runs)} runs: {describe_runs(grid.runs)}")
     if dry_run:
         _show_runs(grid, out, console)
@@ -206,16 +225,16 @@ def _refuse_ray_flags(cpus: float, gpus: float, memory: int | None) -> None:
         )
 
 
-def _chosen(given: Any, names: str | None) -> dict[str, Any]:  # noqa: ANN401 - from a file
+def _chosen(given: Any, names: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401 - from a file
     """Return the methods of the grid: those of the file, of the flag, or the default choice."""
     from taskfit.compare.grid import DEFAULT_METHODS
     from taskfit.methods.table import METHODS
 
     methods: dict[str, Any] = dict(given or DEFAULT_METHODS)
-    if names is None:
+    if not names:
         return methods
     chosen = {}
-    for name in (part.strip() for part in names.split(",")):
+    for name in (part.strip() for listed in names for part in listed.split(",")):
         if name not in methods and name not in METHODS:
             allowed = ", ".join(dict.fromkeys([*methods, *METHODS]))
             raise SettingsError(f"--methods {name}: there is no such method. Allowed: {allowed}.")

@@ -11,7 +11,12 @@ from taskfit.errors import SettingsError
 if TYPE_CHECKING:
     from taskfit.settings import RunSettings
 
-DataOption = Annotated[str | None, typer.Option("--data", help="Training table or hub id.")]
+TableArgument = Annotated[
+    str | None, typer.Argument(metavar="TABLE", help="Table with labels (file or hub id).")
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="The same as the table behind the command.")
+]
 TextOption = Annotated[list[str] | None, typer.Option("--text", help="Text column; repeatable.")]
 LabelOption = Annotated[str | None, typer.Option("--label", help="Label column.")]
 TaskOption = Annotated[str | None, typer.Option("--task", help="Built-in task or task file.")]
@@ -32,7 +37,22 @@ ColumnOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")]
 MethodOption = Annotated[
-    str | None, typer.Option("--method", help="How to adapt; `taskfit methods` lists all.")
+    list[str] | None, typer.Option("--method", help="How to adapt; `taskfit methods` lists all.")
+]
+# Said where it is known, refused with what to type where it is not.
+MethodsOption = Annotated[str | None, typer.Option("--methods", hidden=True)]
+EpochsOption = Annotated[
+    float | None, typer.Option("--epochs", help="Passes over the training texts; else chosen.")
+]
+LearningRateOption = Annotated[
+    float | None, typer.Option("--learning-rate", help="Peak learning rate; else by the weights.")
+]
+BatchSizeOption = Annotated[
+    int | None, typer.Option("--batch-size", help="Examples per optimizer step; else chosen.")
+]
+TestFractionOption = Annotated[
+    float | None,
+    typer.Option("--test-fraction", help="Share of TABLE held out to measure on; else chosen."),
 ]
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
@@ -43,8 +63,56 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or 
 EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
 
 
+def table_of(table: str | None, data: str | None) -> str | None:
+    """Return the table of a command, given as its argument or with --data.
+
+    Raises:
+        SettingsError: If both are given and differ.
+    """
+    if table is not None and data is not None and table != data:
+        raise SettingsError(
+            f"{table} and --data {data} are two tables. Give one, without --data; a second to "
+            "measure on is --test NAME=FILE."
+        )
+    return data if table is None else table
+
+
+def one_method(command: str, method: Sequence[str] | None, methods: str | None) -> str | None:
+    """Return the method of a command that takes one.
+
+    Raises:
+        SettingsError: If several are named, or they are named with --methods.
+    """
+    given = [*(method or ()), methods or ""]
+    several = [name.strip() for part in given for name in part.split(",") if name.strip()]
+    names = list(dict.fromkeys(several))
+    if methods is not None or len(names) > 1:
+        first = names[0] if names else "NAME"
+        raise SettingsError(
+            f"taskfit {command} takes one method: --method {first}. To try several side by side: "
+            f"taskfit compare TABLE --methods {','.join(names) or 'NAME,NAME'}"
+        )
+    return names[0] if names else None
+
+
+def training_flags(
+    epochs: float | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    test_fraction: float | None = None,
+) -> dict[str, Any]:
+    """Return the flags of a training as settings by dotted key."""
+    return {
+        "training.epochs": epochs,
+        "training.learning_rate": learning_rate,
+        "training.batch_size": batch_size,
+        "data.test_fraction": test_fraction,
+    }
+
+
 def data_flags(
     *,
+    table: str | None = None,
     data: str | None,
     text: list[str] | None,
     label: str | None,
@@ -53,9 +121,13 @@ def data_flags(
     test: list[str] | None = None,
     others: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Turn the common flags, and others by `section.key`, into nested settings."""
+    """Turn the common flags, and others by `section.key`, into nested settings.
+
+    Raises:
+        SettingsError: If a flag is not written as it should be, or two contradict each other.
+    """
     flat = {
-        "data.train": data,
+        "data.train": table_of(table, data),
         "data.text": text or None,
         "data.label": label,
         "data.tests": parse_pairs("--test", "NAME=FILE", test) or None,

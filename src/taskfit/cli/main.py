@@ -10,7 +10,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -19,33 +19,37 @@ from taskfit.cli.compare import compare
 from taskfit.cli.curate import curate
 from taskfit.cli.export import export
 from taskfit.cli.flags import (
+    BatchSizeOption,
     ConfigOption,
     DataOption,
-    DeviceOption,
-    EncodingOption,
+    EpochsOption,
     LabelOption,
+    LearningRateOption,
     MethodOption,
+    MethodsOption,
     ModelOption,
-    OutTableOption,
-    RunArgument,
     SeedOption,
     SetOption,
+    TableArgument,
     TaskOption,
+    TestFractionOption,
     TestOption,
     TextOption,
     WeightsOption,
     data_flags,
-    parse_options,
+    one_method,
     read_settings,
+    training_flags,
 )
+from taskfit.cli.new_run import FIT_HELP, new_folder, refuse_without_data, remove_unbegun
 from taskfit.cli.plan import plan
+from taskfit.cli.predict import evaluate, predict
 from taskfit.cli.prompts import prompts
 from taskfit.cli.report import report
 from taskfit.cli.runs import runs
 from taskfit.cli.screen import (
     RichScreen,
     baselines_table,
-    evaluation_cells,
     mistakes_table,
     plain_table,
     results_table,
@@ -54,6 +58,9 @@ from taskfit.cli.screen import (
 from taskfit.cli.search import SearchBudgetOption, SearchOption, search_flags, show_search
 from taskfit.cli.tuning import chat, generate, judge, tuning_table
 from taskfit.errors import SettingsError, TaskfitError
+
+if TYPE_CHECKING:
+    from taskfit.settings import RunSettings
 
 app = typer.Typer(
     name="taskfit",
@@ -100,16 +107,17 @@ def quickstart(
     screen.console.print(
         f"\nReport: {out / 'report.html'}\nTable:  {out / 'results.csv'}\n"
         "Next, on your own table:\n"
-        "  taskfit inspect --data yours.csv --text TEXT --label LABEL\n"
-        "  taskfit fit --data yours.csv --text TEXT --label LABEL --out runs/mine\n"
+        "  taskfit inspect yours.csv --text TEXT --label LABEL\n"
+        "  taskfit fit yours.csv --text TEXT --label LABEL --out runs/mine\n"
         f"  taskfit predict {out / 'label_words'} new.csv -o labelled.csv   "
         "(new.csv: a column named text)",
         soft_wrap=True,
     )
 
 
-@app.command()
+@app.command(help=FIT_HELP)
 def fit(
+    table: TableArgument = None,
     data: DataOption = None,
     text: TextOption = None,
     label: LabelOption = None,
@@ -117,7 +125,13 @@ def fit(
     model: ModelOption = None,
     method: MethodOption = None,
     weights: WeightsOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="New folder for the run.")] = None,
+    epochs: EpochsOption = None,
+    learning_rate: LearningRateOption = None,
+    batch_size: BatchSizeOption = None,
+    test_fraction: TestFractionOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="New folder for the run; else runs/NAME-OF-TABLE.")
+    ] = None,
     seed: SeedOption = None,
     test: TestOption = None,
     config: ConfigOption = None,
@@ -127,21 +141,47 @@ def fit(
     ] = None,
     search: SearchOption = None,
     search_budget: SearchBudgetOption = None,
+    methods: MethodsOption = None,
 ) -> None:
     """Adapt a model to a task and measure it; leaves a run folder."""
-    if (out is None) == (resume is None):
-        raise SettingsError("Give --out FOLDER for a new run, or --resume FOLDER for an old one.")
-    others = {"method.name": method, "adapter.weights": weights, "seed": seed}
-    others |= search_flags(search, search_budget)
+    if out is not None and resume is not None:
+        raise SettingsError(
+            "Give --out FOLDER for a new run, or --resume FOLDER for an old one, not both."
+        )
+    others = {
+        "method.name": one_method("fit", method, methods),
+        "adapter.weights": weights,
+        "seed": seed,
+        **search_flags(search, search_budget),
+        **training_flags(epochs, learning_rate, batch_size, test_fraction),
+    }
     flags = data_flags(
-        data=data, text=text, label=label, task=task, model=model, test=test, others=others
+        table=table,
+        data=data,
+        text=text,
+        label=label,
+        task=task,
+        model=model,
+        test=test,
+        others=others,
     )
-    folder = resume or out
-    assert folder is not None
-    own = folder / "settings.yaml"
-    goes_on = resume is not None and config is None and own.is_file()
+    own = None if resume is None else resume / "settings.yaml"
+    goes_on = own is not None and config is None and own.is_file()
     settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
+    if resume is None:
+        refuse_without_data(settings)
+    source = settings.data.train or settings.task.name
+    folder = resume or out or new_folder(source, several_processes=under_torchrun())
+    try:
+        _fit(settings, folder, resume=resume is not None)
+    except TaskfitError:
+        if resume is None and out is None:
+            remove_unbegun(folder)
+        raise
 
+
+def _fit(settings: "RunSettings", folder: Path, *, resume: bool) -> None:
+    """Fit, and show what came of it."""
     from taskfit.report.pages import write_page
     from taskfit.search.search_and_fit import search_and_fit
     from taskfit.training.distributed import is_main, process_group
@@ -149,9 +189,11 @@ def fit(
     with process_group(folder, settings) as place:
         # Under torchrun, only the main process speaks.
         console = terminal(quiet=not is_main())
-        again = resume is not None
+        console.print(f"run: {folder}", style="dim", soft_wrap=True)
         with RichScreen(console) as screen:
-            fitted = search_and_fit(settings, place, resume=again, screen=screen, report=write_page)
+            fitted = search_and_fit(
+                settings, place, resume=resume, screen=screen, report=write_page
+            )
         result = fitted.result
     show_search(folder, console)
     console.print(tuning_table(result) if settings.method.is_tuning else results_table([result]))
@@ -170,101 +212,28 @@ def fit(
     console.print(f"Next: taskfit {use}", soft_wrap=True)
 
 
-@app.command()
-def evaluate(
-    run: RunArgument,
-    data: Annotated[str, typer.Option("--data", help="Labelled table or hub id.")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the set.")] = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option("--by", help="Column to cut the metrics up by, or gold; repeat to cross."),
-    ] = None,
-    encoding: EncodingOption = "utf-8",
-    device: DeviceOption = "auto",
-) -> None:
-    """Measure a finished run on another labelled table; adds it to the run's results."""
-    from taskfit.runs.predict import evaluate_file
-
-    screen = RichScreen()
-    name = name or Path(data).name.split(".")[0]
-    rows = evaluate_file(
-        run, data, name=name, encoding=encoding, device=device, screen=screen, by=by or ()
-    )
-    table = plain_table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE")
-    for row, evaluation in rows.items():
-        table.add_row(row, *evaluation_cells(evaluation))
-    screen.console.print(table)
-
-
-@app.command()
-def predict(
-    run: RunArgument,
-    file: Annotated[str, typer.Argument(help="Table with the task's text columns.")],
-    out: OutTableOption,
-    encoding: EncodingOption = "utf-8",
-    device: DeviceOption = "auto",
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--options", help="QUESTION=a,b,c: other options; repeatable."),
-    ] = None,
-    coverage: Annotated[
-        float | None,
-        typer.Option(
-            "--coverage",
-            help="Add sets of labels that hold the right one with this probability, such as 0.9.",
-        ),
-    ] = None,
-    per_class: Annotated[
-        bool, typer.Option("--per-class", help="Let the coverage hold for every label.")
-    ] = False,
-) -> None:
-    """Label the texts of a file, with the probability of every label."""
-    if per_class and coverage is None:
-        raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
-    asked = parse_options(options or [])
-
-    from taskfit.runs.predict import predict_file
-
-    screen = RichScreen()
-    found = predict_file(
-        run,
-        file,
-        out,
-        encoding=encoding,
-        device=device,
-        screen=screen,
-        options=asked,
-        coverage=coverage,
-        per_class=per_class,
-    )
-    several = len(found.counts) > 1
-    counts = "; ".join(
-        (f"{column.removeprefix('predicted_')}: " if several else "")
-        + ", ".join(f"{label} {count:,}" for label, count in by_label.items())
-        for column, by_label in found.counts.items()
-    )
-    screen.console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}")
-    for column, by_size in found.set_sizes.items():
-        sizes = ", ".join(f"{count:,} of size {size}" for size, count in by_size.items())
-        whose = f" of {column.removeprefix('prediction_set_size_')}" if several else ""
-        screen.console.print(
-            f"prediction sets{whose} at coverage {coverage:g}: {sizes}; they keep it on texts like "
-            "the validation set's"
-        )
+app.command()(evaluate)
+app.command()(predict)
 
 
 @app.command()
 def inspect(
+    table: TableArgument = None,
     data: DataOption = None,
     text: TextOption = None,
     label: LabelOption = None,
     task: TaskOption = None,
     model: ModelOption = None,
+    method: MethodOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    methods: MethodsOption = None,
 ) -> None:
     """Check a task before any training: prompt, label words, duplicates, lengths, savings."""
-    flags = data_flags(data=data, text=text, label=label, task=task, model=model)
+    others = {"method.name": one_method("inspect", method, methods)}
+    flags = data_flags(
+        table=table, data=data, text=text, label=label, task=task, model=model, others=others
+    )
     settings = read_settings(config, flags, set_)
 
     from taskfit.cli.inspect_view import show_inspection
@@ -320,7 +289,7 @@ def data(
         console.print(
             f"Built-in: {', '.join(BUILTIN_NAMES)}. `taskfit data NAME` shows one.\n"
             "Looked for in data.folder or TASKFIT_DATA first; sentiment is fetched by itself.\n"
-            "Your own: .csv, .tsv, .jsonl, .parquet, or a hub id with --data."
+            "Your own: .csv, .tsv, .jsonl, .parquet, or a hub id: taskfit fit yours.csv."
         )
         return
     found = load_builtin(name, folder=None)
@@ -332,6 +301,11 @@ def data(
     console.print(table)
 
 
+def under_torchrun() -> bool:
+    """Return whether this is one of several processes of a run."""
+    return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def main() -> None:
     """Run the command line; the user's errors end in one message and exit code 2."""
     # The hub's own retries and bars would bury our one message.
@@ -340,13 +314,12 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character shows a question mark.
             stream.reconfigure(errors="replace")
-    under_torchrun = "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     try:
-        if under_torchrun and sys.argv[1:2] != ["fit"]:
+        if under_torchrun() and sys.argv[1:2] != ["fit"]:
             raise SettingsError("Under torchrun only `taskfit fit` runs; start others without it.")
         app()
     except TaskfitError as error:
-        if under_torchrun and os.environ["RANK"] != "0":
+        if under_torchrun() and os.environ["RANK"] != "0":
             # The main process mostly says the same, and torchrun then ends this one.
             time.sleep(PATIENCE_SECONDS)
         terminal(stderr=True).print(f"taskfit: {error}", style="red")

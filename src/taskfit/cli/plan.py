@@ -9,16 +9,23 @@ from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.flags import (
+    BatchSizeOption,
     ConfigOption,
     DataOption,
+    EpochsOption,
     LabelOption,
     MethodOption,
+    MethodsOption,
     SetOption,
+    TableArgument,
     TaskOption,
+    TestFractionOption,
     TextOption,
     WeightsOption,
     data_flags,
+    one_method,
     read_settings,
+    training_flags,
 )
 from taskfit.cli.screen import plain_table, terminal
 from taskfit.errors import ModelError, SettingsError
@@ -36,6 +43,7 @@ MADE_LABELS = 2
 
 
 def plan(
+    table: TableArgument = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Hub id, folder, packaged or known shape.")
     ] = None,
@@ -48,9 +56,9 @@ def plan(
     text: TextOption = None,
     label: LabelOption = None,
     task: TaskOption = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Examples per optimizer step.")
-    ] = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    test_fraction: TestFractionOption = None,
     tokens: Annotated[
         int | None,
         typer.Option(
@@ -78,20 +86,20 @@ def plan(
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    methods: MethodsOption = None,
 ) -> None:
     """Predict memory by part and time per epoch from a model's config and token lengths alone.
 
-    With --data and a tokenizer on this machine, lengths are those of the rows; else --tokens (and
+    With TABLE and a tokenizer on this machine, lengths are those of the rows; else --tokens (and
     for sft and dpo --answer-tokens) says how long they are: a row of sft is a prompt with its
     answer, a pair of dpo is one prompt with two answers. Of a raw text, of which all is learned,
     give --tokens 1.
     """
-    others = {
-        "method.name": method,
-        "adapter.weights": weights,
-        "training.batch_size": batch_size,
-    }
-    flags = data_flags(data=data, text=text, label=label, task=task, model=model, others=others)
+    others = {"method.name": one_method("plan", method, methods), "adapter.weights": weights}
+    others |= training_flags(epochs=epochs, batch_size=batch_size, test_fraction=test_fraction)
+    flags = data_flags(
+        table=table, data=data, text=text, label=label, task=task, model=model, others=others
+    )
     settings = read_settings(config, flags, set_)
 
     from taskfit.plan.cards import find_card, names_card_at_hand

@@ -17,6 +17,7 @@ from taskfit.cli.flags import (
     ModelOption,
     SeedOption,
     SetOption,
+    TableArgument,
     TaskOption,
     TextOption,
     data_flags,
@@ -34,6 +35,7 @@ PROMPT_LINES = 24
 
 
 def prompts(
+    table: TableArgument = None,
     data: DataOption = None,
     text: TextOption = None,
     label: LabelOption = None,
@@ -52,16 +54,18 @@ def prompts(
         int, typer.Option("--keep", help="At least this many wordings see all of them.")
     ] = 4,
     out: Annotated[Path | None, typer.Option("--out", help="Task file for the winner.")] = None,
-    table: Annotated[
+    as_csv: Annotated[
         bool, typer.Option("--table", help="Also write all wordings as a CSV beside --out.")
     ] = False,
     seed: SeedOption = None,
 ) -> None:
     """Try wordings of a task in context, on training examples; write the best as a task file."""
-    if table and out is None:
+    if as_csv and out is None:
         raise SettingsError("--table writes a CSV beside the task file; give --out FILE.yaml too.")
     others = {"seed": seed, "method.name": "in_context"}
-    flags = data_flags(data=data, text=text, label=label, task=task, model=model, others=others)
+    flags = data_flags(
+        table=table, data=data, text=text, label=label, task=task, model=model, others=others
+    )
     # The file may be of a run whose method reads other settings.
     settings = read_settings(config, flags, set_, lenient=True)
 
@@ -69,7 +73,7 @@ def prompts(
     from taskfit.tasks.variants import generate_variants, load_candidates
 
     if out is not None:
-        check_free(out, table=table)
+        check_free(out, table=as_csv)
     screen = RichScreen()
     console = screen.console
     search = search_prompts(
@@ -81,7 +85,7 @@ def prompts(
     )
     show_search(search, console)
     if out is not None:
-        write_winner(search, out, table=table)
+        write_winner(search, out, table=as_csv)
     console.print("\nNext:", style="bold")
     command = fit_command(search, settings, out)
     console.print(f"  {command}", soft_wrap=True)
@@ -170,13 +174,13 @@ def fit_command(search: "PromptSearch", settings: "RunSettings", out: Path | Non
         parts = ["--task", given.name] if given.name else []
         for key, value in _wording(search, settings).items():
             parts += ["--set", f"task.{key}={json.dumps(value, ensure_ascii=False)}"]
-    for flag, value in (("--data", data.train), ("--label", data.label)):
-        parts += [flag, value] if value is not None else []
+    parts += ["--label", data.label] if data.label is not None else []
     if given.name is None and out is None:
         parts += [part for column in data.text for part in ("--text", column)]
     if settings.model.name != ModelSettings().name:
         parts += ["--model", settings.model.name]
-    return shlex.join(["taskfit", "fit", *parts, "--out", "runs/winner"])
+    table = [data.train] if data.train is not None else []
+    return shlex.join(["taskfit", "fit", *table, *parts, "--out", "runs/winner"])
 
 
 def _wording(search: "PromptSearch", settings: "RunSettings") -> dict[str, Any]:

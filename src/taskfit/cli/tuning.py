@@ -14,10 +14,12 @@ from rich.text import Text
 
 from taskfit.cli.flags import (
     ColumnOption,
+    DataOption,
     DeviceOption,
     EncodingOption,
     OutTableOption,
     parse_pairs,
+    table_of,
 )
 from taskfit.cli.screen import RichScreen, plain_table, terminal
 from taskfit.errors import DataError, PromptError, SettingsError
@@ -59,8 +61,12 @@ TemplateOption = Annotated[
 
 def generate(
     model: ModelArgument,
-    data: Annotated[str, typer.Option("--data", help="Prompts: JSON, JSONL, CSV, Parquet, hub.")],
     out: OutTableOption,
+    table: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", help="Prompts: JSON, JSONL, CSV, Parquet, hub."),
+    ] = None,
+    data: DataOption = None,
     max_new_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
     top_p: TopOption = 1.0,
@@ -73,6 +79,9 @@ def generate(
     device: DeviceOption = "auto",
 ) -> None:
     """Answer the prompts of a file; an interrupted command goes on where it was."""
+    file = table_of(table, data)
+    if file is None:
+        raise SettingsError(f"Give a file of prompts: taskfit generate {model} FILE -o {out}")
     columns = parse_pairs("--column", "FIELD=COLUMN", column)
     decoding = _decoding(max_new_tokens, temperature, top_p, stop)
 
@@ -81,7 +90,7 @@ def generate(
     with RichScreen() as screen:
         num = generate_file(
             model,
-            data,
+            file,
             out,
             decoding=decoding,
             screen=screen,
@@ -179,9 +188,10 @@ def _asked(console: Console) -> str | None:
 
 def judge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished tuning run.")],
-    data: Annotated[
-        str | None, typer.Option("--data", help="Instruction data with answers, held out.")
+    table: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="Instructions with answers, held out.")
     ] = None,
+    data: DataOption = None,
     kind: KindOption = None,
     column: ColumnOption = None,
     encoding: EncodingOption = "utf-8",
@@ -197,6 +207,7 @@ def judge(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a tuned model beside its base: answers, references, and other tasks."""
+    file = table_of(table, data)
     columns = parse_pairs("--column", "FIELD=COLUMN", column)
     tests = parse_pairs("--test", "NAME=FILE", test)
     decoding = _decoding(max_new_tokens, 0.0, 1.0, None)
@@ -206,8 +217,8 @@ def judge(
     from taskfit.data.instructions import read_instructions
 
     rows = None
-    if data is not None:
-        rows = read_instructions(data, kind=kind, columns=columns, encoding=encoding).rows
+    if file is not None:
+        rows = read_instructions(file, kind=kind, columns=columns, encoding=encoding).rows
     with RichScreen() as screen:
         found = judge_run(
             run,
@@ -219,10 +230,10 @@ def judge(
             device=device,
             screen=screen,
         )
-    table = plain_table("on", "measure", "base", "tuned (difference, 95 %)")
+    rows_table = plain_table("on", "measure", "base", "tuned (difference, 95 %)")
     for row in judgement_rows(found):
-        table.add_row(*row)
-    screen.console.print(table)
+        rows_table.add_row(*row)
+    screen.console.print(rows_table)
     screen.console.print(f"\nAll figures: {run / 'judgement.json'}")
 
 

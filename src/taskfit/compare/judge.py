@@ -117,7 +117,7 @@ def judge(
     if tests and len(tasks) != 1:
         raise SettingsError("--test names evaluation sets of one task: give one --task with it.")
     if not rows and not tasks:
-        raise SettingsError("Nothing to judge on: give --data FILE, --task NAME, or both.")
+        raise SettingsError("Nothing to judge on: give FILE, --task NAME, or both.")
     tuned = TunedModel.load(folder, device=device)
     if rows:
         rows = _with_room(tuned, rows, decoding, screen)

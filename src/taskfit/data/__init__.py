@@ -14,7 +14,7 @@ from taskfit.data.examples import (
 from taskfit.data.fetch import PinnedPackage, cache_folder, fetch_package
 from taskfit.data.overlap import Overlap, drop_overlap
 from taskfit.data.splits import draw, split_validation
-from taskfit.data.tables import read_table
+from taskfit.data.tables import parse_table, read_table
 
 __all__ = [
     "BUILTIN_NAMES",
@@ -33,6 +33,7 @@ __all__ = [
     "guess_columns",
     "label_names",
     "load_builtin",
+    "parse_table",
     "read_table",
     "split_validation",
     "to_examples",

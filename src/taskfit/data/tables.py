@@ -41,16 +41,34 @@ def read_table(source: str, *, encoding: str = "utf-8", split: str = "train") ->
     if kind == ".parquet":
         table = as_text(read_parquet(path))
     elif kind in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        lines = list(iter_lines(path, encoding))
-        if not any(content.strip() for _, content in lines):
-            raise DataError(f"{path} is empty.")
-        if kind in (".csv", ".tsv"):
-            text = "".join(content for _, content in lines)
-            table = _read_delimited(text, source, "\t" if kind == ".tsv" else ",")
-        else:
-            table = _read_jsonl(lines, source)
+        return parse_table(list(iter_lines(path, encoding)), kind=kind, source=source)
     else:
         raise unread_kind(source, kind, FORMATS)
+    return _with_rows(table, source)
+
+
+def parse_table(lines: list[tuple[int, str]], *, kind: str, source: str) -> pd.DataFrame:
+    """Read a table out of lines of text; see `read_table`.
+
+    Args:
+        lines: Each with its number, line ends kept.
+        kind: .csv, .tsv, or any other for JSONL.
+        source: What messages call it.
+
+    Raises:
+        DataError: If it cannot be read, or holds no row.
+    """
+    if not any(content.strip() for _, content in lines):
+        raise DataError(f"{source} is empty.")
+    if kind in (".csv", ".tsv"):
+        text = "".join(content for _, content in lines)
+        table = _read_delimited(text, source, "\t" if kind == ".tsv" else ",")
+    else:
+        table = _read_jsonl(lines, source)
+    return _with_rows(table, source)
+
+
+def _with_rows(table: pd.DataFrame, source: str) -> pd.DataFrame:
     if table.empty:
         raise DataError(f"{source} holds no row below its header. Is it the right file?")
     return table

@@ -81,6 +81,6 @@ def text_prior(
     if not texts:
         raise DataError(
             "method.calibration=batch needs training texts (their labels are not used). Give "
-            "--data, or use another method.calibration."
+            "a table, or use another method.calibration."
         )
     return log_softmax(score(texts), axis=1).mean(axis=0)  # type: ignore[no-any-return]

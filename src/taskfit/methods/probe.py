@@ -42,7 +42,7 @@ class Probe(LinearMethod):
             DataError: If there is no training example.
         """
         if not train:
-            raise DataError("probe needs training examples: give --data, or a built-in task.")
+            raise DataError("probe needs training examples: give a table, or a built-in task.")
         features = self._features(train).astype(np.float64)
         self._mean = features.mean(axis=0)
         deviation = features.std(axis=0)

@@ -39,7 +39,7 @@ class Retriever:
         """
         if not train:
             raise DataError(
-                "Nearest neighbours need training examples to choose from. Give --data, or a "
+                "Nearest neighbours need training examples to choose from. Give a table, or a "
                 "built-in task."
             )
         self._train = list(train)

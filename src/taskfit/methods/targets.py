@@ -23,7 +23,7 @@ def target_matrix(examples: Sequence[Example], labels: Sequence[str]) -> FloatAr
     targets = [example.target_vector(labels) for example in examples]
     known = [target for target in targets if target is not None]
     if not known:
-        raise DataError("There are no labelled training examples. Give --data or a built-in task.")
+        raise DataError("There are no labelled training examples. Give a table or a built-in task.")
     return np.stack(known)
 
 

@@ -209,7 +209,7 @@ def check_learnable(settings: RunSettings, data: PreparedData) -> list[str]:
     kind = label_method(method.name)
     texts_suffice = issubclass(kind, TrainedMethod) and not kind.needs_labels
     if kind.learns and not data.train and not (texts_suffice and data.unlabeled):
-        raise DataError(f"{method.name} needs training examples: give --data, or a built-in task.")
+        raise DataError(f"{method.name} needs training examples: give a table, or a built-in task.")
     return check_every_question(data.asked, data.train) if kind.learns else []
 
 

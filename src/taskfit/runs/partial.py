@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 import pyarrow as pa
@@ -163,11 +164,20 @@ def _schema(table: pd.DataFrame) -> pa.Schema:
 def _join_text(paths: Sequence[Path], target: Path, *, kind: str) -> None:
     with target.open("w", encoding="utf-8", newline="") as file:
         for place, path in enumerate(paths):
-            table = pd.read_parquet(path)
-            if kind == ".jsonl":
-                table.to_json(
-                    file, orient="records", lines=True, force_ascii=False, double_precision=15
-                )
-            else:
-                separator = "\t" if kind == ".tsv" else ","
-                table.to_csv(file, index=False, sep=separator, header=place == 0)
+            write_text_table(pd.read_parquet(path), file, kind=kind, header=place == 0)
+
+
+def write_text_table(table: pd.DataFrame, file: IO[str], *, kind: str, header: bool = True) -> None:
+    """Write predictions as text.
+
+    Args:
+        table: The rows.
+        file: Where to.
+        kind: .jsonl, .tsv, or any other for CSV.
+        header: Whether the names of the columns stand above, but for JSONL.
+    """
+    if kind == ".jsonl":
+        table.to_json(file, orient="records", lines=True, force_ascii=False, double_precision=15)
+    else:
+        separator = "\t" if kind == ".tsv" else ","
+        table.to_csv(file, index=False, sep=separator, header=header)

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,28 @@ WRITERS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 # Texts of a part of the table.
 Read = Callable[[pd.DataFrame], list[Example]]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedTable:
+    """What `predict_table` gives back.
+
+    Attributes:
+        table: One row a text, as `prediction_table` makes it.
+        labels: Question (one without a name for the usual task) -> its labels, in their order.
+    """
+
+    table: pd.DataFrame
+    labels: dict[str, list[str]]
+
+    def answers(self, question: str) -> Iterator[tuple[str | None, dict[str, float]]]:
+        """Return each text's answer to a question (None: there is none) and all probabilities."""
+        end = f"_{question}" if question else ""
+        names = self.labels[question]
+        columns = [self.table[f"p{end}_{name}"] for name in names]
+        rows = zip(*columns, strict=True)
+        for found, row in zip(self.table[f"predicted{end}"], rows, strict=True):
+            yield found, dict(zip(names, map(float, row), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +105,8 @@ def predict_file(
         TaskfitError: If the run, the source, the target's kind or the coverage does not allow it.
     """
     check_target(target)
-    classifier = load_classifier(folder, device=device).with_options(options or {})
-    questions = classifier.questions
-    limits = {}
-    if coverage is not None:
-        limits = {n: q.set_limit(coverage, per_class=per_class) for n, q in questions.items()}
-    read = functools.partial(text_examples, asked=classifier.asked, source=source)
+    predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
+    read = functools.partial(predictor.read, source=source)
     table = read_table(source, encoding=encoding, split="test")
     # All chunks are read once before any is predicted, so that what is wrong in the last one is
     # said now.
@@ -98,27 +116,113 @@ def predict_file(
     partial = PartialPredictions(target, made_from, num_rows=len(table), chunk=CHUNK, screen=screen)
 
     def answer(index: int, rows: slice, advance: Advance) -> pd.DataFrame:
-        texts = read(table.iloc[rows])
-        found = classifier.probabilities(texts, advance=advance)
-        sets = {
-            name: prediction_sets(found[:, questions[name].columns], limit)
-            for name, limit in limits.items()
-        }
-        return prediction_table(texts, found, questions, sets=sets)
+        return predictor.answer(read(table.iloc[rows]), advance)
 
-    if note := renaming_note(read(table.iloc[:1]), classifier.asked.tasks):
-        screen.note(note)
+    predictor.say_renamed(read(table.iloc[:1]), screen)
     partial.fill(f"predicting {source}", answer)
     counts, sizes = {}, {}
-    for question in questions.values():
+    for question in predictor.questions.values():
         column = f"predicted{question.ending}"
         counts[column] = dict(partial.count(column).most_common())
-        if limits:
+        if predictor.limits:
             column = f"{SET_SIZE}{question.ending}"
             by_size = partial.count(column)
             sizes[column] = {size: by_size[str(size)] for size in sorted(map(int, by_size))}
     partial.join()
     return PredictedFile(len(table), counts, sizes)
+
+
+def predict_table(
+    folder: Path,
+    make_table: Callable[[tuple[str, ...]], pd.DataFrame],
+    *,
+    source: str,
+    device: str,
+    screen: Screen,
+    options: Mapping[str, Sequence[str]] | None = None,
+    coverage: float | None = None,
+    per_class: bool = False,
+) -> PredictedTable:
+    """Predict the labels of texts at hand, such as a few lines; nothing is written.
+
+    Args:
+        folder: A finished run of one question or several.
+        make_table: Given the text columns of the run's task, returns the texts with at least these
+            columns, as `read_table` would.
+        source: What messages and ids call it.
+        device: See `model.device`.
+        screen: Where progress is shown.
+        options: See `predict_file`.
+        coverage: See `predict_file`.
+        per_class: See `predict_file`.
+
+    Raises:
+        TaskfitError: If the run, the texts or the coverage does not allow it.
+    """
+    predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
+    texts = predictor.read(make_table(predictor.columns), source=source)
+    predictor.say_renamed(texts[:1], screen)
+    with screen.progress(f"predicting {source}", len(texts)) as advance:
+        found = predictor.answer(texts, advance)
+    labels = {name: question.task.label_names for name, question in predictor.questions.items()}
+    return PredictedTable(found, labels)
+
+
+class _Predictor:
+    """A finished run with what is asked of it: texts in, rows of predictions out."""
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        options: Mapping[str, Sequence[str]],
+        coverage: float | None,
+        *,
+        per_class: bool,
+    ) -> None:
+        """Load the run.
+
+        Args:
+            folder: The run's folder.
+            device: See `model.device`.
+            options: See `predict_file`.
+            coverage: See `predict_file`.
+            per_class: See `predict_file`.
+
+        Raises:
+            TaskfitError: If the run does not allow it.
+        """
+        self._classifier = load_classifier(folder, device=device).with_options(options)
+        self.questions = self._classifier.questions
+        self.limits = {}
+        if coverage is not None:
+            self.limits = {
+                name: question.set_limit(coverage, per_class=per_class)
+                for name, question in self.questions.items()
+            }
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the text columns that are read."""
+        return tuple(self._classifier.asked.text)
+
+    def read(self, table: pd.DataFrame, *, source: str) -> list[Example]:
+        """Return the texts of a table; see `text_examples`."""
+        return text_examples(table, asked=self._classifier.asked, source=source)
+
+    def answer(self, texts: Sequence[Example], advance: Advance) -> pd.DataFrame:
+        """Return a row for each text; see `prediction_table`."""
+        found = self._classifier.probabilities(texts, advance=advance)
+        sets = {
+            name: prediction_sets(found[:, self.questions[name].columns], limit)
+            for name, limit in self.limits.items()
+        }
+        return prediction_table(texts, found, self.questions, sets=sets)
+
+    def say_renamed(self, texts: Sequence[Example], screen: Screen) -> None:
+        """Say which columns stand under other names."""
+        if note := renaming_note(texts, self._classifier.asked.tasks):
+            screen.note(note)
 
 
 def evaluate_file(

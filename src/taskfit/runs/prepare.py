@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from taskfit.data import (
     BUILTIN_NAMES,
@@ -257,7 +258,7 @@ def _hold_out_test(
     if not train:
         raise SettingsError(
             f"data.test_fraction={share:g} is a share of the training table, but "
-            "there is none. Give --data, or leave it out."
+            "there is none. Give a table, or leave it out."
         )
     rest, held_out = split_validation(
         train, fraction=share, max_validation=len(train), seed=TEST_SPLIT_SEED
@@ -339,9 +340,11 @@ def _asked_and_train(
         if asked is not None and data.tests:
             return asked, [], {}
         raise SettingsError(
-            "No data: give a table with --data FILE (data.train), or a built-in task with --task "
-            f"({', '.join(BUILTIN_NAMES)})."
+            "No data: give a table, such as `taskfit fit mine.csv` (data.train), or a built-in "
+            f"task with --task ({', '.join(BUILTIN_NAMES)})."
         )
+    if data.train in BUILTIN_NAMES and not Path(data.train).exists():
+        raise SettingsError(f"{data.train} is a built-in task: give --task {data.train}.")
     table = read_source(data.train, encoding=data.encoding)
     if asked is None:
         columns = guess_columns(
@@ -381,7 +384,7 @@ def _demonstrations(
     if not train:
         raise DataError(
             f"{asked.num_demonstrations} demonstrations are asked for, but there is no training "
-            "data to take them from. Give --data, or set method.num_demonstrations=0."
+            "data to take them from. Give a table, or set method.num_demonstrations=0."
         )
     chosen = choose_demonstrations(
         train,

@@ -236,7 +236,7 @@ def _draw_sample(data: PreparedData, num: int, seed: int, screen: Screen) -> lis
     if len(data.train) < 2:
         raise DataError(
             f"The search needs labelled training examples; {len(data.train)} are left without "
-            "validation, duplicates and demonstrations. Give more with --data."
+            "validation, duplicates and demonstrations. Give a larger table."
         )
     if len(data.train) < num:
         screen.note(f"there are only {len(data.train):,} training examples; all are used")

@@ -72,7 +72,7 @@ def prepare_tuning(settings: RunSettings) -> TuningData:
     data = settings.data
     if data.train is None:
         raise SettingsError(
-            f"method.name={settings.method.name} needs rows to learn from: give --data FILE "
+            f"method.name={settings.method.name} needs rows to learn from: give a FILE "
             "(JSON, JSONL, CSV, Parquet) or a hub id."
         )
     names = _names([data.train, data.validation, *data.tests.values()])

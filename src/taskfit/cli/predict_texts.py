@@ -1,0 +1,246 @@
+"""`taskfit predict` with texts at hand: on the command line, from standard input, to the screen."""
+
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from taskfit.cli.screen import RichScreen, terminal
+from taskfit.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from taskfit.runs.predict import PredictedTable
+
+STANDARD = "-"
+FORMATS = ("text", "csv", "tsv", "jsonl")
+MAX_LABELS = 5  # of a text, on the screen
+
+
+def check_places(
+    run: Path,
+    file: str | None,
+    texts: Sequence[str] | None,
+    out: str | None,
+    form: str | None,
+) -> None:
+    """Check where texts come from and where predictions go.
+
+    Raises:
+        SettingsError: If that is not said, said twice, or --format has nothing to be about.
+    """
+    if (file is None) == (not texts):
+        raise SettingsError(
+            "Give a table, -, or texts, and one of them:\n"
+            f"  taskfit predict {run} new.csv -o labelled.csv\n"
+            f"  taskfit predict {run} - -o -                      texts in, labels out\n"
+            f'  taskfit predict {run} --text "a text"'
+        )
+    if file is not None and out is None:
+        raise SettingsError(
+            f"Where to? taskfit predict {run} {file} -o labelled.csv (or .tsv, .jsonl, .parquet), "
+            "or -o - for standard output."
+        )
+    if form is None:
+        return
+    if form not in FORMATS:
+        raise SettingsError(f"--format {form}: give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+    if STANDARD not in (file, out):
+        raise SettingsError(
+            "--format is about standard input and output (-); files say their format by their "
+            "ending. Leave it out."
+        )
+
+
+def predict_at_once(
+    run: Path,
+    file: str | None,
+    texts: Sequence[str],
+    out: str | None,
+    *,
+    form: str | None,
+    encoding: str,
+    device: str,
+    options: Mapping[str, Sequence[str]],
+    coverage: float | None,
+    per_class: bool,
+) -> None:
+    """Predict texts that are read whole, and show or write what comes of it.
+
+    Args:
+        run: Folder of a finished run.
+        file: A table, or - for standard input; None: `texts` are given.
+        texts: From the command line.
+        out: A file, or - for standard output; None: the screen.
+        form: Of standard input and output, one of `FORMATS`; None: of a table CSV, else text.
+        encoding: Of the table.
+        device: See `model.device`.
+        options: See `predict_file`.
+        coverage: See `predict_file`.
+        per_class: See `predict_file`.
+
+    Raises:
+        TaskfitError: If the run, the texts, the file or the coverage does not allow it.
+    """
+    from taskfit.data import read_table
+    from taskfit.runs.predict import check_target, predict_table
+
+    if out is not None and out != STANDARD:
+        check_target(Path(out))
+    form = form or ("text" if file in (None, STANDARD) else "csv")
+    # What is not a prediction must not stand among them.
+    screen = RichScreen(terminal(stderr=True))
+    make: Callable[[tuple[str, ...]], pd.DataFrame]
+    if file is None:
+        source, make = "--text", partial(texts_table, texts)
+    elif file == STANDARD:
+        source, make = "standard input", partial(_standard_input, form, encoding, screen)
+    else:
+        source, make = file, lambda _: read_table(file, encoding=encoding, split="test")
+    with screen:
+        found = predict_table(
+            run,
+            make,
+            source=source,
+            device=device,
+            screen=screen,
+            options=options,
+            coverage=coverage,
+            per_class=per_class,
+        )
+    if out is None:
+        _show(found, texts)
+    elif out == STANDARD:
+        _write(found, form)
+    else:
+        _save(found, Path(out))
+        screen.note(f"{len(found.table):,} texts labelled: {out}")
+
+
+def texts_table(texts: Sequence[str], columns: tuple[str, ...]) -> "pd.DataFrame":
+    """Return texts of the command line as a table.
+
+    Args:
+        texts: Of a task of one text column as they are; of several `COLUMN=TEXT`, a text for every
+            column and then those of the next row.
+        columns: The task's text columns.
+
+    Raises:
+        DataError: If a text does not say its column, or a row has not all of them.
+    """
+    import pandas as pd
+
+    if len(columns) == 1:
+        return pd.DataFrame({columns[0]: list(texts)}, index=range(1, len(texts) + 1), dtype=str)
+    by_column: dict[str, list[str]] = {name: [] for name in columns}
+    example = " ".join(f'--text "{name}=..."' for name in columns)
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        if not equals or name.strip() not in by_column:
+            raise DataError(
+                f"--text {text!r}: this task reads {', '.join(columns)}; write {example}"
+            )
+        by_column[name.strip()].append(rest)
+    if len({len(found) for found in by_column.values()}) > 1:
+        counts = ", ".join(f"{len(found)} of {name}" for name, found in by_column.items())
+        raise DataError(f"--text: every row needs each column, but there are {counts}: {example}")
+    rows = len(by_column[columns[0]])
+    return pd.DataFrame(by_column, index=range(1, rows + 1), dtype=str)
+
+
+def _standard_input(
+    form: str, encoding: str, screen: RichScreen, columns: tuple[str, ...]
+) -> "pd.DataFrame":
+    """Read standard input to its end.
+
+    Raises:
+        DataError: If it is not in this format or encoding.
+    """
+    import pandas as pd
+
+    from taskfit.data import parse_table
+
+    if sys.stdin.isatty():
+        screen.note("reading from the keyboard; Ctrl-D ends it")
+    name = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
+    raw = sys.stdin.buffer.read()
+    try:
+        content = raw.decode(name)
+    except LookupError as error:
+        raise DataError(f"--encoding {encoding}: Python does not know it.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"Standard input is not {encoding}: byte {raw[error.start]:#04x} at position "
+            f"{error.start}. Give its encoding with --encoding."
+        ) from error
+    lines = list(enumerate(io.StringIO(content, newline="\n"), start=1))
+    if form != "text":
+        return parse_table(lines, kind=f".{form}", source="standard input")
+    if len(columns) > 1:
+        raise DataError(
+            f"This task reads {', '.join(columns)}, and a line is one text. Give --format csv or "
+            "jsonl with these columns."
+        )
+    texts = {line: text.strip() for line, text in lines if text.strip()}
+    if not texts:
+        raise DataError("Standard input holds no text.")
+    return pd.DataFrame({columns[0]: list(texts.values())}, index=list(texts), dtype=str)
+
+
+def _show(found: "PredictedTable", texts: Sequence[str]) -> None:
+    """Print each text of the command line with its answers and their probabilities."""
+    console = terminal()
+    answers = {name: list(found.answers(name)) for name in found.labels}
+    for row in range(len(found.table)):
+        if len(found.table) > 1:
+            text = texts[row] if len(texts) == len(found.table) else f"row {row + 1}"
+            console.print(Text(text, style="dim"), no_wrap=True, overflow="ellipsis")
+        for name, by_row in answers.items():
+            label, probabilities = by_row[row]
+            line = Text(f"{name}: " if name else "")
+            line.append("no answer" if label is None else label or "none of them", style="bold")
+            ranked = sorted(probabilities.items(), key=lambda pair: -pair[1])
+            shown = ", ".join(f"{name} {p:.3f}" for name, p in ranked[:MAX_LABELS])
+            more = f", {len(ranked) - MAX_LABELS} more" if len(ranked) > MAX_LABELS else ""
+            line.append(f"   {shown}{more}")
+            console.print(line)
+
+
+def _write(found: "PredictedTable", form: str) -> None:
+    """Write predictions to standard output.
+
+    As lines of text each is label, probability and text between tabs; of several questions a label
+    and a probability each.
+    """
+    from taskfit.runs.partial import write_text_table
+
+    if form != "text":
+        write_text_table(found.table, sys.stdout, kind=f".{form}")
+        return
+    answers = [list(found.answers(name)) for name in found.labels]
+    texts = found.table.iloc[:, 1]  # behind the id
+    for row, text in enumerate(texts):
+        cells = []
+        for by_row in answers:
+            label, probabilities = by_row[row]
+            best = max(probabilities.values())
+            cells += [label or "", "" if label is None else f"{best:.4f}"]
+        sys.stdout.write("\t".join([*cells, " ".join(str(text).split())]) + "\n")
+
+
+def _save(found: "PredictedTable", path: Path) -> None:
+    from taskfit.files import file_atomic
+    from taskfit.runs.partial import write_text_table
+
+    kind = path.suffix.lower()
+    with file_atomic(path) as scratch:
+        if kind == ".parquet":
+            found.table.to_parquet(scratch, index=False)
+            return
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            write_text_table(found.table, file, kind=kind)

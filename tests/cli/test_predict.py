@@ -1,0 +1,152 @@
+"""Predictions of texts at hand: the command line, standard input and output, and Python."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import taskfit
+import tiny
+from taskfit.cli.predict_texts import texts_table
+from taskfit.errors import DataError
+from taskfit.runs.fit import fit
+from taskfit.settings_file import load_settings
+
+Refused = Callable[..., str]
+TEXTS = [example.texts["text"] for example in tiny.toy_examples(6, offset=100)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the folders of a run of one text column, called body, and of one of two columns."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = [{"body": e.texts["text"], "label": e.label} for e in tiny.toy_examples(40)]
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "one.csv", index=False)
+    table.rename(columns={"body": "premise"}).assign(hypothesis="So it was.").to_csv(
+        folder / "two.csv", index=False
+    )
+    for name, columns in (("one", ["body"]), ("two", ["premise", "hypothesis"])):
+        data = {"train": str(folder / f"{name}.csv"), "text": columns, "test_fraction": 0.0}
+        fit(load_settings(flags={"method": {"name": "tfidf"}, "data": data}), folder / name)
+    return {name: str(folder / name) for name in ("one", "two")}
+
+
+def feed(shell: Any, content: str | bytes) -> None:
+    raw = content.encode() if isinstance(content, str) else content
+    shell.patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+
+
+def test_a_text_is_answered_on_the_screen(shell: Any, runs: dict[str, str]) -> None:
+    code, out, err = shell("predict", runs["one"], "--text", TEXTS[0])
+    assert code == 0, err
+    expected = taskfit.load(runs["one"]).predict_proba(TEXTS)
+    label, _, rest = out.partition("   ")
+    best, other = ("good", "bad") if expected[0, 1] > expected[0, 0] else ("bad", "good")
+    assert label == best
+    assert rest == f"{best} {expected[0].max():.3f}, {other} {expected[0].min():.3f}\n"
+    code, out, err = shell("predict", runs["one"], "--text", TEXTS[0], "--text", "x=[y]")
+    assert code == 0, err
+    assert out.splitlines()[0] == TEXTS[0]
+    assert out.splitlines()[2] == "x=[y]"
+
+
+def test_a_row_of_several_columns(shell: Any, runs: dict[str, str], refused: Refused) -> None:
+    row = ("--text", f"premise={TEXTS[0]}", "--text", "hypothesis=So it was.")
+    code, out, err = shell("predict", runs["two"], *row)
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    assert '--text "premise=..."' in refused("predict", runs["two"], "--text", "A text")
+    assert "every row needs each column" in refused("predict", runs["two"], *row[:2])
+    table = texts_table(["b=1", "a=2", "a=3", "b=4"], ("a", "b"))
+    assert table.to_dict("list") == {"a": ["2", "3"], "b": ["1", "4"]}
+
+
+def test_standard_input_and_output(shell: Any, runs: dict[str, str]) -> None:
+    pd.DataFrame({"body": TEXTS}).to_csv("new.csv", index=False)
+    assert shell("predict", runs["one"], "new.csv", "-o", "file.csv")[0] == 0
+    file = pd.read_csv("file.csv")
+    feed(shell, "\n".join(TEXTS[:3]) + "\n\n" + "\n".join(TEXTS[3:]))
+    code, out, err = shell("predict", runs["one"], "-", "-o", "-")
+    assert code == 0, err
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [line[0] for line in lines] == file["predicted"].tolist()
+    assert [line[2] for line in lines] == TEXTS
+    for form in ("csv", "jsonl"):
+        table = pd.DataFrame({"body": TEXTS})
+        text = table.to_json(orient="records", lines=True) if form == "jsonl" else table.to_csv()
+        feed(shell, text)
+        code, out, err = shell("predict", runs["one"], "-", "-o", "-", "--format", form)
+        assert code == 0, err
+        found = (
+            pd.read_csv(io.StringIO(out))
+            if form == "csv"
+            else pd.DataFrame([json.loads(line) for line in out.splitlines()])
+        )
+        np.testing.assert_allclose(found["p_good"], file["p_good"])
+    feed(shell, "\n".join(TEXTS))
+    assert shell("predict", runs["one"], "-", "-o", "piped.parquet")[0] == 0
+    np.testing.assert_allclose(pd.read_parquet("piped.parquet")["p_good"], file["p_good"])
+    code, out, err = shell("predict", runs["one"], "new.csv", "-o", "-")
+    assert code == 0, err
+    assert pd.read_csv(io.StringIO(out)).drop(columns="id").equals(file.drop(columns="id"))
+
+
+def test_what_is_wrong_is_said(shell: Any, runs: dict[str, str], refused: Refused) -> None:
+    run = runs["one"]
+    assert '--text "a text"' in refused("predict", run)
+    assert '--text "a text"' in refused("predict", run, "new.csv", "--text", "a")
+    assert "Where to?" in refused("predict", run, "new.csv")
+    assert "--format is about" in refused("predict", run, "a.csv", "-o", "b.csv", "--format", "csv")
+    assert "--format xml" in refused("predict", run, "-", "-o", "-", "--format", "xml")
+    assert "written as" in refused("predict", run, "-", "-o", "b.xlsx")
+    for content, form, message in (
+        ("", "text", "holds no text"),
+        ("", "csv", "is empty"),
+        (b"caf\xe9", "text", "is not utf-8: byte 0xe9"),
+        ("text\nx\n", "csv", "no column 'body'"),
+    ):
+        feed(shell, content)
+        assert message in refused("predict", run, "-", "-o", "-", "--format", form)
+    feed(shell, "a\n")
+    assert "--format csv" in refused("predict", runs["two"], "-", "-o", "-")
+
+
+def test_a_loaded_run_takes_texts_of_every_kind(runs: dict[str, str], tmp_path: Path) -> None:
+    loaded = taskfit.load(runs["one"])
+    expected = loaded.predict_proba(TEXTS)
+    assert expected.shape == (len(TEXTS), 2)
+    frame = pd.DataFrame({"other": 1, "body": TEXTS}, index=range(9, 9 + len(TEXTS)))
+    for texts in (pd.Series(TEXTS), np.array(TEXTS), frame, [{"body": text} for text in TEXTS]):
+        np.testing.assert_array_equal(loaded.predict_proba(texts), expected)
+    assert loaded.predict(TEXTS[0]) == loaded.predict(TEXTS)[0]
+    assert isinstance(loaded.predict(TEXTS[0]), str)
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS[0]), expected[0])
+    with pytest.raises(DataError, match=r"no column 'body'.*it has: bodi\. Did you mean bodi"):
+        loaded.predict(frame[["body"]].rename(columns={"body": "bodi"}))
+    with pytest.raises(DataError, match=r"texts\[1\] is a float"):
+        loaded.predict(pd.Series(["a", float("nan")]))
+    with pytest.raises(DataError, match="reads the columns premise, hypothesis"):
+        taskfit.load(runs["two"]).predict("a")
+    loaded.save(tmp_path / "copy")
+    again = taskfit.load(tmp_path / "copy")
+    np.testing.assert_array_equal(again.predict_proba(frame), expected)
+
+
+def test_an_estimator_learns_from_a_table_and_shows_progress_when_asked(
+    runs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(f"{runs['two']}.csv")
+    for verbose in (False, True):
+        estimator = taskfit.TextClassifier(method="tfidf", verbose=verbose)
+        estimator.fit(table[["premise", "hypothesis"]], table["label"])
+        assert len(estimator.predict(table)) == 40
+        out = capsys.readouterr().out
+        assert ("predicting: 40" in out) == verbose
+        assert bool(out) == verbose
+    assert taskfit.TextClassifier(verbose=True).get_params()["verbose"] is True
