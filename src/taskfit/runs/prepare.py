@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from taskfit.data import (
     BUILTIN_NAMES,
@@ -343,8 +342,6 @@ def _asked_and_train(
             "No data: give a table, such as `taskfit fit mine.csv` (data.train), or a built-in "
             f"task with --task ({', '.join(BUILTIN_NAMES)})."
         )
-    if data.train in BUILTIN_NAMES and not Path(data.train).exists():
-        raise SettingsError(f"{data.train} is a built-in task: give --task {data.train}.")
     table = read_source(data.train, encoding=data.encoding)
     if asked is None:
         columns = guess_columns(
