@@ -5,7 +5,6 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from taskfit.runs.classifier import Classifier
 from taskfit.runs.load import load_classifier, load_run
 from taskfit.runs.records import TUNED_FILE
 from taskfit.runs.tuning.model import TunedModel
-from taskfit.screen import Screen, SilentScreen
+from taskfit.screen import PlainScreen, Screen, SilentScreen
 from taskfit.search.search_and_fit import search_and_fit
 from taskfit.settings_file import load_settings
 from taskfit.tasks.questions import Questionnaire
@@ -108,11 +107,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             flags=self._flags(folder / "train.jsonl", list(rows[0])),
             overrides=[f"{k}={json.dumps(v)}" for k, v in (self.settings or {}).items()],
         )
-        with self._screen() as screen:
-            found = search_and_fit(settings, folder / "run", report=write_page, screen=screen)
+        run, screen = folder / "run", self._screen()
+        found = search_and_fit(settings, run, report=write_page, screen=screen)
         fitted = found.fitted
         assert isinstance(fitted, Classifier), "a table of labels is one question"
-        self.classifier_, self._run = fitted, folder / "run"
+        self.classifier_, self._run = fitted, run
         by_name = {str(value): value for value in np.unique(values).tolist()}
         self.classes_ = np.array([by_name[name] for name in self.classifier_.task.label_names])
         return self
@@ -131,7 +130,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return found
         rows = _rows(texts, self.classifier_.task.text)
         examples = [Example(f"texts[{i}]", row) for i, row in enumerate(rows)]
-        with self._screen() as screen, screen.progress("predicting", len(rows)) as advance:
+        with self._screen().progress("predicting", len(rows)) as advance:
             return self.classifier_.probabilities(examples, advance=advance)
 
     def predict_set(
@@ -219,13 +218,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def _screen(self) -> AbstractContextManager[Screen]:
+    def _screen(self) -> Screen:
         """Return where progress is shown."""
-        if not self.verbose:
-            return nullcontext(SilentScreen())
-        from taskfit.cli.screen import RichScreen
-
-        return RichScreen()
+        return PlainScreen() if self.verbose else SilentScreen()
 
     def __sklearn_tags__(self) -> Any:  # noqa: ANN401 - scikit-learn's own type
         """Tell scikit-learn that inputs are texts, not arrays of numbers."""

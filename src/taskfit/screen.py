@@ -1,8 +1,12 @@
 """What the work shows while it runs: an interface, and the one that shows nothing."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
+
+LINES_PER_RUN = 10
+MOMENT = 2.0  # seconds that need no word
 
 
 class Screen(Protocol):
@@ -19,6 +23,42 @@ class Screen(Protocol):
     def progress(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Show progress over `total` things; the value entered counts them."""
         ...
+
+
+class PlainScreen:
+    """Prints lines, now and then one of progress; for Python, notebooks among them."""
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        print(text, flush=True)  # noqa: T201 - that is what it is for
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Print validations and a tenth of the steps."""
+        if record["kind"] == "note":
+            self.note(str(record["text"]))
+        elif record["kind"] == "validation":
+            self.note(f"step {record['step']}: validation loss {record['loss']:.3f}")
+        elif record["kind"] == "step":
+            step, total = record["step"], record["total_steps"]
+            if step % max(1, total // LINES_PER_RUN) == 0 or step == total:
+                left = record["seconds"] / step * (total - step)
+                self.note(f"step {step}/{total}: loss {record['loss']:.3f}, {left:,.0f} s left")
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Print what begins, and each tenth of it that took more than a moment."""
+        self.note(f"{label}: {total:,}")
+        began, done, told = time.monotonic(), 0, 0
+
+        def advance(count: int) -> None:
+            nonlocal done, told
+            done += count
+            tenth = 10 * done // max(total, 1)
+            if tenth > told and time.monotonic() - began > MOMENT:
+                told = tenth
+                self.note(f"{label}: {done:,} of {total:,}")
+
+        yield advance
 
 
 class SilentScreen:

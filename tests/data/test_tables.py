@@ -10,6 +10,7 @@ from taskfit.data import (
     check_labels,
     check_several_classes,
     guess_columns,
+    guess_note,
     label_names,
     read_table,
     to_examples,
@@ -170,15 +171,42 @@ def test_labels_are_ordered_as_people_count(tmp_path: Path) -> None:
 
 
 def test_columns_are_guessed_only_where_there_is_one_way() -> None:
-    table = pd.DataFrame({"title": ["a"], "body": ["b"], "Label": ["c"]})
+    table = pd.DataFrame({"notes": ["a"], "body": ["b"], "Label": ["c"]})
+    odd = pd.DataFrame({"review": ["a"], "comment": ["b"], "Label": ["c"]})
     assert guess_columns(table, text=["body"], label=None) == Columns(("body",), "Label")
     assert guess_columns(table[["body", "Label"]], text=[], label=None).text == ("body",)
-    with pytest.raises(DataError, match=r"Which columns hold the text.*title, body"):
-        guess_columns(table, text=[], label=None)
+    with pytest.raises(DataError, match=r"Which columns hold the text.*review, comment"):
+        guess_columns(odd, text=[], label=None)
     with pytest.raises(DataError, match="Which column holds the labels"):
-        guess_columns(table[["title", "body"]], text=[], label=None)
+        guess_columns(table[["notes", "body"]], text=[], label=None)
     with pytest.raises(DataError, match=r"no column 'labell'.*Did you mean Label"):
         guess_columns(table, text=["body"], label="labell")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("id text date", "text"),
+        ("Text title", "Text"),
+        ("hypothesis id premise text", "premise hypothesis"),
+        ("idx sentence1 sentence2", "sentence1 sentence2"),
+        ("id question title body", "question title body"),
+        ("title body id", "title body"),
+        ("id review stars", "review"),
+    ],
+)
+def test_of_several_columns_those_with_the_usual_names_are_taken_and_told(
+    names: str, expected: str
+) -> None:
+    present, chosen = names.split(), tuple(expected.split())
+    table = pd.DataFrame({**{name: ["a"] for name in present}, "label": ["b"]})
+    found = guess_columns(table, text=[], label=None)
+    assert found.text == chosen
+    left = ", ".join(name for name in present if name not in chosen)
+    note = guess_note(found, table)
+    if left:
+        assert f"{' and '.join(chosen)}, not from {left};" in str(note)
+    assert guess_note(found, table[[*chosen, "label"]]) is None
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.sampled_from("ab")), min_size=1, max_size=5))

@@ -1,7 +1,5 @@
 """`taskfit compare`: a grid of methods, sample sizes and draws on one task."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +33,7 @@ from taskfit.cli.limits import (
 )
 from taskfit.cli.report import show_advice
 from taskfit.cli.screen import RichScreen, plain_table
+from taskfit.cli.stopped import same_command, tell_of_comparison, told_when_stopped
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def compare(
 
     cluster = RayCluster(ray_address, cpus_per_run, gpus_per_run, memory) if use_ray else None
     execution = Execution(workers, cluster)
-    with screen:
+    with told_when_stopped(lambda: tell_of_comparison(out)), screen:
         outcome = run_grid(
             grid,
             out,
@@ -168,8 +167,7 @@ def _summarize(outcome: "GridFolder", out: Path, console: Console) -> None:
     if outcome.failures or len(outcome.left):
         console.print(
             f"{len(outcome.failures)} runs failed and {len(outcome.left)} were not started. The "
-            "same command does only those, and keeps what is finished:\n"
-            f"  {shlex.join(['taskfit', *sys.argv[1:]])}",
+            f"same command does only those, and keeps what is finished:\n  {same_command()}",
             soft_wrap=True,
         )
     console.print(

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from taskfit.cli.flags import ColumnOption, EncodingOption, ModelOption, parse_pairs
 from taskfit.cli.screen import RichScreen, plain_table
+from taskfit.cli.stopped import tell_of_curation, told_when_stopped
 
 if TYPE_CHECKING:
     from taskfit.curate import CurateResult, CurateSettings
@@ -58,7 +59,7 @@ def curate(
         SourceSettings(file=file, kind=kind, columns=columns, license=license_)
         for file in sources or ()
     ]
-    with RichScreen() as screen:
+    with told_when_stopped(lambda: tell_of_curation(out)), RichScreen() as screen:
         result = run_curate(
             given,
             out,

@@ -25,6 +25,8 @@ def show_inspection(inspection: "Inspection", console: Console) -> None:
     sizes = ", ".join(f"{name} {count:,}" for name, count in inspection.num_examples.items())
     say(f"Task {inspection.task.name} with {inspection.model}: {sizes}")
     say(_classes(checkup))
+    for note in inspection.notes:
+        say(f"{note[0].upper()}{note[1:]}.", soft_wrap=True)
     say("\nA prompt, token by token; the label's tokens are in colour:")
     for line in _prompt(checkup.prompt, console.width):
         say(line)

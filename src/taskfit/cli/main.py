@@ -56,6 +56,13 @@ from taskfit.cli.screen import (
     terminal,
 )
 from taskfit.cli.search import SearchBudgetOption, SearchOption, search_flags, show_search
+from taskfit.cli.stopped import (
+    INTERRUPTED,
+    tell_of_comparison,
+    tell_of_run,
+    told_when_stopped,
+    where_it_goes_on,
+)
 from taskfit.cli.tuning import chat, generate, judge, tuning_table
 from taskfit.errors import SettingsError, TaskfitError
 
@@ -102,7 +109,8 @@ def quickstart(
     from taskfit.compare.quickstart import quickstart as run_quickstart
 
     screen = RichScreen()
-    results = run_quickstart(out, model=model, num_train=num_train, screen=screen)
+    with told_when_stopped(lambda: tell_of_comparison(out)), screen:
+        results = run_quickstart(out, model=model, num_train=num_train, screen=screen)
     screen.console.print(results_table(results))
     screen.console.print(
         f"\nReport: {out / 'report.html'}\nTable:  {out / 'results.csv'}\n"
@@ -173,7 +181,8 @@ def fit(
     source = settings.data.train or settings.task.name
     folder = resume or out or new_folder(source, several_processes=under_torchrun())
     try:
-        _fit(settings, folder, resume=resume is not None)
+        with told_when_stopped(lambda: tell_of_run(folder)):
+            _fit(settings, folder, resume=resume is not None)
     except TaskfitError:
         if resume is None and out is None:
             remove_unbegun(folder)
@@ -189,7 +198,8 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool) -> None:
     with process_group(folder, settings) as place:
         # Under torchrun, only the main process speaks.
         console = terminal(quiet=not is_main())
-        console.print(f"run: {folder}", style="dim", soft_wrap=True)
+        where = where_it_goes_on(folder) if resume else None
+        console.print(where or f"run: {folder}", style="dim", soft_wrap=True)
         with RichScreen(console) as screen:
             fitted = search_and_fit(
                 settings, place, resume=resume, screen=screen, report=write_page
@@ -326,4 +336,4 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         terminal(stderr=True).print("stopped", style="red")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

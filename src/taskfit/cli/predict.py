@@ -15,6 +15,7 @@ from taskfit.cli.flags import (
 )
 from taskfit.cli.predict_texts import check_places, predict_at_once
 from taskfit.cli.screen import RichScreen, evaluation_cells, plain_table
+from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import SettingsError
 
 
@@ -112,18 +113,19 @@ def predict(
 
     from taskfit.runs.predict import predict_file
 
-    screen = RichScreen()
-    found = predict_file(
-        run,
-        file,
-        Path(out),
-        encoding=encoding,
-        device=device,
-        screen=screen,
-        options=asked,
-        coverage=coverage,
-        per_class=per_class,
-    )
+    screen, target = RichScreen(), Path(out)
+    with told_when_stopped(lambda: tell_of_file(target)), screen:
+        found = predict_file(
+            run,
+            file,
+            target,
+            encoding=encoding,
+            device=device,
+            screen=screen,
+            options=asked,
+            coverage=coverage,
+            per_class=per_class,
+        )
     several = len(found.counts) > 1
     counts = "; ".join(
         (f"{column.removeprefix('predicted_')}: " if several else "")

@@ -22,6 +22,7 @@ from taskfit.cli.flags import (
     table_of,
 )
 from taskfit.cli.screen import RichScreen, plain_table, terminal
+from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import DataError, PromptError, SettingsError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def generate(
 
     from taskfit.runs.tuning.generate import generate_file
 
-    with RichScreen() as screen:
+    with told_when_stopped(lambda: tell_of_file(out)), RichScreen() as screen:
         num = generate_file(
             model,
             file,

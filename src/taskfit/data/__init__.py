@@ -7,11 +7,11 @@ from taskfit.data.examples import (
     check_labels,
     check_one_label_each,
     check_several_classes,
-    guess_columns,
     label_names,
     to_examples,
 )
 from taskfit.data.fetch import PinnedPackage, cache_folder, fetch_package
+from taskfit.data.guess import guess_columns, guess_note
 from taskfit.data.overlap import Overlap, drop_overlap
 from taskfit.data.splits import draw, split_validation
 from taskfit.data.tables import parse_table, read_table
@@ -31,6 +31,7 @@ __all__ = [
     "drop_overlap",
     "fetch_package",
     "guess_columns",
+    "guess_note",
     "label_names",
     "load_builtin",
     "parse_table",

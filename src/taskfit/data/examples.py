@@ -17,7 +17,6 @@ FloatArray = NDArray[np.float64]
 # Joins the names of several labels of one text.
 SEVERAL = "|"
 LabelAndTarget = tuple[str | None, dict[str, float] | None]
-LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "sentiment", "y")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ def to_examples(
     has_labels = bool(label_columns) and (
         require_labels or all(name in present for name in label_columns)
     )
-    _check_present([*columns.text, *(label_columns if has_labels else ())], present, source)
+    check_present([*columns.text, *(label_columns if has_labels else ())], present, source)
     texts = {name: table[name].tolist() for name in columns.text}
     empty = [
         line
@@ -156,7 +155,12 @@ def _carried(table: pd.DataFrame, columns: Columns) -> list[dict[str, str] | Non
     return [shared.setdefault(row, dict(zip(names, row, strict=True))) for row in values]
 
 
-def _check_present(names: Sequence[str], present: Sequence[str], source: str) -> None:
+def check_present(names: Sequence[str], present: Sequence[str], source: str) -> None:
+    """Check that a table has columns.
+
+    Raises:
+        DataError: Naming the first that it has not.
+    """
     for name in names:
         if name not in present:
             raise DataError(
@@ -273,48 +277,6 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
         return [(0, int(p), "") if p.isdigit() else (1, 0, p.casefold()) for p in parts if p]
 
     return tuple(sorted(names, key=lambda name: (key(name), name)))
-
-
-def guess_columns(
-    table: pd.DataFrame,
-    *,
-    text: Sequence[str],
-    label: str | None,
-    shares: Mapping[str, str] | None = None,
-    separator: str | None = None,
-) -> Columns:
-    """Find the columns where the user names none or only some.
-
-    Args:
-        table: As `read_table` returns it.
-        text: Text columns that are named.
-        label: Label column, if named.
-        shares: Label -> column with its share; then there need be no label column.
-        separator: See `Columns`.
-
-    Raises:
-        DataError: If there is more than one way to read the table.
-    """
-    shares = shares or {}
-    present = [str(name) for name in table.columns]
-    named = [*text, *([label] if label else []), *shares.values()]
-    _check_present(named, present, "The table")
-    if label is None and not shares:
-        candidates = [n for n in present if n.casefold() in LABEL_NAMES and n not in text]
-        if len(candidates) != 1:
-            raise DataError(
-                f"Which column holds the labels? The table has: {', '.join(present)}. "
-                "Name it with --label."
-            )
-        label = candidates[0]
-    if not text:
-        text = [name for name in present if name != label and name not in shares.values()]
-        if len(text) != 1:
-            raise DataError(
-                f"Which columns hold the text? Besides the labels the table has: "
-                f"{', '.join(text) or 'none'}. Name them with --text, once for each."
-            )
-    return Columns(text=tuple(text), label=label, shares=dict(shares), separator=separator)
 
 
 def _rows(lines: Sequence[str]) -> str:

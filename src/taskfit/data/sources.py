@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import pandas as pd
 
+from taskfit.data.hub import why_not_at_hand
 from taskfit.errors import DataError, first_line, suggestion
 
 # Encodings that such files have in practice, in the order in which they are tried for the hint.
@@ -154,9 +155,15 @@ def read_hub(source: str, *, split: str) -> pd.DataFrame:
             f"{source} is no file here; to read it from the hub, install the package: "
             "pip install 'taskfit[hub]'."
         )
+    name, _, configuration = source.partition(":")
+    if reason := why_not_at_hand(name, kind="dataset"):
+        raise DataError(
+            f"{source} is no file here and could not be had from the hub: {reason}. Give a local "
+            "file."
+        )
+
     import datasets
 
-    name, _, configuration = source.partition(":")
     try:
         found = datasets.load_dataset(name, configuration or None)
     except (OSError, ValueError, RuntimeError) as error:

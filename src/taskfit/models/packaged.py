@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskfit.data import PinnedPackage, cache_folder, fetch_package
+from taskfit.data.hub import why_not_at_hand
 from taskfit.errors import ModelError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def locate_model(
 
     Raises:
         DataError: As `packaged_folder`.
-        ModelError: If there is no such folder, or it holds no model.
+        ModelError: If there is no such folder, it holds no model, or neither cache nor hub has it.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -116,6 +117,11 @@ def locate_model(
         return str(packaged_folder(name))
     if name.startswith((".", "/", "~")):
         raise ModelError(f"There is no folder {name}. {kind}, or one of: {', '.join(packaged)}.")
+    if reason := why_not_at_hand(name, kind="model"):
+        raise ModelError(
+            f"{name!r} is not a folder here and could not be had from the hub: {reason}. Give a "
+            f"model's folder, or use a packaged one: {', '.join(packaged)}."
+        )
     return name
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from taskfit.data import cache_folder
+from taskfit.data.hub import why_not_at_hand
 from taskfit.errors import ModelError
 from taskfit.models.packaged import PACKAGED_MODELS
 
@@ -70,6 +71,9 @@ def find_config(
     source = folder or name
     if folder is None and name.startswith((".", "/", "~")):
         raise ModelError(f"There is no folder {name} with a config.json. {_what_to_do()}")
+    reason = why_not_at_hand(name, kind="model") if folder is None else None
+    if reason is not None:
+        raise ModelError(f"The configuration of {name!r} cannot be had: {reason}. {_what_to_do()}")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError, KeyError) as error:

@@ -35,6 +35,7 @@ class Inspection:
         batch_size: Examples per optimizer step.
         padded_tokens: Tokens of one pass over the examples looked at, each padded to the longest.
         unique_tokens: Tokens of the same pass as trees.
+        notes: What people should know about the data.
     """
 
     task: Task
@@ -45,6 +46,7 @@ class Inspection:
     batch_size: int
     padded_tokens: int
     unique_tokens: int
+    notes: tuple[str, ...] = ()
 
 
 def inspect_task(settings: RunSettings) -> Inspection:
@@ -83,6 +85,7 @@ def inspect_task(settings: RunSettings) -> Inspection:
         batch_size=batch_size,
         padded_tokens=padded,
         unique_tokens=unique,
+        notes=data.notes,
     )
 
 

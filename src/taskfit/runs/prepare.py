@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from taskfit.data import (
     BUILTIN_NAMES,
@@ -16,6 +15,7 @@ from taskfit.data import (
     draw,
     drop_overlap,
     guess_columns,
+    guess_note,
     label_names,
     split_validation,
     to_examples,
@@ -100,7 +100,7 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
     data = settings.data
     if data.num_train is not None and data.shots_per_class is not None:
         raise SettingsError("Give data.num_train or data.shots_per_class, not both.")
-    asked, read, evaluations = _asked_and_train(settings)
+    asked, read, evaluations, guessed = _asked_and_train(settings)
     if read and isinstance(asked, Task):
         check_several_classes(read)
     train = [example for example in read if example.answers != {}]
@@ -147,7 +147,7 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
         overlap=overlap,
         unlabeled=unlabeled,
         fingerprint=hashes,
-        notes=tuple(_notes(asked, len(read) - num_answered, evaluations)),
+        notes=(*guessed, *_notes(asked, len(read) - num_answered, evaluations)),
     )
 
 
@@ -327,8 +327,8 @@ def _named(settings: RunSettings) -> Asked | None:
 
 def _asked_and_train(
     settings: RunSettings,
-) -> tuple[Asked, list[Example], dict[str, list[Example]]]:
-    """Return what is asked, the training examples, and built-in evaluation sets."""
+) -> tuple[Asked, list[Example], dict[str, list[Example]], list[str]]:
+    """Return what is asked, the training examples, built-in evaluation sets, and notes."""
     data, name = settings.data, settings.task.name
     asked = _named(settings)
     if data.train is None:
@@ -336,15 +336,13 @@ def _asked_and_train(
             builtin = read_builtin(str(name), folder=data.folder)
             assert isinstance(asked, Task)
             check_labels(builtin.train, asked.label_names)
-            return asked, builtin.train, dict(builtin.evaluations)
+            return asked, builtin.train, dict(builtin.evaluations), []
         if asked is not None and data.tests:
-            return asked, [], {}
+            return asked, [], {}, []
         raise SettingsError(
             "No data: give a table, such as `taskfit fit mine.csv` (data.train), or a built-in "
             f"task with --task ({', '.join(BUILTIN_NAMES)})."
         )
-    if data.train in BUILTIN_NAMES and not Path(data.train).exists():
-        raise SettingsError(f"{data.train} is a built-in task: give --task {data.train}.")
     table = read_source(data.train, encoding=data.encoding)
     if asked is None:
         columns = guess_columns(
@@ -366,8 +364,9 @@ def _asked_and_train(
             labels=label_names(examples),
         )
         asked = override_task(task, settings.task, settings.method.shown)
-        return asked, examples, {}
-    return asked, labelled_examples(table, asked, data, source=data.train), {}
+        note = None if data.text else guess_note(columns, table)
+        return asked, examples, {}, [note] if note else []
+    return asked, labelled_examples(table, asked, data, source=data.train), {}, []
 
 
 def _demonstrations(

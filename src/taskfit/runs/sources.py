@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 
-from taskfit.data import BuiltinData, load_builtin, read_table
+from taskfit.data import BUILTIN_NAMES, BuiltinData, load_builtin, read_table
 from taskfit.errors import SettingsError
 from taskfit.settings import RunSettings
 from taskfit.tasks.question_files import is_questionnaire
@@ -64,7 +65,10 @@ def read_source(source: str, *, encoding: str, split: str = "train") -> pd.DataF
 
     Raises:
         DataError: If it cannot be read.
+        SettingsError: If it is the name of a built-in task.
     """
+    if source in BUILTIN_NAMES and not Path(source).exists():
+        raise SettingsError(f"{source} is a built-in task: give --task {source}.")
     key = ("table", source, encoding, split)
     return _once(key, lambda: read_table(source, encoding=encoding, split=split))
 
