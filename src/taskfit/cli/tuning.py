@@ -219,10 +219,14 @@ def judge(
             device=device,
             screen=screen,
         )
-    table = plain_table("on", "measure", "base", "tuned (difference, 95 %)")
+    table = plain_table("on", "measure", ">base", ">tuned", "difference")
+    for number in table.columns[2:]:
+        number.no_wrap = True
     for row in judgement_rows(found):
         table.add_row(*row)
     screen.console.print(table)
+    if found["tasks"]:
+        screen.console.print("In brackets: 95 % interval of the difference.")
     screen.console.print(f"\nAll figures: {run / 'judgement.json'}")
 
 

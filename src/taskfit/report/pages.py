@@ -150,7 +150,7 @@ def _write(
     results: Sequence[RunResult],
     *,
     pictures: Mapping[str, Sequence[Picture]],
-    **values: object,
+    **values: Any,  # noqa: ANN401 - what the template shows
 ) -> Path:
     """Fill the template; pictures, by place, and values that are not given are not there."""
     return write_html(
