@@ -28,10 +28,10 @@ from taskfit.stats.learning_curve import HELPS, LITTLE
 # Macros of the template and the headings over what they say.
 FIRST = {
     "recommendation": "Which method",
-    "baselines": "How sure that is",
+    "baselines": "How sure",
     "domains": "On other texts",
     "costs": "What it costs",
-    "labels": "Whether more labels would help",
+    "labels": "More labels",
     "unknown": "What this cannot know",
 }
 DETAILS = {
