@@ -28,8 +28,9 @@ def test_a_comparison_ends_in_a_table_of_all_runs_and_goes_on_where_it_was(shell
     assert len(table) == 9
     assert set(table["method"]) == {"majority", "tfidf", "in_context"}
     assert "Report: grid/report.html" in out
-    advice = (shell.folder / "grid" / "advice.txt").read_text()
+    advice, _, _ = (shell.folder / "grid" / "advice.txt").read_text().partition("Details.")
     assert " ".join(advice.split()) in " ".join(out.split())
+    assert "Details: grid/advice.txt" in out
     code, out, _ = shell(*arguments)
     assert code == 0
     assert "[1/9]" not in out
@@ -39,10 +40,14 @@ def test_the_draws_of_a_method_are_one_line_of_the_table_on_screen(shell) -> Non
     arguments = ["compare", *flags(shell), "--methods", "majority,tfidf", "--seeds", "2"]
     code, out, err = shell(*arguments, "--sizes", "8", "--out", "grid")
     assert code == 0, err
-    (line,) = [line for line in out.splitlines() if line.startswith("tfidf ")]
+    lines = out.splitlines()
+    (place,) = [i for i, line in enumerate(lines) if line.startswith("tfidf ")]
     accuracy = pd.read_csv(shell.folder / "grid" / "results.csv").query("name == 'tfidf'").accuracy
-    told = f"{accuracy.mean():.3f} ({accuracy.min():.3f}-{accuracy.max():.3f})"
-    assert " ".join(line.split()).startswith(f"tfidf tfidf 8 new 20 2 {told}")
+    told = f"tfidf tfidf 8 new 20 2 {accuracy.mean():.3f}"
+    assert " ".join(lines[place].split()).startswith(told)
+    spread = f"{accuracy.min():.3f} to {accuracy.max():.3f}"
+    assert lines[place + 1].strip().startswith(spread)
+    assert max(map(len, lines[place : place + 2])) <= 80
 
 
 def test_a_dry_run_shows_the_runs_in_their_order_and_runs_none(shell) -> None:
@@ -76,11 +81,18 @@ def test_a_report_is_made_anew_with_other_limits(shell, capsys: pytest.CaptureFi
     arguments = ["compare", *flags(shell), "--methods", "majority,tfidf", "--sizes", "8"]
     code, _, err = shell(*arguments, "--out", "grid")
     assert code == 0, err
-    (shell.folder / "grid" / "advice.txt").unlink()
-    (shell.folder / "grid" / "report.html").unlink()
-    report(Path("grid"), max_latency="1h")
-    assert "Report: grid/report.html" in capsys.readouterr().out
-    assert (shell.folder / "grid" / "report.html").is_file()
+    earlier = {
+        path: path.read_bytes() for path in (shell.folder / "grid").glob("*") if path.is_file()
+    }
+    report(Path("grid"), max_latency="1h", max_memory="1.5GB")
+    name = "memory-1500MB-latency-3600s"
+    told = capsys.readouterr().out
+    assert f"Report: grid/report-{name}.html" in told
+    assert "The limits exclude nothing." in (
+        (shell.folder / "grid" / f"advice-{name}.txt").read_text(encoding="utf-8")
+    )
+    assert (shell.folder / "grid" / f"report-{name}.html").is_file()
+    assert {path: path.read_bytes() for path in earlier} == earlier
     with pytest.raises(CheckpointError, match="no finished run"):
         report(Path("elsewhere"))
 

@@ -1,7 +1,9 @@
 """`taskfit prompts`: a table in 80 columns, the winner's prompt, and what to do next."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -10,6 +12,7 @@ from typer.testing import CliRunner, Result
 import tiny
 from taskfit.cli.prompts import prompts
 from taskfit.errors import SettingsError
+from taskfit.search import wordings
 from taskfit.tasks import load_task
 
 app = typer.Typer()
@@ -75,3 +78,20 @@ def test_a_table_without_a_task_file_is_refused(run) -> None:
     result = run("--table")
     assert isinstance(result.exception, SettingsError)
     assert "--out" in str(result.exception)
+
+
+@pytest.mark.parametrize(("alone", "told"), [(99, "little or none"), (310, "3.1 times as many")])
+def test_a_saving_is_told_only_where_there_is_one(
+    run, monkeypatch: pytest.MonkeyPatch, alone: int, told: str
+) -> None:
+    real = wordings.search_prompts
+
+    def counted(*arguments: Any, **options: Any) -> wordings.PromptSearch:
+        found = real(*arguments, **options)
+        return replace(found, num_tokens_run=100, num_tokens_separate=alone)
+
+    monkeypatch.setattr(wordings, "search_prompts", counted)
+    out = " ".join(run("--keep", "2").output.split())
+    assert f"Tokens run: 100; one wording at a time they would be {alone}, " in out
+    assert told in out
+    assert "1.0 times" not in out

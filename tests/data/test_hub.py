@@ -18,9 +18,7 @@ from taskfit.plan.shapes import find_config
 def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the hub be a place that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(
-            constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}"
-        )
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")

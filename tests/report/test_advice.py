@@ -18,6 +18,7 @@ from taskfit.report.aligned import AlignedPredictions
 from taskfit.report.choice import choose
 from taskfit.report.evidence import Evidence, read_evidence
 from taskfit.report.finished_run import FinishedRun
+from taskfit.report.sentences import FIRST
 from taskfit.report.variants import Candidate, MethodVariant
 from taskfit.settings_file import dump_settings, settings_from_dict
 from taskfit.stats import (
@@ -188,7 +189,10 @@ def assert_sound(advice: Advice) -> None:
     ):
         assert wrong not in advice.text, (wrong, advice.text)
     assert not re.search(r"\b(inf|True|False)\b", advice.text)
-    assert all(part.strip() for part in advice.text.split("\n\n"))
+    parts = [*advice.paragraphs, *advice.details]
+    assert all(part.text.strip() for part in parts)
+    assert len({part.heading for part in parts}) == len(parts)
+    assert [str(part) for part in parts] == advice.text.replace("Details.\n\n", "").split("\n\n")
 
 
 def test_a_method_that_is_better_and_cheaper_is_recommended(tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ def test_a_method_that_is_better_and_cheaper_is_recommended(tmp_path: Path) -> N
     facts = advice.to_dict()
     score = facts["recommended"]["score"]
     low, high = facts["recommended"]["interval"]
-    first = advice.text.split("\n\n")[0]
+    first = advice.paragraphs[0].text
     assert first.startswith(
         f"Take probe with tiny on 64 labels: accuracy {score:.2f} (95 % interval"
     )
@@ -286,7 +290,9 @@ def test_what_exceeds_a_limit_is_never_recommended(tmp_path: Path, limit: float)
         }
     else:
         assert facts["nearest_miss"]["train_seconds"] == 1
-        assert advice.text.startswith("No method keeps the limits; the nearest miss is")
+        assert advice.paragraphs[0].text.startswith(
+            "No method keeps the limits; the nearest miss is"
+        )
         assert "2.0 times the limit" in advice.text
     if expected in ("probe", "tfidf"):
         assert "Without the limits head would score" in advice.text
@@ -534,6 +540,8 @@ def test_the_first_part_is_short(tmp_path: Path) -> None:
     methods = [MAJORITY, TFIDF, PROBE, HEAD]
     advice = advise(plant(tmp_path, methods, sets=("here", "there", "elsewhere")), limits=NONE)
     assert len(advice.text.split("Details.")[0].split()) <= 260
+    assert [part.heading for part in advice.paragraphs] == list(FIRST.values())
+    assert max(len(part.text.split()) for part in advice.paragraphs) <= 90
 
 
 def test_a_lead_that_only_stands_alone_is_told_from_one_among_many(tmp_path: Path) -> None:

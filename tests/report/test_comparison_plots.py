@@ -1,5 +1,6 @@
 """Figures of a comparison show the numbers of their tables, on axes that do not exaggerate."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
+from matplotlib.text import Text
 
 from taskfit.report.comparison_plots import (
     plot_by_labels,
@@ -124,6 +126,7 @@ def domain_runs() -> pd.DataFrame:
         for name, size, draw, new, old in (
             ("cheap", 16, 0, 0.5, 0.4),
             ("cheap", 256, 1, 0.6, 0.7),
+            ("cheap", 256, 2, 0.7, 0.72),
             ("zero-shot", 0, 0, 0.55, 0.45),
         )
         for evaluation, score in (("new", new), ("old", old))
@@ -131,7 +134,7 @@ def domain_runs() -> pd.DataFrame:
     return pd.DataFrame(rows).assign(num_examples=300)
 
 
-def test_a_marker_a_run_stands_in_against_out_of_domain_and_zero_shot_is_lines(
+def test_a_method_is_a_mean_with_its_range_in_against_out_of_domain_and_zero_shot_is_lines(
     drawn: list[Axes],
 ) -> None:
     alt = plot_domains(
@@ -145,13 +148,47 @@ def test_a_marker_a_run_stands_in_against_out_of_domain_and_zero_shot_is_lines(
     (axes,) = drawn
     clouds = [c for c in axes.collections if isinstance(c, PathCollection)]
     points = np.concatenate([np.asarray(cloud.get_offsets()) for cloud in clouds])
-    np.testing.assert_allclose(points, [[0.5, 0.4], [0.6, 0.7], [0.55, 0.45]])
+    np.testing.assert_allclose(points, [[0.5, 0.4], [0.65, 0.71], [0.55, 0.45]])
     lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines[1:]]
-    assert lines == [([0.55, 0.55], [0, 1]), ([0, 1], [0.45, 0.45])]
+    cheap, zero = lines[:3], lines[3:5]
+    for line, wanted in zip(
+        cheap,
+        [([0.5, 0.65], [0.4, 0.71]), ([0.65, 0.65], [0.7, 0.72]), ([0.6, 0.7], [0.71, 0.71])],
+        strict=True,
+    ):
+        np.testing.assert_allclose(line, wanted)
+    assert zero == [([0.55, 0.55], [0, 1]), ([0, 1], [0.45, 0.45])]
+    assert [text.get_text() for text in axes.texts] == ["cheap", "zero-shot"]
     assert axes.get_xlim() == axes.get_ylim()
     assert "n = 300" in axes.get_xlabel()
-    assert "67% of the runs are worse on old" in alt
+    assert "50% of the runs are worse on old" in alt
     assert_nothing_is_cut_off(axes)
+
+
+def test_names_beside_points_cover_neither_each_other_nor_the_edge(drawn: list[Axes]) -> None:
+    generator = np.random.default_rng(0)
+    names = [f"method {i}" for i in range(14)]
+    rows = [
+        {"system": name, "size": size, "draw": draw, "evaluation": evaluation}
+        | {"accuracy": 0.8 + 0.1 * generator.random()}
+        for name in names
+        for size in (16, 64, 256)
+        for draw in range(3)
+        for evaluation in ("new", "old")
+    ]
+    runs = pd.DataFrame(rows).assign(num_examples=300)
+    about = {"sets": ("new", "old"), "metric": "accuracy", "score": "accuracy"}
+    plot_domains(runs, Path("x"), styles=styles_of(names), **about)
+    (axes,) = drawn
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert len(boxes) == len(names)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    frame = axes.get_window_extent()
+    assert all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 for box in boxes)
+    assert all(frame.y0 - 1 <= box.y0 and box.y1 <= frame.y1 + 1 for box in boxes)
 
 
 def test_the_front_is_drawn_numbered_and_named_and_what_costs_nothing_stands_left(
@@ -166,13 +203,13 @@ def test_the_front_is_drawn_numbered_and_named_and_what_costs_nothing_stands_lef
         metric="accuracy",
     )
     (axes,) = drawn
-    texts = [text.get_text() for text in axes.texts]
-    assert texts[-1].splitlines() == [
+    members, *numbers = [text.get_text() for text in axes.texts]
+    assert members.splitlines() == [
         "1  zero-shot",
         "2  dear, 16 labels",
         "3  dear, 256 labels",
     ]
-    assert texts[:-1] == ["1", "2", "3"]
+    assert numbers == ["1", "2", "3"]
     assert alt.endswith("Nothing beats: zero-shot; dear, 16 labels; dear, 256 labels")
     clouds = [np.asarray(c.get_offsets()) for c in axes.collections]
     zero = {x for cloud in clouds for x, y in cloud if y < 0.66}

@@ -13,12 +13,15 @@ from matplotlib.collections import PathCollection
 from matplotlib.container import BarContainer, ErrorbarContainer
 
 from taskfit.report.run_plots import (
+    MAX_CLASSES,
+    plot_classes,
     plot_comparison,
     plot_confusion,
     plot_history,
     plot_memory,
     plot_reliability,
 )
+from taskfit.report.run_summary import class_rows
 from taskfit.stats import Evaluation, Reliability, reliability
 from tiny_records import evaluation, run_result
 
@@ -57,10 +60,11 @@ def bins(num: int = 200, seed: int = 0) -> Reliability:
         lambda path: plot_comparison([run_result(new=evaluation())], path),
         lambda path: plot_history(RECORDS, path, metric="accuracy"),
         lambda path: plot_confusion(evaluation(), path, title="new"),
+        lambda path: plot_classes(class_rows(evaluation(60, tuple("abcd"))), path, title="new"),
         lambda path: plot_reliability({"new": bins()}, path),
         lambda path: plot_memory(MEMORY, path),
     ],
-    ids=["comparison", "history", "confusion", "reliability", "memory"],
+    ids=["comparison", "history", "confusion", "classes", "reliability", "memory"],
 )
 def test_a_picture_is_a_png_and_an_svg_and_the_same_every_time(
     tmp_path: Path, draw: Callable[[Path], None]
@@ -250,3 +254,14 @@ def test_many_runs_leave_room_for_the_bars(tmp_path: Path, drawn: list[Axes]) ->
     width, height = inches(drawn[0])
     assert width > 4
     assert height > 2
+
+
+def test_of_many_classes_the_weakest_are_shown(tmp_path: Path, drawn: list[Axes]) -> None:
+    rows = class_rows(evaluation(600, tuple(f"label {i}" for i in range(40))))
+    plot_classes(rows, tmp_path / "classes", title="new")
+    (axes,) = drawn
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == [f"{row.name} ({row.num_gold})" for row in rows[:MAX_CLASSES]]
+    assert f"the {MAX_CLASSES} weakest of {len(rows)}" in axes.get_title()
+    recalls, _ = (np.asarray(cloud.get_offsets()) for cloud in axes.collections)
+    np.testing.assert_allclose(recalls[:, 0], [row.recall for row in rows[:MAX_CLASSES]])

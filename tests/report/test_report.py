@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 from html_reader import Page
 from taskfit.files import append_jsonl
@@ -22,8 +23,9 @@ from taskfit.report.pages import (
     report_run,
     write_report,
 )
+from taskfit.report.run_summary import class_rows, first_sentence
 from taskfit.runs.records import RunResult, write_results_csv
-from taskfit.stats import evaluate_probabilities
+from taskfit.stats import evaluate_multi_label, evaluate_probabilities
 from tiny_records import evaluation, run_result
 
 NASTY = "<b>&\"'</b><script>alert(1)</script>"
@@ -106,7 +108,9 @@ def test_a_runs_report_is_one_file_with_n_of_every_set(tmp_path: Path) -> None:
         assert row[-2:] == [f"{measured.log_loss:.3f}", f"{measured.ece:.3f}"]
         assert (tmp_path / "plots" / f"confusion_{name}.png").is_file()
     shown = [attributes for tag, attributes in Page(source).tags if tag == "img"]
+    # A matrix of each set and all sets side by side, calibration, training and memory.
     assert len(shown) == len({str(attributes["src"]) for attributes in shown}) == 7
+    assert shown[0]["alt"] == "Confusion matrix: new"
     assert all(attributes["alt"] for attributes in shown)
     for part in ("4,884,480", "12.3 s", "123 MB", "1,000", "7,654", "toy v1", "numpy"):
         assert part in source
@@ -130,12 +134,11 @@ def test_whatever_comes_from_the_user_is_escaped(tmp_path: Path) -> None:
         title=NASTY,
         notes=[NASTY],
         pictures=[Picture(NASTY, base64.b64encode(b"\x89PNG").decode(), 1, 1, NASTY)],
-        hard=[{**dict.fromkeys(("id", "text", "gold", "predicted"), NASTY), "probability": 0.5}],
     )
     source = path.read_text(encoding="utf-8")
     assert NASTY not in source
-    # Title twice, note, run twice, set, caption and alternative text, and four of the example.
-    assert source.count(escape(NASTY).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")) == 12
+    # Title twice, note, run twice, set, caption and alternative text.
+    assert source.count(escape(NASTY).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")) == 8
     assert_self_contained(source)
 
 
@@ -145,7 +148,8 @@ def test_a_run_that_measured_nothing_and_trained_nothing_has_a_report(tmp_path: 
     assert_self_contained(source)
     assert "Most confidently wrong" not in source
     assert [a["alt"] for tag, a in Page(source).tags if tag == "img"] == ["Memory"]
-    assert ["idle", "label_words"] in [row[:2] for row in Page(source).rows]
+    assert ["run", "idle"] in Page(source).rows
+    assert "Nothing was measured" in source
 
 
 @pytest.mark.parametrize("num_labels", [1, 77])
@@ -187,8 +191,7 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
         ["tuned", "new", "40"],
         ["tuned", "old", "1,500"],
     ]
-    made = [row[0] for row in Page(source).rows if row[1] == "label_words"]
-    assert made == ["zero-shot", "idle", "tuned"]
+    assert ["run", "zero-shot", "idle", "tuned"] in Page(source).rows
     # The same numbers as in the table beside it.
     write_results_csv(tmp_path / "results.csv", results)
     for row in pd.read_csv(tmp_path / "results.csv").itertuples():
@@ -272,3 +275,78 @@ def test_questions_without_a_label_in_a_set_are_no_text_of_it(tmp_path: Path) ->
     report_run(tmp_path, result)
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert ["a", "A dog.", "bad", "good", "0.900"] in Page(source).rows
+
+
+BASELINES = [
+    {"name": name, "accuracy": value, "mcc": value, "macro_f1": value, "log_loss": 1.0}
+    for name, value in (("majority", 0.2), ("tfidf", 0.99), ("probe on x", 0.7), ("head alone", 0))
+]
+
+
+def test_the_first_sentence_says_what_the_run_beats_and_where_it_is_weak(tmp_path: Path) -> None:
+    gold = np.repeat([0, 1, 2], [40, 40, 20])
+    answers = np.concatenate([np.zeros(38, int), [1, 1], np.ones(25, int), np.zeros(15, int)])
+    answers = np.concatenate([answers, np.full(20, 2)])
+    found = evaluate_probabilities(np.eye(3)[answers], gold, labels=["a", "b", "c"])
+    rows = class_rows(found)
+    assert [row.name for row in rows] == ["b", "a", "c"]
+    assert (rows[0].num_gold, rows[0].recall, rows[0].precision) == (40, 25 / 40, 25 / 27)
+    assert [row.f1 for row in rows] == pytest.approx(
+        f1_score(gold, answers, average=None)[[1, 0, 2]]
+    )
+    said = first_sentence("new", found, rows, [*BASELINES, {}], "accuracy")
+    low, high = found.intervals["accuracy"]
+    assert low < 0.83 < high
+    assert said.startswith(
+        "Better than guessing (0.20) and the probe on x (0.70) and worse than TF"
+    )
+    assert f"accuracy 0.83 (95 % interval {low:.2f} to {high:.2f}) on 100 texts of new" in said
+    assert said.endswith("; weak on b (it finds 0.62 of them).")
+    # Without baselines guessing is known from the texts alone.
+    assert first_sentence("new", found, rows, (), "accuracy").startswith(
+        "Better than guessing (0.40)"
+    )
+
+
+def test_where_nearly_all_is_one_class_the_sentence_is_about_the_mcc() -> None:
+    gold = np.repeat([0, 1], [95, 5])
+    found = evaluate_probabilities(np.eye(2)[np.zeros(100, int)], gold, labels=["a", "b"])
+    said = first_sentence("new", found, class_rows(found), (), "accuracy")
+    assert said.startswith("Level with guessing (0.00): MCC 0.00")
+    assert "weak on b (it finds 0.00 of them)" in said
+
+
+def test_texts_without_an_answer_are_not_found() -> None:
+    probabilities = np.array([[1.0, 0.0], [np.nan, np.nan], [0.0, 1.0]])
+    found = evaluate_probabilities(probabilities, np.array([0, 0, 1]), labels=["a", "b"])
+    assert {row.name: row.recall for row in class_rows(found, [2, 1])} == {"a": 0.5, "b": 1.0}
+
+
+def test_several_labels_have_precision_and_recall_each() -> None:
+    present = np.array([[1, 0], [1, 1], [0, 0]], bool)
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.9], [0.8, 0.1]])
+    found = evaluate_multi_label(probabilities, present, labels=["a", "b"])
+    rows = {row.name: row for row in class_rows(found)}
+    assert (rows["a"].num_gold, rows["a"].precision, rows["a"].recall) == (2, 0.5, 0.5)
+    assert (rows["b"].num_gold, rows["b"].precision, rows["b"].recall) == (1, 1.0, 1.0)
+    said = first_sentence("new", found, class_rows(found), (), "macro_f1")
+    assert said.startswith("Macro F1 0.75")
+
+
+def test_the_page_starts_with_sentence_picture_and_table_and_hides_the_rest(tmp_path: Path) -> None:
+    result, _ = finished_run(tmp_path, ["bad", "good"])
+    result.details["baselines"] = {"new": [*BASELINES, {**BASELINES[0], "name": "this run"}]}
+    report_run(tmp_path, result)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    first, _, behind = source.partition("<details")
+    assert 'class="lead"' in first
+    assert first.count("<img") == 1
+    rows = Page(first).rows
+    assert rows[0] == ["class", "n", "precision", "recall", "F1"]
+    assert {row[0] for row in rows[1:3]} == {"bad", "good"}
+    assert [row[0] for row in rows[4:]] == [*(row["name"] for row in BASELINES), "this run"]
+    for part in ("Most confidently wrong", "Calibration", "Memory", "Settings"):
+        assert part not in first
+        assert part in behind
+    # A bar of one set says nothing.
+    assert not (tmp_path / "plots" / "evaluations.png").exists()

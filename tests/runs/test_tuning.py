@@ -391,6 +391,9 @@ def test_judging_gives_base_and_tuned_on_rows_and_tasks(answering: Path, tmp_pat
         *("perplexity", "exact match", "rouge1", "rouge l"),
         "accuracy, zero-shot",
     ]
+    *answers, task_line = [line[4] for line in lines]
+    assert all(re.fullmatch(r"[+-]\d+\.\d{3}", one) for one in answers)
+    assert re.fullmatch(r"[+-]0\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}\)", task_line)
 
 
 @pytest.mark.parametrize("weights", ["lora", "full"])

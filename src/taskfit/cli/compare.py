@@ -156,7 +156,7 @@ def compare(
         )
     _summarize(outcome, out, console)
     if outcome.results:
-        show_advice(out, report_comparison(out, limits=limits, screen=screen), console)
+        show_advice(report_comparison(out, limits=limits, screen=screen), console)
 
 
 def _summarize(outcome: "GridFolder", out: Path, console: Console) -> None:
@@ -176,7 +176,7 @@ def _summarize(outcome: "GridFolder", out: Path, console: Console) -> None:
 
 
 def _means(results: Sequence["RunResult"]) -> Table:
-    """Return the mean accuracy and MCC over draws, with the smallest and the largest."""
+    """Return the mean accuracy and MCC over draws, below it the smallest and the largest."""
     groups: dict[tuple[str, str, int, str], list[Evaluation]] = {}
     for result in results:
         labels = result.num_train + result.num_demonstrations
@@ -184,6 +184,9 @@ def _means(results: Sequence["RunResult"]) -> Table:
             groups.setdefault((result.name, result.model, labels, name), []).append(evaluation)
     measured = (">n", ">draws", ">accuracy", ">MCC")
     table = plain_table("method", "model", ">labels", "set", *measured)
+    for column in table.columns:
+        # A narrow terminal breaks names, never numbers.
+        column.no_wrap, column.overflow = column.justify == "right", "fold"
     for (method, model, labels, name), found in groups.items():
         cells = [f"{found[0].num_examples:,}", str(len(found))]
         cells += [_mean([getattr(e, metric) for e in found]) for metric in ("accuracy", "mcc")]
@@ -193,7 +196,7 @@ def _means(results: Sequence["RunResult"]) -> Table:
 
 def _mean(values: Sequence[float]) -> str:
     mean = f"{sum(values) / len(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
+    return mean if len(values) == 1 else f"{mean}\n{min(values):.3f} to {max(values):.3f}"
 
 
 def _show_runs(grid: "Grid", out: Path, console: Console) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 20
 PROMPT_LINES = 24
+LEAST_SAVED = 1.05  # times as many tokens, from which on it reads as a saving
 
 
 def prompts(
@@ -118,9 +119,11 @@ def show_search(search: "PromptSearch", console: Console) -> None:
     if left:
         console.print(f"... and {left} more that were left out early")
     ratio = search.num_tokens_separate / search.num_tokens_run
+    # What is rounded up to whole blocks may be more than what wordings share.
+    saved = f"{ratio:.1f} times as many" if ratio >= LEAST_SAVED else "so little or none is saved"
     console.print(
         f"\nTokens run: {search.num_tokens_run:,}; one wording at a time they would be "
-        f"{search.num_tokens_separate:,}, {ratio:.1f} times as many. Demonstrations in each "
+        f"{search.num_tokens_separate:,}, {saved}. Demonstrations in each "
         f"prompt: {winner.task.num_demonstrations}."
     )
     for refused in search.refused:

@@ -9,8 +9,6 @@ from rich.console import Console
 from taskfit.cli.limits import MaxLatencyOption, MaxMemoryOption, MaxTrainTimeOption, parse_limits
 from taskfit.cli.screen import RichScreen, terminal
 
-ADVICE_FILE = "advice.txt"
-
 
 def report(
     folder: Annotated[
@@ -36,11 +34,19 @@ def report(
     from taskfit.report.comparison_page import report_comparison
 
     path = report_comparison(folder, limits=limits, screen=RichScreen(console), texts=texts)
-    show_advice(folder, path, console)
+    show_advice(path, console)
 
 
-def show_advice(folder: Path, path: Path, console: Console) -> None:
-    """Print the advice of a comparison and where its report lies."""
-    advice = (folder / ADVICE_FILE).read_text(encoding="utf-8").rstrip()
-    console.print(f"\n{advice}\n")
+def show_advice(path: Path, console: Console) -> None:
+    """Print what the advice of a comparison says first, and where all of it and its page lie."""
+    from taskfit.report.advice import DETAILS
+
+    # Limits stand in the names of both files.
+    source = path.with_name(path.name.replace("report", "advice", 1)).with_suffix(".txt")
+    console.print()
+    for part in source.read_text(encoding="utf-8").partition(DETAILS)[0].strip().split("\n\n"):
+        heading, _, text = part.partition("\n")
+        console.print(heading, style="bold")
+        console.print(f"{text}\n")
+    console.print(f"Details: {source}", soft_wrap=True)
     console.print(f"Report: {path}", soft_wrap=True)

@@ -231,10 +231,14 @@ def judge(
             device=device,
             screen=screen,
         )
-    rows_table = plain_table("on", "measure", "base", "tuned (difference, 95 %)")
+    rows_table = plain_table("on", "measure", ">base", ">tuned", "difference")
+    for number in rows_table.columns[2:]:
+        number.no_wrap = True
     for row in judgement_rows(found):
         rows_table.add_row(*row)
     screen.console.print(rows_table)
+    if found["tasks"]:
+        screen.console.print("In brackets: 95 % interval of the difference.")
     screen.console.print(f"\nAll figures: {run / 'judgement.json'}")
 
 

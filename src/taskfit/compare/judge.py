@@ -220,24 +220,26 @@ def _compare(base: FinishedRun, tuned: FinishedRun) -> dict[str, dict[str, Any]]
     return compared
 
 
-def judgement_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return lines of a table: where, measure, base, tuned."""
+def judgement_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Return lines of a table: where, measure, base, tuned, difference.
+
+    Differences of tasks have their 95 % interval in brackets, those of answers have none.
+    """
     lines = []
     rows = found["rows"]
     if rows:
         for key in ("perplexity", "exact_match", "rouge1", "rouge_l"):
             where = f"answers (n = {rows['tuned']['num_rows']:,})"
             base, tuned = rows["base"][key], rows["tuned"][key]
-            lines.append((where, key.replace("_", " "), f"{base:.3f}", f"{tuned:.3f}"))
+            lines.append((where, key.replace("_", " "), *_beside(base, tuned)))
     for task, sets in found["tasks"].items():
         for name, c in sets.items():
-            interval = f"({c['difference_low']:+.3f} to {c['difference_high']:+.3f})"
-            lines.append(
-                (
-                    f"{task} {name} (n = {c['num_examples']:,})",
-                    "accuracy, zero-shot",
-                    f"{c['base']:.3f}",
-                    f"{c['tuned']:.3f} {interval}",
-                )
-            )
+            base, tuned, difference = _beside(c["base"], c["tuned"])
+            difference += f" ({c['difference_low']:+.3f} to {c['difference_high']:+.3f})"
+            where = f"{task} {name} (n = {c['num_examples']:,})"
+            lines.append((where, "accuracy, zero-shot", base, tuned, difference))
     return lines
+
+
+def _beside(base: float, tuned: float) -> tuple[str, str, str]:
+    return f"{base:.3f}", f"{tuned:.3f}", f"{tuned - base:+.3f}"

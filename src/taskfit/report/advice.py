@@ -18,7 +18,7 @@ from taskfit.report.aligned import AlignedPredictions
 from taskfit.report.choice import Choice, Limits, choose, largest_of_each, nearest_miss
 from taskfit.report.confidence import abstention_facts, calibration_facts
 from taskfit.report.evidence import Evidence
-from taskfit.report.sentences import paragraphs_of
+from taskfit.report.sentences import Paragraph, paragraphs_of
 from taskfit.report.variants import MAJORITY, REMOTE, Candidate, MethodVariant
 from taskfit.stats.as_json import as_json
 from taskfit.stats.back_test import back_test
@@ -27,6 +27,7 @@ from taskfit.stats.learning_curve import fit_learning_curve
 
 __all__ = ["Advice", "Limits", "advise"]
 
+DETAILS = "Details."  # parts the two in a text
 TIMES = (2, 4)
 # Wall time above this many times the processor time was spent waiting.
 SHARED_MACHINE = 1.3
@@ -40,17 +41,19 @@ class Advice:
     """The advice of a comparison.
 
     Attributes:
-        paragraphs: Plain words, no markup.
+        paragraphs: What to do, in plain words without markup.
+        details: What stands behind it.
         facts: Every number behind them, see `advise`.
     """
 
-    paragraphs: list[str]
+    paragraphs: list[Paragraph]
+    details: list[Paragraph]
     facts: dict[str, Any]
 
     @property
     def text(self) -> str:
-        """Return the paragraphs, separated by blank lines."""
-        return "\n\n".join(self.paragraphs)
+        """Return all paragraphs, separated by blank lines, each under a line with its heading."""
+        return "\n\n".join(map(str, [*self.paragraphs, DETAILS, *self.details]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: the text and every number behind it."""
@@ -112,7 +115,7 @@ def advise(evidence: Evidence, *, limits: Limits) -> Advice:
         "calibration": calibration,
         "unknown": _unknown_facts(evidence, choice, candidates, judged),
     }
-    return Advice(paragraphs_of(facts), facts)
+    return Advice(*paragraphs_of(facts), facts)
 
 
 def _aligned(

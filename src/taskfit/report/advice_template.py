@@ -21,16 +21,27 @@ It has {{ evidence }}
 Take {{ named(taken) }}: {{ evidence }}
 {% if best.method != taken.method %}
 {{ best.method }} scores {{ num(best.score) }}, higher by {{ by(to_best) }}, which is
-not beyond chance (adjusted {{ p_value(to_best.adjusted_p_value) }})
-{%- if saves and not majority %}; {{ taken.method }} {{ saves }}:
-{{ format_cost(choice.saves, taken[choice.saves]) }} instead of
-{{ format_cost(choice.saves, best[choice.saves]) }}
-{%- endif %}.
+not beyond chance (adjusted {{ p_value(to_best.adjusted_p_value) }}).
 {% endif %}
 {% if majority and choice.candidates|length > 1 %}
 No method {{ "within the limits" if facts.limits }}
 beats the majority class beyond chance.
 {% endif %}
+{% endif %}
+{% endmacro %}
+
+{% macro costs() %}
+Its fastest run took {{ format_cost("train_seconds", taken.train_seconds) }}
+{{- " and " ~ format_cost("memory_bytes", taken.memory_bytes) ~ " of memory at its peak"
+   if taken.memory_bytes }}
+{{- "; a text takes " ~ format_cost("latency_seconds", taken.latency_seconds)
+   if taken.latency_seconds }}.
+{% if saves and recommended and not majority and choice.best.method != taken.method %}
+{{ taken.method }} {{ saves }} than {{ choice.best.method }}:
+{{ format_cost(choice.saves, taken[choice.saves]) }} instead of
+{{ format_cost(choice.saves, choice.best[choice.saves]) }}.
+{% endif %}
+{% if recommended %}
 {% for entry in facts.excluded if (entry.gain_interval or [0])[0] > 0 %}
 {% if loop.first %}
 Without the limits {{ entry.method }} would score {{ num(entry.gain) }}
@@ -207,7 +218,7 @@ labels' shares{{ "." if loop.last else ";" }}
 {% endfor %}
 {% endmacro %}
 
-{% macro limitations() %}
+{% macro unknown() %}
 {% set u = facts.unknown %}
 {% set more = " (the most a method has is " ~ u.most_draws
    ~ ", but the comparison needs draws that all have)" if u.most_draws > u.num_draws else "" %}
@@ -221,6 +232,23 @@ There are only {{ u.num_draws }} draws{{ more }}, which say little about their o
 With {{ count(u.num_examples, "text") }} to evaluate on and {{ count(u.num_draws, "draw") }},
 differences below about {{ num(u.resolution) }} cannot be seen.
 {% endif %}
+{% if u.failures %}
+{{ count(u.failures|length, "run") }} failed and {{ "is" if u.failures|length == 1 else "are" }}
+missing.
+{% endif %}
+{% if u.without_shared_draw %}
+Not compared, as a draw is missing: {{ joined(u.without_shared_draw) }}.
+{% endif %}
+{% if u.language_models|length == 1 %}
+Only one language model was tried, {{ u.language_models[0] }}; another may change the order.
+{% endif %}
+{% if u.one_domain %}
+All texts to evaluate on are of one kind; texts of another source or a later time may do worse.
+{% endif %}
+{% endmacro %}
+
+{% macro remarks() %}
+{% set u = facts.unknown %}
 {% if u.chosen_scored_highest and u.num_compared > 2 %}
 The recommended score is the highest of {{ u.num_compared }} on the same texts, so it is a little
 too high.
@@ -229,18 +257,8 @@ too high.
 Of {{ "{:,}".format(u.num_evaluated) }} texts {{ "{:,}".format(u.num_unanswered) }} got no answer
 and count as wrong.
 {% endif %}
-{% if u.failures %}
-{{ count(u.failures|length, "run") }} failed and {{ "is" if u.failures|length == 1 else "are" }}
-missing.
-{% endif %}
 {% if u.not_at_largest %}
 Not run at {{ count(u.largest_size, "label") }} and judged at fewer: {{ joined(smaller) }}.
-{% endif %}
-{% if u.without_shared_draw %}
-Not compared, as a draw is missing: {{ joined(u.without_shared_draw) }}.
-{% endif %}
-{% if u.language_models|length == 1 %}
-Only one language model was tried, {{ u.language_models[0] }}; another may change the order.
 {% endif %}
 {% if u.waiting.num_waiting %}
 {{ u.waiting.num_waiting }} of {{ count(u.waiting.num_runs, "run") }} whose processor time is known
@@ -254,12 +272,5 @@ times are rough.
 ({{ "such as " if wrong.num_examples > wrong.ids|length }}{{ joined(wrong.ids) }});
 {{ "its label" if one else "some of their labels" }} may be wrong.
 {% endif %}
-{% if u.one_domain %}
-All texts to evaluate on are of one kind; texts of another source or a later time may do worse.
-{% endif %}
-{% endmacro %}
-
-{% macro unknown() %}
-{{ "What this cannot know." if limitations()|trim }} {{ limitations() }}
 {% endmacro %}
 """

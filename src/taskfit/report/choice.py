@@ -7,6 +7,7 @@ import numpy as np
 
 from taskfit.report.aligned import AlignedPredictions
 from taskfit.report.variants import COSTS, MAJORITY, REMOTE, Candidate
+from taskfit.report.words import COST_NAMES
 
 # Costs closer than this factor count as equal: times vary so much from run to run.
 MUCH_CHEAPER = 1.2
@@ -33,6 +34,16 @@ class Limits:
         """Return cost -> limit, for the limits that there are."""
         values = (self.max_train_seconds, self.max_memory_bytes, self.max_latency_seconds)
         return {cost: v for cost, v in zip(COSTS, values, strict=True) if v is not None}
+
+    @property
+    def file_ending(self) -> str:
+        """Return what the names of files made under these limits end in; empty without any."""
+        units = {"memory_bytes": (1e6, "MB")}
+        parts = []
+        for cost, limit in self.of_costs().items():
+            size, unit = units.get(cost, (1.0, "s"))
+            parts.append(f"-{COST_NAMES[cost]}-{limit / size:.6g}{unit}")
+        return "".join(parts)
 
     def exceeded(self, candidate: Candidate) -> dict[str, float | None]:
         """Return cost -> how many times its limit it is; None where the cost is unknown.

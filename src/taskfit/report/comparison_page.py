@@ -1,7 +1,8 @@
 """`report.html` of a comparison: advice, tables and figures in one file, made from run folders.
 
 No model is loaded. Every figure's numbers are written to `tables/`, every figure to `plots/` and
-the advice to `advice.txt` and `advice.json`.
+the advice to `advice.txt` and `advice.json`. What is made under limits has them in its name, so
+that it replaces nothing that was made under others.
 """
 
 from collections.abc import Callable, Hashable
@@ -38,7 +39,7 @@ def report_comparison(folder: Path, *, limits: Limits, screen: Screen, texts: bo
             they may go where the texts may not.
 
     Returns:
-        The path of `report.html`.
+        The path of the page, `report.html` where there are no limits.
 
     Raises:
         CheckpointError: If there is no finished run, or one cannot be read.
@@ -56,16 +57,17 @@ def report_comparison(folder: Path, *, limits: Limits, screen: Screen, texts: bo
         texts=texts,
     )
     advice = advise(evidence, limits=limits)
-    write_text_atomic(folder / "advice.txt", advice.text + "\n")
-    write_json_atomic(folder / "advice.json", advice.to_dict())
+    ending = limits.file_ending
+    write_text_atomic(folder / f"advice{ending}.txt", advice.text + "\n")
+    write_json_atomic(folder / f"advice{ending}.json", advice.to_dict())
     draft.save("runs", draft.runs)
     draft.save("scores", draft.scores)
     failures = {"folder": list(evidence.failures), "error": list(evidence.failures.values())}
     draft.save("failures", pd.DataFrame(failures))
-    return _write(draft, advice)
+    return _write(draft, advice, f"report{ending}.html")
 
 
-def _write(draft: Draft, advice: Advice) -> Path:
+def _write(draft: Draft, advice: Advice, file: str) -> Path:
     evidence = draft.evidence
     first, compared = evidence.runs[0].result, tables.comparison_table(evidence)
     draft.save("comparison", compared)
@@ -74,8 +76,9 @@ def _write(draft: Draft, advice: Advice) -> Path:
     return write_html(
         evidence.folder,
         "comparison.html",
+        file=file,
         title=f"Methods compared on {first.task}",
-        advice=advice.paragraphs,
+        advice=advice,
         evidence=evidence,
         variants=evidence.variants,
         num_repeated=evidence.num_repeated,

@@ -21,13 +21,11 @@ from taskfit.report.plot_style import (
     ROW,
     WIDTH,
     Style,
-    area,
     drawing,
     label_ticks,
     legend_height,
     new_figure,
     score_limits,
-    size_handles,
     styles_of,
     write_figure,
 )
@@ -35,6 +33,7 @@ from taskfit.report.words import MEGABYTE, count, shorten
 from taskfit.stats import Reliability
 from taskfit.stats.arrays import FloatArray
 
+LABEL_CHARACTERS = 18  # of a name beside its point
 DODGE = 0.17  # decades over which systems of one size are set beside each other
 COST_AXES = {
     "training_seconds": "training (seconds, log scale)",
@@ -91,10 +90,11 @@ def plot_domains(
     metric: str,
     score: str,
 ) -> str:
-    """Draw every run's score in domain (x) against that out of domain (y).
+    """Draw the score of every system in domain (x) against that out of domain (y).
 
-    The score of zero-shot is a pair of lines: right of and above them labels have helped (as
-    Mosbach et al. 2023, "Few-shot Fine-tuning vs. In-context Learning", figure 1).
+    A marker is the mean over draws at the most labels, with their range; a line leads there from
+    fewer labels. The score of zero-shot is a pair of lines: right of and above them labels have
+    helped (as Mosbach et al. 2023, "Few-shot Fine-tuning vs. In-context Learning", figure 1).
     `runs` is what `run_table` returns, `sets` names the evaluation set in domain and one out of
     domain, and `score` is the metric's column.
     """
@@ -104,25 +104,25 @@ def plot_domains(
     )
     table = table.reset_index().dropna(subset=[inside, outside])
     by_name = {str(name): rows for name, rows in table.groupby("system", sort=False)}
-    sizes = sorted(set(table["size"]) - {0})
     counts = runs.groupby("evaluation")["num_examples"].max()
-    keys = [f"{size:,} labels" for size in sizes[:3]]
     limits = score_limits([*table[inside], *table[outside]])
-    figure, axes = new_figure(WIDTH, WIDTH + legend_height([*by_name, *keys, "equal"]))
+    figure, axes = new_figure(WIDTH, WIDTH + legend_height([*by_name]))
     axes.plot(limits, limits, **DOTTED)
-    handles = []
+    handles, labels = [], []
     for name, rows in by_name.items():
         style, free = styles[name], not rows["size"].any()
         if free:
-            axes.axvline(float(rows[inside].mean()), lw=1.2, zorder=1, **style.shown)
-            axes.axhline(float(rows[outside].mean()), lw=1.2, zorder=1, **style.shown)
-        areas = [area(int(size)) for size in rows["size"]]
-        style.scatter(axes, rows[inside], rows[outside], areas, alpha=0.85)
+            axes.axvline(float(rows[inside].mean()), lw=0.8, zorder=1, **style.shown)
+            axes.axhline(float(rows[outside].mean()), lw=0.8, zorder=1, **style.shown)
+        sizes = rows.groupby("size")[[inside, outside]]
+        means, last = sizes.mean().to_numpy(), sizes.agg(["min", "max"]).to_numpy()[-1]
+        style.trail(axes, *means.T, x_range=last[:2], y_range=last[2:])
         handles.append(style.handle(name, line=free))
+        labels.append((shorten(name, LABEL_CHARACTERS), *means[-1]))
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.set_xlabel(f"{metric} in domain: {shorten(inside)} (n = {counts[inside]:,})")
     axes.set_ylabel(f"{metric} out of domain:\n{shorten(outside)} (n = {counts[outside]:,})")
-    write_figure(figure, path, [*handles, *size_handles(sizes)])
+    write_figure(figure, path, handles, labels=labels)
     kept = float((table[outside] < table[inside]).mean()) if len(table) else 0.0
     return (
         f"{metric} of {len(table)} runs on {inside} against {outside}. "
@@ -193,29 +193,29 @@ def plot_cost(
     styles: Mapping[str, Style],
     metric: str,
 ) -> str:
-    """Draw score against a cost, a marker for each system and size, and the Pareto front.
+    """Draw score against a cost, a marker for each system at its most labels, and the Pareto front.
 
-    What costs nothing stands left of the axis break, at 0. Members of the front are numbered in
+    A bar is the score's 95 % interval, a line leads there from fewer labels. What costs nothing
+    stands left of the axis break, at 0. Members of the front are numbered in
     the picture and named under it.
     `table` is what `cost_table` returns of an evaluation set, `cost` a column of `COST_AXES`.
     """
     own = table[table["system"].isin(list(styles))].reset_index(drop=True)
-    names, sizes = list(dict.fromkeys(own["system"])), sorted(set(own["size"]))
+    names = list(dict.fromkeys(own["system"]))
     front = own[own[f"best_for_{cost}"]].sort_values(cost)
     pairs = zip(front["system"], front["size"], strict=True)
     members = [f"{name}, {size:,} labels" if size else name for name, size in pairs]
-    marks = [*names, *(f"{size:,} labels" for size in sizes[:3])]
-    figure, axes = new_figure(WIDTH, HEIGHT + legend_height(marks) + ROW * len(members))
+    figure, axes = new_figure(WIDTH, HEIGHT + legend_height(names) + ROW * len(members))
     unit = MEGABYTE if cost == "peak_memory_bytes" else 1.0
     at = _place(axes, own[cost].to_numpy(float) / unit)
     for name in names:
-        rows = own.index[own["system"] == name]
-        areas = [area(int(size)) for size in own.loc[rows, "size"]]
-        styles[name].scatter(axes, at[rows], own.loc[rows, "score"], areas, alpha=0.9)
+        rows = own[own["system"] == name].sort_values("size")
+        scores, last = rows["score"].to_numpy(float), rows.iloc[-1]
+        styles[name].trail(axes, at[rows.index], scores, y_range=(last["low"], last["high"]))
     edge = at[front.index]
     axes.step(edge, front["score"], where="post", color="0.35", lw=1.2, ls="--", zorder=2)
-    _number(axes, edge, front["score"].to_numpy(float))
-    axes.set_ylim(*score_limits([*own["score"], float(own["score"].max()) + 0.03]))
+    last = own.sort_values("size").groupby("system").tail(1)
+    axes.set_ylim(*score_limits([*own["score"], *last["low"], *last["high"]]))
     axes.set_xlabel(COST_AXES[cost])
     axes.set_ylabel(f"{metric}: {shorten(evaluation)} (n = {int(own['num_examples'].max()):,})")
     axes.annotate(
@@ -228,7 +228,9 @@ def plot_cost(
         fontsize=8,
     )
     handles = [styles[name].handle(name, line=False) for name in names]
-    write_figure(figure, path, [*handles, *size_handles(sizes)])
+    points = zip(edge, front["score"], strict=True)
+    labels = [(str(i), float(x), float(y)) for i, (x, y) in enumerate(points, 1)]
+    write_figure(figure, path, handles, labels=labels)
     return f"{metric} against {COST_AXES[cost]}. Nothing beats: {'; '.join(members)}"
 
 
@@ -297,18 +299,3 @@ def _place(axes: Axes, values: FloatArray) -> FloatArray:
     axes.set_xticks(ticks, labels)
     axes.set_xticks([], minor=True)
     return np.where(values > 0, values, nothing)
-
-
-def _number(axes: Axes, at: FloatArray, scores: FloatArray) -> None:
-    """Number the points of the front, up and down in turn so that neighbours keep apart."""
-    for i, (x, y) in enumerate(zip(at, scores, strict=True)):
-        axes.annotate(
-            str(i + 1),
-            (float(x), float(y)),
-            xytext=(-5, 6) if i % 2 == 0 else (7, -10),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            fontweight="bold",
-            zorder=4,
-        )

@@ -38,12 +38,13 @@ def read_picture(path: Path, alt: str, *, caption: str | None = None) -> Picture
     return Picture(alt, data, width, height, alt if caption is None else caption)
 
 
-def write_html(folder: Path, template: str, **values: object) -> Path:
-    """Fill a template, write `report.html` into a folder and return its path.
+def write_html(folder: Path, template: str, *, file: str = "report.html", **values: object) -> Path:
+    """Fill a template, write it into a folder and return its path.
 
     Args:
         folder: Where to write.
         template: Name of a file of this room.
+        file: What is written.
         **values: What the template shows.
     """
     # Texts come from the user's data: everything is escaped.
@@ -57,6 +58,6 @@ def write_html(folder: Path, template: str, **values: object) -> Path:
         ),
     )
     environment.tests["known"] = lambda value: value is not None and not pd.isna(value)
-    path = folder / "report.html"
+    path = folder / file
     write_text_atomic(path, environment.get_template(template).render(**values))
     return path

@@ -11,15 +11,17 @@ from taskfit.method_settings import TUNING
 from taskfit.report import run_plots as plots
 from taskfit.report.finished_run import FinishedRun, Predictions
 from taskfit.report.html_page import Picture, read_picture, write_html
+from taskfit.report.run_summary import ClassRow, class_rows, first_sentence
 from taskfit.report.words import METRIC_NAMES, shorten
 from taskfit.runs.records import RunResult
 from taskfit.runs.slices import read_slices
 from taskfit.runs.tuning.run import SAMPLES
-from taskfit.stats import METRICS
+from taskfit.stats import METRICS, Evaluation
 from taskfit.stats.slices import RULE
 
 NUM_HARDEST = 5
 SHOWN_CHARACTERS = 240
+PLACES = ("first", "sets", "classes", "calibration", "training", "memory")
 TUNING_METRICS = {
     "loss": "loss (nats)",
     "perplexity": "perplexity",
@@ -43,35 +45,84 @@ def write_page(folder: Path) -> None:
 def report_run(folder: Path, result: RunResult) -> None:
     """Draw the pictures of a run of one or several questions and write its `report.html`."""
     metric, run = _metric_of(result), FinishedRun(folder, result)
-    pictures = []
-    if result.evaluations:
-        pictures.append(_compared(folder, [result], "evaluations", "All evaluation sets"))
-    about = "Training; the metric is the questions' mean" if run.asks_several else "Training"
-    pictures += _training(folder, result, about, metric=metric)
-    single = {name: e for name, e in result.evaluations.items() if not e.multi_label}
-    for name, evaluation in single.items():
-        path = folder / "plots" / f"confusion_{name.replace('/', '_')}"
-        plots.plot_confusion(evaluation, path, title=name)
-        pictures.append(read_picture(path, f"Confusion matrix: {name}"))
+    single = [name for name, e in result.evaluations.items() if not e.multi_label]
     kept = {name: run.predictions(name) for name in single}
-    bins = {name: found.reliability for name, found in kept.items()}
-    bins = {name: found for name, found in bins.items() if len(found.count)}
-    if bins:
-        plots.plot_reliability(bins, folder / "plots" / "reliability")
-        pictures.append(read_picture(folder / "plots" / "reliability", "Calibration"))
-    write_report(
+    classes = {name: _classes(e, kept.get(name)) for name, e in result.evaluations.items()}
+    pictures = {name: _of_classes(folder, result, name, classes[name]) for name in classes}
+    first = next(iter(classes), "")
+    about = "Training; the metric is the questions' mean" if run.asks_several else "Training"
+    several = len(result.evaluations) > 1
+    _write(
         folder,
         [result],
         title=f"{result.name}: {result.model} on {result.task}",
+        lead=_lead(run, classes, metric),
         notes=[
             f"{name}: the expected level is off by {levels['mean_absolute_error']:.3f} on average; "
             f"quadratic weighted kappa {levels['quadratic_kappa']:.3f}."
             for name, levels in result.details.get("levels", {}).items()
         ],
-        pictures=[*pictures, _memory(folder, result)],
+        classes=classes,
+        pictures={
+            "first": pictures.pop(first, [])[:1],
+            "sets": [_compared(folder, [result], "evaluations", "All evaluation sets")]
+            if several
+            else [],
+            "classes": [one for found in pictures.values() for one in found],
+            "calibration": _reliability(folder, kept),
+            "training": _training(folder, result, about, metric=metric),
+            "memory": [_memory(folder, result)],
+        },
         hard=[row for found in kept.values() for row in hardest(found)],
         slices=read_slices(folder),
     )
+
+
+def _lead(run: FinishedRun, classes: Mapping[str, Sequence[ClassRow]], metric: str) -> list[str]:
+    """Return a sentence about the first evaluation set, or one about each question of it."""
+    result = run.result
+    names = list(result.evaluations)
+    if run.asks_several:
+        names = [name for name in names if name.partition("/")[0] == names[0].partition("/")[0]]
+    baselines = result.details.get("baselines", {})
+    return [
+        first_sentence(
+            name, result.evaluations[name], classes[name], baselines.get(name, ()), metric
+        )
+        for name in (names if run.asks_several else names[:1])
+    ] or ["Nothing was measured, as there was no evaluation set."]
+
+
+def _classes(evaluation: Evaluation, found: Predictions | None) -> list[ClassRow]:
+    if found is None:
+        return class_rows(evaluation)
+    return class_rows(evaluation, np.bincount(found.gold, minlength=len(found.classes)).tolist())
+
+
+def _of_classes(
+    folder: Path, result: RunResult, name: str, rows: Sequence[ClassRow]
+) -> list[Picture]:
+    """Draw the classes of a set, first the picture that says most: of few classes the matrix."""
+    evaluation, ending = result.evaluations[name], name.replace("/", "_")
+    found = []
+    if not evaluation.multi_label:
+        path = folder / "plots" / f"confusion_{ending}"
+        plots.plot_confusion(evaluation, path, title=name)
+        found.append(read_picture(path, f"Confusion matrix: {name}"))
+    if evaluation.multi_label or len(evaluation.labels) > plots.MAX_CELLS:
+        path = folder / "plots" / f"classes_{ending}"
+        plots.plot_classes(rows, path, title=f"{name} (n = {evaluation.num_examples:,})")
+        found.insert(0, read_picture(path, f"Precision and recall by class: {name}"))
+    return found
+
+
+def _reliability(folder: Path, kept: Mapping[str, Predictions]) -> list[Picture]:
+    bins = {name: found.reliability for name, found in kept.items()}
+    bins = {name: found for name, found in bins.items() if len(found.count)}
+    if not bins:
+        return []
+    plots.plot_reliability(bins, folder / "plots" / "reliability")
+    return [read_picture(folder / "plots" / "reliability", "Calibration")]
 
 
 def write_report(
@@ -81,36 +132,37 @@ def write_report(
     title: str,
     notes: Sequence[str],
     pictures: Sequence[Picture],
-    hard: Sequence[Mapping[str, object]] = (),
-    slices: Sequence[Mapping[str, object]] = (),
 ) -> Path:
-    """Write `report.html` into a folder.
+    """Write `report.html` of several runs side by side into a folder and return its path.
 
     Args:
         folder: Where to write.
-        results: One or several runs.
+        results: The runs.
         title: The page's heading.
         notes: Sentences below it.
         pictures: In the order shown.
-        hard: Confidently wrong predictions to list, as `hardest` returns them.
-        slices: Rows of `slices.csv`.
-
-    Returns:
-        The file's path.
     """
+    return _write(folder, results, title=title, notes=notes, pictures={"first": pictures})
+
+
+def _write(
+    folder: Path,
+    results: Sequence[RunResult],
+    *,
+    pictures: Mapping[str, Sequence[Picture]],
+    **values: Any,  # noqa: ANN401 - what the template shows
+) -> Path:
+    """Fill the template; pictures, by place, and values that are not given are not there."""
     return write_html(
         folder,
         "run.html",
-        title=title,
-        notes=notes,
         results=results,
         metrics=[(name, METRIC_NAMES[name]) for name in METRICS],
-        pictures=pictures,
-        hard=hard,
-        slices=slices,
         rule=RULE,
         machine=results[-1].machine,
         versions=results[-1].versions,
+        pictures={**dict.fromkeys(PLACES, ()), **pictures},
+        **{"lead": [], "classes": {}, "hard": (), "slices": (), **values},
     )
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from taskfit.report.words import MAX_CHARACTERS, shorten
+from taskfit.stats.arrays import FloatArray
 
 # Okabe and Ito's, which people with any colour vision can tell apart, without yellow, which is lost
 # on white.
@@ -36,6 +38,7 @@ DOTTED: dict[str, Any] = {"color": "0.6", "lw": 0.8, "ls": (0, (1, 3))}
 WIDTH = 4.2  # inches; a phone shows it at 80 pixels an inch
 HEIGHT = 2.9  # inches of the axes with their labels, legend not counted
 ROW = 0.19  # inches of a legend's row
+LABEL_SIZE = 7  # of names beside points (points)
 CHARACTER = 0.085  # width of a character in legends and labels (inches)
 FONTS = (
     "Noto Sans CJK SC",
@@ -75,6 +78,24 @@ class Style:
         """Draw markers of some areas (points squared)."""
         edge = {"edgecolors": EDGE["mec"], "linewidths": EDGE["mew"]}
         axes.scatter(x, y, area, self.color, marker=self.marker, zorder=3, **edge, **more)
+
+    def trail(
+        self,
+        axes: Axes,
+        x: FloatArray,
+        y: FloatArray,
+        *,
+        y_range: Sequence[float],
+        x_range: Sequence[float] = (),
+    ) -> None:
+        """Draw the last of some points as a marker with its range, and a line that leads there."""
+        axes.plot(x, y, color=self.color, lw=0.7, alpha=0.6, zorder=1)
+        self.scatter(axes, x[:-1], y[:-1], 7, alpha=0.6)
+        bars: dict[str, Any] = {"color": self.color, "lw": 1.0, "zorder": 2}
+        axes.plot([x[-1]] * 2, y_range, **bars)
+        if len(x_range):
+            axes.plot(x_range, [y[-1]] * 2, **bars)
+        self.scatter(axes, x[-1:], y[-1:], 36)
 
     def handle(self, name: str, more: str = "", *, line: bool = True) -> Line2D:
         """Return a legend's entry: the name, shortened, and more behind it."""
@@ -117,11 +138,17 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def write_figure(figure: Figure, path: Path, handles: Sequence[Line2D] = ()) -> None:
+def write_figure(
+    figure: Figure,
+    path: Path,
+    handles: Sequence[Line2D] = (),
+    *,
+    labels: Sequence[tuple[str, float, float]] = (),
+) -> None:
     """Put a legend under the axes; write PNG and SVG, equal input giving equal files.
 
-    Text stays text in the SVG. The endings are added, not put in place of another: a name such as
-    `v1.0` has a dot.
+    Labels, each with its point, are written beside the points of the figure's axes. Text stays text
+    in the SVG. The endings are added, not put in place of another: a name such as `v1.0` has a dot.
     """
     if handles:
         figure.legend(
@@ -134,10 +161,56 @@ def write_figure(figure: Figure, path: Path, handles: Sequence[Line2D] = ()) -> 
             columnspacing=1.2,
             borderaxespad=0.2,
         )
+    if labels:
+        _label_points(figure, labels)
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "taskfit"}):
         figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
     figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
+
+
+def _label_points(figure: Figure, labels: Sequence[tuple[str, float, float]]) -> None:
+    """Write each label near its point, inside the axes and over no other label or labelled point.
+
+    Where there is no such place it takes the one that is covered least.
+    """
+    figure.draw_without_rendering()  # lays the axes out, under the legend
+    axes = figure.axes[0]
+    scale = 72 / figure.dpi  # all below is in points
+    frame = np.array(axes.get_window_extent().get_points()).ravel() * scale
+    places = np.array([axes.transData.transform(label[1:]) for label in labels]) * scale
+    taken = [np.array([*(place - 4), *(place + 4)]) for place in places]
+    for (text, *at), (x, y) in zip(labels, places, strict=True):
+        half = np.array([0.31 * LABEL_SIZE * len(text), 0.6 * LABEL_SIZE])
+        best = (math.inf, 0.0, 0.0, np.zeros(4))
+        for gap, turn in product((6, 11, 18, 28, 40), range(8)):
+            way = np.array([math.cos(turn * math.pi / 4), math.sin(turn * math.pi / 4)])
+            center = np.array([x, y]) + way * (half + gap)
+            box = np.array([*(center - half), *(center + half)])
+            outside = np.maximum([*(frame[:2] - box[:2]), *(box[2:] - frame[2:])], 0).sum()
+            cost = 10 * outside + sum(_overlap(box, other) for other in taken) + 0.01 * gap
+            if cost < best[0]:
+                best = (cost, *(center - (x, y)), box)
+        taken.append(best[3])
+        note = axes.annotate(
+            text,
+            (at[0], at[1]),
+            xytext=best[1:3],
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=LABEL_SIZE,
+            zorder=4,
+            bbox={"boxstyle": "round,pad=0.1", "fc": "white", "alpha": 0.7, "lw": 0},
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 2},
+        )
+        note.set_in_layout(False)
+
+
+def _overlap(one: FloatArray, other: FloatArray) -> float:
+    """Return the area that two boxes share, each left, bottom, right and top."""
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    return float(np.prod(np.maximum(sides, 0)))
 
 
 def columns_of(names: Sequence[str], *, width: float = WIDTH) -> int:
@@ -149,21 +222,6 @@ def columns_of(names: Sequence[str], *, width: float = WIDTH) -> int:
 def legend_height(names: Sequence[str]) -> float:
     """Return how much height a legend with these names takes (inches)."""
     return ROW * math.ceil(len(names) / columns_of(names)) + 0.12 if names else 0.0
-
-
-def area(size: int) -> float:
-    """Return a marker's area for a number of labels (points squared)."""
-    return 14.0 + 14.0 * math.log2(1 + size / 8)
-
-
-def size_handles(sizes: Sequence[int]) -> list[Line2D]:
-    """Return a legend's entries for numbers of labels, smallest and largest and one between."""
-    known = [size for size in sizes if size]
-    kept = dict.fromkeys((known[0], known[len(known) // 2], known[-1])) if known else ()
-    shown = {"ls": "none", "marker": "o", "color": "0.75", **EDGE}
-    return [
-        Line2D([], [], ms=math.sqrt(area(size)), label=f"{size:,} labels", **shown) for size in kept
-    ]
 
 
 def label_ticks(axes: Axes, sizes: Sequence[int]) -> None:

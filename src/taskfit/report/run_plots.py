@@ -21,11 +21,13 @@ from taskfit.report.plot_style import (
     styles_of,
     write_figure,
 )
+from taskfit.report.run_summary import ClassRow
 from taskfit.report.words import MEGABYTE, METRIC_NAMES, shorten
 from taskfit.runs.records import RunResult
 from taskfit.stats import Evaluation, Reliability
 
 MAX_CELLS = 12  # classes up to which a confusion matrix shows its numbers
+MAX_CLASSES = 20  # in one picture of precision and recall
 LEVEL_CHARACTERS = 12  # label up to which two or three labels stand level side by side
 
 
@@ -125,6 +127,27 @@ def plot_confusion(evaluation: Evaluation, path: Path, *, title: str) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("gold")
     axes.set_title(f"{shorten(title)} (n = {evaluation.num_examples:,})", fontsize=10)
+    write_figure(figure, path)
+
+
+@drawing()
+def plot_classes(rows: Sequence[ClassRow], path: Path, *, title: str) -> None:
+    """Draw precision and recall of the first classes, a row for each with its number of texts."""
+    shown = rows[:MAX_CLASSES]
+    figure, axes = new_figure(5.0, 0.9 + 0.22 * max(3, len(shown)))
+    for key, color, marker in (("recall", COLORS[0], "o"), ("precision", COLORS[5], "D")):
+        values = [getattr(row, key) for row in shown]
+        there = np.array([(v, place) for place, v in enumerate(values) if v is not None])
+        x, y = there.reshape(-1, 2).T
+        axes.scatter(x, y, 26, color, marker=marker, label=key, zorder=3, clip_on=False)
+    axes.set_yticks(
+        range(len(shown)), [f"{shorten(row.name, 24)} ({row.num_gold:,})" for row in shown]
+    )
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    left = f"; the {len(shown)} weakest of {len(rows)}" if len(rows) > len(shown) else ""
+    axes.set_title(f"{shorten(title)}{left}", fontsize=10)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     write_figure(figure, path)
 
 

@@ -116,8 +116,9 @@ def _domains(draft: Draft) -> Section:
         )
         figures += draft.figures(f"domains_{outside}", "tables/runs.csv", draw, shown)
     note = (
-        "A marker is a run; the larger, the more labels it had. Where there is a zero-shot method, "
-        "its scores are the two lines. On the dotted line a run is as good out of domain as in it."
+        "A marker is a method with its most labels, the mean over its draws with their range; a "
+        "thin line leads there from fewer labels. Where there is a zero-shot method, its scores "
+        "are the two lines. On the dotted line a method is as good out of domain as in it."
     )
     return Section("In domain and out of domain", note, figures)
 
@@ -143,10 +144,11 @@ def _costs(draft: Draft) -> Section:
         draw = partial(plots.plot_cost, costs, cost=cost, evaluation=inside, metric=draft.name)
         figures += draft.figures(f"cost_{cost}", table, draw, list(draft.styles))
     note = (
-        "A marker is a method at a size, the mean over its draws. Nothing beats the numbered ones, "
-        "the Pareto front: whatever is better costs more. Seconds are by the clock, which other "
-        "work on the machine slows, unless the axis says processor; memory is what a run used "
-        "above its start."
+        "A marker is a method with its most labels, the mean over its draws with the 95 % interval "
+        "of its score; a thin line leads there from fewer labels. Nothing beats the numbered "
+        "ones, the Pareto front: whatever is better costs more. Seconds are by the clock, which "
+        "other work on the machine slows, unless the axis says processor; memory is what a run "
+        "used above its start."
     )
     return Section("What it costs", note, figures)
 

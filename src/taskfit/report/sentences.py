@@ -3,7 +3,8 @@
 Phrases that are listed within a sentence are written here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -24,8 +25,24 @@ from taskfit.report.words import (
 from taskfit.stats.comparison import Difference
 from taskfit.stats.learning_curve import HELPS, LITTLE
 
-FIRST = ("recommendation", "baselines", "domains", "labels", "confidence")
-DETAILS = ("limits", "methods", "domain_details", "label_details", "calibration", "unknown")
+# Macros of the template and the headings over what they say.
+FIRST = {
+    "recommendation": "Which method",
+    "baselines": "How sure",
+    "domains": "On other texts",
+    "costs": "What it costs",
+    "labels": "More labels",
+    "unknown": "What this cannot know",
+}
+DETAILS = {
+    "confidence": "When to let it answer",
+    "methods": "All methods",
+    "limits": "The limits",
+    "domain_details": "On other texts, by set",
+    "label_details": "More labels, by method",
+    "calibration": "Calibration",
+    "remarks": "About these runs",
+}
 SAVES = {
     "train_seconds": "takes less time",
     "memory_bytes": "takes less memory",
@@ -34,8 +51,19 @@ SAVES = {
 BASELINES = {MAJORITY: "the majority class", TFIDF: "TF-IDF"}
 
 
-def paragraphs_of(facts: dict[str, Any]) -> list[str]:
-    """Write the advice: what to do first, then details; a list of paragraphs."""
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """A few sentences under a heading."""
+
+    heading: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.heading}\n{self.text}"
+
+
+def paragraphs_of(facts: dict[str, Any]) -> tuple[list[Paragraph], list[Paragraph]]:
+    """Write the advice: what to do, and details."""
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -47,12 +75,16 @@ def paragraphs_of(facts: dict[str, Any]) -> list[str]:
         "calibration": not facts["calibration"],
     }
 
-    def paragraphs(names: Sequence[str]) -> list[str]:
-        texts = [getattr(written, name)() for name in names if not without.get(name)]
-        lines = [[line.strip() for line in text.splitlines()] for text in texts]
-        return [" ".join(line for line in text if line) for text in lines if any(text)]
+    def paragraphs(headings: Mapping[str, str]) -> list[Paragraph]:
+        texts = {n: str(getattr(written, n)()) for n in headings if not without.get(n)}
+        lines = {n: [line.strip() for line in text.splitlines()] for n, text in texts.items()}
+        return [
+            Paragraph(headings[name], " ".join(line for line in text if line))
+            for name, text in lines.items()
+            if any(text)
+        ]
 
-    return [*paragraphs(FIRST), "Details.", *paragraphs(DETAILS)]
+    return paragraphs(FIRST), paragraphs(DETAILS)
 
 
 def _context(facts: dict[str, Any]) -> dict[str, Any]:

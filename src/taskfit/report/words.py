@@ -53,6 +53,8 @@ def format_cost(cost: str, value: float) -> str:
         return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
     if value >= 120:
         return f"{value / 60:.1f} min"
+    if value < 0.001:
+        return "less than 1 ms"
     if value < 1:
         return f"{1000 * value:.0f} ms"
     return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
