@@ -190,7 +190,7 @@ def test_a_run_ends_with_its_parts_and_baselines_on_the_same_texts(
     assert [row["name"] for row in rows] == [*names, "head alone", "this run"]
     assert rows[-1]["mcc"] == result.evaluations["new"].mcc
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Beside baselines" in page
+    assert "All on the same texts" in page
     json.dumps(result.details)
 
 

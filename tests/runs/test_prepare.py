@@ -249,7 +249,7 @@ def test_a_fingerprint_tells_the_order_of_rows() -> None:
             SettingsError,
             ["data.num_train or data.shots_per_class, not both"],
         ),
-        ({"train": None, "tests": {}}, SettingsError, ["No data", "--data FILE", "cola"]),
+        ({"train": None, "tests": {}}, SettingsError, ["No data", "taskfit fit mine.csv", "cola"]),
         ({"train": None}, SettingsError, ["No data", "--task"]),
         (
             {"train": None, "tests": {}, "task": "task.yaml"},
