@@ -1,4 +1,4 @@
-# make quickstart   install, fetch a model and data, fit and report (under 10 minutes on two cores)
+# make quickstart   install, fetch a model and data, fit and report (a few minutes on two cores)
 # make test         install with the test extras, then format check, lint, types and tests
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,8 +1,10 @@
 """Shared fixtures: all made in process; only tests marked model fetch anything."""
 
+import base64
+import itertools
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,43 +13,66 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-from transformers import PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
-import tiny
-from taskfit.models.load import LoadedModel
-from taskfit.models.tree_model import TreeModel
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-transformers_logging.set_verbosity_error()
+    from taskfit.models.load import LoadedModel
+
+# What a picture that is not rendered leaves.
+NO_SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'
+NO_PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+_counted = itertools.count()
+
+
+def pytest_collection() -> None:
+    """Set libraries up where tests run: what only hands tests to others does not load them."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    transformers_logging.set_verbosity_error()
 
 
 @pytest.fixture(scope="session")
-def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+def byte_level_tokenizer() -> "PreTrainedTokenizerFast":
+    import tiny
+
     return tiny.byte_level_tokenizer()
 
 
 @pytest.fixture(scope="session")
-def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+def metaspace_tokenizer() -> "PreTrainedTokenizerFast":
+    import tiny
+
     return tiny.metaspace_tokenizer()
 
 
 @pytest.fixture(scope="session")
-def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+def wordpiece_tokenizer() -> "PreTrainedTokenizerFast":
+    import tiny
+
     return tiny.wordpiece_tokenizer()
 
 
 @pytest.fixture(scope="session")
-def chat_tokenizer() -> PreTrainedTokenizerFast:
+def chat_tokenizer() -> "PreTrainedTokenizerFast":
+    import tiny
+
     tokenizer = tiny.byte_level_tokenizer()
     tokenizer.chat_template = tiny.CHAT_TEMPLATE
     return tokenizer
 
 
 @pytest.fixture
-def loaded(byte_level_tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+def loaded(byte_level_tokenizer: "PreTrainedTokenizerFast") -> "LoadedModel":
     """A fresh tiny Llama with the byte-level tokenizer."""
+    import tiny
+    from taskfit.models.load import LoadedModel
+    from taskfit.models.tree_model import TreeModel
+
     model = tiny.tiny_model("llama", len(byte_level_tokenizer))
     model.requires_grad_(False)
     return LoadedModel(TreeModel(model), byte_level_tokenizer, "tiny", None)
@@ -55,9 +80,11 @@ def loaded(byte_level_tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def model_folder(
-    tmp_path_factory: pytest.TempPathFactory, byte_level_tokenizer: PreTrainedTokenizerFast
+    tmp_path_factory: pytest.TempPathFactory, byte_level_tokenizer: "PreTrainedTokenizerFast"
 ) -> Path:
     """A tiny Llama saved with its tokenizer, as a user's local model."""
+    import tiny
+
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny.tiny_model("llama", len(byte_level_tokenizer)).save_pretrained(folder)
     byte_level_tokenizer.save_pretrained(folder)
@@ -67,15 +94,36 @@ def model_folder(
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT saved with its tokenizer, as a user's local encoder."""
+    import tiny
+
     return tiny.save_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
 
 
 @pytest.fixture(autouse=True)
 def _own_feature_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
     """Keep features and remote answers of tests out of the user's cache."""
-    folder = tmp_path_factory.mktemp("features")
+    # Made by who writes into it; most tests do not.
+    folder = tmp_path_factory.getbasetemp() / "features" / str(next(_counted))
     monkeypatch.setattr("taskfit.methods.features.cache_folder", lambda: folder)
     monkeypatch.setattr("taskfit.methods.remote.cache_folder", lambda: folder)
+
+
+@pytest.fixture(autouse=True)
+def _pictures_without_pixels(request: pytest.FixtureRequest, monkeypatch: Any) -> None:
+    """Lay pictures out but do not render them, which takes most of a tiny run's report.
+
+    Tests of the room that draws them, and those marked `pictures`, render them.
+    """
+    rendered = "report" in request.path.relative_to(Path(__file__).parent).parts
+    if not rendered and request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", _save_blank)
+
+
+def _save_blank(_: object, path: Path, **options: object) -> None:
+    if path.suffix == ".svg":
+        path.write_text(NO_SVG, encoding="utf-8")
+    else:
+        path.write_bytes(NO_PNG)
 
 
 @pytest.fixture

@@ -64,13 +64,16 @@ def test_a_fit_leaves_a_whole_run_and_predict_and_evaluate_agree_with_it(
     np.testing.assert_allclose(stored[["p_bad", "p_good"]].sum(axis=1), 1, atol=1e-9)
 
     pd.read_csv("test.csv")[["text"]].to_csv("unlabelled.csv", index=False)
-    for target in ("out.csv", "out.tsv", "out.jsonl", "out.parquet"):
+    # Formats know nothing of methods: one method writes all of them.
+    others = ("out.csv", "out.tsv", "out.jsonl") if trained == "lora" else ()
+    for target in (*others, "out.parquet"):
         code, out, err = shell("predict", "run", "unlabelled.csv", "-o", target)
         assert code == 0, err
     predicted = pd.read_parquet("out.parquet")
     for column in ("p_bad", "p_good"):
         np.testing.assert_allclose(predicted[column], stored[column], atol=1e-5)
-        np.testing.assert_allclose(pd.read_csv("out.csv")[column], stored[column], atol=1e-5)
+        if others:
+            np.testing.assert_allclose(pd.read_csv("out.csv")[column], stored[column], atol=1e-5)
     assert "gold" not in predicted
 
     code, out, err = shell("evaluate", "run", "--data", "test.csv", "--name", "again")
@@ -92,7 +95,10 @@ def test_two_columns_a_task_file_and_a_settings_file(shell) -> None:
     table = pd.read_csv("train.csv").rename(columns={"text": "premise"})
     table["hypothesis"] = "It was so."
     table.to_csv("pairs.csv", index=False)
-    Path("run.yaml").write_text("training: {max_steps: 1}\nmodel: {dtype: float32}\nseed: 4\n")
+    # A test set of its own, or so small a table is cross-validated.
+    Path("run.yaml").write_text(
+        "training: {max_steps: 1}\nmodel: {dtype: float32}\nseed: 4\ndata: {test_fraction: 0.2}\n"
+    )
     common = ["--data", "pairs.csv", "--model", str(shell.model), "--config", "run.yaml"]
     common += ["--method", "label_words"]
     code, _, err = shell("fit", *common, "--text", "premise", "--text", "hypothesis", "--out", "a")
@@ -122,7 +128,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(shell) -> None:
         env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")},
     ) as process:
         log = shell.folder / "broken" / "metrics.jsonl"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not any(r.get("step", 0) >= 6 for r in read_jsonl(log)):
             assert time.monotonic() < deadline
             assert process.poll() is None

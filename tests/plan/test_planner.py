@@ -319,7 +319,7 @@ def test_an_epoch_is_planned_with_the_tokens_that_a_run_trains_on(
 def test_half_the_layers_need_less_memory_and_time_than_all(
     card: str, weights: str, epochs: int
 ) -> None:
-    config = tiny_config(num_hidden_layers=8)
+    config = tiny_config(num_hidden_layers=4)
     every, half = (
         plan(
             config,

@@ -49,6 +49,7 @@ from taskfit.cli.report import report
 from taskfit.cli.runs import runs
 from taskfit.cli.screen import (
     RichScreen,
+    StagesScreen,
     baselines_table,
     mistakes_table,
     plain_table,
@@ -103,22 +104,25 @@ def quickstart(
         "runs/quickstart"
     ),
     model: Annotated[str, typer.Option("--model", help="Model to try.")] = "smollm2-135m",
-    num_train: Annotated[int, typer.Option(help="Labelled examples for fine-tuning.")] = 1000,
+    num_train: Annotated[int, typer.Option(help="Labelled examples for fine-tuning.")] = 256,
 ) -> None:
     """Classify real text zero-shot, few-shot and fine-tuned, and report; minutes on two cores."""
+    from taskfit.compare.quickstart import FITTED
     from taskfit.compare.quickstart import quickstart as run_quickstart
 
-    screen = RichScreen()
-    with told_when_stopped(lambda: tell_of_comparison(out)), screen:
-        results = run_quickstart(out, model=model, num_train=num_train, screen=screen)
+    with told_when_stopped(lambda: tell_of_comparison(out)), StagesScreen() as screen:
+        results = run_quickstart(
+            out, model=model, num_train=num_train, screen=screen, tell=screen.tell
+        )
+    screen.console.print()
     screen.console.print(results_table(results))
     screen.console.print(
         f"\nReport: {out / 'report.html'}\nTable:  {out / 'results.csv'}\n"
-        "Next, on your own table:\n"
-        "  taskfit inspect yours.csv --text TEXT --label LABEL\n"
-        "  taskfit fit yours.csv --text TEXT --label LABEL --out runs/mine\n"
-        f"  taskfit predict {out / 'label_words'} new.csv -o labelled.csv   "
-        "(new.csv: a column named text)",
+        "Next:\n"
+        f"  taskfit predict {out / FITTED} --text 'What a film!'\n"
+        f"  taskfit predict {out / FITTED} new.csv -o labelled.csv   (a column named text)\n"
+        "  taskfit inspect yours.csv\n"
+        "  taskfit fit yours.csv",
         soft_wrap=True,
     )
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LINES_PER_RUN = 10
 # Confusions of two labels that are shown of each evaluation set.
 MOST_MISTAKES = 5
+# Letters of the longest stage of the quickstart.
+STAGE_WIDTH = 10
 # What is told of a validation beside its loss.
 SHOWN = {
     "accuracy": "accuracy",
@@ -131,6 +133,27 @@ class RichScreen:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class StagesScreen(RichScreen):
+    """Shows bars on a terminal while a stage goes on, and a sentence when it is done."""
+
+    def note(self, text: str) -> None:
+        """Show nothing: the sentence of the stage says what matters."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Move the bar of training on."""
+        if record["kind"] == "step" and self.console.is_terminal:
+            super().record(record)
+
+    def tell(self, stage: str, text: str) -> None:
+        """Show what came of a stage, its later lines below the first."""
+        self.close()
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=STAGE_WIDTH, no_wrap=True, style="bold")
+        line.add_column(overflow="fold")
+        line.add_row(stage, text)
+        self.console.print(line)
 
 
 def _bar(console: Console) -> Progress:
