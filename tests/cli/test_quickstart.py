@@ -33,7 +33,7 @@ def test_quickstart_tells_a_line_a_stage_and_leaves_its_results(
     # Neither notes of single runs nor what libraries have to say.
     assert stages(out) == STAGES
     assert err == ""
-    assert "taskfit fit --data yours.csv" in out
+    assert "taskfit fit yours.csv" in out
     folder = shell.folder / "quick"
     table = pd.read_csv(folder / "results.csv").set_index(["name", "evaluation"])
     assert set(table.index) == {(name, each) for name in STAGES[2:] for each in SETS}

@@ -107,7 +107,7 @@ def _tell_data(settings: RunSettings, tell: Tell) -> None:
     data = prepare_data(settings)
     sets = ", ".join(f"{len(found):,} {name}" for name, found in data.evaluations.items())
     labels = " or ".join(data.task.label_names)
-    tell("data", f"{len(data.train):,} movie snippets, {labels}; to be told apart: {sets}")
+    tell("data", f"{len(data.train):,} movie snippets, {labels}; to answer: {sets}")
 
 
 def _tell_model(loaded: LoadedModel, tell: Tell) -> None:
