@@ -39,7 +39,7 @@ def test_quickstart_tells_a_line_a_stage_and_leaves_its_results(
     assert set(table.index) == {(name, each) for name in STAGES[2:] for each in SETS}
     assert set(table.loc["fine-tuned"]["method"]) == {"head"}
     assert f"{table.loc[('few-shot', 'tweets'), 'accuracy']:.0%} of tweets" in out
-    assert (folder / "report.html").stat().st_size > 20_000
+    assert (folder / "report.html").stat().st_size > 5_000
     assert (folder / module.FITTED / "adapter" / "adapter_model.safetensors").is_file()
     # A second call keeps what is finished, and needs no model.
     code, out, _ = shell(*given)
