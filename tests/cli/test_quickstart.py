@@ -16,6 +16,7 @@ def stages(out: str) -> list[str]:
 
 
 @pytest.mark.model
+@pytest.mark.pictures
 def test_quickstart_tells_a_line_a_stage_and_leaves_its_results(
     shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
