@@ -18,7 +18,7 @@ from taskfit.method_base import GUARDED, MethodSettings
 from taskfit.method_settings import METHOD_SETTINGS
 from taskfit.settings import RunSettings
 from taskfit.unread import is_read, method_of, read_only, refusals, takers_of, without_unread
-from taskfit.yaml_text import parse_yaml
+from taskfit.yaml_text import parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -275,12 +275,7 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise SettingsError(f"There is no settings file {path}.")
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from error
+    data = read_yaml(path, "settings file", SettingsError)
     if not isinstance(data, dict):
         raise SettingsError(f"{path} holds no settings; see docs/settings.md.")
     return data

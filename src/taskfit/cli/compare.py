@@ -201,7 +201,7 @@ def _mean(values: Sequence[float]) -> str:
 
 def _show_runs(grid: "Grid", out: Path, console: Console) -> None:
     """Print every run in its order, and what became of it so far."""
-    from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE
+    from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 
     table = plain_table("", "method", "model", "labels", "seed", "folder", "state")
     for place, run in enumerate(grid.runs, start=1):

@@ -12,6 +12,7 @@ import typer
 
 from taskfit.cli.screen import terminal
 from taskfit.files import read_jsonl
+from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 
 INTERRUPTED = 130  # the exit code that shells give a command that Ctrl-C ended
 
@@ -51,10 +52,10 @@ def steps_kept(run: Path) -> tuple[int, int]:
 def tell_of_run(run: Path) -> str:
     """Say what a stopped `taskfit fit` has left in its folder."""
     again = f"Go on with:\n  taskfit fit --resume {shlex.quote(str(run))}"
-    if (run / "result.json").is_file():
+    if (run / RESULT_FILE).is_file():
         page = f"\n  taskfit report {shlex.quote(str(run))}"
         return f"The run in {run} is finished and whole; its page can be made anew:{page}"
-    if not (run / "settings.yaml").is_file():
+    if not (run / SETTINGS_FILE).is_file():
         with suppress(OSError):
             run.rmdir()
         return f"Nothing had begun, so nothing is lost:\n  {same_command()}"
@@ -70,7 +71,7 @@ def tell_of_run(run: Path) -> str:
 
 def where_it_goes_on(run: Path) -> str | None:
     """Say from where `--resume` goes on; None where there is nothing to resume."""
-    if (run / "result.json").is_file() or not (run / "settings.yaml").is_file():
+    if (run / RESULT_FILE).is_file() or not (run / SETTINGS_FILE).is_file():
         return None
     step, total = steps_kept(run)
     if step:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from taskfit.compare.fingerprint import Fingerprints
 from taskfit.data import BUILTIN_NAMES
 from taskfit.errors import SettingsError, TaskfitError
@@ -17,7 +15,7 @@ from taskfit.runs.sources import share_sources
 from taskfit.settings import RunSettings
 from taskfit.settings_file import merge_settings, settings_from_dict
 from taskfit.unread import changed_unread, read_only, told_of_none
-from taskfit.yaml_text import parse_yaml
+from taskfit.yaml_text import read_yaml
 
 KEYS = ("base", "methods", "sizes", "seeds", "models")
 # One draw of everything comes first, and cheap runs first in it, so that the results are useful
@@ -83,12 +81,7 @@ def load_grid(path: Path) -> dict[str, Any]:
     Raises:
         SettingsError: If it is no grid.
     """
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SettingsError(f"There is no grid file {path}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from error
+    data = read_yaml(path, "grid file", SettingsError)
     if not isinstance(data, dict) or not data.get("methods"):
         raise SettingsError(
             f"{path} is no grid: it needs `methods` (name -> settings), and may have base, sizes, "

@@ -18,8 +18,9 @@ from taskfit.errors import DataError, SettingsError
 from taskfit.files import write_json_atomic
 from taskfit.models.load import load_model
 from taskfit.report.finished_run import FinishedRun
+from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.fit import fit
-from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE, RunResult
+from taskfit.runs.records import RunResult
 from taskfit.runs.tuning.measure import TextMetrics, measure
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, reference_of

@@ -6,9 +6,10 @@ from pathlib import Path
 from taskfit.models.load import LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
 from taskfit.report.pages import comparison_picture, write_page, write_report
+from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.fit import fit
 from taskfit.runs.prepare import prepare_data
-from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE, RunResult, write_results_csv
+from taskfit.runs.records import RunResult, write_results_csv
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import settings_from_dict

@@ -9,8 +9,8 @@ from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import METHODS
 from taskfit.models.load import LoadedModel, load_model
+from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.prepare import prepare_data
-from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.settle import as_settled
 from taskfit.screen import Screen
 from taskfit.search.records import given_settings_file

@@ -15,7 +15,8 @@ from taskfit.errors import CheckpointError
 from taskfit.report.aligned import AlignedPredictions, RunAnswers, align, read_answers
 from taskfit.report.finished_run import FinishedRun
 from taskfit.report.variants import Candidate, MethodVariant, variants_of
-from taskfit.runs.records import RESULT_FILE, RunResult
+from taskfit.runs.file_names import RESULT_FILE
+from taskfit.runs.records import RunResult
 
 FAILURE_FILE = "failure.json"
 

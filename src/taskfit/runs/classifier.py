@@ -20,7 +20,8 @@ from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import label_method
 from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
-from taskfit.runs.records import QUESTIONS_FILE, SETTINGS_FILE, library_versions
+from taskfit.runs.file_names import SETTINGS_FILE
+from taskfit.runs.records import QUESTIONS_FILE, library_versions
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_run_settings, settings_from_dict
 from taskfit.stats import Evaluation

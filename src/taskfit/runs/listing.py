@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-# As in `runs.records`, `runs.classifier` and `training.checkpoint`, which import much.
-RESULT_FILE = "result.json"
-SETTINGS_FILE = "settings.yaml"
-CHECKPOINTS = "checkpoints"
+from taskfit.runs.file_names import CHECKPOINTS, RESULT_FILE, SETTINGS_FILE
 
 State = Literal["finished", "interrupted", "not started"]
 

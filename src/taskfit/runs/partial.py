@@ -20,7 +20,8 @@ from taskfit.errors import DataError
 from taskfit.files import file_atomic, write_json_atomic
 from taskfit.methods.method import Advance
 from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL
-from taskfit.runs.records import QUESTIONS_FILE, SETTINGS_FILE, TUNED_FILE, library_versions
+from taskfit.runs.file_names import SETTINGS_FILE
+from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE, library_versions
 from taskfit.screen import Screen
 
 MADE_FROM = "made_from.json"

@@ -15,14 +15,13 @@ import pandas as pd
 
 from taskfit.errors import CheckpointError
 from taskfit.files import write_json_atomic, write_text_atomic
+from taskfit.runs.file_names import RESULT_FILE
 from taskfit.stats import Evaluation
 
 PACKAGES = ("taskfit", "torch", "transformers", "peft", "tokenizers", "numpy")
 # What was fitted, where it is no classifier of one question.
 QUESTIONS_FILE = "questions.json"
 TUNED_FILE = "tuned.json"
-RESULT_FILE = "result.json"
-SETTINGS_FILE = "settings.yaml"
 # Old name -> name, of what finished runs of earlier versions recorded.
 RENAMED = {"spared_seconds": "cached_seconds"}
 SEARCH_FILE = "search/search.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from taskfit.errors import CheckpointError
 from taskfit.files import write_json_atomic
-from taskfit.runs.records import RESULT_FILE, SETTINGS_FILE
+from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.settle import as_settled
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_run_settings, settings_differences

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from taskfit.method_settings import HeadSettings
+from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.kind import Size
-from taskfit.runs.records import SETTINGS_FILE
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings

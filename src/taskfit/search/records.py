@@ -11,7 +11,8 @@ from typing import Literal
 
 from taskfit.errors import CheckpointError
 from taskfit.files import write_text_atomic
-from taskfit.runs.records import SEARCH_FILE, SETTINGS_FILE, read_search
+from taskfit.runs.file_names import SETTINGS_FILE
+from taskfit.runs.records import SEARCH_FILE, read_search
 from taskfit.search.space import Value
 
 FOLDER = "search"
