@@ -25,7 +25,7 @@ from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL, saved_run
 from taskfit.runs.file_names import DATA_FILE, RESULT_FILE, SETTINGS_FILE, START, TEXTS_FILE
 from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE, RunResult
 from taskfit.runs.seen import Seen, read_seen
-from taskfit.settings import RunSettings
+from taskfit.settings import RunSettings, SearchSettings
 from taskfit.settings_file import load_run_settings, load_settings, merge_settings, parse_overrides
 from taskfit.start_settings import StartSettings
 from taskfit.tasks import Task, task_from_dict
@@ -33,6 +33,8 @@ from taskfit.tasks.question_files import is_questionnaire
 from taskfit.training.distributed import on_main
 
 RECORD = "origin.json"
+# Settings of data that name a table.
+TABLES = ("train", "validation", "unlabeled")
 FILES = (SETTINGS_FILE, DATA_FILE, FILE, QUESTIONS_FILE, TUNED_FILE, ARRAYS, TEXTS_FILE)
 FOLDERS = (ADAPTER, MODEL)
 # What decides whether weights fit, beside the method: of all that are trained, of those of a causal
@@ -82,7 +84,7 @@ class Origin:
     @cached_property
     def task(self) -> Task | None:
         """Return its task of one question; None: it has several, or none."""
-        return task_from_dict(self._saved["task"]) if "task" in self._saved else None
+        return read_task(self.folder)
 
     @property
     def demonstrations(self) -> list[Example]:
@@ -131,7 +133,7 @@ class Origin:
 
 
 def continued_settings(
-    run: Path, flags: Mapping[str, Any], overrides: Sequence[str] = ()
+    run: Path, flags: Mapping[str, Any], overrides: Sequence[str] = (), *, tests: bool = True
 ) -> RunSettings:
     """Return the settings of a finished run under those given now, for a run that goes on from it.
 
@@ -142,27 +144,72 @@ def continued_settings(
         run: The folder of the finished run.
         flags: Nested settings given as flags.
         overrides: `section.key=value` texts.
+        tests: Whether it is measured on the run's evaluation sets.
 
     Raises:
         CheckpointError: If the folder holds no finished run.
-        SettingsError: Listing everything that is wrong with the settings.
+        SettingsError: Listing everything that is wrong with the settings, or if a table of the run
+            that is read again is not there any more.
     """
     RunResult.load(run)
     before = load_run_settings(run / SETTINGS_FILE)
-    now: dict[str, Any] = {
-        "search": {"trials": 0, "budget_seconds": None},
-        "start": StartSettings(run=str(run.resolve())).model_dump(),
+    given: dict[str, Any] = {}
+    merge_settings(given, flags)
+    merge_settings(given, parse_overrides(overrides))
+    data: dict[str, Any] = {} if tests else {"tests": {}}
+    task = before.task
+    if given.get("data", {}).get("train") is not None:
+        data |= {"num_train": None, "shots_per_class": None}
+        if not is_questionnaire(task.name):
+            task = task.model_copy(update={"name": None})
+    tuning = before.tuning.model_copy(update={"chat_template": None})  # its own is in the run
+    base = before.model_copy(
+        update={
+            "data": before.data.model_copy(update=data),
+            "task": task,
+            "tuning": tuning if before.method.is_tuning else before.tuning,
+            "search": SearchSettings(),
+            "start": StartSettings(run=str(run.resolve())),
+        }
+    )
+    _check_tables(base, given.get("data", {}), run)
+    return load_settings(base, flags=flags, overrides=overrides, lenient_file=True)
+
+
+def _check_tables(base: RunSettings, given: Mapping[str, Any], run: Path) -> None:
+    """Raise `SettingsError` naming the tables of a run that are to be read again and are gone."""
+    data = base.data
+    read = {
+        **{f"data.{key}": getattr(data, key) for key in TABLES if key not in given},
+        **{
+            f"data.tests.{name}": source
+            for name, source in data.tests.items()
+            if name not in given.get("tests", {})
+        },
     }
-    given = parse_overrides(overrides)
-    table = {**flags.get("data", {}), **given.get("data", {})}.get("train")
-    if table is not None:
-        now["data"] = {"num_train": None, "shots_per_class": None}
-        if not is_questionnaire(before.task.name):
-            now["task"] = {"name": None}
-    if before.method.is_tuning:
-        now["tuning"] = {"chat_template": None}  # its own is in the run
-    merge_settings(now, flags)
-    return load_settings(run / SETTINGS_FILE, flags=now, overrides=overrides, lenient_file=True)
+    gone = [
+        f"{source} ({key})"
+        for key, source in read.items()
+        if source is not None and Path(source).suffix and not Path(source).expanduser().exists()
+    ]
+    if gone:
+        raise SettingsError(
+            f"{run} read tables that are not there any more: {', '.join(gone)}. Put them back, "
+            "start where they are, or give others: the table behind `taskfit fit`, test sets with "
+            "--test NAME=FILE, the rest with --set."
+        )
+
+
+def read_task(run: Path) -> Task | None:
+    """Return the task of a finished run of one question; None: it has several, or none.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    if not (run / FILE).is_file():
+        return None
+    with saved_run(run, FILE) as saved:
+        return task_from_dict(saved["task"])
 
 
 def take_origin(settings: RunSettings, folder: Path, *, resume: bool) -> Origin | None:
