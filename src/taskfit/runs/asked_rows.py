@@ -15,7 +15,7 @@ from taskfit.data import (
     label_names,
     to_examples,
 )
-from taskfit.errors import SettingsError
+from taskfit.errors import DataError, SettingsError
 from taskfit.runs.origin import Origin
 from taskfit.runs.rows import labelled_examples, settings_questionnaire, task_columns
 from taskfit.runs.sources import read_builtin, read_source
@@ -64,7 +64,7 @@ def asked_and_train(
         )
     table = read_source(data.train, encoding=data.encoding)
     if asked is None and origin is not None and origin.task is not None:
-        return _task_of(origin.task, table, settings)
+        return _task_of(origin, origin.task, table, settings)
     if asked is None:
         columns = guess_columns(
             table,
@@ -91,7 +91,7 @@ def asked_and_train(
 
 
 def _task_of(
-    task: Task, table: pd.DataFrame, settings: RunSettings
+    origin: Origin, task: Task, table: pd.DataFrame, settings: RunSettings
 ) -> tuple[Asked, list[Example], dict[str, list[Example]], list[str]]:
     """Return an earlier run's task, with the classes of a new table behind its own, and its rows.
 
@@ -99,6 +99,12 @@ def _task_of(
         DataError: If a column is missing, or a label is new to a task that names its own.
     """
     data = settings.data
+    missing = [name for name in task.text if name not in table]
+    if missing:
+        raise DataError(
+            f"{data.train} has no column {', '.join(map(repr, missing))}, where {origin.run} reads "
+            f"texts; it has: {', '.join(map(str, table))}. Rename the columns of the table."
+        )
     examples = to_examples(table, task_columns(task, data), source=str(data.train))
     if task.name == CUSTOM:
         if not task.multi_label:

@@ -296,11 +296,11 @@ def _check_usable(
         fixed = ["method.name"]  # all else follows from it
     values = [(key, _value(settings, key), _value(before, key)) for key in fixed]
     problems = [f"{key} is {new}, and was {old}" for key, new, old in values if new != old]
-    texts, others = settings.data.text, before.data.text
-    if texts and others and set(texts) != set(others):
+    task, texts = read_task(run), settings.data.text
+    if task is not None and texts and set(texts) != set(task.text):
         problems.append(
-            f"data.text is {', '.join(texts)}, and was {', '.join(others)} (rename the columns of "
-            "the table)"
+            f"data.text is {', '.join(texts)}, and was {', '.join(task.text)} (rename the columns "
+            "of the table)"
         )
     if problems:
         raise SettingsError(
