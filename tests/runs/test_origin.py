@@ -135,10 +135,11 @@ def test_training_starts_lower_than_anew(finished: Make, tmp_path: Path, name: s
     assert on[0]["loss_before"] < anew[0]["loss_before"]
 
 
-@pytest.mark.parametrize("name", ["label_words", "head"])
+@pytest.mark.parametrize("name", ["head", "encoder"])
 def test_a_new_class_is_learned(finished: Make, tmp_path: Path, name: str) -> None:
     more = new_class(tmp_path / "more.csv")
-    run = go_on(finished(name), more, tmp_path / "run", "training.epochs=8").fitted
+    slowly = ["training.epochs=10", "training.learning_rate=0.005"]
+    run = go_on(finished(name), more, tmp_path / "run", *slowly).fitted
     green = [Example("g", {"text": f"The {noun} was green."}) for noun in tiny.NOUNS[:8]]
     found = run.probabilities(green).argmax(axis=1)
     assert (found == run.task.label_names.index("neither")).mean() > 0.5
