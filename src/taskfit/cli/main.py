@@ -23,6 +23,7 @@ from taskfit.cli.flags import (
     ConfigOption,
     DataOption,
     EpochsOption,
+    FromOption,
     LabelOption,
     LearningRateOption,
     MethodOption,
@@ -39,6 +40,7 @@ from taskfit.cli.flags import (
     data_flags,
     one_method,
     read_settings,
+    settings_from,
     training_flags,
 )
 from taskfit.cli.new_run import FIT_HELP, new_folder, refuse_without_data, remove_unbegun
@@ -148,6 +150,7 @@ def fit(
     test: TestOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    from_: FromOption = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Folder of an interrupted run.")
     ] = None,
@@ -177,9 +180,12 @@ def fit(
         test=test,
         others=others,
     )
-    own = None if resume is None else resume / "settings.yaml"
-    goes_on = own is not None and config is None and own.is_file()
-    settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
+    if from_ is not None:
+        settings = settings_from(from_, flags, set_, resume=resume, config=config)
+    else:
+        own = None if resume is None else resume / "settings.yaml"
+        goes_on = own is not None and config is None and own.is_file()
+        settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
     if resume is None:
         refuse_without_data(settings)
     source = settings.data.train or settings.task.name

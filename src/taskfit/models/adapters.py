@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from taskfit.errors import CheckpointError, SettingsError
+from taskfit.errors import CheckpointError, SettingsError, first_line
 from taskfit.models.frozen_depth import decoder_layers, first_trained_layer
 from taskfit.models.quantize import four_bit_layers, quantization_bytes
 from taskfit.settings import AdapterSettings
+
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 @torch.library.custom_op(
@@ -273,13 +277,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         CheckpointError: If the folder holds no adapter that fits the model.
     """
-    missing = [
-        name
-        for name in ("adapter_config.json", "adapter_model.safetensors")
-        if not (folder / name).is_file()
-    ]
-    if missing:
-        raise CheckpointError(f"{folder} holds no adapter: {' and '.join(missing)} missing.")
+    _check_adapter_files(folder)
     try:
         with _peft_warnings_off():
             wrapped = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
@@ -289,3 +287,32 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         ) from error
     _adapters_in_model_dtype(model)
     return wrapped
+
+
+def fill_adapter(adapter: PeftModel, folder: Path) -> None:
+    """Give an adapter in training the weights of a saved one of the same shape.
+
+    Raises:
+        CheckpointError: If the folder holds no adapter of this shape.
+    """
+    _check_adapter_files(folder)
+    try:
+        saved = load_file(folder / ADAPTER_FILE)
+        found = set_peft_model_state_dict(adapter, saved)
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The adapter in {folder} does not fit the one to train: {first_line(error)}"
+        ) from error
+    missing = [name for name in found.missing_keys if "lora_" in name]
+    if wrong := [*missing, *found.unexpected_keys]:
+        raise CheckpointError(
+            f"The adapter in {folder} does not fit the one to train: {len(wrong)} of their weights "
+            f"have no partner, such as {wrong[0]}."
+        )
+
+
+def _check_adapter_files(folder: Path) -> None:
+    """Raise `CheckpointError` unless a folder holds an adapter."""
+    missing = [n for n in ("adapter_config.json", ADAPTER_FILE) if not (folder / n).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} holds no adapter: {' and '.join(missing)} missing.")

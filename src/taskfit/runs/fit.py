@@ -13,10 +13,13 @@ from typing import Any, Generic, TypeVar
 from taskfit.errors import SettingsError
 from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.clock import Clock, TickingScreen
+from taskfit.runs.file_names import START
 from taskfit.runs.kind import Measured, RunKind
 from taskfit.runs.labels import LabelRun
+from taskfit.runs.origin import take_origin
 from taskfit.runs.records import RunResult, read_search
 from taskfit.runs.run_folder import check_fingerprint, open_folder
+from taskfit.runs.seen import write_seen
 from taskfit.runs.settle import settle
 from taskfit.runs.tuning.run import TuningRun
 from taskfit.screen import Screen, SilentScreen
@@ -26,6 +29,7 @@ from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.distributed import (
     first_on_each_machine,
     is_main,
+    on_main,
     process_group,
     sum_over_processes,
 )
@@ -85,7 +89,11 @@ def fit(
         check_trackers(run.settings)
         open_folder(run.settings, own, resume=resume)
         clock.open()
+        run.origin = take_origin(run.settings, own, resume=resume)
         check_fingerprint(own, first_on_each_machine(run.read), resume=resume)
+        on_main(lambda: write_seen(own, run.seen()))
+        if run.origin is not None:
+            run.screen.note(run.origin.sentence)
         run.tell()
         if run.trains:
             run.settings = settle(run.settings, own, run.size(), run.screen)
@@ -103,6 +111,8 @@ def fit(
         if report is not None and is_main():
             report(own)
         Checkpoints(own / "checkpoints").remove()
+        if run.origin is not None:
+            on_main(run.origin.remove)
         run.clean()
         metrics = {**measured.metrics, "cost/seconds": result.duration_seconds}
         trackers.finish(metrics, [own / file for file in TRACKED_FILES])
@@ -136,7 +146,7 @@ def _result(
     *,
     num_trainable: int,
 ) -> RunResult:
-    searched = read_search(run.folder)
+    searched, origin = read_search(run.folder), run.origin
     latency = run.latency() if is_main() else None
     return RunResult(
         name=run.name,
@@ -160,7 +170,7 @@ def _result(
         cached_seconds=run.cached_seconds,
         evaluation_seconds=measured.seconds,
         latency_seconds=latency,
-        details=measured.details,
+        details={**measured.details, **({} if origin is None else {START: dict(origin.record)})},
         search_seconds=searched.get("seconds", 0.0),
         search=searched,
     )

@@ -107,6 +107,9 @@ def read_test(
 ) -> list[Example]:
     """Read a labelled table that is not for training; see `labelled_examples`."""
     table = read_source(source, encoding=data.encoding, split="test")
+    if isinstance(asked, Task) and data.label not in table and asked.label_column in table:
+        # In a run that goes on, the new table alone may call its labels otherwise.
+        data = data.model_copy(update={"label": None})
     return labelled_examples(table, asked, data, source=source, every_question=every_question)
 
 

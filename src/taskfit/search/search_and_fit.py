@@ -12,8 +12,9 @@ from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.calibration import hold_out
 from taskfit.runs.clock import Clock, TickingScreen
 from taskfit.runs.fit import FittedRun, Report, fit
+from taskfit.runs.hold_out import AUTO_VALIDATION_FRACTION
 from taskfit.runs.labels import check_learnable, size_of
-from taskfit.runs.prepare import AUTO_VALIDATION_FRACTION, prepare_data
+from taskfit.runs.prepare import prepare_data
 from taskfit.runs.run import model_of
 from taskfit.runs.run_folder import check_fingerprint, open_folder
 from taskfit.runs.settle import settle
@@ -48,6 +49,11 @@ def search_and_fit(
     sharing = share_sources() if settings.search.requested else nullcontext()
     with process_group(folder, settings) as own, sharing:
         several = is_questionnaire(settings.task.name)
+        if settings.search.requested and settings.start.run is not None:
+            raise SettingsError(
+                "The search tries settings on the base model, and this run goes on from another "
+                "one, whose settings it has. Leave --search or --from out."
+            )
         if settings.search.requested and several:
             raise SettingsError(
                 "The search serves runs of one question; this task has several. Leave --search out."
