@@ -10,6 +10,7 @@ from taskfit.data.examples import (
     label_names,
     left_out_note,
     to_examples,
+    without_blank,
 )
 from taskfit.data.fetch import PinnedPackage, cache_folder, fetch_package
 from taskfit.data.guess import guess_columns, guess_note
@@ -44,4 +45,5 @@ __all__ = [
     "rename_columns",
     "split_validation",
     "to_examples",
+    "without_blank",
 ]

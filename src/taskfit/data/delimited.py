@@ -233,8 +233,8 @@ def _not_proper(rest: str, source: str, line: int, delimiter: str) -> DataError:
             f'quote. Quotes inside such a field are written twice (""). {plain}'
         )
     return DataError(
-        f"{source}:{line} is not proper {name}: the quote that is opened here is closed nowhere, "
-        f"so the rest of the file would be one text. Close or remove it. {plain}"
+        f"{source}:{line} is not proper {name}: the quote that is opened in line {line} is "
+        f"closed nowhere, so the rest of the file would be one text. Close or remove it. {plain}"
     )
 
 

@@ -102,7 +102,7 @@ def to_examples(
     check_present(read, present, source, columns.advice)
     _check_texts(table, columns.text, source)
     if has_labels:
-        table = _without_blank(table, read)
+        table = without_blank(table, read)
         lines = [str(line) for line in table.index]
     texts = {name: table[name].tolist() for name in columns.text}
     empty = [
@@ -158,8 +158,8 @@ def left_out_note(table: pd.DataFrame, examples: Sequence[Example], source: str)
     return f"{source}: {left:,} row{'s' * (left > 1)} with neither text nor label left out"
 
 
-def _without_blank(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Leave out the rows that are blank in all of these columns."""
+def without_blank(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return a table without the rows that are blank in all of these columns."""
     rows = zip(*(table[name].tolist() for name in names), strict=True)
     filled = np.array([any(value.strip() for value in row) for row in rows], dtype=bool)
     return table if filled.all() else table[filled]

@@ -6,37 +6,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from taskfit.data import (
-    BUILTIN_NAMES,
     Example,
     Overlap,
-    check_labels,
-    check_one_label_each,
     check_several_classes,
     draw,
     drop_overlap,
-    guess_columns,
-    guess_note,
-    label_names,
     split_validation,
-    to_examples,
 )
 from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError
 from taskfit.runs.rows import (
     fingerprint,
-    labelled_examples,
     read_test,
-    settings_questionnaire,
     text_examples,
 )
-from taskfit.runs.sources import check_labels_task, read_builtin, read_source
+from taskfit.runs.sources import check_labels_task, read_source
+from taskfit.runs.training_table import asked_and_train
 from taskfit.settings import DataSettings, RunSettings
 from taskfit.tasks import (
     Task,
     choose_demonstrations,
-    load_task,
-    override_task,
-    task_from_columns,
 )
 from taskfit.tasks.question_files import is_questionnaire, questionnaire_to_dict
 from taskfit.tasks.questions import Asked, Questionnaire
@@ -100,7 +89,7 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
     data = settings.data
     if data.num_train is not None and data.shots_per_class is not None:
         raise SettingsError("Give data.num_train or data.shots_per_class, not both.")
-    asked, read, evaluations, guessed = _asked_and_train(settings)
+    asked, read, evaluations, guessed = asked_and_train(settings)
     if read and isinstance(asked, Task):
         check_several_classes(read)
     train = [example for example in read if example.answers != {}]
@@ -108,10 +97,10 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
     share = test_share(data, len(train), has_tests=bool(evaluations))
     if share:
         train, evaluations = _hold_out_test(train, evaluations, data, share)
-    evaluations = _all_evaluations(evaluations, asked, data)
+    evaluations = _all_evaluations(evaluations, asked, data, guessed)
     validation: list[Example] = []
     if data.validation is not None:
-        validation = read_test(data.validation, asked, data)
+        validation = read_test(data.validation, asked, data, notes=guessed)
     overlap = None
     if train:
         held_out = sets_by_name({"validation": validation} if validation else {}, evaluations)
@@ -169,7 +158,7 @@ def _unlabeled(
     """Read texts without labels, leaving out those that are evaluated."""
     if data.unlabeled is None:
         return []
-    table = read_source(data.unlabeled, encoding=data.encoding)
+    table = read_source(data.unlabeled, encoding=data.encoding, quotes=data.quotes)
     found = text_examples(table, asked, source=data.unlabeled)
     texts, _ = drop_overlap(found, held_out)
     if not texts:
@@ -192,12 +181,15 @@ def sets_by_name(
 
 
 def _all_evaluations(
-    given: Mapping[str, list[Example]], asked: Asked, data: DataSettings
+    given: Mapping[str, list[Example]], asked: Asked, data: DataSettings, notes: list[str]
 ) -> dict[str, list[Example]]:
-    """Add the sets of `data.tests`, and cut all to at most `data.max_test` examples."""
+    """Add the sets of `data.tests`, and cut all to at most `data.max_test` examples.
+
+    What people should know about how they were read is added to `notes`.
+    """
     evaluations = dict(given)
     for name, source in data.tests.items():
-        evaluations[name] = read_test(source, asked, data, every_question=False)
+        evaluations[name] = read_test(source, asked, data, every_question=False, notes=notes)
     for name, examples in evaluations.items():
         if data.max_test is not None and data.max_test < len(examples):
             evaluations[name] = draw(
@@ -307,66 +299,6 @@ def _hold_out(
             dropped_ids=(*overlap.dropped_ids, *copies)[:5],
         )
     return [example for example in train if text_key(example) not in keys], validation, overlap
-
-
-def _named(settings: RunSettings) -> Asked | None:
-    """Return the task that the settings name, with what they replace; None: they name none."""
-    data, name = settings.data, settings.task.name
-    if name is None:
-        return None
-    if is_questionnaire(name):
-        return settings_questionnaire(settings)
-    task = load_task(name)
-    if data.text and set(data.text) != set(task.text):
-        raise SettingsError(
-            f"Task {task.name} reads the columns {', '.join(task.text)}, but --text names "
-            f"{', '.join(data.text)}. Leave out --text, or use a task file with these columns."
-        )
-    return override_task(task, settings.task, settings.method.shown)
-
-
-def _asked_and_train(
-    settings: RunSettings,
-) -> tuple[Asked, list[Example], dict[str, list[Example]], list[str]]:
-    """Return what is asked, the training examples, built-in evaluation sets, and notes."""
-    data, name = settings.data, settings.task.name
-    asked = _named(settings)
-    if data.train is None:
-        if name in BUILTIN_NAMES:
-            builtin = read_builtin(str(name), folder=data.folder)
-            assert isinstance(asked, Task)
-            check_labels(builtin.train, asked.label_names)
-            return asked, builtin.train, dict(builtin.evaluations), []
-        if asked is not None and data.tests:
-            return asked, [], {}, []
-        raise SettingsError(
-            "No data: give a table, such as `taskfit fit mine.csv` (data.train), or a built-in "
-            f"task with --task ({', '.join(BUILTIN_NAMES)})."
-        )
-    table = read_source(data.train, encoding=data.encoding)
-    if asked is None:
-        columns = guess_columns(
-            table,
-            text=data.text,
-            label=data.label,
-            shares=data.soft_labels,
-            separator=data.label_separator if settings.task.multi_label else None,
-        )
-        columns = replace(columns, carried=tuple(data.slices))
-        examples = to_examples(table, columns, source=data.train)
-        check_several_classes(examples)
-        if not settings.task.multi_label:
-            check_one_label_each(examples, data.label_separator)
-        task = task_from_columns(
-            name="custom",
-            text=columns.text,
-            label_column=columns.label or "label",
-            labels=label_names(examples),
-        )
-        asked = override_task(task, settings.task, settings.method.shown)
-        note = None if data.text else guess_note(columns, table)
-        return asked, examples, {}, [note] if note else []
-    return asked, labelled_examples(table, asked, data, source=data.train), {}, []
 
 
 def _demonstrations(
