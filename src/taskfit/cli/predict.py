@@ -36,7 +36,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--by", help="Column to cut the metrics up by, or gold; repeat to cross."),
     ] = None,
-    column: RenameOption = None,
+    renamed: RenameOption = None,
     encoding: EncodingOption = "utf-8",
     quotes: QuotesOption = "auto",
     device: DeviceOption = "auto",
@@ -46,7 +46,7 @@ def evaluate(
     if file is None:
         raise SettingsError(f"Give a labelled table: taskfit evaluate {run} FILE")
 
-    columns, quotes = parse_pairs("--column", COLUMNS, column), checked_quotes(quotes)
+    columns, quotes = parse_pairs("--column", COLUMNS, renamed), checked_quotes(quotes)
 
     from taskfit.runs.predict import evaluate_file
 
@@ -90,7 +90,7 @@ def predict(
             "--format", help="Of -: text (a text a line, the default), csv, tsv or jsonl."
         ),
     ] = None,
-    column: RenameOption = None,
+    renamed: RenameOption = None,
     encoding: EncodingOption = "utf-8",
     quotes: QuotesOption = "auto",
     device: DeviceOption = "auto",
@@ -112,7 +112,7 @@ def predict(
     """Label texts, with the probability of every label."""
     if per_class and coverage is None:
         raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
-    asked, columns = parse_options(options or []), parse_pairs("--column", COLUMNS, column)
+    asked, columns = parse_options(options or []), parse_pairs("--column", COLUMNS, renamed)
     checked_quotes(quotes)
     check_places(run, file, text, out, format_)
     if text or "-" in (file, out):
@@ -153,14 +153,14 @@ def predict(
         )
     several = len(found.counts) > 1
     counts = "; ".join(
-        (f"{name.removeprefix('predicted_')}: " if several else "")
+        (f"{column.removeprefix('predicted_')}: " if several else "")
         + ", ".join(f"{label} {count:,}" for label, count in by_label.items())
-        for name, by_label in found.counts.items()
+        for column, by_label in found.counts.items()
     )
     screen.console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}")
-    for name, by_size in found.set_sizes.items():
+    for column, by_size in found.set_sizes.items():
         sizes = ", ".join(f"{count:,} of size {size}" for size, count in by_size.items())
-        whose = f" of {name.removeprefix('prediction_set_size_')}" if several else ""
+        whose = f" of {column.removeprefix('prediction_set_size_')}" if several else ""
         screen.console.print(
             f"prediction sets{whose} at coverage {coverage:g}: {sizes}; they keep it on texts like "
             "the validation set's"

@@ -9,22 +9,24 @@ SHOWN_CHARACTERS = 60
 
 
 class NotText(str):
-    """A value that no text can stand for, written as JSON; whoever needs a text refuses it.
+    """A value that no text can stand for, shown as JSON; whoever needs a text refuses it.
 
     Columns that nobody reads may hold such values, so a table is not refused for them.
 
     Attributes:
         what: What it is, for messages.
-        value: The value itself: a list, a dictionary, or bytes.
+        value: The value itself: a list, a dictionary, bytes, or a formula's text.
     """
 
     what: str
     value: Any
 
     def __new__(cls, what: str, value: Any) -> "NotText":  # noqa: ANN401 - whatever a file holds
-        """Write the value as JSON, or bytes as Python does."""
-        shown = repr(value) if isinstance(value, bytes) else None
-        made = super().__new__(cls, shown or json.dumps(value, ensure_ascii=False, default=str))
+        """Write the value as JSON, bytes as Python does, a text as it is."""
+        shown = value if isinstance(value, str) else repr(value)
+        if isinstance(value, list | dict):
+            shown = json.dumps(value, ensure_ascii=False, default=str)
+        made = super().__new__(cls, shown)
         made.what, made.value = what, value
         return made
 

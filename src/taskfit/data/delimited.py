@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,10 @@ QUOTES = ("auto", "marks", "text")
 NOTES = "notes"
 CLOSED = re.compile(r'"(?:[^"]|"")*+"')
 LONE_RETURN = re.compile(r"\r(?!\n)")
-# Not in any text: Unicode keeps it from being a character.
-STAND_IN = "\ufdd0"
+# Unicode keeps these from being characters, so hardly any text holds one.
+STAND_INS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
+
+RETURNS = frozenset(("\r", *STAND_INS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +65,18 @@ def read_delimited(text: str, source: str, delimiter: str, *, quotes: str = "aut
         text, delimiter, skipped = rest, found[1], 1
     # pandas on Python before 3.13 writes a carriage return in a text without quotes around it. In a
     # file whose lines end with line feeds it is no end of a line.
-    returns = "\n" in text and STAND_IN not in text and LONE_RETURN.search(text) is not None
-    if returns:
-        text = LONE_RETURN.sub(STAND_IN, text)
+    stand_in = None
+    if "\n" in text and LONE_RETURN.search(text):
+        stand_in = next((c for c in STAND_INS if c not in text), None)
+    if stand_in is not None:
+        text = LONE_RETURN.sub(stand_in, text)
     notes: list[str] = []
     if quotes == "auto" and delimiter == "\t" and '"' in text:
         found_rows, notes = _of_either_kind(text, source, delimiter, skipped)
     else:
         found_rows = _parse(text, source, delimiter, skipped, marks=quotes != "text")
-    if returns:
-        found_rows = _with_returns(found_rows)
+    if stand_in is not None:
+        found_rows = _with_returns(found_rows, stand_in)
     table = pd.DataFrame(
         found_rows.rows, columns=found_rows.header, index=found_rows.lines, dtype="str"
     )
@@ -126,40 +131,42 @@ def _are_marks(plain: _Rows, marked: _Rows) -> tuple[bool, str]:
     Returns:
         Whether they are, and a reason where it could be otherwise.
     """
-    num_doubled = num_needless = num_bare = num_commas = num_bare_commas = 0
+    counts: Counter[str] = Counter()
     whole_without_header = False
     for place, name in enumerate(plain.header):
-        fields = [row[place] for row in plain.rows if row[place]]
-        if not fields or '"' not in "".join((name, *fields)):
-            num_bare_commas += sum("," in field for field in fields)
-            continue
-        if all(field.startswith('"') for field in fields):
-            num_doubled += sum('""' in field[1:-1] for field in fields)
+        pairs = [
+            (row[place], other[place]) for row, other in zip(plain.rows, marked.rows, strict=True)
+        ]
+        fields = [field for field, _ in pairs if field]
+        if fields and all(field.startswith('"') for field in fields):
+            counts["doubled"] += sum('""' in field[1:-1] for field in fields)
             whole_without_header |= not name.startswith('"')
-            continue
-        for before, after in zip(plain.rows, marked.rows, strict=True):
-            field, content = before[place], after[place]
-            if not field.startswith('"'):
-                num_bare += '"' in field
-                num_bare_commas += "," in field
-            elif '"' in content:
-                num_doubled += 1
-            elif "," in content:
-                num_commas += 1
-            else:
-                num_needless += 1
-    against = num_needless or num_bare or (num_commas and num_bare_commas)
-    if not against:
-        weak = not num_doubled and (num_commas or whole_without_header)
+        else:
+            counts.update(_reason(*pair) for pair in pairs)
+    speech = counts["needless"] or counts["bare"]
+    if not speech and not (counts["comma"] and counts["bare comma"]):
+        weak = not counts["doubled"] and (counts["comma"] or whole_without_header)
         return True, "every field that has them at both ends may need them" if weak else ""
-    if num_doubled:
+    if counts["doubled"]:
         return True, "some are doubled inside, though not all fields are written so"
-    return False, "they stand around some texts only, as in speech" if num_needless else ""
+    in_pairs = counts["needless"] or counts["comma"]
+    return False, "they stand around some texts only, as in speech" if in_pairs else ""
 
 
-def _with_returns(found: _Rows) -> _Rows:
+def _reason(field: str, content: str) -> str:
+    """Return what a field and what it holds where quotes are marks say of who wrote them so."""
+    if not field.startswith('"'):
+        return "bare" if '"' in field else "bare comma" if "," in field else ""
+    if '"' in content:
+        return "doubled"
+    if "," in content:
+        return "comma"
+    return "" if not content or RETURNS & set(content) else "needless"
+
+
+def _with_returns(found: _Rows, stand_in: str) -> _Rows:
     def back(fields: Sequence[str]) -> list[str]:
-        return [field.replace(STAND_IN, "\r") for field in fields]
+        return [field.replace(stand_in, "\r") for field in fields]
 
     return _Rows(back(found.header), [back(row) for row in found.rows], found.lines)
 

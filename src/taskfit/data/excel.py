@@ -3,14 +3,18 @@
 import datetime
 import importlib.util
 import warnings
+from itertools import zip_longest
 from typing import IO, Any
 from zipfile import BadZipFile
 
 import pandas as pd
 
-from taskfit.data.cells import text_of, text_table
+from taskfit.data.cells import NotText, text_of, text_table
 from taskfit.data.delimited import NOTES, check_columns
 from taskfit.errors import DataError, first_line
+
+# A row's number in the sheet, and its fields.
+Row = tuple[int, list[str]]
 
 
 def read_excel(file: IO[bytes], source: str) -> pd.DataFrame:
@@ -36,11 +40,12 @@ def read_excel(file: IO[bytes], source: str) -> pd.DataFrame:
     import openpyxl
 
     try:
-        with warnings.catch_warnings():
-            # Of styles and extensions that are not read.
-            warnings.simplefilter("ignore")
-            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-            sheets = {sheet.title: _rows(sheet) for sheet in book.worksheets}
+        sheets = _sheets(openpyxl.load_workbook(file, read_only=True, data_only=True))
+        if any("" in fields for rows in sheets.values() for _, fields in rows):
+            # What is blank may be a formula that no program has computed.
+            file.seek(0)
+            formulas = _sheets(openpyxl.load_workbook(file, read_only=True))
+            sheets = {name: _with_formulas(rows, formulas[name]) for name, rows in sheets.items()}
     except (BadZipFile, KeyError, ValueError, TypeError, OSError, SyntaxError) as error:
         raise DataError(
             f"{source} is an Excel file that cannot be read: {first_line(error)} Save it anew, or "
@@ -59,7 +64,28 @@ def read_excel(file: IO[bytes], source: str) -> pd.DataFrame:
     return table
 
 
-def _rows(sheet: Any) -> list[tuple[int, list[str]]]:  # noqa: ANN401 - openpyxl's
+def _sheets(book: Any) -> dict[str, list[Row]]:  # noqa: ANN401 - openpyxl's
+    with warnings.catch_warnings():
+        # Of styles and extensions that are not read.
+        warnings.simplefilter("ignore")
+        return {sheet.title: _rows(sheet) for sheet in book.worksheets}
+
+
+def _with_formulas(rows: list[Row], formulas: list[Row]) -> list[Row]:
+    """Return rows whose blank cells are known as formulas without a result where they are."""
+    found: list[Row] = []
+    blank: Row = (0, [])
+    for (number, fields), (_, written) in zip_longest(formulas, rows, fillvalue=blank):
+        known = written + [""] * (len(fields) - len(written))
+        shown = [
+            NotText("a formula without a result", formula) if not value and formula else value
+            for value, formula in zip(known, fields, strict=True)
+        ]
+        found.append((number, shown))
+    return found
+
+
+def _rows(sheet: Any) -> list[Row]:  # noqa: ANN401 - openpyxl's
     """Return the rows of a sheet with their numbers, up to the last with anything in it."""
     # What a file says of its own size is often wrong.
     sheet.reset_dimensions()
@@ -72,7 +98,7 @@ def _rows(sheet: Any) -> list[tuple[int, list[str]]]:  # noqa: ANN401 - openpyxl
     return rows[:last]
 
 
-def _table(rows: list[tuple[int, list[str]]], source: str) -> pd.DataFrame:
+def _table(rows: list[Row], source: str) -> pd.DataFrame:
     filled = (place for place, (_, fields) in enumerate(rows) if any(f.strip() for f in fields))
     start = next(filled)
     header = [name.strip() for name in rows[start][1]]

@@ -153,7 +153,7 @@ def _arrow_texts(column: "pa.ChunkedArray") -> list[str]:
         column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_timestamp(kind):
         # A column of days is one without times.
-        shown = column.to_pandas().astype(str).tolist()
+        shown = column.to_pandas().astype(str).fillna("NaT").tolist()
         return ["" if text == "NaT" else text for text in shown]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         try:
