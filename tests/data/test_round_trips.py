@@ -136,8 +136,8 @@ def test_quotes_of_a_tsv_file_without_marks_are_characters_of_its_texts(
         (['"Hello."', "plain"], False, True),
         (['"Yes, sir."', "plain"], True, True),
         (['"Yes, sir."', "No, sir."], False, True),
-        X', "plain"], False, False),
-        (['"he', "plain"], False, False),
+        (['he said "a"', "plain"], False, False),
+        (['"he said', "plain"], False, False),
         (['"say ""a"" b"', 'he said "a"'], True, True),
     ],
 )

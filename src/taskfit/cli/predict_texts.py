@@ -180,7 +180,7 @@ def _standard_input(
     raw = io.BytesIO(sys.stdin.buffer.read())
     kind = true_kind(raw, "standard input", ".txt" if form == "text" else f".{form}")
     if kind not in (".txt", *(f".{name}" for name in FORMATS)):
-        raise DataError(f"Standard input is a {kind} file; give it by its name: taskfit predict.")
+        raise DataError(f"standard input is a {kind} file; give it by its name instead of -.")
     raw.seek(0)
     lines = list(decode_lines(raw, "standard input", encoding))
     if form != "text":

@@ -102,11 +102,24 @@ def _of_either_kind(
     except DataError:
         return marked, []
     if len(plain.rows) != len(marked.rows):
-        return marked, [_note(source, "around", "a line break stands between some", "text")]
+        sure = _would_be_written(marked, text, delimiter)
+        return marked, [] if sure else [_note(source, "around", "some hold line breaks", "text")]
     marks, reason = _are_marks(plain, marked)
     if marks:
         return marked, [_note(source, "around", reason, "text")] if reason else []
     return plain, [_note(source, "in", reason, "marks")] if reason else []
+
+
+def _would_be_written(found: _Rows, text: str, delimiter: str) -> bool:
+    """Return whether Python's own writer of marks makes the same text of these rows."""
+    plain = text.replace("\r\n", "\n").rstrip("\n")
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        file = io.StringIO()
+        writer = csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator="\n")
+        writer.writerows([found.header, *found.rows])
+        if file.getvalue().replace("\r\n", "\n").rstrip("\n") == plain:
+            return True
+    return False
 
 
 def _note(source: str, where: str, reason: str, other: str) -> str:

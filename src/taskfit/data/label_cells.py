@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,9 @@ from taskfit.errors import DataError
 
 # Joins the names of several labels of one text.
 SEVERAL = "|"
+# How NumPy writes an array of texts, and the texts in it.
+QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+NUMPY = re.compile(rf"\[\s*(?:(?:{QUOTED.pattern})\s*)+\]")
 LabelAndTarget = tuple[str | None, dict[str, float] | None]
 
 
@@ -78,9 +82,14 @@ def _check_one_each(column: "pd.Series[str]", source: str) -> None:
 
 
 def _all_lists(column: "pd.Series[str]") -> bool:
-    """Return whether all labels of a column are lists as Python or JSON write them."""
+    """Return whether all labels of a column are lists as Python, NumPy or JSON write them.
+
+    Names such as [1] and [2] alone are none.
+    """
     filled = [value for value in dict.fromkeys(column) if value.strip()]
-    return bool(filled) and all(_entries(value) is not None for value in filled)
+    return any(set(value) & set("'\",") for value in filled) and all(
+        _entries(value) is not None for value in filled
+    )
 
 
 def _entries(value: str) -> list[str] | None:
@@ -107,7 +116,9 @@ def _parsed(value: str) -> object:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     # Entries of a NumPy array stand without commas, which Python would join to one.
-    return found if repr(found) == value else None
+    if repr(found) != value:
+        return [a or b for a, b in QUOTED.findall(value)] if NUMPY.fullmatch(value) else None
+    return found
 
 
 def read_shares(
