@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from taskfit.data import Example
+from taskfit.data.cells import NotText, text_of
 from taskfit.data.tables import as_text
 from taskfit.errors import CheckpointError, DataError, suggestion
 from taskfit.report.pages import write_page
@@ -295,7 +296,10 @@ def _rows(texts: Texts, columns: Sequence[str] | None = None) -> list[dict[str, 
         names = [str(name) for name in texts.columns]
         _check_columns(names, columns or (), "The DataFrame")
         chosen = as_text(texts.set_axis(names, axis=1)[list(columns or names)])
-        rows = [{str(k): str(v) for k, v in row.items()} for row in chosen.to_dict("records")]
+        rows = [
+            {str(k): _text(v, f"{k} of row {index}") for k, v in row.items()}
+            for index, row in enumerate(chosen.to_dict("records"))
+        ]
     else:
         rows = [_row(text, f"texts[{index}]", columns) for index, text in enumerate(texts)]
     if not rows:
@@ -306,7 +310,7 @@ def _rows(texts: Texts, columns: Sequence[str] | None = None) -> list[dict[str, 
 def _row(text: object, where: str, columns: Sequence[str] | None) -> dict[str, str]:
     """Return one text as a row of columns; see `_rows`."""
     if isinstance(text, Mapping):
-        row = {str(key): str(value) for key, value in text.items()}
+        row = {str(key): _text(value, f"{where}[{key!r}]") for key, value in text.items()}
         _check_columns(list(row), columns or (), where)
         return {name: row[name] for name in columns or row}
     if not isinstance(text, str):
@@ -319,7 +323,26 @@ def _row(text: object, where: str, columns: Sequence[str] | None) -> dict[str, s
             f"{where} is one string, but this task reads the columns {', '.join(columns)}; give "
             "mappings with these, or a DataFrame."
         )
-    return {columns[0] if columns else "text": text}
+    return {columns[0] if columns else "text": _text(text, where)}
+
+
+def _text(value: object, where: str) -> str:
+    """Return a value as text.
+
+    Raises:
+        DataError: If it is a list or an object, or holds half of a surrogate pair.
+    """
+    text = text_of(value)
+    if isinstance(text, NotText):
+        raise DataError(f"{where} is {text.what}; give a string.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character. "
+            "Decode it anew from its source, or remove it."
+        ) from error
+    return text
 
 
 def _check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:

@@ -11,6 +11,7 @@ from taskfit.errors import SettingsError
 if TYPE_CHECKING:
     from taskfit.settings import RunSettings
 
+QUOTES = ("auto", "marks", "text")
 TableArgument = Annotated[
     str | None, typer.Argument(metavar="TABLE", help="Table with labels (file or hub id).")
 ]
@@ -34,6 +35,14 @@ TestOption = Annotated[
 ]
 ColumnOption = Annotated[
     list[str] | None, typer.Option("--column", help="FIELD=COLUMN; repeatable.")
+]
+RenameOption = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="TASK'S=TABLE'S: a column of another name; repeatable."),
+]
+QuotesOption = Annotated[
+    str,
+    typer.Option("--quotes", help="Around fields of CSV and TSV files: auto, marks or text."),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")]
 MethodOption = Annotated[
@@ -220,6 +229,17 @@ def parse_pairs(flag: str, form: str, entries: Sequence[str] | None) -> dict[str
             raise SettingsError(f"{flag} {entry}: write it as {form}.")
         pairs[left] = right
     return pairs
+
+
+def checked_quotes(quotes: str) -> str:
+    """Return the value of --quotes.
+
+    Raises:
+        SettingsError: If it is none that is allowed.
+    """
+    if quotes not in QUOTES:
+        raise SettingsError(f"--quotes {quotes}: give {', '.join(QUOTES[:-1])} or {QUOTES[-1]}.")
+    return quotes
 
 
 def parse_options(entries: Sequence[str]) -> dict[str, list[str]]:

@@ -9,14 +9,20 @@ from taskfit.cli.flags import (
     DataOption,
     DeviceOption,
     EncodingOption,
+    QuotesOption,
+    RenameOption,
     RunArgument,
+    checked_quotes,
     parse_options,
+    parse_pairs,
     table_of,
 )
 from taskfit.cli.predict_texts import check_places, predict_at_once
 from taskfit.cli.screen import RichScreen, evaluation_cells, plain_table
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import SettingsError
+
+COLUMNS = "TASK'S=TABLE'S"
 
 
 def evaluate(
@@ -30,7 +36,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--by", help="Column to cut the metrics up by, or gold; repeat to cross."),
     ] = None,
+    renamed: RenameOption = None,
     encoding: EncodingOption = "utf-8",
+    quotes: QuotesOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a finished run on another labelled table; adds it to the run's results."""
@@ -38,12 +46,22 @@ def evaluate(
     if file is None:
         raise SettingsError(f"Give a labelled table: taskfit evaluate {run} FILE")
 
+    columns, quotes = parse_pairs("--column", COLUMNS, renamed), checked_quotes(quotes)
+
     from taskfit.runs.predict import evaluate_file
 
     screen = RichScreen()
     name = name or Path(file).name.split(".")[0]
     rows = evaluate_file(
-        run, file, name=name, encoding=encoding, device=device, screen=screen, by=by or ()
+        run,
+        file,
+        name=name,
+        encoding=encoding,
+        device=device,
+        screen=screen,
+        by=by or (),
+        columns=columns,
+        quotes=quotes,
     )
     rows_table = plain_table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE")
     for row, evaluation in rows.items():
@@ -72,7 +90,9 @@ def predict(
             "--format", help="Of -: text (a text a line, the default), csv, tsv or jsonl."
         ),
     ] = None,
+    renamed: RenameOption = None,
     encoding: EncodingOption = "utf-8",
+    quotes: QuotesOption = "auto",
     device: DeviceOption = "auto",
     options: Annotated[
         list[str] | None,
@@ -92,7 +112,8 @@ def predict(
     """Label texts, with the probability of every label."""
     if per_class and coverage is None:
         raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
-    asked = parse_options(options or [])
+    asked, columns = parse_options(options or []), parse_pairs("--column", COLUMNS, renamed)
+    checked_quotes(quotes)
     check_places(run, file, text, out, format_)
     if text or "-" in (file, out):
         predict_at_once(
@@ -106,6 +127,8 @@ def predict(
             options=asked,
             coverage=coverage,
             per_class=per_class,
+            columns=columns,
+            quotes=quotes,
         )
         return
     assert file is not None
@@ -125,6 +148,8 @@ def predict(
             options=asked,
             coverage=coverage,
             per_class=per_class,
+            columns=columns,
+            quotes=quotes,
         )
     several = len(found.counts) > 1
     counts = "; ".join(

@@ -164,7 +164,7 @@ def _rows_of_tables(
 def _read(table: Table, asked: Asked, data: DataSettings) -> list[Example]:
     if table.is_builtin:
         return read_builtin(table.path, folder=data.folder).train
-    found = read_source(table.path, encoding=table.encoding)
+    found = read_source(table.path, encoding=table.encoding, quotes=table.quotes)
     own = data.model_copy(update={"label": table.label})
     return labelled_examples(found, asked, own, source=table.source)
 

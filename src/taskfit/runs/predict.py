@@ -5,10 +5,11 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
-from taskfit.data import Example, read_table
+from taskfit.data import Example, notes_of, read_table, rename_columns
 from taskfit.errors import DataError, suggestion
 from taskfit.methods.method import Advance
 from taskfit.runs.load import load_classifier
@@ -21,7 +22,13 @@ from taskfit.runs.predictions import (
     renaming_note,
 )
 from taskfit.runs.records import RunResult
-from taskfit.runs.rows import fingerprint, labelled_examples, text_examples
+from taskfit.runs.rows import (
+    advice_on_columns,
+    fingerprint,
+    labelled_examples,
+    reading_notes,
+    text_examples,
+)
 from taskfit.runs.slices import GOLD, group_examples
 from taskfit.screen import Screen
 from taskfit.settings import DataSettings
@@ -85,6 +92,8 @@ def predict_file(
     options: Mapping[str, Sequence[str]] | None = None,
     coverage: float | None = None,
     per_class: bool = False,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    quotes: str = "auto",
 ) -> PredictedFile:
     """Predict the labels of a file's texts and write them with all probabilities.
 
@@ -100,6 +109,8 @@ def predict_file(
         options: Several questions: question -> names of its options, where they are others.
         coverage: Adds sets of labels that hold the right one with this probability; None: none.
         per_class: Whether the coverage is to hold for the texts of every label.
+        columns: Column of the task -> column of the source, where it has another name.
+        quotes: Of a CSV or TSV file; see `data.quotes`.
 
     Raises:
         TaskfitError: If the run, the source, the target's kind or the coverage does not allow it.
@@ -107,7 +118,10 @@ def predict_file(
     check_target(target)
     predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
     read = functools.partial(predictor.read, source=source)
-    table = read_table(source, encoding=encoding, split="test")
+    table = read_table(source, encoding=encoding, split="test", quotes=quotes)
+    for note in notes_of(table):
+        screen.note(note)
+    table = named_columns(table, columns, predictor.columns, source)
     # All chunks are read once before any is predicted, so that what is wrong in the last one is
     # said now.
     digest = _fingerprint(table, read)
@@ -142,6 +156,7 @@ def predict_table(
     options: Mapping[str, Sequence[str]] | None = None,
     coverage: float | None = None,
     per_class: bool = False,
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> PredictedTable:
     """Predict the labels of texts at hand, such as a few lines; nothing is written.
 
@@ -155,12 +170,17 @@ def predict_table(
         options: See `predict_file`.
         coverage: See `predict_file`.
         per_class: See `predict_file`.
+        columns: See `predict_file`.
 
     Raises:
         TaskfitError: If the run, the texts or the coverage does not allow it.
     """
     predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
-    texts = predictor.read(make_table(predictor.columns), source=source)
+    table = make_table(predictor.columns)
+    for note in notes_of(table):
+        screen.note(note)
+    table = named_columns(table, columns, predictor.columns, source)
+    texts = predictor.read(table, source=source)
     predictor.say_renamed(texts[:1], screen)
     with screen.progress(f"predicting {source}", len(texts)) as advance:
         found = predictor.answer(texts, advance)
@@ -234,6 +254,8 @@ def evaluate_file(
     device: str,
     screen: Screen,
     by: Sequence[str] = (),
+    columns: Mapping[str, str] = MappingProxyType({}),
+    quotes: str = "auto",
 ) -> dict[str, Evaluation]:
     """Evaluate a finished run on a labelled file; add it to the run's result and predictions.
 
@@ -245,6 +267,8 @@ def evaluate_file(
         device: See `model.device`.
         screen: Where progress is shown.
         by: Columns of the file to cut the metrics up by, `gold` being the right label.
+        columns: See `predict_file`; of texts and labels.
+        quotes: See `predict_file`.
 
     Returns:
         Metrics by set; SET/QUESTION where there are several.
@@ -256,11 +280,20 @@ def evaluate_file(
     result = RunResult.load(folder)
     classifier = load_classifier(folder, device=device)
     asked, carried = classifier.asked, list(dict.fromkeys(c for c in by if c != GOLD))
-    table = read_table(source, encoding=encoding, split="test")
+    table = read_table(source, encoding=encoding, split="test", quotes=quotes)
+    labels = [task.label_column for task in asked.tasks.values()]
+    table = named_columns(table, columns, [*asked.text, *labels], source)
     _check_carried(table, carried, source)
     examples = labelled_examples(
-        table, asked, DataSettings(slices=carried), source=source, every_question=False
+        table,
+        asked,
+        DataSettings(slices=carried),
+        source=source,
+        every_question=False,
+        advice=advice_on_columns(asked.text),
     )
+    for told in reading_notes(table, examples, source):
+        screen.note(told)
     group_examples(name, examples, by)
     if note := renaming_note(examples, asked.tasks):
         screen.note(note)
@@ -274,6 +307,29 @@ def evaluate_file(
     result.evaluations.update(found.evaluations)
     result.save(folder)
     return found.evaluations
+
+
+def named_columns(
+    table: pd.DataFrame, columns: Mapping[str, str], known: Sequence[str], source: str
+) -> pd.DataFrame:
+    """Return a table whose columns have the names of the task's; see `rename_columns`.
+
+    Args:
+        table: As it was read.
+        columns: Column of the task -> column of the table.
+        known: Columns of the task.
+        source: What messages call the table.
+
+    Raises:
+        DataError: If the task or the table has no such column.
+    """
+    for name in columns:
+        if name not in known:
+            raise DataError(
+                f"--column {name}={columns[name]}: the task reads no column {name!r}, but "
+                f"{', '.join(known)}.{suggestion(name, known)}"
+            )
+    return rename_columns(table, columns, source=source) if columns else table
 
 
 def check_target(target: Path) -> None:

@@ -15,7 +15,6 @@ from taskfit.data import (
 )
 from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError, TaskfitError
-from taskfit.runs.asked_rows import asked_and_train
 from taskfit.runs.earlier import VALIDATION, Earlier, Kept, find_earlier
 from taskfit.runs.hold_out import TEST_SET, hold_out_test, hold_out_validation, share_of_test
 from taskfit.runs.origin import Origin
@@ -26,6 +25,7 @@ from taskfit.runs.rows import (
 )
 from taskfit.runs.seen import Seen, seen_in, tables_of
 from taskfit.runs.sources import check_labels_task, read_source
+from taskfit.runs.training_table import asked_and_train
 from taskfit.settings import DataSettings, RunSettings
 from taskfit.tasks import (
     Task,
@@ -108,10 +108,10 @@ def prepare_data(
     answered = [example for example in read if example.answers != {}]
     rows = earlier.kept(answered, keeps_test=TEST_SET not in data.tests)
     rows, evaluations = _with_test(rows, evaluations, data)
-    evaluations = _all_evaluations(evaluations, asked, data)
+    evaluations = _all_evaluations(evaluations, asked, data, guessed)
     validation: list[Example] = []
     if data.validation is not None:
-        validation = read_test(data.validation, asked, data)
+        validation = read_test(data.validation, asked, data, notes=guessed)
     train, validation, overlap = _split(rows, validation, evaluations, settings, earlier)
     if data.num_train is not None or data.shots_per_class is not None:
         drawn = {"num_examples": data.num_train, "shots_per_class": data.shots_per_class}
@@ -229,7 +229,7 @@ def _unlabeled(
     """Read texts without labels, leaving out those that are evaluated."""
     if data.unlabeled is None:
         return []
-    table = read_source(data.unlabeled, encoding=data.encoding)
+    table = read_source(data.unlabeled, encoding=data.encoding, quotes=data.quotes)
     found = text_examples(table, asked, source=data.unlabeled)
     texts, _ = drop_overlap(found, held_out)
     if not texts:
@@ -252,12 +252,15 @@ def sets_by_name(
 
 
 def _all_evaluations(
-    given: Mapping[str, list[Example]], asked: Asked, data: DataSettings
+    given: Mapping[str, list[Example]], asked: Asked, data: DataSettings, notes: list[str]
 ) -> dict[str, list[Example]]:
-    """Add the sets of `data.tests`, and cut all to at most `data.max_test` examples."""
+    """Add the sets of `data.tests`, and cut all to at most `data.max_test` examples.
+
+    What people should know about how they were read is added to `notes`.
+    """
     evaluations = dict(given)
     for name, source in data.tests.items():
-        evaluations[name] = read_test(source, asked, data, every_question=False)
+        evaluations[name] = read_test(source, asked, data, every_question=False, notes=notes)
     for name, examples in evaluations.items():
         if data.max_test is not None and data.max_test < len(examples):
             evaluations[name] = draw(

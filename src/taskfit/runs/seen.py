@@ -36,12 +36,14 @@ class Table:
         path: Where it lies, whatever the working directory; of what is no file the same as source.
         label: Its label column as it was named, or None.
         encoding: Its text encoding.
+        quotes: How marks at the start of its fields are read.
     """
 
     source: str
     path: str
     label: str | None
     encoding: str
+    quotes: str = "auto"
 
     @property
     def is_builtin(self) -> bool:
@@ -106,7 +108,7 @@ def tables_of(settings: RunSettings) -> tuple[Table, ...]:
 def _table(source: str, data: DataSettings) -> Table:
     file = Path(source).expanduser()
     path = str(file.resolve()) if file.is_file() else source
-    return Table(source, path, data.label, data.encoding)
+    return Table(source, path, data.label, data.encoding, data.quotes)
 
 
 def seen_in(

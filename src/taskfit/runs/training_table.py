@@ -1,11 +1,13 @@
-"""From settings to what is asked, and the labelled rows about which it is asked."""
+"""The task and its training examples, as settings name them: a table, or a built-in set."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from taskfit.data import (
     BUILTIN_NAMES,
+    Columns,
     Example,
     check_labels,
     check_one_label_each,
@@ -13,11 +15,12 @@ from taskfit.data import (
     guess_columns,
     guess_note,
     label_names,
+    look_alike_note,
     to_examples,
 )
 from taskfit.errors import DataError, SettingsError
 from taskfit.runs.origin import Origin
-from taskfit.runs.rows import labelled_examples, settings_questionnaire, task_columns
+from taskfit.runs.rows import labelled_examples, reading_notes, settings_questionnaire, task_columns
 from taskfit.runs.sources import read_builtin, read_source
 from taskfit.settings import RunSettings
 from taskfit.tasks import Task, load_task, override_task, task_from_columns, with_labels
@@ -47,7 +50,12 @@ def _named(settings: RunSettings) -> Asked | None:
 def asked_and_train(
     settings: RunSettings, origin: Origin | None
 ) -> tuple[Asked, list[Example], dict[str, list[Example]], list[str]]:
-    """Return what is asked, the training examples, built-in evaluation sets, and notes."""
+    """Return what is asked, the training examples, built-in evaluation sets, and notes.
+
+    Raises:
+        DataError: If the table cannot be read or does not fit the task.
+        SettingsError: If the settings name no data, or not the task's columns.
+    """
     data, name = settings.data, settings.task.name
     asked = _named(settings)
     if data.train is None:
@@ -62,7 +70,7 @@ def asked_and_train(
             "No data: give a table, such as `taskfit fit mine.csv` (data.train), or a built-in "
             f"task with --task ({', '.join(BUILTIN_NAMES)})."
         )
-    table = read_source(data.train, encoding=data.encoding)
+    table = read_source(data.train, encoding=data.encoding, quotes=data.quotes)
     if asked is None and origin is not None and origin.task is not None:
         return _task_of(origin, origin.task, table, settings)
     if asked is None:
@@ -85,9 +93,18 @@ def asked_and_train(
             labels=label_names(examples),
         )
         asked = override_task(task, settings.task, settings.method.shown)
-        note = None if data.text else guess_note(columns, table)
-        return asked, examples, {}, [note] if note else []
-    return asked, labelled_examples(table, asked, data, source=data.train), {}, []
+        guessed = None if data.text else guess_note(columns, table)
+        notes = [
+            guessed,
+            *reading_notes(table, examples, data.train),
+            _look_alikes(table, columns, examples),
+        ]
+        return asked, examples, {}, [note for note in notes if note]
+    examples = labelled_examples(table, asked, data, source=data.train)
+    notes = [*reading_notes(table, examples, data.train)]
+    if isinstance(asked, Task):
+        notes += [_look_alikes(table, task_columns(asked, data), examples)]
+    return asked, examples, {}, [note for note in notes if note]
 
 
 def _task_of(
@@ -113,4 +130,16 @@ def _task_of(
         task = with_labels(task, [name for name in label_names(examples) if name not in known])
     else:
         check_labels(examples, task.label_names)
-    return override_task(task, settings.task, settings.method.shown), examples, {}, []
+    notes = [
+        *reading_notes(table, examples, str(data.train)),
+        _look_alikes(table, task_columns(task, data), examples),
+    ]
+    asked = override_task(task, settings.task, settings.method.shown)
+    return asked, examples, {}, [note for note in notes if note]
+
+
+def _look_alikes(table: pd.DataFrame, columns: Columns, examples: Sequence[Example]) -> str | None:
+    """Say which labels of a table look the same."""
+    if columns.separator is not None or columns.label not in table.columns:
+        return look_alike_note(label_names(examples))
+    return look_alike_note(value for value in table[columns.label].unique() if value.strip())
