@@ -78,6 +78,8 @@ def base_model(
         device = resolve_device(settings.model.device)
         screen.note(dtype_reason(settings.model.dtype, device))
         model = load_model(settings.model, quantization=settings.adapter)
+        if model.note is not None:
+            screen.note(model.note)
         memory.stage("model")
     else:
         memory.charge("model", weight_bytes(model.tree.model))
