@@ -37,7 +37,16 @@ NAMED = 4
 
 
 class NotFiniteError(ModelError):
-    """A model's weights or scores are not finite."""
+    """A model's weights or scores are not finite.
+
+    Attributes:
+        found: What was found, without what to do.
+    """
+
+    def __init__(self, found: str, advice: str = "") -> None:
+        """Make the message."""
+        super().__init__(f"{found[:1].upper()}{found[1:]}. {advice}".strip())
+        self.found = found
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,12 @@ class Names:
 
 
 def load_whole(
-    load: Callable[..., Any], source: str, name: str, *, heads: bool = False, **options: Any
+    load: Callable[..., Any],
+    source: str,
+    name: str,
+    *,
+    heads: bool = False,
+    **options: Any,  # noqa: ANN401
 ) -> tuple[PreTrainedModel, Names]:
     """Load a model with `from_pretrained`, and check that it is what the files hold.
 
@@ -252,8 +266,8 @@ def refuse_infinite(tensors: Mapping[str, Tensor], name: str) -> None:
     if bad:
         raise NotFiniteError(
             f"{name} holds numbers that are not finite: {_count(bad, 'weight')} of "
-            f"{len(tensors):,}: {_told(bad)}. It was damaged or its training went wrong; use an "
-            "earlier state of it."
+            f"{len(tensors):,}, {_told(bad)}",
+            "It was damaged or its training went wrong; use an earlier state of it.",
         )
 
 
@@ -272,15 +286,11 @@ def require_finite(scores: Tensor, names: Iterable[str], *, what: str = "scores"
     if bool(rows.all()):
         return
     bad = [name for name, fine in zip(names, rows.tolist(), strict=True) if not fine]
-    raise not_finite(f"{_count(bad, 'text')}: {_told(bad)}", what=what)
-
-
-def not_finite(where: str, *, what: str = "scores") -> NotFiniteError:
-    """Return the error of a model whose numbers of texts are not finite."""
-    return NotFiniteError(
-        f"The model's {what} are not finite (nan or inf) for {where}. A training that ran away "
-        "leaves such weights: train again with a lower training.learning_rate; or they are too "
-        "large for the number format: set model.dtype=float32."
+    raise NotFiniteError(
+        f"the model's {what} are not finite (nan or inf) for {_count(bad, 'text')}, {_told(bad)}",
+        "A training that ran away leaves such weights: train again with a lower "
+        "training.learning_rate; or they are too large for the number format: set "
+        "model.dtype=float32.",
     )
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from taskfit.errors import TrainingError
 from taskfit.methods.objective import Item, Objective
@@ -41,8 +41,8 @@ def blamed_on_training(step: int) -> Iterator[None]:
         if step == 0:
             raise
         raise TrainingError(
-            f"Training ran away: after step {step} the model's scores or weights are not finite. "
-            f"Nothing was saved of this step; an earlier checkpoint is kept. {ADVICE}\n{error}"
+            f"Training ran away: after step {step} {error.found}. Nothing was saved of this step; "
+            f"an earlier checkpoint stays as it was. {ADVICE}"
         ) from error
 
 
@@ -51,7 +51,7 @@ def check_last(objective: Objective[Any], batch: Sequence[Item], step: int) -> N
     """Raise if the loss after the last step is not finite, where no validation looks at it.
 
     Args:
-        objective: The loss.
+        objective: The loss; of a sharded model it cannot be run by one process.
         batch: Examples of that step; the shortest is run.
         step: The last step.
 
@@ -63,17 +63,17 @@ def check_last(objective: Objective[Any], batch: Sequence[Item], step: int) -> N
     with blamed_on_training(step):
         loss = float(objective.loss_sum(shortest))
         if not math.isfinite(loss):
-            raise NotFiniteError(f"The loss is {loss} ({_names(shortest)}).")
+            raise NotFiniteError(f"the loss is {loss} ({_names(shortest)})")
 
 
-def check_weights(parameters: Mapping[str, nn.Parameter], step: int) -> None:
-    """Raise if trained weights are not finite, before a checkpoint of them replaces another.
+def check_weights(parameters: Mapping[str, Tensor], step: int) -> None:
+    """Raise if trained weights are not finite.
 
     Raises:
         TrainingError: Naming step and weights.
     """
     with blamed_on_training(step):
-        refuse_infinite(dict(parameters), "The model")
+        refuse_infinite(parameters, "the model")
 
 
 def _names(batch: Sequence[Item]) -> str:

@@ -25,12 +25,6 @@ from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.quantize import count_parameters
 from taskfit.settings import TrainingSettings, known
 from taskfit.training.checkpoint import Checkpoints, TrainingState
-from taskfit.training.diverged import (
-    blamed_on_training,
-    check_last,
-    check_weights,
-    loss_not_finite,
-)
 from taskfit.training.distributed import (
     any_process,
     max_over_processes,
@@ -38,6 +32,12 @@ from taskfit.training.distributed import (
     rank,
     share_of_step,
     sum_over_processes,
+)
+from taskfit.training.diverged import (
+    blamed_on_training,
+    check_last,
+    check_weights,
+    loss_not_finite,
 )
 from taskfit.training.length import count_steps
 from taskfit.training.log import TrainingLog
@@ -186,14 +186,19 @@ def train(job: TrainingJob) -> TrainingState:
         elif last and job.sharded is None:
             check_last(job.objective, batch, state.step)
         if last or state.stopped or state.step % save_every == 0:
-            if job.sharded is None:
-                check_weights(job.parameters, state.step)
-            job.checkpoints.save(state, optimizer.state_tensors())
+            _save(job, optimizer, state)
 
     if settings.keep == "best" and state.best_losses and state.best_step < state.step:
         optimizer.load_weights(job.checkpoints.load_best(state.best_step))
     job.model.eval()
     return state
+
+
+def _save(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
+    """Save a checkpoint, unless its weights are not finite: it would replace one that is good."""
+    if job.sharded is None:
+        check_weights(job.parameters, state.step)
+    job.checkpoints.save(state, optimizer.state_tensors())
 
 
 def accumulate_gradient(
