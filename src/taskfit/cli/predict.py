@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     DataOption,
     DeviceOption,
     EncodingOption,
@@ -32,6 +33,7 @@ def evaluate(
     ] = None,
     encoding: EncodingOption = "utf-8",
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Measure a finished run on another labelled table; adds it to the run's results."""
     file = table_of(table, data)
@@ -43,7 +45,14 @@ def evaluate(
     screen = RichScreen()
     name = name or Path(file).name.split(".")[0]
     rows = evaluate_file(
-        run, file, name=name, encoding=encoding, device=device, screen=screen, by=by or ()
+        run,
+        file,
+        name=name,
+        encoding=encoding,
+        device=device,
+        screen=screen,
+        by=by or (),
+        allow_other_base=allow_other_base,
     )
     rows_table = plain_table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE")
     for row, evaluation in rows.items():
@@ -88,6 +97,7 @@ def predict(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Let the coverage hold for every label.")
     ] = False,
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Label texts, with the probability of every label."""
     if per_class and coverage is None:
@@ -106,6 +116,7 @@ def predict(
             options=asked,
             coverage=coverage,
             per_class=per_class,
+            allow_other_base=allow_other_base,
         )
         return
     assert file is not None
@@ -125,6 +136,7 @@ def predict(
             options=asked,
             coverage=coverage,
             per_class=per_class,
+            allow_other_base=allow_other_base,
         )
     several = len(found.counts) > 1
     counts = "; ".join(

@@ -69,6 +69,7 @@ def predict_at_once(
     options: Mapping[str, Sequence[str]],
     coverage: float | None,
     per_class: bool,
+    allow_other_base: bool,
 ) -> None:
     """Predict texts that are read whole, and show or write what comes of it.
 
@@ -83,6 +84,7 @@ def predict_at_once(
         options: See `predict_file`.
         coverage: See `predict_file`.
         per_class: See `predict_file`.
+        allow_other_base: See `predict_file`.
 
     Raises:
         TaskfitError: If the run, the texts, the file or the coverage does not allow it.
@@ -112,6 +114,7 @@ def predict_at_once(
             options=options,
             coverage=coverage,
             per_class=per_class,
+            allow_other_base=allow_other_base,
         )
     if out is None:
         _show(found, texts)

@@ -14,10 +14,12 @@ from transformers import (
 )
 
 from taskfit.errors import ModelError, SettingsError
+from taskfit.models.identity import model_folder, weight_files
+from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
 from taskfit.models.tree_model import TreeModel
-from taskfit.models.whole import load_whole
+from taskfit.models.whole import check_files_finite, load_whole
 from taskfit.settings import AdapterSettings, ModelSettings
 
 DTYPES = {
@@ -164,9 +166,13 @@ def load_model(
             dtype=dtype,
             **options,
         )
+        if options:  # packing hides what is not finite
+            check_files_finite(weight_files(model_folder(name, revision, located=folder)), name)
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise explain_failure(
             settings.name, folder, error, kind="model", packaged=PACKAGED_MODELS
         ) from error

@@ -7,11 +7,13 @@ first, then metrics and checkpoints, then the weights, then the evaluations.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from taskfit.errors import SettingsError
 from taskfit.models.load import LoadedModel, resolve_device
+from taskfit.runs.bases import check_bases
 from taskfit.runs.clock import Clock, TickingScreen
 from taskfit.runs.kind import Measured, RunKind
 from taskfit.runs.labels import LabelRun
@@ -26,6 +28,7 @@ from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.distributed import (
     first_on_each_machine,
     is_main,
+    on_main,
     process_group,
     sum_over_processes,
 )
@@ -61,6 +64,7 @@ def fit(
     name: str | None = None,
     report: Report | None = None,
     baselines: bool = True,
+    allow_other_base: bool = False,
 ) -> FittedRun[Any]:
     """Fit one run into a folder.
 
@@ -74,6 +78,7 @@ def fit(
         report: Called with the folder once the result lies there, before trackers get its files;
             such as `report.pages.write_page`.
         baselines: Whether the run is measured beside baselines.
+        allow_other_base: Whether a run that goes on may do so from another base model.
 
     Raises:
         TaskfitError: If settings, data, model or folder do not allow it.
@@ -87,6 +92,8 @@ def fit(
         clock.open()
         check_fingerprint(own, first_on_each_machine(run.read), resume=resume)
         run.tell()
+        named = None if model is None else model.name
+        on_main(partial(check_bases, own, run.settings, named, allow_other=allow_other_base))
         if run.trains:
             run.settings = settle(run.settings, own, run.size(), run.screen)
         run.memory = MemoryAccount(resolve_device(run.settings.model.device))

@@ -11,6 +11,7 @@ import pandas as pd
 from taskfit.data import Example, read_table
 from taskfit.errors import DataError, suggestion
 from taskfit.methods.method import Advance
+from taskfit.models.identity import describe_model
 from taskfit.runs.load import load_classifier
 from taskfit.runs.measured import LEVELS, MeasuredSets
 from taskfit.runs.partial import PartialPredictions, describe_run
@@ -85,6 +86,7 @@ def predict_file(
     options: Mapping[str, Sequence[str]] | None = None,
     coverage: float | None = None,
     per_class: bool = False,
+    allow_other_base: bool = False,
 ) -> PredictedFile:
     """Predict the labels of a file's texts and write them with all probabilities.
 
@@ -100,18 +102,28 @@ def predict_file(
         options: Several questions: question -> names of its options, where they are others.
         coverage: Adds sets of labels that hold the right one with this probability; None: none.
         per_class: Whether the coverage is to hold for the texts of every label.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Raises:
         TaskfitError: If the run, the source, the target's kind or the coverage does not allow it.
     """
     check_target(target)
-    predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
+    predictor = _Predictor(
+        folder,
+        device,
+        options or {},
+        coverage,
+        per_class=per_class,
+        allow_other_base=allow_other_base,
+    )
     read = functools.partial(predictor.read, source=source)
     table = read_table(source, encoding=encoding, split="test")
     # All chunks are read once before any is predicted, so that what is wrong in the last one is
     # said now.
     digest = _fingerprint(table, read)
     given = f"{dict(options or {})}, coverage {coverage}, per class {per_class}"
+    if allow_other_base:  # its own is part of the run
+        given += f", base {predictor.describe_base()}"
     made_from = {"source": digest, "run": describe_run(folder), "options": given}
     partial = PartialPredictions(target, made_from, num_rows=len(table), chunk=CHUNK, screen=screen)
 
@@ -142,6 +154,7 @@ def predict_table(
     options: Mapping[str, Sequence[str]] | None = None,
     coverage: float | None = None,
     per_class: bool = False,
+    allow_other_base: bool = False,
 ) -> PredictedTable:
     """Predict the labels of texts at hand, such as a few lines; nothing is written.
 
@@ -155,11 +168,19 @@ def predict_table(
         options: See `predict_file`.
         coverage: See `predict_file`.
         per_class: See `predict_file`.
+        allow_other_base: See `predict_file`.
 
     Raises:
         TaskfitError: If the run, the texts or the coverage does not allow it.
     """
-    predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
+    predictor = _Predictor(
+        folder,
+        device,
+        options or {},
+        coverage,
+        per_class=per_class,
+        allow_other_base=allow_other_base,
+    )
     texts = predictor.read(make_table(predictor.columns), source=source)
     predictor.say_renamed(texts[:1], screen)
     with screen.progress(f"predicting {source}", len(texts)) as advance:
@@ -179,6 +200,7 @@ class _Predictor:
         coverage: float | None,
         *,
         per_class: bool,
+        allow_other_base: bool,
     ) -> None:
         """Load the run.
 
@@ -188,11 +210,13 @@ class _Predictor:
             options: See `predict_file`.
             coverage: See `predict_file`.
             per_class: See `predict_file`.
+            allow_other_base: See `predict_file`.
 
         Raises:
             TaskfitError: If the run does not allow it.
         """
-        self._classifier = load_classifier(folder, device=device).with_options(options)
+        found = load_classifier(folder, device=device, allow_other_base=allow_other_base)
+        self._classifier = found.with_options(options)
         self.questions = self._classifier.questions
         self.limits = {}
         if coverage is not None:
@@ -205,6 +229,11 @@ class _Predictor:
     def columns(self) -> tuple[str, ...]:
         """Return the text columns that are read."""
         return tuple(self._classifier.asked.text)
+
+    def describe_base(self) -> str:
+        """Return a digest of the language model's files; empty where none is read."""
+        model = self._classifier.method.context.model
+        return "" if model is None else describe_model(model.name, model.revision)
 
     def read(self, table: pd.DataFrame, *, source: str) -> list[Example]:
         """Return the texts of a table; see `text_examples`."""
@@ -234,6 +263,7 @@ def evaluate_file(
     device: str,
     screen: Screen,
     by: Sequence[str] = (),
+    allow_other_base: bool = False,
 ) -> dict[str, Evaluation]:
     """Evaluate a finished run on a labelled file; add it to the run's result and predictions.
 
@@ -245,6 +275,7 @@ def evaluate_file(
         device: See `model.device`.
         screen: Where progress is shown.
         by: Columns of the file to cut the metrics up by, `gold` being the right label.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Returns:
         Metrics by set; SET/QUESTION where there are several.
@@ -254,7 +285,7 @@ def evaluate_file(
     """
     checked_set_name(name)
     result = RunResult.load(folder)
-    classifier = load_classifier(folder, device=device)
+    classifier = load_classifier(folder, device=device, allow_other_base=allow_other_base)
     asked, carried = classifier.asked, list(dict.fromkeys(c for c in by if c != GOLD))
     table = read_table(source, encoding=encoding, split="test")
     _check_carried(table, carried, source)
