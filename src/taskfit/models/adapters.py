@@ -305,14 +305,15 @@ def _check_adapter(adapter: PeftModel, path: Path) -> None:
         CheckpointError: Naming the weights.
         NotFiniteError: Naming the weights.
     """
-    own = get_peft_model_state_dict(adapter)
+    # Otherwise PEFT asks the hub for the base's configuration.
+    own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
     with safe_open(path, "pt") as file:
         stored = set(file.keys())
     problems = [
-        f"{len(found):,} weights {what}, such as {min(found)}"
+        f"{len(found):,} {what}, such as {min(found)}"
         for found, what in (
-            (own.keys() - stored, "are missing"),
-            (stored - own.keys(), "belong to no layer of this base"),
+            (own.keys() - stored, "of its weights missing"),
+            (stored - own.keys(), "that no layer of this base takes"),
         )
         if found
     ]

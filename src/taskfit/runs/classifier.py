@@ -237,13 +237,14 @@ class Classifier:
                 base is not there or another one.
         """
         file = QUESTIONS_FILE if (folder / QUESTIONS_FILE).is_file() else FILE
+        is_given = model is not None
         with saved_run(folder, file) as plain:
             saved = _with_defaults(plain)
             asked = _asked_from_dict(saved)
             demonstrations = [Example(**entry) for entry in saved["demonstrations"]]
             weights, values = saved["weights"], saved["state"]
             settings, found = settings_for_prediction(
-                folder, saved, device=device, allow_other_base=allow_other_base
+                folder, saved, device=device, allow_other_base=allow_other_base or is_given
             )
             arrays = load_file(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
             kept = saved["calibration"] if "questions" in saved else {"": saved["calibration"]}
@@ -251,7 +252,6 @@ class Classifier:
             check_arrays(arrays, folder / ARRAYS)
             blended = _blend_of(saved.get("blend"), arrays, found)
         method = label_method(settings.method.name)
-        is_given = model is not None
         if settings.method.reads_model and not is_given:
             model = load_fitted_model(settings, folder, weights)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
