@@ -190,13 +190,15 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         shutil.copytree(self._run, target, dirs_exist_ok=True)
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto") -> "TextClassifier":
-        """Load a run, fitted here or by `taskfit fit`, for prediction.
+    def load(
+        cls, folder: str | Path, *, device: str = "auto", allow_other_base: bool = False
+    ) -> "TextClassifier":
+        """Load a run, fitted here or by `taskfit fit`, for prediction; see `taskfit.load`.
 
         Raises:
             CheckpointError: If the folder holds no finished run.
         """
-        classifier = load_classifier(Path(folder), device=device)
+        classifier = load_classifier(Path(folder), device=device, allow_other_base=allow_other_base)
         if isinstance(classifier.asked, Questionnaire):
             raise CheckpointError(
                 f"{folder} is a run of several questions; use `taskfit predict {folder}`."
@@ -269,17 +271,19 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-def load_any(folder: str | Path, *, device: str = "auto") -> TextClassifier | TunedModel:
+def load_any(
+    folder: str | Path, *, device: str = "auto", allow_other_base: bool = False
+) -> TextClassifier | TunedModel:
     """Load a run for use: of a task with labels or, where it was tuned, of answers.
 
     Raises:
         CheckpointError: If the folder holds no finished run, or one of several questions.
     """
     if (Path(folder) / TUNED_FILE).is_file():
-        found = load_run(Path(folder), device=device)
+        found = load_run(Path(folder), device=device, allow_other_base=allow_other_base)
         assert isinstance(found, TunedModel)
         return found
-    return TextClassifier.load(folder, device=device)
+    return TextClassifier.load(folder, device=device, allow_other_base=allow_other_base)
 
 
 def _rows(texts: Texts, columns: Sequence[str] | None = None) -> list[dict[str, str]]:

@@ -73,6 +73,10 @@ OutTableOption = Annotated[
     Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+AllowOtherBaseOption = Annotated[
+    bool,
+    typer.Option("--allow-other-base", help="Go on although the run's base model is another now."),
+]
 EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
 
 

@@ -19,6 +19,7 @@ from taskfit.cli.compare import compare
 from taskfit.cli.curate import curate
 from taskfit.cli.export import export
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     BatchSizeOption,
     ConfigOption,
     DataOption,
@@ -154,6 +155,7 @@ def fit(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Folder of an interrupted run.")
     ] = None,
+    allow_other_base: AllowOtherBaseOption = False,
     search: SearchOption = None,
     search_budget: SearchBudgetOption = None,
     methods: MethodsOption = None,
@@ -192,14 +194,14 @@ def fit(
     folder = resume or out or new_folder(source, several_processes=under_torchrun())
     try:
         with told_when_stopped(lambda: tell_of_run(folder)):
-            _fit(settings, folder, resume=resume is not None)
+            _fit(settings, folder, resume=resume is not None, allow_other_base=allow_other_base)
     except TaskfitError:
         if resume is None and out is None:
             remove_unbegun(folder)
         raise
 
 
-def _fit(settings: "RunSettings", folder: Path, *, resume: bool) -> None:
+def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_base: bool) -> None:
     """Fit, and show what came of it."""
     from taskfit.report.pages import write_page
     from taskfit.search.search_and_fit import search_and_fit
@@ -212,7 +214,12 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool) -> None:
         console.print(where or f"run: {folder}", style="dim", soft_wrap=True)
         with RichScreen(console) as screen:
             fitted = search_and_fit(
-                settings, place, resume=resume, screen=screen, report=write_page
+                settings,
+                place,
+                resume=resume,
+                screen=screen,
+                report=write_page,
+                allow_other_base=allow_other_base,
             )
         result = fitted.result
     show_search(folder, console)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 # What a run writes before it has read anything; see `runs.run_folder`.
-FIRST_FILES = ("settings.yaml", "data.json", "clock.json", TEXTS_FILE)
+FIRST_FILES = ("settings.yaml", "data.json", "clock.json", "bases.json", TEXTS_FILE)
 WHAT_TO_TYPE = """No data: give a table with labels, or a built-in task.
 
   taskfit fit mine.csv                            columns guessed

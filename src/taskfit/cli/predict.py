@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     DataOption,
     DeviceOption,
     EncodingOption,
@@ -40,6 +41,7 @@ def evaluate(
     encoding: EncodingOption = "utf-8",
     quotes: QuotesOption = "auto",
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Measure a finished run on another labelled table; adds it to the run's results."""
     file = table_of(table, data)
@@ -62,6 +64,7 @@ def evaluate(
         by=by or (),
         columns=columns,
         quotes=quotes,
+        allow_other_base=allow_other_base,
     )
     rows_table = plain_table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE")
     for row, evaluation in rows.items():
@@ -108,6 +111,7 @@ def predict(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Let the coverage hold for every label.")
     ] = False,
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Label texts, with the probability of every label."""
     if per_class and coverage is None:
@@ -129,6 +133,7 @@ def predict(
             per_class=per_class,
             columns=columns,
             quotes=quotes,
+            allow_other_base=allow_other_base,
         )
         return
     assert file is not None
@@ -150,6 +155,7 @@ def predict(
             per_class=per_class,
             columns=columns,
             quotes=quotes,
+            allow_other_base=allow_other_base,
         )
     several = len(found.counts) > 1
     counts = "; ".join(

@@ -71,6 +71,7 @@ def predict_at_once(
     per_class: bool,
     columns: Mapping[str, str],
     quotes: str,
+    allow_other_base: bool,
 ) -> None:
     """Predict texts that are read whole, and show or write what comes of it.
 
@@ -87,6 +88,7 @@ def predict_at_once(
         per_class: See `predict_file`.
         columns: See `predict_file`.
         quotes: See `predict_file`.
+        allow_other_base: See `predict_file`.
 
     Raises:
         TaskfitError: If the run, the texts, the file or the coverage does not allow it.
@@ -120,6 +122,7 @@ def predict_at_once(
             coverage=coverage,
             per_class=per_class,
             columns=columns,
+            allow_other_base=allow_other_base,
         )
     if out is None:
         _show(found, texts)

@@ -150,7 +150,15 @@ class Head(TreeMethod):
 
     @torch.no_grad()
     def restore(self, state: MethodState) -> None:
-        """Continue with saved weights."""
+        """Continue with saved weights.
+
+        Raises:
+            ValueError: If they are of another shape, which `copy_` might spread over the labels.
+        """
+        shapes = {WEIGHT: self.head.weight.shape, BIAS: self.head.bias.shape}
+        for name, shape in shapes.items():
+            if state.arrays[name].shape != tuple(shape):
+                raise ValueError(f"{name} is {state.arrays[name].shape}, not {tuple(shape)}")
         self.head.weight.copy_(torch.from_numpy(state.arrays[WEIGHT]))
         self.head.bias.copy_(torch.from_numpy(state.arrays[BIAS]))
 

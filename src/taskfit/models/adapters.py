@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,9 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from taskfit.errors import CheckpointError, SettingsError, first_line
 from taskfit.models.frozen_depth import decoder_layers, first_trained_layer
 from taskfit.models.quantize import four_bit_layers, quantization_bytes
+from taskfit.models.whole import refuse_infinite
 from taskfit.settings import AdapterSettings
 
-ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @torch.library.custom_op(
@@ -280,11 +287,14 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     _check_adapter_files(folder)
     try:
         with _peft_warnings_off():
+            # Of keys that are missing it only warns; they are checked below.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
             wrapped = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     except RuntimeError as error:
         raise CheckpointError(
             f"The adapter in {folder} does not fit {type(model).__name__}: {error}"
         ) from error
+    _check_adapter(wrapped, folder / ADAPTER_WEIGHTS)
     _adapters_in_model_dtype(model)
     return wrapped
 
@@ -297,7 +307,7 @@ def fill_adapter(adapter: PeftModel, folder: Path) -> None:
     """
     _check_adapter_files(folder)
     try:
-        saved = load_file(folder / ADAPTER_FILE)
+        saved = load_file(folder / ADAPTER_WEIGHTS)
         found = set_peft_model_state_dict(adapter, saved)
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
@@ -313,6 +323,36 @@ def fill_adapter(adapter: PeftModel, folder: Path) -> None:
 
 def _check_adapter_files(folder: Path) -> None:
     """Raise `CheckpointError` unless a folder holds an adapter."""
-    missing = [n for n in ("adapter_config.json", ADAPTER_FILE) if not (folder / n).is_file()]
+    missing = [n for n in ("adapter_config.json", ADAPTER_WEIGHTS) if not (folder / n).is_file()]
     if missing:
         raise CheckpointError(f"{folder} holds no adapter: {' and '.join(missing)} missing.")
+
+
+def _check_adapter(adapter: PeftModel, path: Path) -> None:
+    """Raise unless a file holds all weights of an adapter, no others, and all are finite.
+
+    PEFT starts what is missing anew, and leaves out what it does not know.
+
+    Raises:
+        CheckpointError: Naming the weights.
+        NotFiniteError: Naming the weights.
+    """
+    # Otherwise PEFT asks the hub for the base's configuration.
+    own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    with safe_open(path, "pt") as file:
+        stored = set(file.keys())
+    problems = [
+        f"{len(found):,} {what}, such as {min(found)}"
+        for found, what in (
+            (own.keys() - stored, "of its weights missing"),
+            (stored - own.keys(), "that no layer of this base takes"),
+        )
+        if found
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit {type(adapter.get_base_model()).__name__} as it is loaded: "
+            f"{'; '.join(problems)}. The file was changed, or the base is not the one that the "
+            "adapter was trained on."
+        )
+    refuse_infinite(own, str(path))

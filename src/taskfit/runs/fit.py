@@ -7,11 +7,13 @@ first, then metrics and checkpoints, then the weights, then the evaluations.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from taskfit.errors import SettingsError
 from taskfit.models.load import LoadedModel, resolve_device
+from taskfit.runs.bases import check_bases
 from taskfit.runs.clock import Clock, TickingScreen
 from taskfit.runs.file_names import START
 from taskfit.runs.kind import Measured, RunKind
@@ -65,6 +67,7 @@ def fit(
     name: str | None = None,
     report: Report | None = None,
     baselines: bool = True,
+    allow_other_base: bool = False,
 ) -> FittedRun[Any]:
     """Fit one run into a folder.
 
@@ -78,6 +81,7 @@ def fit(
         report: Called with the folder once the result lies there, before trackers get its files;
             such as `report.pages.write_page`.
         baselines: Whether the run is measured beside baselines.
+        allow_other_base: Whether a run that goes on may do so from another base model.
 
     Raises:
         TaskfitError: If settings, data, model or folder do not allow it.
@@ -95,6 +99,8 @@ def fit(
         if run.origin is not None:
             run.screen.note(run.origin.sentence)
         run.tell()
+        named = None if model is None else model.name
+        on_main(partial(check_bases, own, run.settings, named, allow_other=allow_other_base))
         if run.trains:
             run.settings = settle(run.settings, own, run.size(), run.screen)
         run.memory = MemoryAccount(resolve_device(run.settings.model.device))

@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.method import Method
 from taskfit.models.load import LoadedModel
-from taskfit.runs.classifier import Weights
 from taskfit.runs.origin import Origin
+from taskfit.runs.saved import Weights
 from taskfit.runs.seen import Seen
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings

@@ -21,9 +21,11 @@ from taskfit.errors import CheckpointError, SettingsError
 from taskfit.files import folder_atomic, write_json_atomic
 from taskfit.method_settings import TUNING
 from taskfit.methods.method import MethodState, StartingPoint
-from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL, saved_run
+from taskfit.runs.bases import find_bases, with_found
+from taskfit.runs.classifier import ARRAYS, FILE
 from taskfit.runs.file_names import DATA_FILE, RESULT_FILE, SETTINGS_FILE, START, TEXTS_FILE
 from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE, RunResult
+from taskfit.runs.saved import ADAPTER, MODEL, saved_run
 from taskfit.runs.seen import Seen, read_seen
 from taskfit.settings import RunSettings, SearchSettings
 from taskfit.settings_file import load_run_settings, load_settings, merge_settings, parse_overrides
@@ -147,12 +149,14 @@ def continued_settings(
         tests: Whether it is measured on the run's evaluation sets.
 
     Raises:
-        CheckpointError: If the folder holds no finished run.
+        CheckpointError: If the folder holds no finished run, or its base is another one now.
         SettingsError: Listing everything that is wrong with the settings, or if a table of the run
             that is read again is not there any more.
     """
     RunResult.load(run)
     before = load_run_settings(run / SETTINGS_FILE)
+    # Weights go on from the base that they were trained on.
+    before = with_found(before, find_bases(run, before, own_weights=(run / MODEL).is_dir()))
     given: dict[str, Any] = {}
     merge_settings(given, flags)
     merge_settings(given, parse_overrides(overrides))

@@ -12,6 +12,7 @@ import pandas as pd
 from taskfit.data import Example, notes_of, read_table, rename_columns
 from taskfit.errors import DataError, suggestion
 from taskfit.methods.method import Advance
+from taskfit.models.identity import describe_model
 from taskfit.runs.load import load_classifier
 from taskfit.runs.measured import LEVELS, MeasuredSets
 from taskfit.runs.partial import PartialPredictions, describe_run
@@ -94,6 +95,7 @@ def predict_file(
     per_class: bool = False,
     columns: Mapping[str, str] = MappingProxyType({}),
     quotes: str = "auto",
+    allow_other_base: bool = False,
 ) -> PredictedFile:
     """Predict the labels of a file's texts and write them with all probabilities.
 
@@ -111,12 +113,20 @@ def predict_file(
         per_class: Whether the coverage is to hold for the texts of every label.
         columns: Column of the task -> column of the source, where it has another name.
         quotes: Of a CSV or TSV file; see `data.quotes`.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Raises:
         TaskfitError: If the run, the source, the target's kind or the coverage does not allow it.
     """
     check_target(target)
-    predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
+    predictor = _Predictor(
+        folder,
+        device,
+        options or {},
+        coverage,
+        per_class=per_class,
+        allow_other_base=allow_other_base,
+    )
     read = functools.partial(predictor.read, source=source)
     table = read_table(source, encoding=encoding, split="test", quotes=quotes)
     for note in notes_of(table):
@@ -126,6 +136,8 @@ def predict_file(
     # said now.
     digest = _fingerprint(table, read)
     given = f"{dict(options or {})}, coverage {coverage}, per class {per_class}"
+    if allow_other_base:  # its own is part of the run
+        given += f", base {predictor.describe_base()}"
     made_from = {"source": digest, "run": describe_run(folder), "options": given}
     partial = PartialPredictions(target, made_from, num_rows=len(table), chunk=CHUNK, screen=screen)
 
@@ -157,6 +169,7 @@ def predict_table(
     coverage: float | None = None,
     per_class: bool = False,
     columns: Mapping[str, str] = MappingProxyType({}),
+    allow_other_base: bool = False,
 ) -> PredictedTable:
     """Predict the labels of texts at hand, such as a few lines; nothing is written.
 
@@ -171,11 +184,19 @@ def predict_table(
         coverage: See `predict_file`.
         per_class: See `predict_file`.
         columns: See `predict_file`.
+        allow_other_base: See `predict_file`.
 
     Raises:
         TaskfitError: If the run, the texts or the coverage does not allow it.
     """
-    predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
+    predictor = _Predictor(
+        folder,
+        device,
+        options or {},
+        coverage,
+        per_class=per_class,
+        allow_other_base=allow_other_base,
+    )
     table = make_table(predictor.columns)
     for note in notes_of(table):
         screen.note(note)
@@ -199,6 +220,7 @@ class _Predictor:
         coverage: float | None,
         *,
         per_class: bool,
+        allow_other_base: bool,
     ) -> None:
         """Load the run.
 
@@ -208,11 +230,13 @@ class _Predictor:
             options: See `predict_file`.
             coverage: See `predict_file`.
             per_class: See `predict_file`.
+            allow_other_base: See `predict_file`.
 
         Raises:
             TaskfitError: If the run does not allow it.
         """
-        self._classifier = load_classifier(folder, device=device).with_options(options)
+        found = load_classifier(folder, device=device, allow_other_base=allow_other_base)
+        self._classifier = found.with_options(options)
         self.questions = self._classifier.questions
         self.limits = {}
         if coverage is not None:
@@ -225,6 +249,11 @@ class _Predictor:
     def columns(self) -> tuple[str, ...]:
         """Return the text columns that are read."""
         return tuple(self._classifier.asked.text)
+
+    def describe_base(self) -> str:
+        """Return a digest of the language model's files; empty where none is read."""
+        model = self._classifier.method.context.model
+        return "" if model is None else describe_model(model.name, model.revision)
 
     def read(self, table: pd.DataFrame, *, source: str) -> list[Example]:
         """Return the texts of a table; see `text_examples`."""
@@ -256,6 +285,7 @@ def evaluate_file(
     by: Sequence[str] = (),
     columns: Mapping[str, str] = MappingProxyType({}),
     quotes: str = "auto",
+    allow_other_base: bool = False,
 ) -> dict[str, Evaluation]:
     """Evaluate a finished run on a labelled file; add it to the run's result and predictions.
 
@@ -269,6 +299,7 @@ def evaluate_file(
         by: Columns of the file to cut the metrics up by, `gold` being the right label.
         columns: See `predict_file`; of texts and labels.
         quotes: See `predict_file`.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Returns:
         Metrics by set; SET/QUESTION where there are several.
@@ -278,7 +309,7 @@ def evaluate_file(
     """
     checked_set_name(name)
     result = RunResult.load(folder)
-    classifier = load_classifier(folder, device=device)
+    classifier = load_classifier(folder, device=device, allow_other_base=allow_other_base)
     asked, carried = classifier.asked, list(dict.fromkeys(c for c in by if c != GOLD))
     table = read_table(source, encoding=encoding, split="test", quotes=quotes)
     labels = [task.label_column for task in asked.tasks.values()]

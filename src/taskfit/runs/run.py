@@ -102,6 +102,8 @@ def base_model(
             named = named.model_copy(update={"name": str(whole), "revision": None})
         model = load_model(named, quantization=settings.adapter)
         model = replace(model, name=settings.model.name, revision=settings.model.revision)
+        if model.note is not None:
+            screen.note(model.note)
         memory.stage("model")
     else:
         memory.charge("model", weight_bytes(model.tree.model))

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from taskfit.errors import SettingsError
 from taskfit.methods.method import MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS, label_method
 from taskfit.models.load import LoadedModel, resolve_device
+from taskfit.runs.bases import check_bases
 from taskfit.runs.calibration import hold_out
 from taskfit.runs.clock import Clock, TickingScreen
 from taskfit.runs.fit import FittedRun, Report, fit
@@ -24,7 +26,7 @@ from taskfit.search.search import search_settings, settings_of_search
 from taskfit.search.setup import refuse_unserved
 from taskfit.settings import RunSettings
 from taskfit.tasks.question_files import is_questionnaire
-from taskfit.training.distributed import process_group
+from taskfit.training.distributed import on_main, process_group
 from taskfit.training.memory import MemoryAccount
 
 
@@ -38,6 +40,7 @@ def search_and_fit(
     name: str | None = None,
     report: Report | None = None,
     baselines: bool = True,
+    allow_other_base: bool = False,
 ) -> FittedRun[Any]:
     """Search settings on the validation set where `search` asks for it, then fit with the winner's.
 
@@ -61,7 +64,14 @@ def search_and_fit(
         given = settings.resolved(questions=several)
         found = settings_of_search(given, own, resume=resume)
         if found.search.requested and not found.method.is_tuning:
-            found, model = _search(found, own, resume=resume, model=model, screen=screen)
+            found, model = _search(
+                found,
+                own,
+                resume=resume,
+                model=model,
+                screen=screen,
+                allow_other_base=allow_other_base,
+            )
             resume = True  # the folder is this run's, and its clock runs
         elif found is given:
             found = settings  # nothing was searched: `fit` says itself what it resolves
@@ -74,6 +84,7 @@ def search_and_fit(
             name=name,
             report=report,
             baselines=baselines,
+            allow_other_base=allow_other_base,
         )
 
 
@@ -84,6 +95,7 @@ def _search(
     resume: bool,
     model: LoadedModel | None,
     screen: Screen,
+    allow_other_base: bool,
 ) -> tuple[RunSettings, LoadedModel | None]:
     """Return the winner's settings, which the folder has then, and the model as it was before."""
     clock = Clock(folder, resume=resume)
@@ -98,6 +110,8 @@ def _search(
             settings = settings.model_copy(update={"data": settings.data.model_copy(update=share)})
         data = prepare_data(settings)
         check_fingerprint(folder, data.fingerprint, resume=resume)
+        named = None if model is None else model.name
+        on_main(partial(check_bases, folder, settings, named, allow_other=allow_other_base))
         data = replace(data, validation=hold_out(data.validation, settings).validation)
         refuse_unserved(settings, data)
         if issubclass(METHODS[settings.method.name], TrainedMethod):

@@ -10,6 +10,7 @@ import torch
 from taskfit.data.instructions import InstructionRow, Raw, read_instructions
 from taskfit.errors import CheckpointError, PromptError
 from taskfit.methods.method import Advance
+from taskfit.models.identity import describe_model
 from taskfit.models.load import load_model
 from taskfit.runs.classifier import FILE as CLASSIFIER_FILE
 from taskfit.runs.partial import PartialPredictions, describe_run
@@ -24,13 +25,20 @@ CHUNK = 64
 TOLD = 5
 
 
-def load_generator(name: str, *, device: str = "auto", template: str | None = None) -> TunedModel:
+def load_generator(
+    name: str,
+    *,
+    device: str = "auto",
+    template: str | None = None,
+    allow_other_base: bool = False,
+) -> TunedModel:
     """Load the model of a tuning run, or any model by name.
 
     Args:
         name: Folder of a finished run, hub id, local folder of a model, or packaged model.
         device: See `model.device`.
         template: Chat template instead of the model's own; see `tuning.chat_template`.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Raises:
         TaskfitError: If there is no such model, or the run is one of another kind.
@@ -38,7 +46,7 @@ def load_generator(name: str, *, device: str = "auto", template: str | None = No
     folder = Path(name).expanduser()
     tuning = TuningSettings(chat_template=template)
     if (folder / TUNED_FILE).is_file():
-        tuned = TunedModel.load(folder, device=device)
+        tuned = TunedModel.load(folder, device=device, allow_other_base=allow_other_base)
         if template is None:
             return tuned
         return TunedModel(tuned.settings.model_copy(update={"tuning": tuning}), tuned.model)
@@ -68,6 +76,7 @@ def generate_file(
     device: str = "auto",
     template: str | None = None,
     seed: int = 0,
+    allow_other_base: bool = False,
 ) -> int:
     """Answer the prompts of a file and write id, prompt, answer, and reference where there is one.
 
@@ -85,6 +94,7 @@ def generate_file(
         device: See `model.device`.
         template: Chat template instead of the model's own.
         seed: Of sampling.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Returns:
         Number of prompts answered.
@@ -98,12 +108,15 @@ def generate_file(
     )
     rows = found.rows
     screen.note(f"{len(rows):,} prompts, read as {found.format.describe()}")
-    tuned = load_generator(name, device=device, template=template)
+    tuned = load_generator(
+        name, device=device, template=template, allow_other_base=allow_other_base
+    )
     check_room(tuned, rows, decoding)
     folder = Path(name).expanduser()
     made_from = {
         "source": hash_rows(rows),
         "model": describe_run(folder) if (folder / TUNED_FILE).is_file() else name,
+        "base": describe_model(tuned.model.name, tuned.model.revision),
         "options": f"{asdict(decoding)}, template {template}, seed {seed}",
     }
     partial = PartialPredictions(target, made_from, num_rows=len(rows), chunk=CHUNK, screen=screen)
