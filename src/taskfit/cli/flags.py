@@ -56,6 +56,9 @@ TestFractionOption = Annotated[
 ]
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Write over a file that is read.")
+]
 OutTableOption = Annotated[
     Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")
 ]

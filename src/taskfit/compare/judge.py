@@ -21,6 +21,7 @@ from taskfit.report.finished_run import FinishedRun
 from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
+from taskfit.runs.run_folder import run_lock
 from taskfit.runs.tuning.measure import TextMetrics, measure
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, reference_of
@@ -119,6 +120,20 @@ def judge(
         raise SettingsError("--test names evaluation sets of one task: give one --task with it.")
     if not rows and not tasks:
         raise SettingsError("Nothing to judge on: give FILE, --task NAME, or both.")
+    with run_lock(folder, resume=True):
+        return _judge(folder, rows, tasks, tests, decoding, max_test, device, screen)
+
+
+def _judge(
+    folder: Path,
+    rows: Sequence[InstructionRow] | None,
+    tasks: Sequence[str],
+    tests: Mapping[str, str],
+    decoding: Decoding,
+    max_test: int,
+    device: str,
+    screen: Screen,
+) -> dict[str, Any]:
     tuned = TunedModel.load(folder, device=device)
     if rows:
         rows = _with_room(tuned, rows, decoding, screen)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from taskfit.errors import SettingsError
+from taskfit.errors import SettingsError, WriteError
+from taskfit.files import failed_write
 from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.clock import Clock, TickingScreen
 from taskfit.runs.kind import Measured, RunKind
 from taskfit.runs.labels import LabelRun
 from taskfit.runs.records import RunResult, read_search
-from taskfit.runs.run_folder import check_fingerprint, open_folder
+from taskfit.runs.run_folder import check_fingerprint, open_folder, run_lock
 from taskfit.runs.settle import settle
 from taskfit.runs.tuning.run import TuningRun
 from taskfit.screen import Screen, SilentScreen
@@ -26,6 +27,7 @@ from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.distributed import (
     first_on_each_machine,
     is_main,
+    on_main,
     process_group,
     sum_over_processes,
 )
@@ -79,6 +81,7 @@ def fit(
         TaskfitError: If settings, data, model or folder do not allow it.
     """
     with process_group(folder, settings) as own, ExitStack() as stack:
+        on_main(lambda: stack.enter_context(run_lock(own, resume=resume)))
         clock = Clock(own, resume=resume)
         stack.callback(clock.keep)  # a run that is interrupted goes on from here
         run = _make(settings, own, TickingScreen(screen or SilentScreen(), clock), name)
@@ -101,7 +104,7 @@ def fit(
         result = _result(run, state, measured, clock, num_trainable=num_trainable)
         result.save(own)
         if report is not None and is_main():
-            report(own)
+            _report(report, own, run.screen)
         Checkpoints(own / "checkpoints").remove()
         run.clean()
         metrics = {**measured.metrics, "cost/seconds": result.duration_seconds}
@@ -126,6 +129,20 @@ def _make(settings: RunSettings, folder: Path, screen: Screen, name: str | None)
         )
     settings = settings.resolved(questions=several)
     return kind(settings, folder, screen, name or settings.method.name)
+
+
+def _report(report: Report, folder: Path, screen: Screen) -> None:
+    """Draw a run that is finished; where its page cannot be written, say so and how to make it."""
+    try:
+        report(folder)
+    except Exception as error:
+        told = error if isinstance(error, WriteError) else failed_write(error, folder)
+        if told is None:
+            raise
+        screen.note(
+            f"{told}\nThe run in {folder} is finished and whole without its page; make that with "
+            f"`taskfit report {folder}`."
+        )
 
 
 def _result(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taskfit.errors import DataError
-from taskfit.files import file_atomic, write_json_atomic
+from taskfit.files import explain_failed_write, file_atomic, write_json_atomic
 from taskfit.methods.method import Advance
 from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL
 from taskfit.runs.file_names import SETTINGS_FILE
@@ -75,7 +75,8 @@ class PartialPredictions:
                     f"{folder} held parts made from something else ({', '.join(changed)}); "
                     "started anew"
                 )
-        write_json_atomic(marker, made_from)
+        with explain_failed_write(target):
+            write_json_atomic(marker, made_from)
 
     def fill(self, label: str, answer: Callable[[int, slice, Advance], pd.DataFrame]) -> None:
         """Make the chunks that are missing.
@@ -98,7 +99,7 @@ class PartialPredictions:
                     advance(end - start)
                     continue
                 table = answer(index, slice(start, end), advance)
-                with file_atomic(path) as scratch:
+                with explain_failed_write(self._target), file_atomic(path) as scratch:
                     # A chunk without any answer would otherwise have a column of no type.
                     found = pa.Table.from_pandas(table, _schema(table), preserve_index=False)
                     pq.write_table(found, scratch)

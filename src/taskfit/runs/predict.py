@@ -286,6 +286,8 @@ def check_target(target: Path) -> None:
         raise DataError(
             f"{target}: predictions are written as {', '.join(WRITERS)}; name the file so."
         )
+    if target.is_dir():
+        raise DataError(f"{target} is a folder; name a file to write.")
 
 
 def _fingerprint(table: pd.DataFrame, read: Read) -> str:
