@@ -15,8 +15,9 @@ from taskfit.report.pages import write_page
 from taskfit.runs import predict as predict_module
 from taskfit.runs.calibration import ENOUGH_TO_SPLIT, hold_out
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.evaluate import evaluate_file
 from taskfit.runs.fit import FittedRun, fit
-from taskfit.runs.predict import evaluate_file, predict_file
+from taskfit.runs.predict import predict_file
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings

@@ -19,8 +19,9 @@ from taskfit.compare.run import run_grid
 from taskfit.export.export import export_run
 from taskfit.method_settings import METHOD_SETTINGS
 from taskfit.report.pages import write_page
+from taskfit.runs.evaluate import evaluate_file
 from taskfit.runs.fit import fit
-from taskfit.runs.predict import evaluate_file, predict_file
+from taskfit.runs.predict import predict_file
 from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
 from taskfit.settings_file import load_settings

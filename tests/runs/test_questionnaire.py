@@ -19,9 +19,10 @@ from taskfit.files import write_json_atomic
 from taskfit.report.pages import write_page
 from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.evaluate import evaluate_file
 from taskfit.runs.fit import FittedRun, fit
 from taskfit.runs.load import load_run
-from taskfit.runs.predict import evaluate_file, predict_file
+from taskfit.runs.predict import predict_file
 from taskfit.runs.prepare import prepare_data
 from taskfit.runs.records import RunResult
 from taskfit.runs.rows import labelled_examples

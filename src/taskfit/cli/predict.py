@@ -9,11 +9,13 @@ from taskfit.cli.flags import (
     DataOption,
     DeviceOption,
     EncodingOption,
+    OnlyPredictionsOption,
+    OverwriteOption,
     RunArgument,
     parse_options,
     table_of,
 )
-from taskfit.cli.predict_texts import check_places, predict_at_once
+from taskfit.cli.predict_texts import check_places, predict_at_once, shortfalls
 from taskfit.cli.screen import RichScreen, evaluation_cells, plain_table
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import SettingsError
@@ -38,7 +40,7 @@ def evaluate(
     if file is None:
         raise SettingsError(f"Give a labelled table: taskfit evaluate {run} FILE")
 
-    from taskfit.runs.predict import evaluate_file
+    from taskfit.runs.evaluate import evaluate_file
 
     screen = RichScreen()
     name = name or Path(file).name.split(".")[0]
@@ -88,8 +90,10 @@ def predict(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Let the coverage hold for every label.")
     ] = False,
+    only_predictions: OnlyPredictionsOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Label texts, with the probability of every label."""
+    """Label texts, with the probability of every label; every row comes out, in order."""
     if per_class and coverage is None:
         raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
     asked = parse_options(options or [])
@@ -106,6 +110,8 @@ def predict(
             options=asked,
             coverage=coverage,
             per_class=per_class,
+            only_predictions=only_predictions,
+            overwrite=overwrite,
         )
         return
     assert file is not None
@@ -125,6 +131,8 @@ def predict(
             options=asked,
             coverage=coverage,
             per_class=per_class,
+            only_predictions=only_predictions,
+            overwrite=overwrite,
         )
     several = len(found.counts) > 1
     counts = "; ".join(
@@ -132,7 +140,12 @@ def predict(
         + ", ".join(f"{label} {count:,}" for label, count in by_label.items())
         for column, by_label in found.counts.items()
     )
-    screen.console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}")
+    labelled = found.num_rows - found.num_errors
+    screen.console.print(
+        f"{labelled:,} texts labelled ({counts}): {out}", soft_wrap=True, markup=False
+    )
+    for line in shortfalls(out, found.num_rows, found.num_errors, found.num_shortened):
+        screen.console.print(line)
     for column, by_size in found.set_sizes.items():
         sizes = ", ".join(f"{count:,} of size {size}" for size, count in by_size.items())
         whose = f" of {column.removeprefix('prediction_set_size_')}" if several else ""

@@ -40,13 +40,16 @@ class Record(NamedTuple):
     values: dict[str, Any]
 
 
-def iter_records(source: str, *, encoding: str = "utf-8") -> Iterator[Record]:
+def iter_records(
+    source: str, *, encoding: str = "utf-8", keep_blank: bool = False
+) -> Iterator[Record]:
     """Yield the rows of a file in order; JSONL is read line by line, the others as a whole.
 
     Args:
         source: A .json (one array of objects), .jsonl, .csv, .tsv or .parquet file, also with .gz
             behind, or a hub id `owner/name` or `owner/name:configuration`; of it `train` is read.
         encoding: Of text files.
+        keep_blank: See `read_table`.
 
     Raises:
         DataError: If it cannot be found or read.
@@ -59,7 +62,7 @@ def iter_records(source: str, *, encoding: str = "utf-8") -> Iterator[Record]:
     if kind == ".parquet":
         yield from _numbered(read_parquet(path))
     elif kind in (".csv", ".tsv"):
-        table = read_table(source, encoding=encoding)
+        table = read_table(source, encoding=encoding, keep_blank=keep_blank)
         for line, row in zip(table.index, table.to_dict("records"), strict=True):
             yield Record(int(line), {str(name): value for name, value in row.items()})
     elif kind in (".jsonl", ".ndjson") or (

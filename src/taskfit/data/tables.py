@@ -19,7 +19,9 @@ from taskfit.errors import DataError
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
-def read_table(source: str, *, encoding: str = "utf-8", split: str = "train") -> pd.DataFrame:
+def read_table(
+    source: str, *, encoding: str = "utf-8", split: str = "train", keep_blank: bool = False
+) -> pd.DataFrame:
     """Read a table; every value is text, and no text is taken for a missing value.
 
     Args:
@@ -27,6 +29,8 @@ def read_table(source: str, *, encoding: str = "utf-8", split: str = "train") ->
             `owner/name` or `owner/name:configuration`.
         encoding: Of CSV, TSV and JSONL files.
         split: Of a hub data set.
+        keep_blank: Whether rows of CSV and TSV without any value are rows, too, as they are when
+            every row shall come out again.
 
     Returns:
         The table, indexed by the line that each row starts on (row number for Parquet and hub).
@@ -41,19 +45,23 @@ def read_table(source: str, *, encoding: str = "utf-8", split: str = "train") ->
     if kind == ".parquet":
         table = as_text(read_parquet(path))
     elif kind in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        return parse_table(list(iter_lines(path, encoding)), kind=kind, source=source)
+        lines = list(iter_lines(path, encoding))
+        return parse_table(lines, kind=kind, source=source, keep_blank=keep_blank)
     else:
         raise unread_kind(source, kind, FORMATS)
     return _with_rows(table, source)
 
 
-def parse_table(lines: list[tuple[int, str]], *, kind: str, source: str) -> pd.DataFrame:
+def parse_table(
+    lines: list[tuple[int, str]], *, kind: str, source: str, keep_blank: bool = False
+) -> pd.DataFrame:
     """Read a table out of lines of text; see `read_table`.
 
     Args:
         lines: Each with its number, line ends kept.
         kind: .csv, .tsv, or any other for JSONL.
         source: What messages call it.
+        keep_blank: See `read_table`.
 
     Raises:
         DataError: If it cannot be read, or holds no row.
@@ -62,7 +70,8 @@ def parse_table(lines: list[tuple[int, str]], *, kind: str, source: str) -> pd.D
         raise DataError(f"{source} is empty.")
     if kind in (".csv", ".tsv"):
         text = "".join(content for _, content in lines)
-        table = _read_delimited(text, source, "\t" if kind == ".tsv" else ",")
+        delimiter = "\t" if kind == ".tsv" else ","
+        table = _read_delimited(text, source, delimiter, keep_blank=keep_blank)
     else:
         table = _read_jsonl(lines, source)
     return _with_rows(table, source)
@@ -74,7 +83,7 @@ def _with_rows(table: pd.DataFrame, source: str) -> pd.DataFrame:
     return table
 
 
-def _read_delimited(text: str, source: str, delimiter: str) -> pd.DataFrame:
+def _read_delimited(text: str, source: str, delimiter: str, *, keep_blank: bool) -> pd.DataFrame:
     """Read CSV or TSV with Python's reader, which knows the line of every row."""
     csv.field_size_limit(2**31 - 1)
     # Quotes in TSV files are plain characters as often as not; a field that starts with one and
@@ -91,7 +100,9 @@ def _read_delimited(text: str, source: str, delimiter: str) -> pd.DataFrame:
     try:
         for row in reader:
             line, start = start, reader.line_num + 1
-            if not any(field.strip() for field in row):
+            is_blank = not any(field.strip() for field in row)
+            # An empty line is no row; it may stand at the end of any file.
+            if is_blank and not (keep_blank and row and header and len(row) == len(header)):
                 continue
             if header is None:
                 header = _check_header([name.strip() for name in row], source, delimiter)
@@ -153,4 +164,6 @@ def _text_of(value: object) -> str:
     # A column of integers with a gap is read as floats; 1.0 is meant to be 1.
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

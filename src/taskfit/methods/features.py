@@ -26,7 +26,7 @@ from taskfit.methods.reading import PrefixCache, read_prompts
 from taskfit.methods.tree_method import prompt_encoder
 from taskfit.models.adapters import adapters_off
 from taskfit.models.attention import KeyValueCache
-from taskfit.models.encoder import embed_texts, load_encoder
+from taskfit.models.encoder import embed_texts, load_encoder, note_long
 from taskfit.models.fingerprint import fingerprint
 from taskfit.models.load import resolve_device
 from taskfit.models.quantize import count_parameters
@@ -188,8 +188,10 @@ class EncoderFeatures(CachedFeatures):
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
         """Return embeddings of length 1."""
+        texts = ["\n".join(e.texts[name] for name in self._columns) for e in examples]
+        note_long(self._encoder, texts, [example.id for example in examples])
         return self._read(
-            ["\n".join(e.texts[name] for name in self._columns) for e in examples],
+            texts,
             str.encode,
             lambda texts: embed_texts(self._encoder, texts, advance=advance),
             advance,

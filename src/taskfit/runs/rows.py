@@ -110,10 +110,52 @@ def read_test(
     return labelled_examples(table, asked, data, source=source, every_question=every_question)
 
 
+def labelled_rows(
+    table: pd.DataFrame, asked: Asked, data: DataSettings, *, source: str
+) -> list[Example]:
+    """Return every row of a labelled table, those without any text without a label.
+
+    Args:
+        table: As it was read, blank rows kept.
+        asked: One question, or several, of which one suffices.
+        data: Names columns.
+        source: Name of the table, for ids and messages.
+
+    Raises:
+        DataError: As `labelled_examples`, or if no row has a text.
+    """
+    texts = [name for name in asked.text if name in table.columns]
+    is_blank = ~table[texts].apply(lambda column: column.str.strip() != "").any(axis=1)
+    if not texts or not is_blank.any():
+        return labelled_examples(table, asked, data, source=source, every_question=False)
+    if is_blank.all():
+        raise DataError(f"{source}: no row has a text in {', '.join(texts)}.")
+    rest = table[~is_blank]
+    labelled = iter(labelled_examples(rest, asked, data, source=source, every_question=False))
+    blank = iter(
+        text_examples(
+            table[is_blank], asked, source=source, carried=data.slices, require_text=False
+        )
+    )
+    return [next(blank) if found else next(labelled) for found in is_blank]
+
+
 def text_examples(
-    table: pd.DataFrame, asked: Asked, *, source: str, carried: Sequence[str] = ()
+    table: pd.DataFrame,
+    asked: Asked,
+    *,
+    source: str,
+    carried: Sequence[str] = (),
+    require_text: bool = True,
 ) -> list[Example]:
     """Return the texts of a table, without labels.
+
+    Args:
+        table: As it was read.
+        asked: Names the text columns.
+        source: Name of the table, for ids and messages.
+        carried: Further columns to carry along.
+        require_text: See `to_examples`.
 
     Raises:
         DataError: If a text column is missing or a row is without any text.
@@ -127,7 +169,7 @@ def text_examples(
             )
     # A label column in a file to predict may hold anything; it is not looked at.
     columns = Columns(text=asked.text, label=None, carried=tuple(carried))
-    return to_examples(table, columns, source=source)
+    return to_examples(table, columns, source=source, require_text=require_text)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
