@@ -133,7 +133,7 @@ def test_prediction_sets_keep_their_coverage_on_new_examples_of_the_same_kind(
     assert [len(chosen) for chosen in sets] == table["prediction_set_size"].tolist()
     assert (
         sum(found.set_sizes["prediction_set_size"].values())
-        == found.num_texts
+        == found.num_rows
         == sum(found.counts["predicted"].values())
         == 500
     )

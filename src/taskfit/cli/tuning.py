@@ -17,10 +17,13 @@ from taskfit.cli.flags import (
     DataOption,
     DeviceOption,
     EncodingOption,
+    OnlyPredictionsOption,
     OutTableOption,
+    OverwriteOption,
     parse_pairs,
     table_of,
 )
+from taskfit.cli.predict_texts import shortfalls
 from taskfit.cli.screen import RichScreen, plain_table, terminal
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import DataError, PromptError, SettingsError
@@ -78,8 +81,10 @@ def generate(
     chat_template: TemplateOption = None,
     encoding: EncodingOption = "utf-8",
     device: DeviceOption = "auto",
+    only_predictions: OnlyPredictionsOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Answer the prompts of a file; an interrupted command goes on where it was."""
+    """Answer every prompt of a file, in order; an interrupted command goes on where it was."""
     file = table_of(table, data)
     if file is None:
         raise SettingsError(f"Give a file of prompts: taskfit generate {model} FILE -o {out}")
@@ -89,7 +94,7 @@ def generate(
     from taskfit.runs.tuning.generate import generate_file
 
     with told_when_stopped(lambda: tell_of_file(out)), RichScreen() as screen:
-        num = generate_file(
+        found = generate_file(
             model,
             file,
             out,
@@ -101,8 +106,12 @@ def generate(
             device=device,
             template=chat_template,
             seed=seed,
+            only_predictions=only_predictions,
+            overwrite=overwrite,
         )
-    screen.console.print(f"{num:,} answers: {out}")
+    screen.console.print(f"{found.num_answers:,} answers: {out}", soft_wrap=True, markup=False)
+    for line in shortfalls(str(out), found.num_answers, found.num_errors, 0):
+        screen.console.print(line, markup=False)
 
 
 def chat(

@@ -28,6 +28,7 @@ from taskfit.runs.tuning.rows import prompt_of, reference_of
 from taskfit.screen import Screen
 from taskfit.settings_file import load_run_settings, settings_from_dict
 from taskfit.stats.paired import paired_bootstrap
+from taskfit.tasks.shortening import shortened_note
 
 JUDGEMENT = "judgement.json"
 
@@ -77,6 +78,8 @@ def judge_rows(
 ) -> dict[str, Any]:
     """Return perplexity of the rows' answers, and how the model's own compare with them."""
     items, _ = tuned.encode(rows)
+    if cut := sum(item.num_tokens_cut > 0 for item in items):
+        screen.note(shortened_note(f"{label}: reading", cut, len(items)))
     found = measure(tuned, items, reference={}, label=f"{label}: reading", screen=screen)
     assert isinstance(found, TextMetrics), "rows without pairs have text metrics"
     with screen.progress(f"{label}: answering", len(rows)) as advance:

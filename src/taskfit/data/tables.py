@@ -83,7 +83,9 @@ def _with_rows(table: pd.DataFrame, source: str) -> pd.DataFrame:
     return table
 
 
-def _read_delimited(text: str, source: str, delimiter: str, *, keep_blank: bool) -> pd.DataFrame:
+def _read_delimited(
+    text: str, source: str, delimiter: str, *, keep_blank: bool = False
+) -> pd.DataFrame:
     """Read CSV or TSV with Python's reader, which knows the line of every row."""
     csv.field_size_limit(2**31 - 1)
     # Quotes in TSV files are plain characters as often as not; a field that starts with one and
@@ -153,12 +155,13 @@ def _read_jsonl(lines: list[tuple[int, str]], source: str) -> pd.DataFrame:
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
     """Turn values into text; what is missing becomes an empty text."""
-    columns = {str(name): [_text_of(value) for value in table[name]] for name in table.columns}
+    columns = {str(name): [as_cell(value) for value in table[name]] for name in table.columns}
     index = table.index if table.index.dtype.kind == "i" else range(1, len(table) + 1)
     return pd.DataFrame(columns, index=index, dtype=str)
 
 
-def _text_of(value: object) -> str:
+def as_cell(value: object) -> str:
+    """Return a value as text; what is missing is an empty one, and a list or object JSON."""
     if value is None or value is pd.NA or (isinstance(value, float) and value != value):
         return ""
     # A column of integers with a gap is read as floats; 1.0 is meant to be 1.

@@ -63,7 +63,8 @@ class PredictedTable:
         columns = [self.table[f"p{end}_{name}"] for name in names]
         rows = zip(*columns, strict=True)
         for found, row in zip(self.table[f"predicted{end}"], rows, strict=True):
-            yield found, dict(zip(names, map(float, row), strict=True))
+            answer = None if pd.isna(found) else str(found)
+            yield answer, dict(zip(names, map(float, row), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
