@@ -19,6 +19,7 @@ FLOORS = {
     "settings_file": 0,
     "yaml_text": 0,
     "files": 0,
+    "lock": 0,
     "screen": 0,
     "data": 1,
     "stats": 1,

@@ -15,13 +15,13 @@ import tiny
 from taskfit.compare.judge import judge, judge_answers, judge_rows, judgement_rows
 from taskfit.data.instructions import read_instructions
 from taskfit.data.messages import Message
-from taskfit.errors import TaskfitError
+from taskfit.errors import SettingsError, TaskfitError
 from taskfit.files import read_jsonl, write_json_atomic
 from taskfit.models.load import load_model
 from taskfit.report.pages import write_page
 from taskfit.runs.fit import FittedRun, fit
 from taskfit.runs.origin import continued_settings
-from taskfit.runs.tuning.generate import generate_file
+from taskfit.runs.tuning.generate import GeneratedFile, generate_file
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of
 from taskfit.screen import SilentScreen
@@ -267,7 +267,7 @@ def test_raw_texts_are_learned_and_gone_on_with(settings_of: Make, tmp_path: Pat
     ]
 
 
-def generate(run: Path, source: Path, target: Path, **more: Any) -> int:
+def generate(run: Path, source: Path, target: Path, **more: Any) -> GeneratedFile:
     return generate_file(
         str(run),
         str(source),
@@ -282,7 +282,7 @@ def test_a_file_is_answered_as_its_prompts_one_by_one(
 ) -> None:
     source = instructions(tmp_path / "rows.jsonl")
     target = tmp_path / f"answers.{kind}"
-    assert generate(answering, source, target) == len(NAMES)
+    assert generate(answering, source, target) == (len(NAMES), 0)
     readers = {"csv": pd.read_csv, "parquet": pd.read_parquet}
     found = pd.DataFrame(read_jsonl(target)) if kind == "jsonl" else readers[kind](target)
     tuned = TunedModel.load(answering, device="cpu")
@@ -291,6 +291,40 @@ def test_a_file_is_answered_as_its_prompts_one_by_one(
     assert found["reference"].tolist() == list(ANSWERS)
     assert found["prompt"].tolist() == [f"Is the {name} warm?" for name in NAMES]
     assert found["id"].tolist() == [f"rows.jsonl:{line}" for line in range(1, 5)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_every_row_of_prompts_comes_out_with_its_other_columns(
+    answering: Path, tmp_path: Path, kind: str
+) -> None:
+    asked = [f"Is the {name} warm?" for name in NAMES]
+    rows = [
+        {"id": str(place), "instruction": text, "answer": "x", "team": f"t{place}", "error": "e"}
+        for place, text in enumerate((asked[0], "", asked[1], "  ", asked[2]))
+    ]
+    source = tmp_path / f"rows.{kind}"
+    if kind == "csv":
+        pd.DataFrame(rows).to_csv(source, index=False)
+    else:
+        write_rows(source, rows)
+    screen = NotingScreen()
+    counts = generate(answering, source, tmp_path / "out.jsonl", screen=screen)
+    assert counts == (3, 2)
+    found = read_jsonl(tmp_path / "out.jsonl")
+    assert [row["id"] for row in found] == list("01234")
+    assert [row["team"] for row in found] == [f"t{place}" for place in range(5)]
+    assert [row["answer"] for row in found] == [ANSWERS[0], None, ANSWERS[1], None, ANSWERS[2]]
+    assert [row["error"] for row in found] == [
+        *(None, "the row has no text", None, "the row has no text", None)
+    ]
+    assert {row["text_error"] for row in found} == {"e"}
+    assert any("error is called text_error" in note for note in screen.notes)
+    generate(answering, source, tmp_path / "alone.jsonl", only_predictions=True)
+    assert list(read_jsonl(tmp_path / "alone.jsonl")[0]) == ["id", "prompt", "answer", "reference"]
+    before = source.read_bytes()
+    with pytest.raises(SettingsError, match="would be written over"):
+        generate(answering, source, source)
+    assert source.read_bytes() == before
 
 
 def test_prompts_without_answers_are_enough(answering: Path, tmp_path: Path) -> None:

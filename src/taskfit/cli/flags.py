@@ -69,6 +69,13 @@ FromOption = Annotated[
 ]
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Write over a file that is read.")
+]
+OnlyPredictionsOption = Annotated[
+    bool,
+    typer.Option("--only-predictions", help="Leave out the other columns of the input."),
+]
 OutTableOption = Annotated[
     Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")
 ]

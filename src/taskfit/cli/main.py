@@ -10,7 +10,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -69,6 +69,7 @@ from taskfit.cli.stopped import (
 )
 from taskfit.cli.tuning import chat, generate, judge, tuning_table
 from taskfit.errors import SettingsError, TaskfitError
+from taskfit.files import failed_write
 
 if TYPE_CHECKING:
     from taskfit.settings import RunSettings
@@ -232,7 +233,9 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_bas
         console.print(mistakes)
     for warning in result.details.get("warnings", ()):
         console.print(Text.assemble(("note:", "yellow"), f" {warning}"))
-    console.print(f"\nRun: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
+    page = folder / "report.html"
+    made = page if page.is_file() else f"none yet, taskfit report {folder} makes it"
+    console.print(f"\nRun: {folder}   report: {made}", soft_wrap=True)
     use = f"predict {folder} new.csv -o labelled.csv"
     if settings.method.is_tuning:
         use = f"generate {folder} --data prompts.jsonl -o answers.jsonl"
@@ -333,6 +336,17 @@ def under_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
+def _refuse(error: TaskfitError) -> NoReturn:
+    """Show the user's error, and end."""
+    terminal(stderr=True).print(f"taskfit: {error}", style="red")
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What standard output did not take is not tried again at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(2)
+
+
 def main() -> None:
     """Run the command line; the user's errors end in one message and exit code 2."""
     # The hub's own retries and bars would bury our one message.
@@ -349,8 +363,12 @@ def main() -> None:
         if under_torchrun() and os.environ["RANK"] != "0":
             # The main process mostly says the same, and torchrun then ends this one.
             time.sleep(PATIENCE_SECONDS)
-        terminal(stderr=True).print(f"taskfit: {error}", style="red")
-        sys.exit(2)
+        _refuse(error)
+    except Exception as error:
+        told = failed_write(error)
+        if told is None:
+            raise
+        _refuse(told)
     except KeyboardInterrupt:
         terminal(stderr=True).print("stopped", style="red")
         sys.exit(INTERRUPTED)

@@ -10,6 +10,8 @@ from taskfit.cli.flags import (
     DataOption,
     DeviceOption,
     EncodingOption,
+    OnlyPredictionsOption,
+    OverwriteOption,
     QuotesOption,
     RenameOption,
     RunArgument,
@@ -18,7 +20,7 @@ from taskfit.cli.flags import (
     parse_pairs,
     table_of,
 )
-from taskfit.cli.predict_texts import check_places, predict_at_once
+from taskfit.cli.predict_texts import check_places, predict_at_once, shortfalls
 from taskfit.cli.screen import RichScreen, evaluation_cells, plain_table
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import SettingsError
@@ -50,7 +52,7 @@ def evaluate(
 
     columns, quotes = parse_pairs("--column", COLUMNS, renamed), checked_quotes(quotes)
 
-    from taskfit.runs.predict import evaluate_file
+    from taskfit.runs.evaluate import evaluate_file
 
     screen = RichScreen()
     name = name or Path(file).name.split(".")[0]
@@ -112,8 +114,10 @@ def predict(
         bool, typer.Option("--per-class", help="Let the coverage hold for every label.")
     ] = False,
     allow_other_base: AllowOtherBaseOption = False,
+    only_predictions: OnlyPredictionsOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Label texts, with the probability of every label."""
+    """Label texts, with the probability of every label; every row comes out, in order."""
     if per_class and coverage is None:
         raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
     asked, columns = parse_options(options or []), parse_pairs("--column", COLUMNS, renamed)
@@ -134,6 +138,8 @@ def predict(
             columns=columns,
             quotes=quotes,
             allow_other_base=allow_other_base,
+            only_predictions=only_predictions,
+            overwrite=overwrite,
         )
         return
     assert file is not None
@@ -156,6 +162,8 @@ def predict(
             columns=columns,
             quotes=quotes,
             allow_other_base=allow_other_base,
+            only_predictions=only_predictions,
+            overwrite=overwrite,
         )
     several = len(found.counts) > 1
     counts = "; ".join(
@@ -163,7 +171,12 @@ def predict(
         + ", ".join(f"{label} {count:,}" for label, count in by_label.items())
         for column, by_label in found.counts.items()
     )
-    screen.console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}")
+    labelled = found.num_rows - found.num_errors
+    screen.console.print(
+        f"{labelled:,} texts labelled ({counts}): {out}", soft_wrap=True, markup=False
+    )
+    for line in shortfalls(out, found.num_rows, found.num_errors, found.num_shortened):
+        screen.console.print(line)
     for column, by_size in found.set_sizes.items():
         sizes = ", ".join(f"{count:,} of size {size}" for size, count in by_size.items())
         whose = f" of {column.removeprefix('prediction_set_size_')}" if several else ""

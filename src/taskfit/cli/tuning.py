@@ -18,10 +18,13 @@ from taskfit.cli.flags import (
     DataOption,
     DeviceOption,
     EncodingOption,
+    OnlyPredictionsOption,
     OutTableOption,
+    OverwriteOption,
     parse_pairs,
     table_of,
 )
+from taskfit.cli.predict_texts import shortfalls
 from taskfit.cli.screen import RichScreen, plain_table, terminal
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import DataError, PromptError, SettingsError
@@ -80,8 +83,10 @@ def generate(
     encoding: EncodingOption = "utf-8",
     device: DeviceOption = "auto",
     allow_other_base: AllowOtherBaseOption = False,
+    only_predictions: OnlyPredictionsOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Answer the prompts of a file; an interrupted command goes on where it was."""
+    """Answer every prompt of a file, in order; an interrupted command goes on where it was."""
     file = table_of(table, data)
     if file is None:
         raise SettingsError(f"Give a file of prompts: taskfit generate {model} FILE -o {out}")
@@ -91,7 +96,7 @@ def generate(
     from taskfit.runs.tuning.generate import generate_file
 
     with told_when_stopped(lambda: tell_of_file(out)), RichScreen() as screen:
-        num = generate_file(
+        found = generate_file(
             model,
             file,
             out,
@@ -104,8 +109,12 @@ def generate(
             template=chat_template,
             seed=seed,
             allow_other_base=allow_other_base,
+            only_predictions=only_predictions,
+            overwrite=overwrite,
         )
-    screen.console.print(f"{num:,} answers: {out}")
+    screen.console.print(f"{found.num_answers:,} answers: {out}", soft_wrap=True, markup=False)
+    for line in shortfalls(str(out), found.num_answers, found.num_errors, 0):
+        screen.console.print(line, markup=False)
 
 
 def chat(

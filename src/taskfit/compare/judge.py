@@ -23,12 +23,14 @@ from taskfit.runs.bases import Base, find_bases, with_found
 from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
+from taskfit.runs.run_folder import run_lock
 from taskfit.runs.tuning.measure import TextMetrics, measure
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, reference_of
 from taskfit.screen import Screen
 from taskfit.settings_file import load_run_settings, settings_from_dict
 from taskfit.stats.paired import paired_bootstrap
+from taskfit.tasks.shortening import shortened_note
 
 JUDGEMENT = "judgement.json"
 
@@ -78,6 +80,8 @@ def judge_rows(
 ) -> dict[str, Any]:
     """Return perplexity of the rows' answers, and how the model's own compare with them."""
     items, _ = tuned.encode(rows)
+    if cut := sum(item.num_tokens_cut > 0 for item in items):
+        screen.note(shortened_note(f"{label}: reading", cut, len(items)))
     found = measure(tuned, items, reference={}, label=f"{label}: reading", screen=screen)
     assert isinstance(found, TextMetrics), "rows without pairs have text metrics"
     with screen.progress(f"{label}: answering", len(rows)) as advance:
@@ -123,6 +127,23 @@ def judge(
         raise SettingsError("--test names evaluation sets of one task: give one --task with it.")
     if not rows and not tasks:
         raise SettingsError("Nothing to judge on: give FILE, --task NAME, or both.")
+    with run_lock(folder, resume=True):
+        return _judge(
+            *(folder, rows, tasks, tests, decoding, max_test, device, screen, allow_other_base)
+        )
+
+
+def _judge(
+    folder: Path,
+    rows: Sequence[InstructionRow] | None,
+    tasks: Sequence[str],
+    tests: Mapping[str, str],
+    decoding: Decoding,
+    max_test: int,
+    device: str,
+    screen: Screen,
+    allow_other_base: bool,
+) -> dict[str, Any]:
     tuned = TunedModel.load(folder, device=device, allow_other_base=allow_other_base)
     own = load_run_settings(folder / SETTINGS_FILE)
     bases = find_bases(folder, own, own_weights=False, allow_other=allow_other_base)

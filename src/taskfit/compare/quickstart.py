@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from taskfit.compare.stale import set_aside
+from taskfit.lock import only_one_at_a_time
 from taskfit.models.load import LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
 from taskfit.report.pages import comparison_picture, write_page, write_report
@@ -44,6 +45,13 @@ def quickstart(
     Returns:
         The three results: zero-shot, few-shot, fine-tuned.
     """
+    with only_one_at_a_time(folder):
+        return _quickstart(folder, model, num_train, screen, tell)
+
+
+def _quickstart(
+    folder: Path, model: str, num_train: int, screen: Screen, tell: Tell
+) -> list[RunResult]:
     runs = _runs(model, num_train)
     _tell_data(runs["fine-tuned"][1], tell)
     results = []

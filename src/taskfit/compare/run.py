@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from taskfit.compare.folder import GridFolder, only_one_at_a_time
+from taskfit.compare.folder import GridFolder
 from taskfit.compare.grid import Grid, GridRun
 from taskfit.compare.pool import Execution, Pool, Show, ThisProcess
 from taskfit.compare.runner import Ended, check_run, is_finished
 from taskfit.compare.stale import set_aside
 from taskfit.errors import SettingsError, TaskfitError
+from taskfit.lock import only_one_at_a_time
 from taskfit.runs.bases import Base
 from taskfit.runs.records import RunResult
 from taskfit.runs.sources import share_sources

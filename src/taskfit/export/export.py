@@ -12,6 +12,7 @@ from taskfit.export.gguf_file import check_type, export_gguf, find_script, gguf_
 from taskfit.export.merge import check_room, export_merged, merge
 from taskfit.export.source import Source, open_source
 from taskfit.files import folder_atomic, write_json_atomic
+from taskfit.lock import only_one_at_a_time
 from taskfit.models.load import DTYPES
 from taskfit.runs.records import library_versions
 from taskfit.screen import Screen, SilentScreen
@@ -59,7 +60,7 @@ def export_run(
         check_type(outtype)
     if form == "classification":
         check_served(source)
-    with folder_atomic(out) as scratch:
+    with only_one_at_a_time(out, beside=True), folder_atomic(out) as scratch:
         checks = _fill(source, scratch, out, form, outtype, dtype)
         write_json_atomic(
             scratch / RECORD,
@@ -73,8 +74,6 @@ def export_run(
                 "versions": library_versions(),
             },
         )
-        for path in scratch.rglob("*"):
-            path.chmod(0o644)  # some writers leave files for their owner alone
     for check in checks:
         screen.note(check.describe())
     return checks

@@ -130,10 +130,12 @@ class Source:
         for path in files:
             table = pd.read_parquet(path)
             names = renamed_columns(task.text, {"": task.label_names})
-            columns = {column: names.get(column, column) for column in task.text}
+            # Earlier versions renamed fewer columns.
+            columns = {c: new if (new := names.get(c, c)) in table else c for c in task.text}
             if set(columns.values()) <= set(table.columns):
                 rows = table.head(-(-NUM_TEXTS // len(files))).to_dict("records")
-                texts += [{c: str(row[own]) for c, own in columns.items()} for row in rows]
+                found = [{c: str(row[own]) for c, own in columns.items()} for row in rows]
+                texts += [text for text in found if any(map(str.strip, text.values()))]
         texts = texts[:NUM_TEXTS] or [dict.fromkeys(task.text, text) for text in PLAIN_TEXTS]
         return [Example(f"text {i}", text) for i, text in enumerate(texts)]
 

@@ -40,6 +40,7 @@ from taskfit.models.load import check_tokenizer
 from taskfit.models.packaged import PACKAGED_ENCODERS, explain_failure
 from taskfit.models.padded import EncodedRow, encode_texts, plan_padded
 from taskfit.models.whole import require_finite
+from taskfit.tasks.shortening import is_asked
 
 # The published limit of all-MiniLM-L6-v2; sentence encoders are trained on less than they can take.
 EMBED_MAX_LENGTH = 256
@@ -196,6 +197,29 @@ def embed_texts(
         token_budget=batch_tokens,
         advance=advance,
     )
+
+
+def note_long(encoder: LoadedEncoder, texts: Sequence[str], ids: Sequence[str]) -> None:
+    """Note the texts whose end `embed_texts` leaves out, also where their vectors are kept already.
+
+    Args:
+        encoder: Loaded without a head.
+        texts: Any number of texts.
+        ids: Of their rows.
+    """
+    if not is_asked():
+        return
+    length = min(EMBED_MAX_LENGTH, encoder.max_length)
+    # A token is a byte at least, so that most texts need not be tokenized for this.
+    room = length - encoder.tokenizer.num_special_tokens_to_add()
+    long = [i for i, text in enumerate(texts) if len(text.encode()) > room]
+    if long:
+        encode_texts(
+            encoder.tokenizer,
+            [[texts[i]] for i in long],
+            ids=[ids[i] for i in long],
+            max_length=length,
+        )
 
 
 def load_encoder(

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from taskfit.errors import SettingsError
+from taskfit.errors import SettingsError, WriteError
+from taskfit.files import failed_write
 from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.bases import check_bases
 from taskfit.runs.clock import Clock, TickingScreen
@@ -20,7 +21,7 @@ from taskfit.runs.kind import Measured, RunKind
 from taskfit.runs.labels import LabelRun
 from taskfit.runs.origin import take_origin
 from taskfit.runs.records import RunResult, read_search
-from taskfit.runs.run_folder import check_fingerprint, open_folder
+from taskfit.runs.run_folder import check_fingerprint, open_folder, run_lock
 from taskfit.runs.seen import write_seen
 from taskfit.runs.settle import settle
 from taskfit.runs.tuning.run import TuningRun
@@ -87,6 +88,7 @@ def fit(
         TaskfitError: If settings, data, model or folder do not allow it.
     """
     with process_group(folder, settings) as own, ExitStack() as stack:
+        on_main(lambda: stack.enter_context(run_lock(own, resume=resume)))
         clock = Clock(own, resume=resume)
         stack.callback(clock.keep)  # a run that is interrupted goes on from here
         run = _make(settings, own, TickingScreen(screen or SilentScreen(), clock), name)
@@ -115,7 +117,7 @@ def fit(
         result = _result(run, state, measured, clock, num_trainable=num_trainable)
         result.save(own)
         if report is not None and is_main():
-            report(own)
+            _report(report, own, run.screen)
         Checkpoints(own / "checkpoints").remove()
         if run.origin is not None:
             on_main(run.origin.remove)
@@ -142,6 +144,20 @@ def _make(settings: RunSettings, folder: Path, screen: Screen, name: str | None)
         )
     settings = settings.resolved(questions=several)
     return kind(settings, folder, screen, name or settings.method.name)
+
+
+def _report(report: Report, folder: Path, screen: Screen) -> None:
+    """Draw a run that is finished; where its page cannot be written, say so and how to make it."""
+    try:
+        report(folder)
+    except Exception as error:
+        told = error if isinstance(error, WriteError) else failed_write(error, folder)
+        if told is None:
+            raise
+        screen.note(
+            f"{told}\nThe run in {folder} is finished and whole without its page; make that with "
+            f"`taskfit report {folder}`."
+        )
 
 
 def _result(

@@ -18,7 +18,7 @@ from taskfit.runs.hold_out import AUTO_VALIDATION_FRACTION
 from taskfit.runs.labels import check_learnable, size_of
 from taskfit.runs.prepare import prepare_data
 from taskfit.runs.run import model_of
-from taskfit.runs.run_folder import check_fingerprint, open_folder
+from taskfit.runs.run_folder import check_fingerprint, open_folder, run_lock
 from taskfit.runs.settle import settle
 from taskfit.runs.sources import share_sources
 from taskfit.screen import Screen, SilentScreen
@@ -50,7 +50,9 @@ def search_and_fit(
     screen = screen or SilentScreen()
     # A search and the run after it read the same tables.
     sharing = share_sources() if settings.search.requested else nullcontext()
-    with process_group(folder, settings) as own, sharing:
+    with process_group(folder, settings) as own, sharing, ExitStack() as stack:
+        # Held from before the search to the end of the run behind it.
+        on_main(lambda: stack.enter_context(run_lock(own, resume=resume)))
         several = is_questionnaire(settings.task.name)
         if settings.search.requested and settings.start.run is not None:
             raise SettingsError(

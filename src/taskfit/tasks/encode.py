@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from taskfit.data import Example
 from taskfit.errors import PromptError
 from taskfit.tasks.prompt import chat_prompt, prompt_head
+from taskfit.tasks.shortening import note_shortened
 from taskfit.tasks.task import Task
 from taskfit.tasks.template import LABEL
 from taskfit.tasks.text_encoder import IntArray, TextEncoder, Tokenizer
@@ -159,6 +160,7 @@ class PromptEncoder:
             if len(self._end):
                 completions = tuple(np.concatenate((words, self._end)) for words in completions)
             result.append(_encoded(example, self.task, ids, completions, num_tokens_cut=cut))
+        note_shortened(result)
         return result
 
     def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:
@@ -297,6 +299,7 @@ class BareEncoder:
             kept = np.array(ids[: self.max_length], dtype=np.int64)
             cut = len(ids) - len(kept)
             result.append(_encoded(example, self.task, kept, (), num_tokens_cut=cut))
+        note_shortened(result)
         return result
 
     def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:

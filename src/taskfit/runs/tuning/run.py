@@ -27,6 +27,7 @@ from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, prompt_text, reference_of
 from taskfit.screen import Screen, SilentScreen
 from taskfit.tasks.chat import EncodedPreference, EncodedText
+from taskfit.tasks.shortening import shortened_note
 from taskfit.training.checkpoint import TrainingState
 from taskfit.training.distributed import gather, on_main
 from taskfit.training.loop import Validation
@@ -166,6 +167,10 @@ class TuningRun(RunKind[TunedModel]):
         screen.note(f"rows read as {data.format}; {counts}")
         if data.num_dropped:
             screen.note(f"removed {data.num_dropped:,} training rows that stand in another set")
+        for name, items in self.items.items():
+            cut = sum(item.num_tokens_cut > 0 for item in items)
+            if cut and name != "train":  # the loop says it of those
+                screen.note(shortened_note(name, cut, len(items)))
         if num_empty:
             screen.note(
                 f"left out {num_empty:,} rows whose answers lie behind "
