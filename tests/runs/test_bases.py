@@ -27,7 +27,8 @@ from taskfit.runs.bases import BASES_FILE, find_bases, read_bases
 from taskfit.runs.classifier import ARRAYS
 from taskfit.runs.fit import fit
 from taskfit.runs.load import load_run
-from taskfit.runs.predict import evaluate_file, predict_file
+from taskfit.runs.evaluate import evaluate_file
+from taskfit.runs.predict import predict_file
 from taskfit.runs.saved import ADAPTER
 from taskfit.runs.tuning.generate import generate_file
 from taskfit.runs.tuning.model import Decoding

@@ -220,8 +220,8 @@ def _standard_input(
             f"This task reads {', '.join(columns)}, and a line is one text. Give --format csv or "
             "jsonl with these columns."
         )
-    texts = {line: text.strip() for line, text in lines}
-    if not any(texts.values()):
+    texts = {line: text.rstrip("\r\n") for line, text in lines}
+    if not any(text.strip() for text in texts.values()):
         raise DataError("Standard input holds no text.")
     return pd.DataFrame({columns[0]: list(texts.values())}, index=list(texts), dtype=str)
 
