@@ -187,6 +187,10 @@ def test_it_works_in_pipelines_searches_and_ensembles() -> None:
     grid.fit(pd.Series(TEXTS, index=range(50, 74)), labels)
     assert grid.best_params_["method"] == "tfidf"
     assert grid.predict(TEXTS).tolist() == labels.tolist()
+    numbers = quick(**{"data.max_validation": np.int64(3), "data.folder": Path("none")})
+    assert numbers.fit(TEXTS, labels).score(TEXTS, labels) == 1.0
+    named = np.where(GOOD, "a|b", np.where(np.arange(24) % 4 > 1, "a", "b"))
+    assert quick().fit(TEXTS, named).classes_.tolist() == ["a", "a|b", "b"]
     voted = VotingClassifier([("one", quick()), ("two", clone(quick()))], voting="soft")
     assert voted.fit(TEXTS, labels).score(TEXTS, labels) == 1.0
 
@@ -205,7 +209,7 @@ def test_the_columns_of_a_data_frame_are_known(tmp_path: Path) -> None:
         one.predict(TEXTS)
     one.save(tmp_path / "run")
     assert TextClassifier.load(tmp_path / "run").feature_names_in_.tolist() == ["title", "body"]
-    assert not hasattr(quick().fit(TEXTS, KINDS["strings"]), "feature_names_in_")
+    assert not hasattr(one.fit(TEXTS, KINDS["strings"]), "feature_names_in_")
 
 
 def test_what_is_wrong_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

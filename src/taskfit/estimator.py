@@ -17,8 +17,8 @@ from sklearn.utils.validation import check_is_fitted
 from taskfit.data import Example
 from taskfit.data.in_memory import check_some_text, label_array, label_name, text_rows
 from taskfit.errors import CheckpointError, DataError, SettingsError
-from taskfit.files import write_json_atomic
 from taskfit.report.pages import write_page
+from taskfit.runs.classes import read_classes, write_classes
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.load import load_classifier, load_run
 from taskfit.runs.records import TUNED_FILE
@@ -30,8 +30,8 @@ from taskfit.stats.multi_label import THRESHOLD
 from taskfit.tasks.questions import Questionnaire
 
 LABEL = "label"
-# What a run's folder holds of the estimator that fitted it: its classes in their own type.
-CLASSES_FILE = "estimator.json"
+# Stands in no label, since none is several here.
+NO_SEPARATOR = "\x1f"
 # One text or row, or many.
 Texts = str | Mapping[str, str] | Sequence[str | Mapping[str, str]] | pd.Series | pd.DataFrame
 
@@ -132,16 +132,19 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
         settings = load_settings(
             flags=self._flags(folder / "train.jsonl", list(rows[0])),
-            overrides=[f"{k}={json.dumps(v)}" for k, v in (self.settings or {}).items()],
+            overrides=[
+                f"{name}={json.dumps(value, default=_plain)}"
+                for name, value in (self.settings or {}).items()
+            ],
         )
         run, screen = folder / "run", self._screen()
         # Baselines are measured on test texts, which whoever uses an estimator mostly keeps.
-        told = bool(settings.data.tests)
+        told = bool(settings.data.tests or settings.data.test_fraction)
         found = search_and_fit(settings, run, report=write_page, screen=screen, baselines=told)
         fitted = found.fitted
         assert isinstance(fitted, Classifier), "a table of labels is one question"
         columns = list(rows[0]) if isinstance(texts, pd.DataFrame) else None
-        _write_classes(run, classes, names, columns)
+        write_classes(run, classes, names, columns)
         self._take(fitted, run)
         return self
 
@@ -290,13 +293,15 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _take(self, classifier: Classifier, run: Path) -> None:
         """Serve a fitted run, with its classes as they were given to `fit`."""
         names = classifier.task.label_names
-        classes, columns = _read_classes(run, names)
+        classes, columns = read_classes(run, names)
         order = np.argsort(classes, kind="stable")
         self.classifier_, self._run, self.classes_ = classifier, run, classes[order]
         # Where the probability of each class stands in those of the run.
         self._columns = order
         if columns is not None:
             self.feature_names_in_ = np.array(columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
 
     def _check_run(self) -> None:
         if not self._run.is_dir():
@@ -313,7 +318,14 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return {
             "seed": self.seed,
             # Whoever uses an estimator keeps the test texts to themselves.
-            "data": {"train": str(train), "text": columns, "label": LABEL, "test_fraction": 0.0},
+            "data": {
+                "train": str(train),
+                "text": columns,
+                "label": LABEL,
+                # A label is one label, whatever stands in its name.
+                "label_separator": NO_SEPARATOR,
+                "test_fraction": 0.0,
+            },
             "model": {"name": self.model},
             "method": {"name": self.method, "num_demonstrations": self.num_demonstrations},
             "adapter": {"weights": self.weights},
@@ -351,32 +363,10 @@ def load_any(folder: str | Path, *, device: str = "auto") -> TextClassifier | Tu
     return TextClassifier.load(folder, device=device)
 
 
-def _write_classes(
-    run: Path, classes: NDArray[Any], names: Sequence[str], columns: Sequence[str] | None
-) -> None:
-    """Write the classes in their own type, and the DataFrame's columns, into a run's folder."""
-    by_name = dict(zip(names, classes.tolist(), strict=True))
-    dtype = classes.dtype.str
-    write_json_atomic(
-        run / CLASSES_FILE, {"classes": by_name, "dtype": dtype, "feature_names_in": columns}
-    )
-
-
-def _read_classes(run: Path, names: Sequence[str]) -> tuple[NDArray[Any], list[str] | None]:
-    """Return the classes of a run in the order of its labels, and the columns it was fitted on.
-
-    Those of a run that no estimator fitted are the labels' names.
-    """
-    path = run / CLASSES_FILE
-    if not path.is_file():
-        return np.array(names), None
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        values = [saved["classes"][name] for name in names]
-        return np.array(values, dtype=np.dtype(saved["dtype"])), saved["feature_names_in"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
-
-
 def _is_text(values: NDArray[Any]) -> bool:
     return bool(len(values)) and isinstance(values.tolist()[0], str)
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401 - what JSON can write
+    """Return a setting's value as JSON has it: numbers of NumPy's, and paths."""
+    return value.item() if isinstance(value, np.generic) else str(value)

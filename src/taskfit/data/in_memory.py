@@ -112,9 +112,11 @@ def many(values: Any, what: str) -> Any:  # noqa: ANN401
         DataError: If it is one value, without order, without a length, or a table.
     """
     if isinstance(values, str | bytes | Mapping):
-        one = "one string" if isinstance(values, str | bytes) else "a mapping"
-        more = "" if isinstance(values, str | bytes) else " (its values, or a DataFrame)"
-        raise DataError(f"{what} is {one}; give a list{more}, also of a single one: [{what[:-1]}].")
+        one = "a mapping" if isinstance(values, Mapping) else "one string"
+        table = " or a DataFrame" if isinstance(values, Mapping) else ""
+        raise DataError(
+            f"{what} is {one}; give a list{table}, also of a single one: [{what[:-1]}]."
+        )
     shape = getattr(values, "shape", None)
     if shape is not None and len(shape) != 1 and not (len(shape) == 2 and what == "labels"):
         sparse = "sparse " * hasattr(values, "nnz")
