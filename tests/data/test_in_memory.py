@@ -58,7 +58,7 @@ def test_what_is_missing_is_named_by_position(missing: object) -> None:
         label_array(["x", missing, "y", missing])
     with pytest.raises(DataError, match=r"labels\[0\] \(.*\) is missing"):
         label_array(pd.Series([missing, 1, 2], index=[3, 4, 5], dtype=object))
-    with pytest.raises(DataError, match=r"texts\[1\] is missing"):
+    with pytest.raises(DataError, match=r"texts\[1\] is a \w+ \(.*, a missing text\)"):
         text_rows(["a", missing])
     for rows in (
         pd.DataFrame({"a": ["p", "q"], "b": ["x", missing]}, dtype=object),

@@ -224,8 +224,11 @@ def test_methods_say_how_they_tell_such_words_apart(loaded: LoadedModel) -> None
         return found
 
     shown = replace(task, num_demonstrations=2)
-    assert note(InContext, shown, name="in_context").endswith(r"with the '\n' that follows it")
-    assert "method.calibration=batch" in note(InContext, name="in_context")
+    few = note(InContext, shown, name="in_context")
+    assert r"with the '\n' that follows it; method.calibration=batch" in few
+    assert "per token" in note(InContext, name="in_context")
+    calibrated = note(InContext, name="in_context", calibration="contextual")
+    assert calibrated.endswith(r"with the '\n' that follows it")
     assert "'</s>' is one of the tokens" in note(LabelWords, name="label_words")
     assert r"'\n' that follows it" in note(LabelWords, name="label_words", loss="labels")
     loaded.tokenizer.eos_token = None

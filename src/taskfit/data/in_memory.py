@@ -152,11 +152,8 @@ def _row(text: object, where: str, columns: Sequence[str] | None) -> dict[str, o
         _check_columns(list(row), columns or (), where)
         return {name: row[name] for name in columns or row}
     if not isinstance(text, str):
-        raise DataError(
-            f"{where} is missing ({text}); {WHAT_TO_GIVE}."
-            if _is_missing(text)
-            else f"{where} is a {type(text).__name__}; {WHAT_TO_GIVE}."
-        )
+        missing = f" ({text}, a missing text)" if _is_missing(text) else ""
+        raise DataError(f"{where} is a {type(text).__name__}{missing}; {WHAT_TO_GIVE}.")
     if columns is not None and len(columns) > 1:
         raise DataError(
             f"{where} is one string, but this task reads the columns {', '.join(columns)}; give "

@@ -123,12 +123,13 @@ def _told_apart(scorer: LabelScorer, encoder: PromptEncoder, tokenizer: Tokenize
         )
     end = tokenizer.decode([encoder.end_id])
     told = f"every word is scored with the {end!r} that follows it"
-    if not scores_per_token(encoder, scorer.length_normalization) or scorer.length_normalization:
+    if scorer.length_normalization is not None:
         return told
-    return (
-        f"{told}, and per token, since no demonstration shows how answers end; "
-        "method.num_demonstrations or method.calibration=batch tell them apart better"
-    )
+    if scores_per_token(encoder, None):
+        told += ", and per token, since no demonstration shows how answers end"
+    # Several questions have no calibration.
+    alone = len(scorer.encoders) == 1
+    return told + "; method.calibration=batch mostly tells them apart better" * alone
 
 
 def prompt_encoders(
