@@ -65,8 +65,18 @@ class InContextSettings(Retrieves, Shows):
     """contextual: divide by the mean over content-free inputs; pmi: divide by the probability after
     the line without text, instruction and demonstrations; batch: subtract the mean log-probability
     over training texts (up to `data.max_validation`, labels unseen)."""
-    length_normalization: bool = False
-    """Divide the log-probability of a label word by its number of tokens."""
+    length_normalization: bool | None = None
+    """Divide the log-probability of a label word by its number of tokens. None: only where a label
+    word starts another one and neither demonstrations nor a chat template nor a calibration say
+    how answers end."""
+
+    @property
+    def per_token(self) -> bool | None:
+        """Return whether words are scored per token; None: that hangs on the words."""
+        calibrated = self.calibration != "none"
+        return (
+            False if self.length_normalization is None and calibrated else self.length_normalization
+        )
 
     @property
     def reads_bare_text(self) -> bool:

@@ -25,9 +25,9 @@ from taskfit.export.export import export_run
 from taskfit.models.whole import NotFiniteError
 from taskfit.runs.bases import BASES_FILE, find_bases, read_bases
 from taskfit.runs.classifier import ARRAYS
+from taskfit.runs.evaluate import evaluate_file
 from taskfit.runs.fit import fit
 from taskfit.runs.load import load_run
-from taskfit.runs.evaluate import evaluate_file
 from taskfit.runs.predict import predict_file
 from taskfit.runs.saved import ADAPTER
 from taskfit.runs.tuning.generate import generate_file

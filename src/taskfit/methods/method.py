@@ -77,6 +77,8 @@ class MethodContext:
         model: The causal language model, or None for methods without one.
         saved: Folder of weights that the method itself saved, to predict with; None: it is fitted.
         start: What training goes on from; None: the model as it is.
+        marks_ends: Whether label words of which one starts another are scored with their ends, see
+            `PromptEncoder`; runs of earlier versions learned them without.
     """
 
     settings: RunSettings
@@ -85,6 +87,7 @@ class MethodContext:
     model: "LoadedModel | None"
     saved: Path | None = None
     start: StartingPoint | None = None
+    marks_ends: bool = True
 
     @property
     def task(self) -> Task:
@@ -166,6 +169,10 @@ class Method(MethodTraits, ABC):
 
     def restore(self, state: MethodState) -> None:
         """Continue from `state`."""
+
+    def notes(self) -> Sequence[str]:
+        """Return what people should know of how it reads the task, in sentences."""
+        return []
 
     def report(self) -> Mapping[str, Any]:
         """Return what else is worth recording about the predictions made, as JSON values."""

@@ -202,6 +202,7 @@ class Classifier:
                 "model": None if model is None else model.name,
                 "revision": None if model is None else model.revision,
                 "dtype": dtype,
+                "marks_ends": context.marks_ends,
                 **_asked_to_dict(self.asked, context.settings),
                 "demonstrations": [
                     {"id": d.id, "texts": dict(d.texts), "label": d.label}
@@ -255,7 +256,14 @@ class Classifier:
         if settings.method.reads_model and not is_given:
             model = load_fitted_model(settings, folder, weights)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
-        context = MethodContext(settings, asked, demonstrations, model, saved=saved_weights)
+        context = MethodContext(
+            settings,
+            asked,
+            demonstrations,
+            model,
+            saved=saved_weights,
+            marks_ends=bool(saved["marks_ends"]),
+        )
         fitted = method(context)
         with explain_arrays(folder / ARRAYS, settings.method.name):
             fitted.restore(MethodState(values, arrays))
@@ -278,6 +286,8 @@ def _asked_from_dict(saved: Mapping[str, Any]) -> Asked:
 
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
     """Add what runs of earlier versions do not hold."""
+    # Label words that start one another were scored without their ends.
+    saved = {"marks_ends": False, **saved}
     if "questions" not in saved:
         # From before there was calibration.
         return {"calibration": {"temperature": 1.0, "prediction_sets": False}, **saved}

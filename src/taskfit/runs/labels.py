@@ -96,6 +96,8 @@ class LabelRun(RunKind[Classifier]):
         loaded = model_of(self.settings, model, self.memory, self.screen, origin=origin)
         context = MethodContext(self.settings, data.asked, data.demonstrations, loaded, start=start)
         self.fitted = Classifier(label_method(name)(context))
+        for note in self.method.notes():
+            self.screen.note(note)
 
     def start(self, *, resume: bool) -> None:
         """Predict the longest texts, and cross-validate a small table."""
