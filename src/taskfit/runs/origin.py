@@ -151,6 +151,11 @@ def continued_settings(
         SettingsError: Listing everything that is wrong with the settings, or if a table of the run
             that is read again is not there any more.
     """
+    if not run.is_dir():
+        what = "is a file" if run.exists() else "is not there"
+        raise CheckpointError(
+            f"{run} {what}: give the folder of a finished run (`taskfit runs` lists them)."
+        )
     RunResult.load(run)
     before = load_run_settings(run / SETTINGS_FILE)
     given: dict[str, Any] = {}
