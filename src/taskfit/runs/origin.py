@@ -231,10 +231,16 @@ def take_origin(settings: RunSettings, folder: Path, *, resume: bool) -> Origin 
     """
     if settings.start.run is None:
         return None
-    source, target = Path(settings.start.run), folder / START
-    if not (resume and target.is_dir()):
-        on_main(lambda: _take(settings, source, target))
-    return _read(target)
+    source = Path(settings.start.run)
+
+    def take() -> Path:
+        target = folder.resolve() / START
+        if not (resume and target.is_dir()):
+            _take(settings, source, target)
+        return target
+
+    # The folder of the main process is the run's; all others read what lies there.
+    return _read(on_main(take))
 
 
 def shown_path(run: str, place: Path | None = None) -> str:
