@@ -153,6 +153,11 @@ def continued_settings(
         SettingsError: Listing everything that is wrong with the settings, or if a table of the run
             that is read again is not there any more.
     """
+    if not run.is_dir():
+        what = "is a file" if run.exists() else "is not there"
+        raise CheckpointError(
+            f"{run} {what}: give the folder of a finished run (`taskfit runs` lists them)."
+        )
     RunResult.load(run)
     before = load_run_settings(run / SETTINGS_FILE)
     # Weights go on from the base that they were trained on.
@@ -230,10 +235,16 @@ def take_origin(settings: RunSettings, folder: Path, *, resume: bool) -> Origin 
     """
     if settings.start.run is None:
         return None
-    source, target = Path(settings.start.run), folder / START
-    if not (resume and target.is_dir()):
-        on_main(lambda: _take(settings, source, target))
-    return _read(target)
+    source = Path(settings.start.run)
+
+    def take() -> Path:
+        target = folder.resolve() / START
+        if not (resume and target.is_dir()):
+            _take(settings, source, target)
+        return target
+
+    # The folder of the main process is the run's; all others read what lies there.
+    return _read(on_main(take))
 
 
 def shown_path(run: str, place: Path | None = None) -> str:
