@@ -159,9 +159,7 @@ def continued_settings(
             f"{run} {what}: give the folder of a finished run (`taskfit runs` lists them)."
         )
     RunResult.load(run)
-    before = load_run_settings(run / SETTINGS_FILE)
-    # Weights go on from the base that they were trained on.
-    before = with_found(before, find_bases(run, before, own_weights=(run / MODEL).is_dir()))
+    before = _settings_of(run)
     given: dict[str, Any] = {}
     merge_settings(given, flags)
     merge_settings(given, parse_overrides(overrides))
@@ -183,6 +181,16 @@ def continued_settings(
     )
     _check_tables(base, given.get("data", {}), run)
     return load_settings(base, flags=flags, overrides=overrides, lenient_file=True)
+
+
+def _settings_of(run: Path) -> RunSettings:
+    """Return the settings of a finished run, which name its models by where they are now.
+
+    Raises:
+        CheckpointError: If one is not there, or is another one than the weights were trained on.
+    """
+    settings = load_run_settings(run / SETTINGS_FILE)
+    return with_found(settings, find_bases(run, settings, own_weights=(run / MODEL).is_dir()))
 
 
 def _check_tables(base: RunSettings, given: Mapping[str, Any], run: Path) -> None:
@@ -262,7 +270,7 @@ def _take(settings: RunSettings, source: Path, target: Path) -> None:
             f"{source} holds a finished run without its weights: neither {ADAPTER}/ nor {MODEL}/ "
             "is in it. Copy the whole folder, or fit anew without --from."
         )
-    before = load_run_settings(source / SETTINGS_FILE)
+    before = _settings_of(source)
     _check_usable(settings, before, source, has_weights=has_weights)
     record = {
         "run": str(source),
@@ -297,10 +305,7 @@ def _read(folder: Path) -> Origin:
 def _check_usable(
     settings: RunSettings, before: RunSettings, run: Path, *, has_weights: bool
 ) -> None:
-    """Raise `SettingsError` where what a run learned does not fit what is asked for now.
-
-    This is the one place that decides whether a base model is the one the weights belong to.
-    """
+    """Raise `SettingsError` where what a run learned does not fit what is asked for now."""
     now, was = settings.method.name, before.method.name
     fixed: list[str] = []
     if has_weights:
@@ -326,4 +331,6 @@ def _check_usable(
 
 def _value(settings: RunSettings, key: str) -> Any:  # noqa: ANN401 - of any setting
     section, _, name = key.partition(".")
-    return settings.model_dump()[section].get(name)
+    value = settings.model_dump()[section].get(name)
+    is_folder = key == "model.name" and Path(value).expanduser().is_dir()
+    return str(Path(value).expanduser().resolve()) if is_folder else value
