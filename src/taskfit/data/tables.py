@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import numpy as np
 import pandas as pd
 
 from taskfit.data.sources import (
@@ -167,6 +168,8 @@ def as_cell(value: object) -> str:
     # A column of integers with a gap is read as floats; 1.0 is meant to be 1.
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
