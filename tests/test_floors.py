@@ -11,6 +11,7 @@ FLOORS = {
     # Known to all, know nobody but each other.
     "errors": 0,
     "settings_base": 0,
+    "start_settings": 0,
     "method_base": 0,
     "method_settings": 0,
     "unread": 0,

@@ -15,16 +15,19 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from taskfit.data import Example
+from taskfit.data.cells import NotText, text_of
 from taskfit.data.tables import as_text
 from taskfit.errors import CheckpointError, DataError, suggestion
 from taskfit.report.pages import write_page
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.load import load_classifier, load_run
+from taskfit.runs.origin import continued_settings, read_task
 from taskfit.runs.records import TUNED_FILE
 from taskfit.runs.tuning.model import TunedModel
 from taskfit.screen import PlainScreen, Screen, SilentScreen
 from taskfit.search.search_and_fit import search_and_fit
-from taskfit.settings_file import load_settings
+from taskfit.settings_file import load_run_settings, load_settings, merge_settings
 from taskfit.tasks.questions import Questionnaire
 
 LABEL = "label"
@@ -52,6 +55,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: Seed of every draw.
         settings: Further settings as `{"section.key": value}`, see docs/settings.md.
         verbose: Whether progress is shown.
+        warm_start: True: `fit` goes on from what the last `fit`, or `load`, left; a folder: from
+            the run in it. Parameters left at their defaults are those of that run then, its classes
+            stay and new ones are added. It learns from the texts given to `fit` alone.
 
     Attributes:
         classes_: The labels in the order of `predict_proba`'s columns.
@@ -70,6 +76,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
         verbose: bool = False,
+        warm_start: bool | str | Path = False,
     ) -> None:
         """Keep the parameters; nothing is loaded before `fit`."""
         self.model = model
@@ -82,6 +89,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.seed = seed
         self.settings = settings
         self.verbose = verbose
+        self.warm_start = warm_start
 
     def fit(self, texts: Texts, labels: Sequence[Any] | pd.Series) -> "TextClassifier":
         """Fit on labelled texts.
@@ -93,7 +101,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError("There is one text; give a list of texts to learn from.")
         if len(texts) != len(labels):
             raise DataError(f"{len(texts)} texts, but {len(labels)} labels; give one for each.")
-        rows = _rows(texts)
+        start = self._start()
+        task = None if start is None else read_task(start)
+        rows = _rows(texts, None if task is None else task.text)
         if LABEL in rows[0]:
             raise DataError(f"No text column may be called {LABEL!r} here. Rename it.")
         folder = self._new_folder()
@@ -103,17 +113,19 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for row, label in zip(rows, values.tolist(), strict=True)
         ]
         (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
-        settings = load_settings(
-            flags=self._flags(folder / "train.jsonl", list(rows[0])),
-            overrides=[f"{k}={json.dumps(v)}" for k, v in (self.settings or {}).items()],
-        )
+        flags = self._flags(folder / "train.jsonl", list(rows[0]))
+        overrides = [f"{k}={json.dumps(v)}" for k, v in (self.settings or {}).items()]
+        if start is None:
+            settings = load_settings(flags=flags, overrides=overrides)
+        else:
+            flags["start"] = {"earlier_rows": False}
+            settings = continued_settings(start, flags, overrides, tests=False)
         run, screen = folder / "run", self._screen()
         found = search_and_fit(settings, run, report=write_page, screen=screen)
         fitted = found.fitted
         assert isinstance(fitted, Classifier), "a table of labels is one question"
         self.classifier_, self._run = fitted, run
-        by_name = {str(value): value for value in np.unique(values).tolist()}
-        self.classes_ = np.array([by_name[name] for name in self.classifier_.task.label_names])
+        self.classes_ = self._classes(np.unique(values).tolist())
         return self
 
     def predict_proba(self, texts: Texts) -> NDArray[np.float64]:
@@ -178,18 +190,21 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         shutil.copytree(self._run, target, dirs_exist_ok=True)
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto") -> "TextClassifier":
-        """Load a run, fitted here or by `taskfit fit`, for prediction.
+    def load(
+        cls, folder: str | Path, *, device: str = "auto", allow_other_base: bool = False
+    ) -> "TextClassifier":
+        """Load a run, fitted here or by `taskfit fit`, for prediction; see `taskfit.load`.
 
         Raises:
             CheckpointError: If the folder holds no finished run.
         """
-        classifier = load_classifier(Path(folder), device=device)
+        classifier = load_classifier(Path(folder), device=device, allow_other_base=allow_other_base)
         if isinstance(classifier.asked, Questionnaire):
             raise CheckpointError(
                 f"{folder} is a run of several questions; use `taskfit predict {folder}`."
             )
-        estimator = cls(model=classifier.model_name, method=classifier.method.settings.name)
+        settings = load_run_settings(Path(folder) / SETTINGS_FILE)
+        estimator = cls(model=settings.model.name, method=settings.method.name)
         estimator.classes_ = np.array(classifier.task.label_names)
         estimator.classifier_, estimator._run = classifier, Path(folder).resolve()
         return estimator
@@ -202,15 +217,41 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         }
         training: dict[str, Any] = {"tensorboard": False}
         training |= {name: value for name, value in given.items() if value is not None}
-        return {
-            "seed": self.seed,
-            # Whoever uses an estimator keeps the test texts to themselves.
-            "data": {"train": str(train), "text": columns, "label": LABEL, "test_fraction": 0.0},
-            "model": {"name": self.model},
-            "method": {"name": self.method, "num_demonstrations": self.num_demonstrations},
-            "adapter": {"weights": self.weights},
-            "training": training,
+        # Whoever uses an estimator keeps the test texts to themselves.
+        data = {"train": str(train), "text": columns, "label": LABEL, "test_fraction": 0.0}
+        own: dict[str, dict[str, Any]] = {
+            "seed": {"seed": self.seed},
+            "model": {"model": {"name": self.model}},
+            "method": {"method": {"name": self.method}},
+            "num_demonstrations": {"method": {"num_demonstrations": self.num_demonstrations}},
+            "weights": {"adapter": {"weights": self.weights}},
         }
+        flags: dict[str, Any] = {"data": data, "training": training}
+        # A run to go on from has settings of its own; what is not given is taken from there.
+        usual = {} if self._start() is None else type(self)().get_params()
+        for name, given in own.items():
+            if name not in usual or getattr(self, name) != usual[name]:
+                merge_settings(flags, given)
+        return flags
+
+    def _start(self) -> Path | None:
+        """Return the folder of the run to go on from, if `fit` goes on from one."""
+        if isinstance(self.warm_start, bool):
+            return self._run if self.warm_start and hasattr(self, "classifier_") else None
+        return Path(self.warm_start)
+
+    def _classes(self, values: list[Any]) -> NDArray[Any]:
+        """Return the classes as the user gave them: now, in the last fit, or else by their names.
+
+        Args:
+            values: The distinct labels given now.
+        """
+        before = getattr(self, "classes_", np.array([])).tolist() if self.warm_start else []
+        by_name = {str(value): value for value in (*before, *values)}
+        # A run keeps names alone; beside numbers they were numbers.
+        kind = type(values[0]) if isinstance(values[0], int | float) else str
+        names = self.classifier_.task.label_names
+        return np.array([by_name[name] if name in by_name else kind(name) for name in names])
 
     def _new_folder(self) -> Path:
         """Make a folder for the run that goes when the estimator goes; `save` copies it."""
@@ -230,17 +271,19 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-def load_any(folder: str | Path, *, device: str = "auto") -> TextClassifier | TunedModel:
+def load_any(
+    folder: str | Path, *, device: str = "auto", allow_other_base: bool = False
+) -> TextClassifier | TunedModel:
     """Load a run for use: of a task with labels or, where it was tuned, of answers.
 
     Raises:
         CheckpointError: If the folder holds no finished run, or one of several questions.
     """
     if (Path(folder) / TUNED_FILE).is_file():
-        found = load_run(Path(folder), device=device)
+        found = load_run(Path(folder), device=device, allow_other_base=allow_other_base)
         assert isinstance(found, TunedModel)
         return found
-    return TextClassifier.load(folder, device=device)
+    return TextClassifier.load(folder, device=device, allow_other_base=allow_other_base)
 
 
 def _rows(texts: Texts, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
@@ -257,7 +300,10 @@ def _rows(texts: Texts, columns: Sequence[str] | None = None) -> list[dict[str, 
         names = [str(name) for name in texts.columns]
         _check_columns(names, columns or (), "The DataFrame")
         chosen = as_text(texts.set_axis(names, axis=1)[list(columns or names)])
-        rows = [{str(k): str(v) for k, v in row.items()} for row in chosen.to_dict("records")]
+        rows = [
+            {str(k): _text(v, f"{k} of row {index}") for k, v in row.items()}
+            for index, row in enumerate(chosen.to_dict("records"))
+        ]
     else:
         rows = [_row(text, f"texts[{index}]", columns) for index, text in enumerate(texts)]
     if not rows:
@@ -268,7 +314,7 @@ def _rows(texts: Texts, columns: Sequence[str] | None = None) -> list[dict[str, 
 def _row(text: object, where: str, columns: Sequence[str] | None) -> dict[str, str]:
     """Return one text as a row of columns; see `_rows`."""
     if isinstance(text, Mapping):
-        row = {str(key): str(value) for key, value in text.items()}
+        row = {str(key): _text(value, f"{where}[{key!r}]") for key, value in text.items()}
         _check_columns(list(row), columns or (), where)
         return {name: row[name] for name in columns or row}
     if not isinstance(text, str):
@@ -281,7 +327,26 @@ def _row(text: object, where: str, columns: Sequence[str] | None) -> dict[str, s
             f"{where} is one string, but this task reads the columns {', '.join(columns)}; give "
             "mappings with these, or a DataFrame."
         )
-    return {columns[0] if columns else "text": text}
+    return {columns[0] if columns else "text": _text(text, where)}
+
+
+def _text(value: object, where: str) -> str:
+    """Return a value as text.
+
+    Raises:
+        DataError: If it is a list or an object, or holds half of a surrogate pair.
+    """
+    text = text_of(value)
+    if isinstance(text, NotText):
+        raise DataError(f"{where} is {text.what}; give a string.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character. "
+            "Decode it anew from its source, or remove it."
+        ) from error
+    return text
 
 
 def _check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:

@@ -78,6 +78,11 @@ class InContextSettings(Retrieves, Shows):
         """Return whether the calibration reads training texts."""
         return self.calibration == "batch"
 
+    @property
+    def read_features(self) -> tuple[str, ...]:
+        """Return what measures similarity, where it is measured."""
+        return (self.retriever,) if self.retrieves else ()
+
 
 class LabelWordsSettings(TrainedOnLabels, ShowsSame):
     """The prompt of in_context, trained to be followed by the label's word."""
@@ -160,6 +165,11 @@ class ProbeSettings(Learns, WeighsClasses, ReadsFeatures):
         """Return whether the model's own features are read."""
         return self.features in ("model", "both")
 
+    @property
+    def read_features(self) -> tuple[str, ...]:
+        """Return whose features are read."""
+        return ("model", "minilm") if self.features == "both" else (self.features,)
+
 
 class KnnSettings(Learns, Retrieves, ReadsFeatures):
     """Nearest neighbours in frozen features vote."""
@@ -174,6 +184,11 @@ class KnnSettings(Learns, Retrieves, ReadsFeatures):
     def reads_model(self) -> bool:
         """Return whether the model itself measures similarity."""
         return self.retriever == "model"
+
+    @property
+    def read_features(self) -> tuple[str, ...]:
+        """Return what measures similarity."""
+        return (self.retriever,)
 
 
 class MajoritySettings(WithoutModel, Learns):
@@ -196,6 +211,11 @@ class EncoderSettings(WithoutModel, TrainedOnLabels):
     name: Literal["encoder"]
     encoder: str = "minilm"
     """Which model: `minilm` (packaged), a hub id, or a folder."""
+
+    @property
+    def read_features(self) -> tuple[str, ...]:
+        """Return the encoder that is tuned."""
+        return (self.encoder,)
 
 
 class RemoteMethodSettings(WithoutModel, Generates, ShowsSame):

@@ -19,6 +19,7 @@ from taskfit.method_settings import (
     as_method,
 )
 from taskfit.settings_base import Auto, Section, check_set_name, known
+from taskfit.start_settings import StartSettings
 
 __all__ = [
     "AdapterSettings",
@@ -50,15 +51,14 @@ class DataSettings(Section):
     """What is read, and which part of it is used for what."""
 
     train: str | None = None
-    """File (.csv, .tsv, .jsonl, .parquet, also with .gz) or hub data set id (`owner/name`,
-    `owner/name:configuration`). None with a built-in task: the task's own training set."""
+    """File (.csv, .tsv, .jsonl, .json, .parquet, .xlsx; also with .gz) or hub data set id
+    (`owner/name`, `owner/name:configuration`). None with a built-in task: its own training set."""
     tests: dict[str, str] = Field(default_factory=dict)
     """Further evaluation sets: name -> file or hub id. A built-in task brings its own as well."""
     validation: str | None = None
     """File or hub id of the validation set. None: `validation_fraction` of the training set."""
     unlabeled: str | None = None
-    """File or hub id of further texts without labels, which `method.name=distill` learns from; they
-    take the place of the training texts."""
+    """File or hub id of texts without labels that `method.name=distill` learns from instead."""
     text: list[str] = Field(default_factory=list)
     """Names of the text columns, in order. Empty: those of the task, or the only candidate."""
     label: str | None = None
@@ -72,7 +72,10 @@ class DataSettings(Section):
     """Columns of the evaluation sets by which metrics are cut up, each by itself and all crossed;
     `gold` is the right label. Empty: those of the built-in set (hans: heuristic and gold)."""
     encoding: str = "utf-8"
-    """Text encoding of CSV, TSV and JSONL files."""
+    """Text encoding of CSV, TSV and JSON files."""
+    quotes: Literal["auto", "marks", "text"] = "auto"
+    """Quotes around fields of CSV and TSV files: marks of where they end, or characters of the
+    text. auto: marks; in a TSV file as a writer of such marks would have written it, or not."""
     folder: str | None = None
     """Folder in which built-in tasks look first. None: the environment variable TASKFIT_DATA."""
     num_train: int | None = Field(default=None, ge=1)
@@ -327,6 +330,7 @@ class RunSettings(Section):
     training: TrainingSettings = TrainingSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     search: SearchSettings = SearchSettings()
+    start: StartSettings = StartSettings()
 
     @field_validator("method", mode="before")
     @classmethod

@@ -57,7 +57,7 @@ def write(path: Path, table: list[dict[str, str]]) -> Path:
 
 
 def read(path: Path) -> pd.DataFrame:
-    return read_table(str(path), keep_blank=True).reset_index(drop=True)
+    return read_table(str(path)).reset_index(drop=True)
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])

@@ -159,11 +159,16 @@ def test_prompts_alone_are_read_where_no_answer_is_needed(tmp_path: Path) -> Non
     assert turns(row) == [("user", "p")]
 
 
-def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a\\ud83d b"}\n{"text": "\\ud83d\\ude00"}\n')
-    texts = [row.text for row in read_instructions(str(path)).rows if isinstance(row, Raw)]
-    assert texts == ["a\ufffd b", "😀"]
+    path.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "a\\ud83d b"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2 holds half of a surrogate pair"):
+        read_instructions(str(path))
+    nested = [{"role": "user", "content": "a\ud83d"}, {"role": "assistant", "content": "b"}]
+    table = pd.DataFrame({"messages": [json.dumps(nested)]})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(DataError, match=r"line 2: holds half of a surrogate pair"):
+        read_instructions(str(tmp_path / "a.csv"))
 
 
 def test_rows_that_lack_fields_are_one_error_with_their_lines_and_number(tmp_path: Path) -> None:
@@ -210,8 +215,8 @@ def test_each_thing_wrong_is_named(tmp_path: Path, row: dict[str, Any], what: st
         ("a.jsonl", b'{"text": "\xe9"}\n', "is not utf-8"),
         ("a.csv", b"text\n\xe9\n", "--encoding"),
         ("a.parquet", b"PAR", "not a Parquet"),
-        ("a.json.gz", b"no gzip", "cannot be read"),
-        ("a.xlsx", b"x", "are not read"),
+        ("a.json.gz", b"no gzip", "starts with"),
+        ("a.xlsx", b"x", "no Excel file"),
         ("a.jsonl", b"\n", "no row"),
     ],
 )

@@ -20,6 +20,7 @@ from taskfit.files import read_jsonl, write_json_atomic
 from taskfit.models.load import load_model
 from taskfit.report.pages import write_page
 from taskfit.runs.fit import FittedRun, fit
+from taskfit.runs.origin import continued_settings
 from taskfit.runs.tuning.generate import GeneratedFile, generate_file
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of
@@ -533,3 +534,45 @@ def test_long_rows_are_left_out_and_long_prompts_are_no_samples(
     assert start["num_shortened"] == 1
     with pytest.raises(TaskfitError, match=r"1 of 6 prompts leave no room.*rows\.jsonl:5 \("):
         generate(tmp_path / "run", tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+
+
+def test_a_tuned_model_goes_on_with_new_rows_where_it_was(
+    settings_of: Make, tmp_path: Path
+) -> None:
+    short = ["training.epochs=4", "data.validation_fraction=0.25", "training.keep=last"]
+    first = fit(settings_of("sft", *short), tmp_path / "first")
+    source = tmp_path / "rows.jsonl"
+    more = write_rows(
+        tmp_path / "more.jsonl",
+        [
+            *map(json.loads, source.read_text().splitlines()),
+            {"instruction": "Is the garden warm?", "output": "bad"},
+        ],
+    )
+    settings = continued_settings(
+        tmp_path / "first", {"data": {"train": str(more)}}, ["data.validation_fraction=0.25"]
+    )
+    second = fit(settings, tmp_path / "second")
+    # The row that was held out is held out again, and no more than it.
+    kept = first.result.details["after"]["validation"]
+    assert second.result.details["before"]["validation"] == pytest.approx(kept, rel=1e-4)
+    assert second.result.num_train == first.result.num_train + 1
+
+
+def test_preferences_go_on_from_instructions_and_their_reference_is_the_tuned_model(
+    settings_of: Make, tmp_path: Path
+) -> None:
+    fit(settings_of("sft", "training.epochs=4"), tmp_path / "sft")
+    pairs = settings_of("dpo").data.train
+    settings = continued_settings(
+        tmp_path / "sft",
+        {"data": {"train": pairs}, "method": {"name": "dpo"}},
+        ["training.epochs=2"],
+    )
+    fit(settings, tmp_path / "dpo")
+    start, first = read_jsonl(tmp_path / "dpo" / "metrics.jsonl")[:2]
+    assert start["loss_before"] == pytest.approx(np.log(2), rel=1e-4)
+    assert first["reward_margin"] == pytest.approx(0, abs=1e-4)
+    again = TunedModel.load(tmp_path / "dpo", device="cpu")
+    template = TunedModel.load(tmp_path / "sft", device="cpu").model.tokenizer.chat_template
+    assert again.model.tokenizer.chat_template == template

@@ -11,6 +11,7 @@ from taskfit.errors import SettingsError
 if TYPE_CHECKING:
     from taskfit.settings import RunSettings
 
+QUOTES = ("auto", "marks", "text")
 TableArgument = Annotated[
     str | None, typer.Argument(metavar="TABLE", help="Table with labels (file or hub id).")
 ]
@@ -35,6 +36,14 @@ TestOption = Annotated[
 ColumnOption = Annotated[
     list[str] | None, typer.Option("--column", help="FIELD=COLUMN; repeatable.")
 ]
+RenameOption = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="TASK'S=TABLE'S: a column of another name; repeatable."),
+]
+QuotesOption = Annotated[
+    str,
+    typer.Option("--quotes", help="Around fields of CSV and TSV files: auto, marks or text."),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of every draw.")]
 MethodOption = Annotated[
     list[str] | None, typer.Option("--method", help="How to adapt; `taskfit methods` lists all.")
@@ -54,6 +63,10 @@ TestFractionOption = Annotated[
     float | None,
     typer.Option("--test-fraction", help="Share of TABLE held out to measure on; else chosen."),
 ]
+FromOption = Annotated[
+    Path | None,
+    typer.Option("--from", help="Finished run to go on from, with its settings and weights."),
+]
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 OverwriteOption = Annotated[
@@ -67,6 +80,10 @@ OutTableOption = Annotated[
     Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+AllowOtherBaseOption = Annotated[
+    bool,
+    typer.Option("--allow-other-base", help="Go on although the run's base model is another now."),
+]
 EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
 
 
@@ -182,6 +199,34 @@ def read_settings(
     return load_settings(base, flags=flags, overrides=overrides or (), lenient_file=lenient)
 
 
+def settings_from(
+    run: Path,
+    flags: dict[str, Any],
+    overrides: Sequence[str] | None,
+    *,
+    resume: Path | None,
+    config: str | None,
+) -> "RunSettings":
+    """Return the settings of a finished run under flags and --set, for `fit --from`.
+
+    Raises:
+        TaskfitError: If there is no such run, or other flags contradict it.
+    """
+    if resume is not None:
+        raise SettingsError(
+            f"--from {run} starts a new run, and --resume goes on with one that was interrupted, "
+            "which knows what it started from. Give one of the two."
+        )
+    if config is not None:
+        raise SettingsError(
+            f"--from {run} takes the settings of that run, and --config {config} those of a file. "
+            "Give one of the two, and what is to be different with flags or --set."
+        )
+    from taskfit.runs.origin import continued_settings
+
+    return continued_settings(run, flags, overrides or ())
+
+
 def parse_pairs(flag: str, form: str, entries: Sequence[str] | None) -> dict[str, str]:
     """Read the values of a flag, each of the form `NAME=VALUE`.
 
@@ -195,6 +240,17 @@ def parse_pairs(flag: str, form: str, entries: Sequence[str] | None) -> dict[str
             raise SettingsError(f"{flag} {entry}: write it as {form}.")
         pairs[left] = right
     return pairs
+
+
+def checked_quotes(quotes: str) -> str:
+    """Return the value of --quotes.
+
+    Raises:
+        SettingsError: If it is none that is allowed.
+    """
+    if quotes not in QUOTES:
+        raise SettingsError(f"--quotes {quotes}: give {', '.join(QUOTES[:-1])} or {QUOTES[-1]}.")
+    return quotes
 
 
 def parse_options(entries: Sequence[str]) -> dict[str, list[str]]:

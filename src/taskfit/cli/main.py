@@ -19,10 +19,12 @@ from taskfit.cli.compare import compare
 from taskfit.cli.curate import curate
 from taskfit.cli.export import export
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     BatchSizeOption,
     ConfigOption,
     DataOption,
     EpochsOption,
+    FromOption,
     LabelOption,
     LearningRateOption,
     MethodOption,
@@ -39,6 +41,7 @@ from taskfit.cli.flags import (
     data_flags,
     one_method,
     read_settings,
+    settings_from,
     training_flags,
 )
 from taskfit.cli.new_run import FIT_HELP, new_folder, refuse_without_data, remove_unbegun
@@ -149,9 +152,11 @@ def fit(
     test: TestOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    from_: FromOption = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Folder of an interrupted run.")
     ] = None,
+    allow_other_base: AllowOtherBaseOption = False,
     search: SearchOption = None,
     search_budget: SearchBudgetOption = None,
     methods: MethodsOption = None,
@@ -178,23 +183,26 @@ def fit(
         test=test,
         others=others,
     )
-    own = None if resume is None else resume / "settings.yaml"
-    goes_on = own is not None and config is None and own.is_file()
-    settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
+    if from_ is not None:
+        settings = settings_from(from_, flags, set_, resume=resume, config=config)
+    else:
+        own = None if resume is None else resume / "settings.yaml"
+        goes_on = own is not None and config is None and own.is_file()
+        settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
     if resume is None:
         refuse_without_data(settings)
     source = settings.data.train or settings.task.name
     folder = resume or out or new_folder(source, several_processes=under_torchrun())
     try:
         with told_when_stopped(lambda: tell_of_run(folder)):
-            _fit(settings, folder, resume=resume is not None)
+            _fit(settings, folder, resume=resume is not None, allow_other_base=allow_other_base)
     except TaskfitError:
         if resume is None and out is None:
             remove_unbegun(folder)
         raise
 
 
-def _fit(settings: "RunSettings", folder: Path, *, resume: bool) -> None:
+def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_base: bool) -> None:
     """Fit, and show what came of it."""
     from taskfit.report.pages import write_page
     from taskfit.search.search_and_fit import search_and_fit
@@ -207,7 +215,12 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool) -> None:
         console.print(where or f"run: {folder}", style="dim", soft_wrap=True)
         with RichScreen(console) as screen:
             fitted = search_and_fit(
-                settings, place, resume=resume, screen=screen, report=write_page
+                settings,
+                place,
+                resume=resume,
+                screen=screen,
+                report=write_page,
+                allow_other_base=allow_other_base,
             )
         result = fitted.result
     show_search(folder, console)

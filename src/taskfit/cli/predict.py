@@ -6,19 +6,26 @@ from typing import Annotated
 import typer
 
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     DataOption,
     DeviceOption,
     EncodingOption,
     OnlyPredictionsOption,
     OverwriteOption,
+    QuotesOption,
+    RenameOption,
     RunArgument,
+    checked_quotes,
     parse_options,
+    parse_pairs,
     table_of,
 )
 from taskfit.cli.predict_texts import check_places, predict_at_once, shortfalls
 from taskfit.cli.screen import RichScreen, evaluation_cells, plain_table
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import SettingsError
+
+COLUMNS = "TASK'S=TABLE'S"
 
 
 def evaluate(
@@ -32,20 +39,34 @@ def evaluate(
         list[str] | None,
         typer.Option("--by", help="Column to cut the metrics up by, or gold; repeat to cross."),
     ] = None,
+    renamed: RenameOption = None,
     encoding: EncodingOption = "utf-8",
+    quotes: QuotesOption = "auto",
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Measure a finished run on another labelled table; adds it to the run's results."""
     file = table_of(table, data)
     if file is None:
         raise SettingsError(f"Give a labelled table: taskfit evaluate {run} FILE")
 
+    columns, quotes = parse_pairs("--column", COLUMNS, renamed), checked_quotes(quotes)
+
     from taskfit.runs.evaluate import evaluate_file
 
     screen = RichScreen()
     name = name or Path(file).name.split(".")[0]
     rows = evaluate_file(
-        run, file, name=name, encoding=encoding, device=device, screen=screen, by=by or ()
+        run,
+        file,
+        name=name,
+        encoding=encoding,
+        device=device,
+        screen=screen,
+        by=by or (),
+        columns=columns,
+        quotes=quotes,
+        allow_other_base=allow_other_base,
     )
     rows_table = plain_table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE")
     for row, evaluation in rows.items():
@@ -74,7 +95,9 @@ def predict(
             "--format", help="Of -: text (a text a line, the default), csv, tsv or jsonl."
         ),
     ] = None,
+    renamed: RenameOption = None,
     encoding: EncodingOption = "utf-8",
+    quotes: QuotesOption = "auto",
     device: DeviceOption = "auto",
     options: Annotated[
         list[str] | None,
@@ -90,13 +113,15 @@ def predict(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Let the coverage hold for every label.")
     ] = False,
+    allow_other_base: AllowOtherBaseOption = False,
     only_predictions: OnlyPredictionsOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Label texts, with the probability of every label; every row comes out, in order."""
     if per_class and coverage is None:
         raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
-    asked = parse_options(options or [])
+    asked, columns = parse_options(options or []), parse_pairs("--column", COLUMNS, renamed)
+    checked_quotes(quotes)
     check_places(run, file, text, out, format_)
     if text or "-" in (file, out):
         predict_at_once(
@@ -110,6 +135,9 @@ def predict(
             options=asked,
             coverage=coverage,
             per_class=per_class,
+            columns=columns,
+            quotes=quotes,
+            allow_other_base=allow_other_base,
             only_predictions=only_predictions,
             overwrite=overwrite,
         )
@@ -131,6 +159,9 @@ def predict(
             options=asked,
             coverage=coverage,
             per_class=per_class,
+            columns=columns,
+            quotes=quotes,
+            allow_other_base=allow_other_base,
             only_predictions=only_predictions,
             overwrite=overwrite,
         )

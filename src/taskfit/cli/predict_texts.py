@@ -69,6 +69,9 @@ def predict_at_once(
     options: Mapping[str, Sequence[str]],
     coverage: float | None,
     per_class: bool,
+    columns: Mapping[str, str],
+    quotes: str,
+    allow_other_base: bool,
     only_predictions: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -85,6 +88,9 @@ def predict_at_once(
         options: See `predict_file`.
         coverage: See `predict_file`.
         per_class: See `predict_file`.
+        columns: See `predict_file`.
+        quotes: See `predict_file`.
+        allow_other_base: See `predict_file`.
         only_predictions: See `predict_file`.
         overwrite: See `predict_file`.
 
@@ -105,11 +111,11 @@ def predict_at_once(
     if file is None:
         source, make = "--text", partial(texts_table, texts)
     elif file == STANDARD:
-        source, make = "standard input", partial(_standard_input, form, encoding, screen)
+        source, make = "standard input", partial(_standard_input, form, encoding, quotes, screen)
     else:
         source, make = (
             file,
-            lambda _: read_table(file, encoding=encoding, split="test", keep_blank=True),
+            lambda _: read_table(file, encoding=encoding, split="test", quotes=quotes),
         )
     with screen:
         found = predict_table(
@@ -121,6 +127,8 @@ def predict_at_once(
             options=options,
             coverage=coverage,
             per_class=per_class,
+            columns=columns,
+            allow_other_base=allow_other_base,
             only_predictions=only_predictions,
         )
     if out is None:
@@ -184,7 +192,7 @@ def texts_table(texts: Sequence[str], columns: tuple[str, ...]) -> "pd.DataFrame
 
 
 def _standard_input(
-    form: str, encoding: str, screen: RichScreen, columns: tuple[str, ...]
+    form: str, encoding: str, quotes: str, screen: RichScreen, columns: tuple[str, ...]
 ) -> "pd.DataFrame":
     """Read standard input to its end.
 
@@ -194,23 +202,19 @@ def _standard_input(
     import pandas as pd
 
     from taskfit.data import parse_table
+    from taskfit.data.contents import true_kind
+    from taskfit.data.sources import decode_lines
 
     if sys.stdin.isatty():
         screen.note("reading from the keyboard; Ctrl-D ends it")
-    name = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
-    raw = sys.stdin.buffer.read()
-    try:
-        content = raw.decode(name)
-    except LookupError as error:
-        raise DataError(f"--encoding {encoding}: Python does not know it.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"Standard input is not {encoding}: byte {raw[error.start]:#04x} at position "
-            f"{error.start}. Give its encoding with --encoding."
-        ) from error
-    lines = list(enumerate(io.StringIO(content, newline="\n"), start=1))
+    raw = io.BytesIO(sys.stdin.buffer.read())
+    kind = true_kind(raw, "standard input", ".txt" if form == "text" else f".{form}")
+    if kind not in (".txt", *(f".{name}" for name in FORMATS)):
+        raise DataError(f"standard input is a {kind} file; give it by its name instead of -.")
+    raw.seek(0)
+    lines = list(decode_lines(raw, "standard input", encoding))
     if form != "text":
-        return parse_table(lines, kind=f".{form}", source="standard input", keep_blank=True)
+        return parse_table(lines, kind=f".{form}", source="standard input", quotes=quotes)
     if len(columns) > 1:
         raise DataError(
             f"This task reads {', '.join(columns)}, and a line is one text. Give --format csv or "

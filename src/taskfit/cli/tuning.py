@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     ColumnOption,
     DataOption,
     DeviceOption,
@@ -81,6 +82,7 @@ def generate(
     chat_template: TemplateOption = None,
     encoding: EncodingOption = "utf-8",
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
     only_predictions: OnlyPredictionsOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -106,6 +108,7 @@ def generate(
             device=device,
             template=chat_template,
             seed=seed,
+            allow_other_base=allow_other_base,
             only_predictions=only_predictions,
             overwrite=overwrite,
         )
@@ -124,6 +127,7 @@ def chat(
     seed: SeedOption = 0,
     chat_template: TemplateOption = None,
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Talk to a model in the terminal, or pipe lines into it; /reset starts over, /exit ends.
 
@@ -137,7 +141,9 @@ def chat(
     from taskfit.runs.tuning.generate import load_generator
 
     console = terminal()
-    tuned = load_generator(model, device=device, template=chat_template)
+    tuned = load_generator(
+        model, device=device, template=chat_template, allow_other_base=allow_other_base
+    )
     torch.manual_seed(seed)
     start = [Message("system", system)] if system else []
     turns = list(start)
@@ -215,6 +221,7 @@ def judge(
     ] = 200,
     max_new_tokens: TokensOption = 128,
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Measure a tuned model beside its base: answers, references, and other tasks."""
     file = table_of(table, data)
@@ -239,6 +246,7 @@ def judge(
             max_test=max_test,
             device=device,
             screen=screen,
+            allow_other_base=allow_other_base,
         )
     rows_table = plain_table("on", "measure", ">base", ">tuned", "difference")
     for number in rows_table.columns[2:]:

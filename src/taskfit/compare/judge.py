@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from taskfit.compare.stale import set_aside
 from taskfit.data.instructions import InstructionRow, Preference
 from taskfit.errors import DataError, SettingsError
 from taskfit.files import write_json_atomic
 from taskfit.models.load import load_model
 from taskfit.report.finished_run import FinishedRun
+from taskfit.runs.bases import Base, find_bases, with_found
 from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
@@ -99,6 +101,7 @@ def judge(
     max_test: int,
     device: str,
     screen: Screen,
+    allow_other_base: bool = False,
 ) -> dict[str, Any]:
     """Measure a tuning run and its base model side by side; write `judgement.json`.
 
@@ -112,6 +115,7 @@ def judge(
         max_test: Most examples of each evaluation set of a task.
         device: See `model.device`.
         screen: Where progress is shown.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Returns:
         What was written: `rows` and `tasks`, each with base and tuned.
@@ -124,7 +128,9 @@ def judge(
     if not rows and not tasks:
         raise SettingsError("Nothing to judge on: give FILE, --task NAME, or both.")
     with run_lock(folder, resume=True):
-        return _judge(folder, rows, tasks, tests, decoding, max_test, device, screen)
+        return _judge(
+            *(folder, rows, tasks, tests, decoding, max_test, device, screen, allow_other_base)
+        )
 
 
 def _judge(
@@ -136,8 +142,11 @@ def _judge(
     max_test: int,
     device: str,
     screen: Screen,
+    allow_other_base: bool,
 ) -> dict[str, Any]:
-    tuned = TunedModel.load(folder, device=device)
+    tuned = TunedModel.load(folder, device=device, allow_other_base=allow_other_base)
+    own = load_run_settings(folder / SETTINGS_FILE)
+    bases = find_bases(folder, own, own_weights=False, allow_other=allow_other_base)
     if rows:
         rows = _with_room(tuned, rows, decoding, screen)
     found: dict[str, Any] = {"rows": {}, "tasks": {}}
@@ -147,8 +156,9 @@ def _judge(
         if who == "base":
             settings = tuned.settings
             # Of full weights the settings name those; what was tuned stands in the run's own.
-            own = load_run_settings(folder / SETTINGS_FILE).model
-            base = settings.model.model_copy(update={"name": own.name, "revision": own.revision})
+            model = with_found(own, bases).model
+            update = {"name": model.name, "revision": model.revision}
+            base = settings.model.model_copy(update=update)
             del tuned  # one model at a time
             loaded = load_model(base, quantization=settings.adapter)
             loaded.tokenizer.chat_template = template
@@ -201,14 +211,15 @@ def _run_task(
         path = Path(name).expanduser()
         digest.update(path.read_bytes() if path.is_file() else name.encode())
     home = folder / f"{Path(task['task']['name']).stem}-{digest.hexdigest()[:8]}-{who}"
+    settings = settings_from_dict(
+        {
+            **task,
+            "method": {"name": "in_context", "num_demonstrations": 0},
+            "model": tuned.settings.model.model_dump(),
+        }
+    )
+    set_aside(home, settings, screen, known=dict[str, Base | None]())
     if not (home / RESULT_FILE).is_file():
-        settings = settings_from_dict(
-            {
-                **task,
-                "method": {"name": "in_context", "num_demonstrations": 0},
-                "model": tuned.settings.model.model_dump(),
-            }
-        )
         fit(
             settings,
             home,

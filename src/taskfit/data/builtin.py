@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from taskfit.data.examples import Columns, Example, to_examples
+from taskfit.data.columns import Columns
+from taskfit.data.examples import Example, to_examples
 from taskfit.data.fetch import PinnedPackage, fetch_package
 from taskfit.data.overlap import text_key
-from taskfit.data.sources import iter_lines, read_hub
+from taskfit.data.sources import iter_lines
 from taskfit.data.splits import stratified_order
-from taskfit.data.tables import as_text, read_table
+from taskfit.data.tables import read_table
 from taskfit.errors import DataError
 
 # Ratings run from -4 to 4. Below half a point the raters did not agree on a direction.
@@ -215,7 +216,7 @@ def _hub(
 ) -> list[Example]:
     """Read from the hub; say where was looked before when that fails."""
     try:
-        table = as_text(read_hub(hub, split=split))
+        table = read_table(hub, split=split)
     except DataError as error:
         unset = "nowhere else (neither data.folder nor TASKFIT_DATA is set)"
         looked = f"in {folder}" if folder else unset

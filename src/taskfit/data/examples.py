@@ -3,20 +3,20 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from taskfit.data.cells import not_texts, shortened
+from taskfit.data.columns import Columns, check_present, some_rows
+from taskfit.data.label_cells import LabelAndTarget, read_labels, read_shares
+from taskfit.data.visible import visible
 from taskfit.errors import DataError, suggestion
 
 FloatArray = NDArray[np.float64]
-
-# Joins the names of several labels of one text.
-SEVERAL = "|"
-LabelAndTarget = tuple[str | None, dict[str, float] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +74,6 @@ class Example:
         return np.array([weights.get(label, 0.0) for label in labels])
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which columns of a table are read.
-
-    Attributes:
-        text: Text columns in the task's order.
-        label: Label column, or None for texts without labels.
-        values: Values in the table -> label names; values not in it are label names already.
-        shares: Label -> column with its share, for distributions over labels.
-        separator: What stands between several labels of a row; None: a row has one.
-        carried: Further columns to carry along where the table has them.
-    """
-
-    text: tuple[str, ...]
-    label: str | None
-    values: Mapping[str, str] = field(default_factory=dict)
-    shares: Mapping[str, str] = field(default_factory=dict)
-    separator: str | None = None
-    carried: tuple[str, ...] = ()
-
-
 def to_examples(
     table: pd.DataFrame,
     columns: Columns,
@@ -105,6 +84,9 @@ def to_examples(
 ) -> list[Example]:
     """Turn rows into examples.
 
+    Where labels are read, rows with neither text nor label are left out, as spreadsheets have them
+    at their ends; `left_out_note` counts them.
+
     Args:
         table: As `read_table` returns it.
         columns: What to read.
@@ -113,7 +95,8 @@ def to_examples(
         require_text: False lets rows without any text through; see `Example.is_blank`.
 
     Raises:
-        DataError: If a column is missing, a row has no text at all, or no label.
+        DataError: If a column is missing, a row has no text at all, or no label, or a list or an
+            object where there must be a text.
     """
     present = [str(name) for name in table.columns]
     lines = [str(line) for line in table.index]
@@ -126,7 +109,12 @@ def to_examples(
     has_labels = bool(label_columns) and (
         require_labels or all(name in present for name in label_columns)
     )
-    check_present([*columns.text, *(label_columns if has_labels else ())], present, source)
+    read = [*columns.text, *(label_columns if has_labels else ())]
+    check_present(read, present, source, columns.advice)
+    _check_texts(table, columns.text, source)
+    if has_labels:
+        table = without_blank(table, read)
+        lines = [str(line) for line in table.index]
     texts = {name: table[name].tolist() for name in columns.text}
     empty = [
         line
@@ -135,13 +123,14 @@ def to_examples(
     ]
     if empty and require_text:
         raise DataError(
-            f"{source}: {_rows(empty)} without any text in {', '.join(columns.text)}. Remove them."
+            f"{source}: {some_rows(empty)} without any text in {', '.join(columns.text)}. Remove "
+            "them."
         )
     labels: list[LabelAndTarget] = [(None, None)] * len(lines)
     if has_labels and use_shares:
-        labels = _shares(table, columns, source=source, required=require_labels)
+        labels = read_shares(table, columns, source=source, required=require_labels)
     elif has_labels:
-        labels = _labels(table, columns, source=source, required=require_labels)
+        labels = read_labels(table, columns, source=source, required=require_labels)
     carried = _carried(table, columns)
     return [
         Example(
@@ -166,62 +155,43 @@ def _carried(table: pd.DataFrame, columns: Columns) -> list[dict[str, str] | Non
     return [shared.setdefault(row, dict(zip(names, row, strict=True))) for row in values]
 
 
-def check_present(names: Sequence[str], present: Sequence[str], source: str) -> None:
-    """Check that a table has columns.
+def left_out_note(table: pd.DataFrame, examples: Sequence[Example], source: str) -> str | None:
+    """Say how many rows of a table are no examples, having neither text nor label; None: all are.
+
+    Args:
+        table: As it was read.
+        examples: What `to_examples` made of it.
+        source: Name of the table.
+    """
+    left = len(table) - len(examples)
+    if not left:
+        return None
+    return f"{source}: {left:,} row{'s' * (left > 1)} with neither text nor label left out"
+
+
+def without_blank(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return a table without the rows that are blank in all of these columns."""
+    rows = zip(*(table[name].tolist() for name in names), strict=True)
+    filled = np.array([any(value.strip() for value in row) for row in rows], dtype=bool)
+    return table if filled.all() else table[filled]
+
+
+def _check_texts(table: pd.DataFrame, names: Sequence[str], source: str) -> None:
+    """Check that columns hold texts.
 
     Raises:
-        DataError: Naming the first that it has not.
+        DataError: Naming column and line of what is none.
     """
     for name in names:
-        if name not in present:
+        found = not_texts(table[name])
+        if found:
+            value = found[0][1]
+            lines = [str(table.index[i]) for i, _ in found]
             raise DataError(
-                f"{source} has no column {name!r}; it has: {', '.join(present)}."
-                f"{suggestion(name, present)} Name columns with --text and --label."
+                f"{source}: column {name!r} holds {value.what} in {some_rows(lines)}: "
+                f"{shortened(value)}. Texts are needed; write what is meant into a column of its "
+                "own."
             )
-
-
-def _labels(
-    table: pd.DataFrame, columns: Columns, *, source: str, required: bool
-) -> list[LabelAndTarget]:
-    """Read the label column: one name a row, or several with a separator between."""
-    raw = [str(value).strip() for value in table[str(columns.label)]]
-    if columns.separator is not None:
-        rows = []
-        for value in raw:
-            parts = [part.strip() for part in value.split(columns.separator) if part.strip()]
-            names = sorted({columns.values.get(part, part) for part in parts})
-            # A row without any of the labels is an answer too.
-            rows.append((SEVERAL.join(names), dict.fromkeys(names, 1.0)))
-        return list(rows)
-    if required:
-        without = [str(line) for line, value in zip(table.index, raw, strict=True) if not value]
-        if without:
-            raise DataError(
-                f"{source}: {_rows(without)} without a label in column {columns.label!r}. Fill "
-                "them in or remove them; to label texts, use `taskfit predict`."
-            )
-    return [(columns.values.get(value, value) or None, None) for value in raw]
-
-
-def _shares(
-    table: pd.DataFrame, columns: Columns, *, source: str, required: bool
-) -> list[LabelAndTarget]:
-    """Read one column of shares a label; a row's shares are divided by their sum."""
-    names = list(columns.shares)
-    given = table[[columns.shares[name] for name in names]]
-    values = given.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)  # (N, L)
-    bad = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1) | (values.sum(axis=1) <= 0)
-    if bad.any() and required:
-        lines = [str(line) for line, is_bad in zip(table.index, bad, strict=True) if is_bad]
-        raise DataError(
-            f"{source}: {_rows(lines)} whose shares in {', '.join(columns.shares.values())} are "
-            "not numbers of at least 0 with a sum above 0. Correct or remove them."
-        )
-    rows: list[LabelAndTarget] = [(None, None)] * len(values)
-    for row in np.flatnonzero(~bad):
-        shares = values[row] / values[row].sum()
-        rows[row] = (names[int(shares.argmax())], dict(zip(names, shares.tolist(), strict=True)))
-    return rows
 
 
 def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
@@ -235,7 +205,7 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
         (example, name) for example in examples for name in example.labels if name not in known
     ]
     if unknown:
-        found = ", ".join(f"{name!r} ({example.id})" for example, name in unknown[:5])
+        found = ", ".join(f"{visible(name)} ({example.id})" for example, name in unknown[:5])
         raise DataError(
             f"{len(unknown)} row{'s' * (len(unknown) > 1)} with an unknown label: {found}. The "
             f"task's labels are: {', '.join(labels)}."
@@ -285,14 +255,9 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
 
     def key(name: str) -> list[tuple[int, int, str]]:
         parts = re.split(r"(\d+)", name)
-        return [(0, int(p), "") if p.isdigit() else (1, 0, p.casefold()) for p in parts if p]
+        return [(0, int(p), "") if p.isdecimal() else (1, 0, p.casefold()) for p in parts if p]
 
     return tuple(sorted(names, key=lambda name: (key(name), name)))
-
-
-def _rows(lines: Sequence[str]) -> str:
-    shown = ", ".join(lines[:5]) + (", ..." if len(lines) > 5 else "")
-    return f"{len(lines)} row{'s' * (len(lines) > 1)} (line {shown})"
 
 
 def class_counts(examples: Sequence[Example]) -> Counter[str]:

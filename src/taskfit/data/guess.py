@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from taskfit.data.examples import Columns, check_present
+from taskfit.data.columns import Columns, check_present
 from taskfit.errors import DataError
 
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "sentiment", "y")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from taskfit.data.cells import text_of
 from taskfit.data.instruction_rows import (
     Conversation,
     InstructionRow,
@@ -25,7 +26,6 @@ from taskfit.data.instruction_rows import (
 )
 from taskfit.data.messages import Message, RowProblem
 from taskfit.data.records import Record, iter_records
-from taskfit.data.tables import as_cell
 from taskfit.errors import DataError, suggestion
 
 __all__ = [
@@ -192,7 +192,7 @@ def read_prompts(
     Raises:
         DataError: If the source cannot be read, its kind cannot be told, or no row can be asked.
     """
-    records = list(iter_records(source, encoding=encoding, keep_blank=True))
+    records = list(iter_records(source, encoding=encoding))
     if not records:
         raise DataError(f"{source} holds no row. Is it the right file?")
     found = recognise(source, records[:LOOKED_AT], kind=kind, columns=columns, need_answer=False)
@@ -203,7 +203,7 @@ def read_prompts(
     prompts: list[PromptRow] = []
     for record in records:
         place = f"{name}:{record.line}"
-        others = {c: as_cell(record.values.get(c)) for c in names if c not in shown}
+        others = {c: text_of(record.values.get(c)) for c in names if c not in shown}
         values = {field: record.values.get(column) for field, column in found.columns.items()}
         try:
             rows = list(rows_of(place, values, found.kind, need_answer=False))

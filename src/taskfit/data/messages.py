@@ -117,5 +117,15 @@ def text_of(value: Any, field: str) -> str | None:  # noqa: ANN401 - from a file
 
 
 def sound_text(text: str) -> str:
-    """Return a text that can be written: halves of surrogate pairs become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """Return a text that can be written.
+
+    Raises:
+        RowProblem: If it holds half of a surrogate pair, which JSON in a text can write.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowProblem(
+            "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+        ) from error
+    return text

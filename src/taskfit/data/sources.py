@@ -4,90 +4,153 @@ import codecs
 import gzip
 import importlib.util
 import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
-import pandas as pd
-
+from taskfit.data.contents import GZIP, HEAD, true_encoding, true_kind
 from taskfit.data.hub import why_not_at_hand
 from taskfit.errors import DataError, first_line, suggestion
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
+# Other names of the same.
+SAME = {".ndjson": ".jsonl", ".xlsm": ".xlsx", ".pq": ".parquet"}
 # Encodings that such files have in practice, in the order in which they are tried for the hint.
 OTHER_ENCODINGS = ("utf-16", "cp1252", "latin-1")
+SHOWN_FILES = 5
 
 
-def find_file(source: str, formats: Sequence[str]) -> tuple[Path, str] | None:
-    """Return a file and the ending that tells its format, without .gz; None: it is a hub id.
+def find_file(source: str) -> tuple[Path, str] | None:
+    """Return a file and its format; None: it is a hub id.
+
+    The format is one of `FORMATS`: that of its ending (without .gz), unless the file's first bytes
+    tell that it is another.
 
     Args:
         source: As a user names it.
-        formats: Endings of what could be read; such a name is never a hub id.
 
     Raises:
-        DataError: If there is no such file, and the name looks like none on the hub.
+        DataError: If there is no such file, and the name looks like none on the hub; or if it is
+            of a kind that is not read.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-        return path, suffixes[-1] if suffixes else path.suffix.lower()
+        return path, _kind(path, source)
     folder, name = path.parent, source.split(":")[0]
     if path.is_dir():
-        raise DataError(f"{source} is a folder; give its files.")
+        raise _folder(path, source)
     if folder.is_dir():
         hint = suggestion(path.name, [other.name for other in folder.iterdir()])
         raise DataError(f"There is no file {source}.{hint}")
     if (
         name.count("/") != 1
         or source.startswith((".", "/", "~"))
-        or name.lower().endswith((*formats, ".gz"))
+        or name.lower().endswith((*FORMATS, ".gz"))
     ):
         raise DataError(f"There is no file {source}, nor a folder {folder}.")
     return None
 
 
-def unread_kind(source: str, kind: str, formats: Sequence[str]) -> DataError:
-    """Return the error that a file has an ending that is not among the formats."""
+def _folder(path: Path, source: str) -> DataError:
+    """Return the error that a folder is given, with the files in it that could be."""
+    names = sorted(
+        other.name
+        for other in path.iterdir()
+        if other.is_file() and any(s.lower() in (*FORMATS, *SAME) for s in other.suffixes)
+    )
+    shown = ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
     return DataError(
-        f"{source}: files of kind {kind or '(no ending)'} are not read; allowed are "
-        f"{', '.join(formats)}, each also with .gz. Convert the file or rename it."
+        f"{source} is a folder; give a file of it"
+        + (f", such as {path / names[0]} (it holds {shown})." if names else ".")
+        + (" Several files are one table when they stand in one." if len(names) > 1 else "")
     )
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _kind(path: Path, source: str) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    ending = suffixes[-1] if suffixes else path.suffix.lower()
+    try:
+        with open_unpacked(path) as file:
+            kind = true_kind(file, source, SAME.get(ending, ending))
+    except (OSError, EOFError) as error:
+        raise unreadable(source, error) from error
+    if kind not in FORMATS:
+        raise DataError(
+            f"{source}: files of kind {kind or '(no ending)'} are not read; allowed are "
+            f"{', '.join(FORMATS)}, each also with .gz. Convert the file or rename it."
+        )
+    return kind
+
+
+def unreadable(source: object, error: BaseException) -> DataError:
+    """Return the error that a file cannot be opened or unpacked."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return DataError(f"{source} cannot be read: {reason}.")
+
+
+def open_unpacked(path: Path) -> IO[bytes]:
+    """Open a file, unpacked where it begins as gzip does, whatever its name."""
+    file = path.open("rb")
+    packed = file.read(len(GZIP)) == GZIP
+    file.seek(0)
+    if not packed:
+        return file
+    file.close()
+    return gzip.open(path, "rb")  # type: ignore[return-value]
 
 
 def iter_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text file with their numbers, from 1.
+    """Yield the lines of a text file with their numbers, from 1; see `decode_lines`.
 
     Raises:
         DataError: If it cannot be read, or not in this encoding.
     """
-    # A byte order mark is not part of the first column's name.
-    name = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
     try:
-        codecs.lookup(name)
-        # Python must not take other characters than line feeds for ends of lines: texts hold them.
-        with io.TextIOWrapper(_open(path), encoding=name, newline="\n") as file:
-            yield from enumerate(file, start=1)
+        with open_unpacked(path) as file:
+            yield from decode_lines(file, str(path), encoding)
+    except (OSError, EOFError) as error:
+        raise unreadable(path, error) from error
+
+
+def decode_lines(file: IO[bytes], source: str, encoding: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text with their numbers, from 1, ends kept, without a byte order mark.
+
+    Args:
+        file: Unpacked, at its beginning; it can be read from there again.
+        source: What messages call it.
+        encoding: Of the text; UTF-8 gives way to a mark of UTF-16.
+
+    Raises:
+        DataError: If it is not in this encoding, or Python does not know it.
+    """
+    try:
+        name = codecs.lookup(encoding).name
     except LookupError as error:
         raise DataError(f"data.encoding is {encoding!r}, which Python does not know.") from error
-    except UnicodeDecodeError as error:
-        raise _wrong_encoding(path, encoding, name) from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    head = file.read(HEAD)
+    file.seek(0)
+    name = true_encoding(head, source, name)
+    # Python must not take other characters than line feeds for ends of lines: texts hold them.
+    decoder = io.TextIOWrapper(file, encoding=name, newline="\n")
+    try:
+        for number, line in enumerate(decoder, start=1):
+            yield number, line.removeprefix("\ufeff") if number == 1 else line
+    except UnicodeError as error:
+        file.seek(0)
+        raise _wrong_encoding(file.read(), source, encoding, name) from error
+    finally:
+        decoder.detach()
 
 
-def _wrong_encoding(path: Path, encoding: str, name: str) -> DataError:
-    with _open(path) as file:
-        raw = file.read()
-    place = _undecoded(raw, name) or 0
+def _wrong_encoding(raw: bytes, source: str, encoding: str, name: str) -> DataError:
+    place = min(_undecoded(raw, name) or 0, len(raw) - 1)
     line = raw[:place].count(b"\n") + 1
     fits = [other for other in OTHER_ENCODINGS if _undecoded(raw, other) is None]
     return DataError(
-        f"{path}:{line} is not {encoding}: byte {raw[place]:#04x} at position {place}. Give its "
+        f"{source}:{line} is not {encoding}: byte {raw[place]:#04x} at position {place}. Give its "
         f"encoding, for instance --encoding {fits[0]} or --set data.encoding={fits[0]} (these "
         f"would decode it: {', '.join(fits)}), or save the file as UTF-8."
     )
@@ -101,46 +164,32 @@ def _undecoded(raw: bytes, encoding: str) -> int | None:
         raw.decode(encoding)
     except UnicodeDecodeError as error:
         return error.start
+    except UnicodeError:
+        return 0
     return None
 
 
-def parse_row(content: str, where: str, example: str) -> dict[str, Any] | None:
-    """Return the object on a line of a JSONL file, None where the line is blank.
-
-    Raises:
-        DataError: If there is something else.
-    """
-    if not content.strip():
-        return None
-    try:
-        row = json.loads(content)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}.") from error
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{where} holds a {type(row).__name__}; every line must be an object such as {example}."
-        )
-    return row
-
-
-def read_parquet(path: Path) -> pd.DataFrame:
-    """Read a Parquet file as it is.
+def read_parquet(path: Path) -> "pa.Table":
+    """Read a Parquet file as it is, but for the index that pandas may have written.
 
     Raises:
         DataError: If it cannot be read.
     """
+    import pyarrow.parquet as pq
+
     try:
-        if path.suffix.lower() != ".gz":
-            return pd.read_parquet(path)
-        with _open(path) as file:
-            return pd.read_parquet(io.BytesIO(file.read()))
+        with open_unpacked(path) as file:
+            table = pq.read_table(file)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(
             f"{path} is not a Parquet file that can be read: {first_line(error)}"
         ) from error
+    return table.select(
+        [i for i, name in enumerate(table.column_names) if not name.startswith("__index_level_")]
+    )
 
 
-def read_hub(source: str, *, split: str) -> pd.DataFrame:
+def read_hub(source: str, *, split: str) -> "pa.Table":
     """Read one split of a hub data set as it is, but for class labels, which become their names.
 
     Args:
@@ -163,6 +212,7 @@ def read_hub(source: str, *, split: str) -> pd.DataFrame:
         )
 
     import datasets
+    import pyarrow as pa
 
     try:
         found = datasets.load_dataset(name, configuration or None)
@@ -175,9 +225,13 @@ def read_hub(source: str, *, split: str) -> pd.DataFrame:
     chosen = next((other for other in names if other in found), None)
     if chosen is None:
         raise DataError(f"{source} has no split {split!r}; it has: {', '.join(found)}.")
-    table: pd.DataFrame = found[chosen].to_pandas()
-    for column, feature in found[chosen].features.items():
+    table: pa.Table = found[chosen].with_format("arrow")[:]
+    for place, column in enumerate(table.column_names):
+        feature = found[chosen].features[column]
         if isinstance(feature, datasets.ClassLabel):
             # -1 marks hidden labels of test sets.
-            table[column] = ["" if v < 0 else feature.int2str(int(v)) for v in table[column]]
+            names = [
+                "" if v is None or v < 0 else feature.int2str(v) for v in table[column].to_pylist()
+            ]
+            table = table.set_column(place, column, pa.array(names, pa.string()))
     return table

@@ -1,68 +1,79 @@
 """Read a table from a file or the hub, everything as text, with the line each row stands on."""
 
-import csv
-import io
-import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
+from taskfit.data.cells import text_of, text_table
+from taskfit.data.delimited import NOTES, check_columns, read_delimited
+from taskfit.data.excel import read_excel
+from taskfit.data.json_rows import iter_rows, json_table
 from taskfit.data.sources import (
     find_file,
     iter_lines,
-    parse_row,
+    open_unpacked,
     read_hub,
     read_parquet,
-    unread_kind,
 )
 from taskfit.errors import DataError
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WHOLE = re.compile(r"-?\d+\.0")
 
 
 def read_table(
-    source: str, *, encoding: str = "utf-8", split: str = "train", keep_blank: bool = False
+    source: str, *, encoding: str = "utf-8", split: str = "train", quotes: str = "auto"
 ) -> pd.DataFrame:
     """Read a table; every value is text, and no text is taken for a missing value.
 
+    What a file holds counts, not its name: an Excel or Parquet file called .csv is read as what it
+    is. Values that are missing become empty texts; lists and objects become a `NotText`, which is
+    refused where a text is needed. Rows without any content are kept; blank lines are none.
+
     Args:
-        source: A .csv, .tsv, .jsonl or .parquet file, also with .gz behind, or a hub id
-            `owner/name` or `owner/name:configuration`.
-        encoding: Of CSV, TSV and JSONL files.
+        source: A .csv, .tsv, .jsonl, .json, .parquet or .xlsx file, also with .gz behind, or a hub
+            id `owner/name` or `owner/name:configuration`.
+        encoding: Of CSV, TSV and JSON files.
         split: Of a hub data set.
-        keep_blank: Whether rows of CSV and TSV without any value are rows, too, as they are when
-            every row shall come out again.
+        quotes: Of CSV and TSV files; see `read_delimited`.
 
     Returns:
-        The table, indexed by the line that each row starts on (row number for Parquet and hub).
+        The table, indexed by the line that each row starts on (the row's number in a sheet, and
+        for Parquet and hub the rows before it). What people should know about it is in its
+        attribute `notes`; see `notes_of`.
 
     Raises:
         DataError: If it cannot be found or read, or holds no row.
     """
-    file = find_file(source, FORMATS)
+    file = find_file(source)
     if file is None:
-        return as_text(read_hub(source, split=split))
+        return _arrow_table(read_hub(source, split=split), source)
     path, kind = file
     if kind == ".parquet":
-        table = as_text(read_parquet(path))
-    elif kind in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        lines = list(iter_lines(path, encoding))
-        return parse_table(lines, kind=kind, source=source, keep_blank=keep_blank)
+        table = _arrow_table(read_parquet(path), source)
+    elif kind == ".xlsx":
+        with open_unpacked(path) as opened:
+            table = read_excel(opened, source)
     else:
-        raise unread_kind(source, kind, FORMATS)
+        lines = list(iter_lines(path, encoding))
+        return parse_table(lines, kind=kind, source=source, quotes=quotes)
     return _with_rows(table, source)
 
 
 def parse_table(
-    lines: list[tuple[int, str]], *, kind: str, source: str, keep_blank: bool = False
+    lines: list[tuple[int, str]], *, kind: str, source: str, quotes: str = "auto"
 ) -> pd.DataFrame:
     """Read a table out of lines of text; see `read_table`.
 
     Args:
         lines: Each with its number, line ends kept.
-        kind: .csv, .tsv, or any other for JSONL.
+        kind: .csv, .tsv, .json, or any other for JSONL.
         source: What messages call it.
-        keep_blank: See `read_table`.
+        quotes: See `read_delimited`.
 
     Raises:
         DataError: If it cannot be read, or holds no row.
@@ -71,11 +82,37 @@ def parse_table(
         raise DataError(f"{source} is empty.")
     if kind in (".csv", ".tsv"):
         text = "".join(content for _, content in lines)
-        delimiter = "\t" if kind == ".tsv" else ","
-        table = _read_delimited(text, source, delimiter, keep_blank=keep_blank)
+        table = read_delimited(text, source, "\t" if kind == ".tsv" else ",", quotes=quotes)
     else:
-        table = _read_jsonl(lines, source)
+        table = json_table(iter_rows(lambda: iter(lines), source, kind=kind))
     return _with_rows(table, source)
+
+
+def notes_of(table: pd.DataFrame) -> list[str]:
+    """Return what people should know about how a table was read."""
+    return list(table.attrs.get(NOTES, ()))
+
+
+def rename_columns(table: pd.DataFrame, columns: Mapping[str, str], *, source: str) -> pd.DataFrame:
+    """Return a table whose columns have the names that a task knows.
+
+    Args:
+        table: As it was read.
+        columns: Name that the task knows -> name in the table.
+        source: What messages call it.
+
+    Raises:
+        DataError: If a column is not there, or another has its new name.
+    """
+    present = [str(name) for name in table.columns]
+    for name in columns.values():
+        if name not in present:
+            raise DataError(f"{source} has no column {name!r}; it has: {', '.join(present)}.")
+    # The column that bears the name so far is not read, so it makes way.
+    freed = [name for name in columns if name in present and name not in columns.values()]
+    renamed = table.drop(columns=freed).rename(columns={old: new for new, old in columns.items()})
+    check_columns([str(name) for name in renamed.columns], source)
+    return renamed
 
 
 def _with_rows(table: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -84,92 +121,47 @@ def _with_rows(table: pd.DataFrame, source: str) -> pd.DataFrame:
     return table
 
 
-def _read_delimited(
-    text: str, source: str, delimiter: str, *, keep_blank: bool = False
-) -> pd.DataFrame:
-    """Read CSV or TSV with Python's reader, which knows the line of every row."""
-    csv.field_size_limit(2**31 - 1)
-    # Quotes in TSV files are plain characters as often as not; a field that starts with one and
-    # never closes it would swallow the rest of the file.
-    file = io.StringIO(text, newline="")
-    if delimiter == "\t":
-        reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
-    else:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    start = 1
-    try:
-        for row in reader:
-            line, start = start, reader.line_num + 1
-            is_blank = not any(field.strip() for field in row)
-            # An empty line is no row; it may stand at the end of any file.
-            if is_blank and not (keep_blank and row and header and len(row) == len(header)):
-                continue
-            if header is None:
-                header = _check_header([name.strip() for name in row], source, delimiter)
-                continue
-            if len(row) != len(header):
-                raise DataError(
-                    f"{source}:{line} has {len(row)} fields, its header {len(header)} "
-                    f"({', '.join(header)}). Put quotes around texts that hold a {delimiter!r}, "
-                    "or check whether a quote is left open above."
-                )
-            rows.append(row)
-            lines.append(line)
-    except csv.Error as error:
-        raise DataError(f"{source}:{reader.line_num} is not proper CSV: {error}.") from error
-    return pd.DataFrame(rows, columns=header, index=lines, dtype=str)
-
-
-def _check_header(header: list[str], source: str, delimiter: str) -> list[str]:
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{source} has several columns named {', '.join(twice)}. Rename them.")
-    if len(header) == 1:
-        for other, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-            if other != delimiter and other in header[0]:
-                raise DataError(
-                    f"{source} has one column, {header[0]!r}: it seems to be separated by {name}. "
-                    "Save it with commas, or as .tsv with tabs."
-                )
-    return header
-
-
-def _read_jsonl(lines: list[tuple[int, str]], source: str) -> pd.DataFrame:
-    rows = {}
-    for line, content in lines:
-        row = parse_row(content, f"{source}:{line}", '{"text": "...", "label": "..."}')
-        if row is None:
-            continue
-        # JSON can write half of a surrogate pair, which no UTF-8 file can hold.
-        text_back = json.dumps(row, ensure_ascii=False) if "\\u" in content else ""
-        if any(0xD800 <= ord(c) <= 0xDFFF for c in text_back):
-            raise DataError(
-                f"{source}:{line} holds half of a surrogate pair (\\ud800 to \\udfff), which is no "
-                "character. Write the file anew from its source, or remove the escape."
-            )
-        rows[line] = row
-    return as_text(pd.DataFrame(list(rows.values()), index=list(rows)))
-
-
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Turn values into text; what is missing becomes an empty text."""
-    columns = {str(name): [as_cell(value) for value in table[name]] for name in table.columns}
+    """Turn the values of a table in memory into text; what is missing becomes an empty text."""
+
+    def shown(value: object) -> str:
+        # A column of integers with a gap is one of floats in pandas; 1.0 is meant to be 1.
+        text = text_of(value)
+        return text[:-2] if isinstance(value, float) and WHOLE.fullmatch(text) else text
+
+    columns = {str(name): [shown(value) for value in table[name]] for name in table.columns}
     index = table.index if table.index.dtype.kind == "i" else range(1, len(table) + 1)
-    return pd.DataFrame(columns, index=index, dtype=str)
+    return text_table(columns, list(index))
 
 
-def as_cell(value: object) -> str:
-    """Return a value as text; what is missing is an empty one, and a list or object JSON."""
-    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
-        return ""
-    # A column of integers with a gap is read as floats; 1.0 is meant to be 1.
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+def _arrow_table(table: "pa.Table", source: str) -> pd.DataFrame:
+    """Turn the values of an Arrow table into text."""
+    check_columns([str(name) for name in table.column_names], source)
+    columns = {
+        str(name): _arrow_texts(table.column(place))
+        for place, name in enumerate(table.column_names)
+    }
+    return text_table(columns, range(table.num_rows))
+
+
+def _arrow_texts(column: "pa.ChunkedArray") -> list[str]:
+    """Return the values of a column as pandas writes them into CSV files."""
+    import pyarrow as pa
+
+    kind: Any = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_timestamp(kind):
+        # A column of days is one without times.
+        shown = column.to_pandas().astype(str).fillna("NaT").tolist()
+        return ["" if text == "NaT" else text for text in shown]
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        try:
+            values = column.to_numpy().tolist()
+        except ValueError:
+            # Some row is not UTF-8, though the file says so.
+            return [text_of(raw) for raw in column.cast(pa.binary()).to_pylist()]
+        return ["" if value is None else value for value in values]
+    if pa.types.is_float32(kind) or pa.types.is_float16(kind):
+        return ["" if v is None or v != v else str(v) for v in column.to_numpy()]
+    return [text_of(value) for value in column.to_pylist()]

@@ -29,6 +29,7 @@ def export_run(
     outtype: str = "f16",
     dtype: str | None = None,
     device: str = "auto",
+    allow_other_base: bool = False,
     screen: Screen | None = None,
 ) -> list[Check]:
     """Export a finished run into a new folder; return what was compared, and how far it was apart.
@@ -42,6 +43,7 @@ def export_run(
         dtype: Number format to store (before GGUF's own): float32, float16 or bfloat16; None: the
             run's.
         device: See `model.device`.
+        allow_other_base: Whether a base will do that is not the one of the run.
         screen: Where is said what was compared.
 
     Raises:
@@ -53,7 +55,7 @@ def export_run(
         raise SettingsError(f"{out} exists already, and nothing is overwritten. Give another -o.")
     if dtype is not None and dtype not in DTYPES:
         raise SettingsError(f"--dtype is {dtype!r}; allowed are {', '.join(DTYPES)}.")
-    source = open_source(run, device=device)
+    source = open_source(run, device=device, allow_other_base=allow_other_base)
     if form == "gguf":
         check_type(outtype)
     if form == "classification":

@@ -39,6 +39,34 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class MethodState:
+    """What a fitted method needs for prediction, besides the model's weights.
+
+    Attributes:
+        values: Plain JSON values.
+        arrays: Numbers by name.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """What a finished run of the same method learned, for one that goes on from there.
+
+    Attributes:
+        weights: Folder of its adapter, or of its whole model.
+        labels: Names of its labels, in the order of its scores; empty for several questions.
+        state: What its method needed besides the model's weights.
+    """
+
+    weights: Path
+    labels: Sequence[str]
+    state: MethodState
+
+
+@dataclass(frozen=True, slots=True)
 class MethodContext:
     """What a method is made from.
 
@@ -48,6 +76,7 @@ class MethodContext:
         demonstrations: Labelled examples for the prompt, taken out of training.
         model: The causal language model, or None for methods without one.
         saved: Folder of weights that the method itself saved, to predict with; None: it is fitted.
+        start: What training goes on from; None: the model as it is.
     """
 
     settings: RunSettings
@@ -55,6 +84,7 @@ class MethodContext:
     demonstrations: Sequence[Example]
     model: "LoadedModel | None"
     saved: Path | None = None
+    start: StartingPoint | None = None
 
     @property
     def task(self) -> Task:
@@ -66,19 +96,6 @@ class MethodContext:
         """Return the model of a method that has one."""
         assert self.model is not None, "a method that reads a model got none"
         return self.model
-
-
-@dataclass(frozen=True, slots=True)
-class MethodState:
-    """What a fitted method needs for prediction, besides the model's weights.
-
-    Attributes:
-        values: Plain JSON values.
-        arrays: Numbers by name.
-    """
-
-    values: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class MethodTraits:

@@ -18,6 +18,7 @@ from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache, nodes_to_read, run_in_trees
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
+from taskfit.models.whole import require_finite
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tree import IntArray, TokenTree
 
@@ -204,6 +205,9 @@ class LabelScorer:
         Args:
             examples: Texts; labels are not looked at.
             advance: Called with the number of examples just finished.
+
+        Raises:
+            NotFiniteError: If scores are not finite.
         """
         encoded = [encoder.encode(examples) for encoder in self.encoders]
         return self._score(list(zip(*encoded, strict=True)), advance)
@@ -237,6 +241,7 @@ class LabelScorer:
             if self.length_normalization:
                 words = words / lengths[chosen]
             labels = sum_over_words(words, self.label_of_candidate, sum(self.num_labels))
+            require_finite(labels, [groups[i][0].id for i in chosen])
             result[chosen] = labels.double().cpu().numpy()
             if advance is not None:
                 advance(len(chosen))

@@ -23,7 +23,8 @@ class TreeMethod(AdaptedModel, TrainedMethod):
     def __init__(self, context: MethodContext, encoder: PromptEncoder | BareEncoder) -> None:
         """Bind model and encoder."""
         TrainedMethod.__init__(self, context)
-        AdaptedModel.__init__(self, context.need_model(), context.settings)
+        start = None if context.start is None else context.start.weights
+        AdaptedModel.__init__(self, context.need_model(), context.settings, start=start)
         self.encoder = encoder
 
     def encode(self, examples: Sequence[Example]) -> Sequence[Item]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taskfit.data.examples import SEVERAL
+from taskfit.data.label_cells import SEVERAL
 from taskfit.errors import CheckpointError
 from taskfit.files import read_jsonl
 from taskfit.methods.table import METHODS

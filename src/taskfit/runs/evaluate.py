@@ -1,18 +1,20 @@
 """Evaluate a finished run on another labelled file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
-from taskfit.data import read_table
+from taskfit.data import Example, notes_of, read_table
 from taskfit.errors import DataError, suggestion
+from taskfit.runs.classifier import Classifier
 from taskfit.runs.load import load_classifier
 from taskfit.runs.measured import LEVELS, MeasuredSets
-from taskfit.runs.predict import answers_of, count_errors, other_columns
+from taskfit.runs.predict import answers_of, count_errors, named_columns, other_columns
 from taskfit.runs.predictions import checked_set_name, renaming_note
 from taskfit.runs.records import RunResult
-from taskfit.runs.rows import labelled_rows
+from taskfit.runs.rows import advice_on_columns, labelled_rows
 from taskfit.runs.run_folder import run_lock
 from taskfit.runs.slices import GOLD, group_examples
 from taskfit.screen import Screen
@@ -29,6 +31,9 @@ def evaluate_file(
     device: str,
     screen: Screen,
     by: Sequence[str] = (),
+    columns: Mapping[str, str] = MappingProxyType({}),
+    quotes: str = "auto",
+    allow_other_base: bool = False,
 ) -> dict[str, Evaluation]:
     """Evaluate a finished run on a labelled file; add it to the run's result and predictions.
 
@@ -43,6 +48,9 @@ def evaluate_file(
         device: See `model.device`.
         screen: Where progress is shown.
         by: Columns of the file to cut the metrics up by, `gold` being the right label.
+        columns: See `predict_file`; of texts and labels.
+        quotes: See `predict_file`.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Returns:
         Metrics by set; SET/QUESTION where there are several.
@@ -52,27 +60,31 @@ def evaluate_file(
     """
     checked_set_name(name)
     with run_lock(folder, resume=True):
-        return _evaluate_file(folder, source, name, encoding, device, screen, by)
+        classifier = load_classifier(folder, device=device, allow_other_base=allow_other_base)
+        asked = classifier.asked
+        table = read_table(source, encoding=encoding, split="test", quotes=quotes)
+        for told in notes_of(table):
+            screen.note(told)
+        labels = [task.label_column for task in asked.tasks.values()]
+        table = named_columns(table, columns, [*asked.text, *labels], source)
+        _check_carried(table, [c for c in by if c != GOLD], source)
+        kept = DataSettings(slices=other_columns(table, asked.text))
+        advice = advice_on_columns(asked.text)
+        examples = labelled_rows(table, asked, kept, source=source, advice=advice)
+        return _measure(folder, classifier, name, examples, screen, by)
 
 
-def _evaluate_file(
+def _measure(
     folder: Path,
-    source: str,
+    classifier: Classifier,
     name: str,
-    encoding: str,
-    device: str,
+    examples: Sequence[Example],
     screen: Screen,
     by: Sequence[str],
 ) -> dict[str, Evaluation]:
     result = RunResult.load(folder)
-    classifier = load_classifier(folder, device=device)
-    asked, carried = classifier.asked, list(dict.fromkeys(c for c in by if c != GOLD))
-    table = read_table(source, encoding=encoding, split="test", keep_blank=True)
-    _check_carried(table, carried, source)
-    kept = DataSettings(slices=other_columns(table, asked.text))
-    examples = labelled_rows(table, asked, kept, source=source)
     group_examples(name, examples, by)
-    if note := renaming_note(examples, asked.tasks):
+    if note := renaming_note(examples, classifier.asked.tasks):
         screen.note(note)
     with screen.progress(f"evaluating {name}", len(examples)) as advance:
         probabilities, shortened = answers_of(classifier, examples, advance)

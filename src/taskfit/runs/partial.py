@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 from taskfit.errors import DataError
 from taskfit.files import explain_failed_write, file_atomic, write_json_atomic
 from taskfit.methods.method import Advance
-from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL
+from taskfit.runs.bases import BASES_FILE
+from taskfit.runs.classifier import ARRAYS, FILE
 from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE, library_versions
+from taskfit.runs.saved import ADAPTER, MODEL
 from taskfit.screen import Screen
 
 MADE_FROM = "made_from.json"
@@ -134,7 +136,8 @@ class PartialPredictions:
 
 def describe_run(folder: Path) -> str:
     """Return a hash of all that a finished run predicts with."""
-    files = [folder / name for name in (FILE, QUESTIONS_FILE, TUNED_FILE, ARRAYS, SETTINGS_FILE)]
+    names = (FILE, QUESTIONS_FILE, TUNED_FILE, ARRAYS, SETTINGS_FILE, BASES_FILE)
+    files = [folder / name for name in names]
     for name in (ADAPTER, MODEL):
         files += sorted(path for path in (folder / name).rglob("*") if path.is_file())
     digest = hashlib.sha256()

@@ -6,16 +6,18 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taskfit.data import Example, read_table
-from taskfit.errors import DataError
+from taskfit.data import Example, notes_of, read_table, rename_columns
+from taskfit.errors import DataError, suggestion
 from taskfit.files import refuse_over_input
 from taskfit.lock import only_one_at_a_time
 from taskfit.methods.method import Advance
+from taskfit.models.identity import describe_model
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.load import load_classifier
 from taskfit.runs.partial import PartialPredictions, describe_run
@@ -26,7 +28,10 @@ from taskfit.runs.predictions import (
     prediction_table,
     renaming_note,
 )
-from taskfit.runs.rows import fingerprint, text_examples
+from taskfit.runs.rows import (
+    fingerprint,
+    text_examples,
+)
 from taskfit.screen import Screen
 from taskfit.stats.conformal import prediction_sets
 from taskfit.tasks.shortening import noting_shortened
@@ -98,6 +103,9 @@ def predict_file(
     options: Mapping[str, Sequence[str]] | None = None,
     coverage: float | None = None,
     per_class: bool = False,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    quotes: str = "auto",
+    allow_other_base: bool = False,
     only_predictions: bool = False,
     overwrite: bool = False,
 ) -> PredictedFile:
@@ -118,6 +126,9 @@ def predict_file(
         options: Several questions: question -> names of its options, where they are others.
         coverage: Adds sets of labels that hold the right one with this probability; None: none.
         per_class: Whether the coverage is to hold for the texts of every label.
+        columns: Column of the task -> column of the source, where it has another name.
+        quotes: Of a CSV or TSV file; see `data.quotes`.
+        allow_other_base: Whether a base will do that is not the one of the run.
         only_predictions: Whether id, texts and predictions are written alone.
         overwrite: Whether the source may be the target.
 
@@ -127,31 +138,38 @@ def predict_file(
     check_target(target)
     refuse_over_input(target, [source], overwrite=overwrite)
     predictor = functools.partial(
-        _Predictor, folder, device, options or {}, coverage, per_class=per_class
+        _Predictor,
+        *(folder, device, options or {}, coverage),
+        per_class=per_class,
+        allow_other_base=allow_other_base,
+        only_predictions=only_predictions,
     )
-    given = f"{dict(options or {})}, coverage {coverage}, per class {per_class}"
+    given = (
+        f"{dict(options or {})}, coverage {coverage}, per class {per_class}, only predictions "
+        f"{only_predictions}"
+    )
     with only_one_at_a_time(target, beside=True):
-        return _predict_file(
-            predictor(only_predictions=only_predictions),
-            *(source, target, encoding, screen),
-            made_from={
-                "run": describe_run(folder),
-                "options": f"{given}, only predictions {only_predictions}",
-            },
-        )
+        loaded = predictor()
+        if allow_other_base:  # its own is part of the run
+            given += f", base {loaded.describe_base()}"
+        table = read_table(source, encoding=encoding, split="test", quotes=quotes)
+        for note in notes_of(table):
+            screen.note(note)
+        table = named_columns(table, columns, loaded.columns, source)
+        made_from = {"run": describe_run(folder), "options": given}
+        return _predict_file(loaded, table, source, target, screen, made_from=made_from)
 
 
 def _predict_file(
     predictor: "_Predictor",
+    table: pd.DataFrame,
     source: str,
     target: Path,
-    encoding: str,
     screen: Screen,
     *,
     made_from: Mapping[str, str],
 ) -> PredictedFile:
     read = functools.partial(predictor.read, source=source)
-    table = read_table(source, encoding=encoding, split="test", keep_blank=True)
     # All chunks are read once before any is predicted, so that what is wrong in the last one is
     # said now.
     made_from = {"source": _fingerprint(table, read), **made_from}
@@ -185,6 +203,8 @@ def predict_table(
     options: Mapping[str, Sequence[str]] | None = None,
     coverage: float | None = None,
     per_class: bool = False,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    allow_other_base: bool = False,
     only_predictions: bool = False,
 ) -> PredictedTable:
     """Predict the labels of texts at hand, such as a few lines; nothing is written.
@@ -199,6 +219,8 @@ def predict_table(
         options: See `predict_file`.
         coverage: See `predict_file`.
         per_class: See `predict_file`.
+        columns: See `predict_file`.
+        allow_other_base: See `predict_file`.
         only_predictions: See `predict_file`.
 
     Raises:
@@ -210,9 +232,14 @@ def predict_table(
         options or {},
         coverage,
         per_class=per_class,
+        allow_other_base=allow_other_base,
         only_predictions=only_predictions,
     )
-    texts = predictor.read(make_table(predictor.columns), source=source)
+    table = make_table(predictor.columns)
+    for note in notes_of(table):
+        screen.note(note)
+    table = named_columns(table, columns, predictor.columns, source)
+    texts = predictor.read(table, source=source)
     predictor.say_renamed(texts[:1], screen)
     with screen.progress(f"predicting {source}", len(texts)) as advance:
         found = predictor.answer(texts, advance)
@@ -236,6 +263,7 @@ class _Predictor:
         coverage: float | None,
         *,
         per_class: bool,
+        allow_other_base: bool,
         only_predictions: bool,
     ) -> None:
         """Load the run.
@@ -246,12 +274,14 @@ class _Predictor:
             options: See `predict_file`.
             coverage: See `predict_file`.
             per_class: See `predict_file`.
+            allow_other_base: See `predict_file`.
             only_predictions: See `predict_file`.
 
         Raises:
             TaskfitError: If the run does not allow it.
         """
-        self._classifier = load_classifier(folder, device=device).with_options(options)
+        found = load_classifier(folder, device=device, allow_other_base=allow_other_base)
+        self._classifier = found.with_options(options)
         self.questions = self._classifier.questions
         self._only_predictions = only_predictions
         self.limits = {}
@@ -265,6 +295,11 @@ class _Predictor:
     def columns(self) -> tuple[str, ...]:
         """Return the text columns that are read."""
         return tuple(self._classifier.asked.text)
+
+    def describe_base(self) -> str:
+        """Return a digest of the language model's files; empty where none is read."""
+        model = self._classifier.method.context.model
+        return "" if model is None else describe_model(model.name, model.revision)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -319,6 +354,29 @@ def other_columns(table: pd.DataFrame, texts: Sequence[str]) -> list[str]:
 def count_errors(num: int) -> str:
     """Return words for rows that have no answer."""
     return f"{num:,} row{'s' * (num != 1)} without a text, marked in the column {ERROR}"
+
+
+def named_columns(
+    table: pd.DataFrame, columns: Mapping[str, str], known: Sequence[str], source: str
+) -> pd.DataFrame:
+    """Return a table whose columns have the names of the task's; see `rename_columns`.
+
+    Args:
+        table: As it was read.
+        columns: Column of the task -> column of the table.
+        known: Columns of the task.
+        source: What messages call the table.
+
+    Raises:
+        DataError: If the task or the table has no such column.
+    """
+    for name in columns:
+        if name not in known:
+            raise DataError(
+                f"--column {name}={columns[name]}: the task reads no column {name!r}, but "
+                f"{', '.join(known)}.{suggestion(name, known)}"
+            )
+    return rename_columns(table, columns, source=source) if columns else table
 
 
 def check_target(target: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from taskfit.data import Example
-from taskfit.data.examples import SEVERAL
+from taskfit.data.label_cells import SEVERAL
 from taskfit.errors import SettingsError
 from taskfit.files import file_atomic
 from taskfit.runs.asked import AskedQuestion

@@ -4,10 +4,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 
-from taskfit.data import Columns, Example, check_labels, check_several_classes, to_examples
+from taskfit.data import (
+    Columns,
+    Example,
+    check_labels,
+    check_several_classes,
+    left_out_note,
+    notes_of,
+    to_examples,
+    without_blank,
+)
 from taskfit.errors import DataError, SettingsError, suggestion
 from taskfit.runs.sources import read_source
 from taskfit.settings import DataSettings, RunSettings
@@ -30,9 +40,10 @@ UNSERVED: dict[str, tuple[object, ...]] = {
 }
 # All else that the two methods read is for one question.
 SERVED = ("name", "num_demonstrations", "loss", "class_weights", "focal_gamma")
+SAME_COLUMNS = "All tables of a task have the same columns; rename those of this one."
 
 
-def task_columns(task: Task, data: DataSettings) -> Columns:
+def task_columns(task: Task, data: DataSettings, advice: str = SAME_COLUMNS) -> Columns:
     """Return the columns that the tables of a task of one question must have."""
     return Columns(
         text=task.text,
@@ -41,6 +52,7 @@ def task_columns(task: Task, data: DataSettings) -> Columns:
         shares=data.soft_labels,
         separator=data.label_separator if task.multi_label else None,
         carried=tuple(data.slices),
+        advice=advice,
     )
 
 
@@ -51,6 +63,7 @@ def labelled_examples(
     *,
     source: str,
     every_question: bool = True,
+    advice: str = SAME_COLUMNS,
 ) -> list[Example]:
     """Return the rows of a labelled table.
 
@@ -60,12 +73,13 @@ def labelled_examples(
         data: Names columns.
         source: Name of the table, for ids and messages.
         every_question: Whether each of several questions must have its column, or one suffices.
+        advice: What to do about a column that is not there.
 
     Raises:
         DataError: If a column is missing or a label is none of the question's.
     """
     if isinstance(asked, Task):
-        examples = to_examples(table, task_columns(asked, data), source=source)
+        examples = to_examples(table, task_columns(asked, data, advice), source=source)
         check_labels(examples, asked.label_names)
         return examples
     present = [str(name) for name in table.columns]
@@ -78,6 +92,8 @@ def labelled_examples(
                 f"{suggestion(question.label_column, present)} Name the column with `label` in "
                 "the file of questions."
             )
+    if all(name in present for name in asked.text):
+        table = without_blank(table, [*asked.text, *(q.label_column for q in there)])
     texts = text_examples(table, asked, source=source, carried=data.slices)
     answers: list[dict[str, str]] = [{} for _ in texts]
     problems = []
@@ -103,15 +119,35 @@ def labelled_examples(
 
 
 def read_test(
-    source: str, asked: Asked, data: DataSettings, *, every_question: bool = True
+    source: str,
+    asked: Asked,
+    data: DataSettings,
+    *,
+    every_question: bool = True,
+    notes: list[str] | None = None,
 ) -> list[Example]:
-    """Read a labelled table that is not for training; see `labelled_examples`."""
-    table = read_source(source, encoding=data.encoding, split="test")
-    return labelled_examples(table, asked, data, source=source, every_question=every_question)
+    """Read a labelled table that is not for training; see `labelled_examples`.
+
+    What people should know about how it was read is added to `notes`.
+    """
+    table = read_source(source, encoding=data.encoding, split="test", quotes=data.quotes)
+    if isinstance(asked, Task) and data.label not in table and asked.label_column in table:
+        # In a run that goes on, the new table alone may call its labels otherwise.
+        data = data.model_copy(update={"label": None})
+    examples = labelled_examples(table, asked, data, source=source, every_question=every_question)
+    if notes is not None:
+        notes += reading_notes(table, examples, source)
+    return examples
+
+
+def reading_notes(table: pd.DataFrame, examples: Sequence[Example], source: str) -> list[str]:
+    """Return what people should know about how a table was read, and the rows left out."""
+    left_out = left_out_note(table, examples, source)
+    return [*notes_of(table), *([left_out] if left_out else [])]
 
 
 def labelled_rows(
-    table: pd.DataFrame, asked: Asked, data: DataSettings, *, source: str
+    table: pd.DataFrame, asked: Asked, data: DataSettings, *, source: str, advice: str
 ) -> list[Example]:
     """Return every row of a labelled table, those without any text without a label.
 
@@ -120,24 +156,25 @@ def labelled_rows(
         asked: One question, or several, of which one suffices.
         data: Names columns.
         source: Name of the table, for ids and messages.
+        advice: What to do about a column that is not there.
 
     Raises:
         DataError: As `labelled_examples`, or if no row has a text.
     """
+    labelled = partial(labelled_examples, source=source, every_question=False, advice=advice)
     texts = [name for name in asked.text if name in table.columns]
     is_blank = ~table[texts].apply(lambda column: column.str.strip() != "").any(axis=1)
     if not texts or not is_blank.any():
-        return labelled_examples(table, asked, data, source=source, every_question=False)
+        return labelled(table, asked, data)
     if is_blank.all():
         raise DataError(f"{source}: no row has a text in {', '.join(texts)}.")
-    rest = table[~is_blank]
-    labelled = iter(labelled_examples(rest, asked, data, source=source, every_question=False))
+    rest = iter(labelled(table[~is_blank], asked, data))
     blank = iter(
         text_examples(
             table[is_blank], asked, source=source, carried=data.slices, require_text=False
         )
     )
-    return [next(blank) if found else next(labelled) for found in is_blank]
+    return [next(blank) if found else next(rest) for found in is_blank]
 
 
 def text_examples(
@@ -168,8 +205,15 @@ def text_examples(
                 f"{suggestion(name, present)} The file of questions names it under `text`."
             )
     # A label column in a file to predict may hold anything; it is not looked at.
-    columns = Columns(text=asked.text, label=None, carried=tuple(carried))
+    columns = Columns(
+        text=asked.text, label=None, carried=tuple(carried), advice=advice_on_columns(asked.text)
+    )
     return to_examples(table, columns, source=source, require_text=require_text)
+
+
+def advice_on_columns(text: Sequence[str]) -> str:
+    """Return how the table of a finished run's task says which columns are its own."""
+    return f"Say which column is which with --column, such as --column {text[0]}=COLUMN."
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

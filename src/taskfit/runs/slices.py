@@ -51,7 +51,9 @@ def check_slices(settings: RunSettings, evaluations: Mapping[str, Sequence[Examp
         there = dict.fromkeys(
             str(column)
             for source in sources
-            for column in read_source(source, encoding=data.encoding, split="test").columns
+            for column in read_source(
+                source, encoding=data.encoding, split="test", quotes=data.quotes
+            ).columns
         )
         known = [*there, *(column for column in sorted(carried) if column not in there)]
         raise DataError(

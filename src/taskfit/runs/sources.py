@@ -60,7 +60,9 @@ def check_labels_task(settings: RunSettings, *, several: bool) -> None:
         )
 
 
-def read_source(source: str, *, encoding: str, split: str = "train") -> pd.DataFrame:
+def read_source(
+    source: str, *, encoding: str, split: str = "train", quotes: str = "auto"
+) -> pd.DataFrame:
     """Read a table, or take it from what is shared; it must not be changed.
 
     Raises:
@@ -69,8 +71,8 @@ def read_source(source: str, *, encoding: str, split: str = "train") -> pd.DataF
     """
     if source in BUILTIN_NAMES and not Path(source).exists():
         raise SettingsError(f"{source} is a built-in task: give --task {source}.")
-    key = ("table", source, encoding, split)
-    return _once(key, lambda: read_table(source, encoding=encoding, split=split))
+    key = ("table", source, encoding, split, quotes)
+    return _once(key, lambda: read_table(source, encoding=encoding, split=split, quotes=quotes))
 
 
 def read_builtin(name: str, *, folder: str | None) -> BuiltinData:

@@ -15,6 +15,7 @@ from taskfit.errors import CheckpointError, PromptError
 from taskfit.files import refuse_over_input
 from taskfit.lock import only_one_at_a_time
 from taskfit.methods.method import Advance
+from taskfit.models.identity import describe_model
 from taskfit.models.load import load_model
 from taskfit.runs.classifier import FILE as CLASSIFIER_FILE
 from taskfit.runs.partial import PartialPredictions, describe_run
@@ -43,13 +44,20 @@ class GeneratedFile(NamedTuple):
     num_errors: int
 
 
-def load_generator(name: str, *, device: str = "auto", template: str | None = None) -> TunedModel:
+def load_generator(
+    name: str,
+    *,
+    device: str = "auto",
+    template: str | None = None,
+    allow_other_base: bool = False,
+) -> TunedModel:
     """Load the model of a tuning run, or any model by name.
 
     Args:
         name: Folder of a finished run, hub id, local folder of a model, or packaged model.
         device: See `model.device`.
         template: Chat template instead of the model's own; see `tuning.chat_template`.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Raises:
         TaskfitError: If there is no such model, or the run is one of another kind.
@@ -57,7 +65,7 @@ def load_generator(name: str, *, device: str = "auto", template: str | None = No
     folder = Path(name).expanduser()
     tuning = TuningSettings(chat_template=template)
     if (folder / TUNED_FILE).is_file():
-        tuned = TunedModel.load(folder, device=device)
+        tuned = TunedModel.load(folder, device=device, allow_other_base=allow_other_base)
         if template is None:
             return tuned
         return TunedModel(tuned.settings.model_copy(update={"tuning": tuning}), tuned.model)
@@ -87,6 +95,7 @@ def generate_file(
     device: str = "auto",
     template: str | None = None,
     seed: int = 0,
+    allow_other_base: bool = False,
     only_predictions: bool = False,
     overwrite: bool = False,
 ) -> GeneratedFile:
@@ -109,6 +118,7 @@ def generate_file(
         device: See `model.device`.
         template: Chat template instead of the model's own.
         seed: Of sampling.
+        allow_other_base: Whether a base will do that is not the one of the run.
         only_predictions: Whether other columns of the source are left out.
         overwrite: Whether the source may be the target.
 
@@ -122,12 +132,15 @@ def generate_file(
         if only_predictions:
             rows = [replace(row, others={}) for row in rows]
         screen.note(f"{len(rows):,} prompts, read as {form.describe()}")
-        tuned = load_generator(name, device=device, template=template)
+        tuned = load_generator(
+            name, device=device, template=template, allow_other_base=allow_other_base
+        )
         check_room(tuned, _known(rows), decoding)
         folder = Path(name).expanduser()
         made_from = {
             "source": _hash(rows),
             "model": describe_run(folder) if (folder / TUNED_FILE).is_file() else name,
+            "base": describe_model(tuned.model.name, tuned.model.revision),
             "options": f"{asdict(decoding)}, template {template}, seed {seed}, "
             f"only predictions {only_predictions}",
         }
