@@ -151,7 +151,7 @@ def shortfalls(name: str, num_rows: int, num_errors: int, num_shortened: int) ->
         num_errors: Those without an answer.
         num_shortened: Texts that lost their end.
     """
-    from taskfit.runs.predict import count_errors
+    from taskfit.runs.predictions import count_errors
     from taskfit.tasks.shortening import shortened_note
 
     lines = [f"{name}: {count_errors(num_errors)}"] if num_errors else []

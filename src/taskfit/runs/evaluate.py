@@ -11,8 +11,8 @@ from taskfit.errors import DataError, suggestion
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.load import load_classifier
 from taskfit.runs.measured import LEVELS, MeasuredSets
-from taskfit.runs.predict import answers_of, count_errors, named_columns, other_columns
-from taskfit.runs.predictions import checked_set_name, renaming_note
+from taskfit.runs.predict import answers_of, named_columns, other_columns
+from taskfit.runs.predictions import checked_set_name, count_errors, renaming_note
 from taskfit.runs.records import RunResult
 from taskfit.runs.rows import advice_on_columns, labelled_rows
 from taskfit.runs.run_folder import run_lock
