@@ -83,6 +83,7 @@ class Encoder(TrainedMethod):
             ids=[example.id for example in examples],
             max_length=self.max_length,
             targets=[example.target_vector(names) for example in examples],
+            allow_control_tokens=self.task.allow_control_tokens,
         )
 
     def objective(self) -> Objective[EncodedRow]:

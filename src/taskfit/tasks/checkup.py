@@ -152,7 +152,8 @@ def _word_reports(
 ) -> tuple[WordReport, ...]:
     def added(text: str) -> int:
         # Alone, a word may get a space that it does not have behind other text.
-        return len(encoder.text.ids(":" + text)) - len(encoder.text.ids(":"))
+        shielded = encoder.text.shield(text)
+        return len(encoder.text.ids(":" + shielded)) - len(encoder.text.ids(":"))
 
     return tuple(
         WordReport(
@@ -167,7 +168,7 @@ def _word_reports(
 
 
 def _reads_spaces(encoder: PromptEncoder, word: str) -> bool:
-    bare = word.lstrip()
+    bare = encoder.text.shield(word.lstrip())
     return encoder.text.ids(":" + bare) != encoder.text.ids(": " + bare)
 
 

@@ -18,7 +18,7 @@ from taskfit.data.instructions import (
 from taskfit.errors import DataError, SettingsError
 from taskfit.runs.prepare import validation_share
 from taskfit.runs.tuning.rows import hash_rows
-from taskfit.settings import RunSettings
+from taskfit.settings import RunSettings, TaskSettings
 
 # Settings of classifiers, by section; empty: all of it.
 UNREAD: dict[str, tuple[str, ...]] = {
@@ -26,7 +26,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
         *("unlabeled", "text", "label", "soft_labels", "slices", "folder", "shots_per_class"),
         "test_fraction",
     ),
-    "task": (),
+    "task": tuple(name for name in TaskSettings.model_fields if name != "allow_control_tokens"),
     "calibration": (),
     "search": (),
 }
