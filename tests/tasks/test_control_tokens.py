@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from taskfit.tasks.chat import ChatEncoder, find_template
 from taskfit.tasks.control_tokens import SIGN, as_written, split_marks
 
 TASK = task_from_columns(name="toy", text=["text"], label_column="label", labels=["bad", "good"])
-SHORT = {"show_progress": False}
+SHORT: dict[str, Any] = {"show_progress": False}
 
 
 def byte_level() -> Tokenizer:
@@ -115,7 +116,7 @@ def spelled(plain: Tokenizer, text: str) -> list[int]:
 
 
 def texts_of(names: Sequence[str]) -> list[str]:
-    few = names[:3] + names[-3:]
+    few = [*names[:3], *names[-3:]]
     inside = [f"good {name} bad{name}{name}\n {name}" for name in few]
     return ["".join(few), " ".join(few), *few, *inside, f"{few[0][:-1]}{few[1]}{few[0][-1]}"]
 

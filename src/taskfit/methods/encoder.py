@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy.special import expit, softmax
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from taskfit.data import Example
 from taskfit.errors import DataError
@@ -85,6 +86,11 @@ class Encoder(TrainedMethod):
             targets=[example.target_vector(names) for example in examples],
             allow_control_tokens=self.task.allow_control_tokens,
         )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the encoder's."""
+        return self.encoder.tokenizer
 
     def objective(self) -> Objective[EncodedRow]:
         """Return the cross-entropy of the head's scores."""

@@ -34,6 +34,7 @@ from taskfit.runs.slices import check_slices
 from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
+from taskfit.tasks.control_tokens import ControlTokens, control_note
 from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import TrainingState
 from taskfit.training.distributed import gather, on_main
@@ -85,6 +86,25 @@ class LabelRun(RunKind[Classifier]):
         loaded = model_of(self.settings, model, self.memory, self.screen)
         context = MethodContext(self.settings, data.asked, data.demonstrations, loaded)
         self.fitted = Classifier(label_method(name)(context))
+        self._tell_control_tokens()
+
+    def _tell_control_tokens(self) -> None:
+        """Say how many texts hold control tokens, and what is made of these."""
+        tokenizer, data = self.method.tokenizer, self.data
+        if tokenizer is None:
+            return
+        sets = [data.train, data.validation, data.demonstrations, *data.evaluations.values()]
+        texts = [example for found in (*sets, data.unlabeled) for example in found]
+        control = ControlTokens(tokenizer.backend_tokenizer)
+        words = [
+            (f"the label {label.name}", control.found_in(" ".join(label.words)))
+            for task in data.asked.tasks.values()
+            for label in task.labels
+        ]
+        allowed = self.settings.task.allow_control_tokens or data.asked.allow_control_tokens
+        for found, what in ((control.held_by(texts), "texts"), (words, "labels")):
+            if (note := control_note(found, allowed=allowed, what=what)) is not None:
+                self.screen.note(note)
 
     def start(self, *, resume: bool) -> None:
         """Predict the longest texts, and cross-validate a small table."""

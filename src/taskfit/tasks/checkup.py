@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from taskfit.data import Example
+from taskfit.tasks.control_tokens import control_note
 from taskfit.tasks.encode import EncodedExample, PromptEncoder
 from taskfit.tasks.text_encoder import Tokenizer
 
@@ -134,7 +135,10 @@ def check_up(
         num_shortened=sum(e.num_tokens_cut > 0 for e in encoded),
         advice=(),
     )
-    return replace(found, advice=(*_space_advice(encoder, words), *_advice(found)))
+    held = encoder.text.control.held_by(examples)
+    note = control_note(held, allowed=encoder.task.allow_control_tokens)
+    told = () if note is None else (f"{note}.",)
+    return replace(found, advice=(*told, *_space_advice(encoder, words), *_advice(found)))
 
 
 def _token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
+from taskfit.data import Example
+
 # Noncharacters of Unicode, meant for inner use. A mark covers the character behind it; a text that
 # holds the first of them keeps it by a mark of its own.
 SIGN, LITERAL, COVER = "\ufdd0", "\ufdd0\ufdd1", "\ufdd0\ufdd2"
@@ -65,6 +67,13 @@ class ControlTokens:
     def found_in(self, text: str) -> list[str]:
         """Return the control tokens that a text would be read as holding, each once."""
         return list(dict.fromkeys(name for name, _, _ in self._places(text)))
+
+    def held_by(self, examples: Sequence[Example]) -> list[tuple[str, list[str]]]:
+        """Return the id of each example with the control tokens in its texts."""
+        return [
+            (e.id, list(dict.fromkeys(n for text in e.texts.values() for n in self.found_in(text))))
+            for e in examples
+        ]
 
     def shield(self, text: str, *, edges: bool = False) -> str:
         """Return a text with a mark in each of its control tokens; most texts come back as given.
@@ -176,6 +185,32 @@ class ControlTokens:
         """The tokens that come of nothing but their own name: not bytes, not the unknown token."""
         unknown = _unknown_name(self._backend)
         return {i for i, name in self.names.items() if name != unknown and not BYTE.match(name)}
+
+
+def control_note(
+    found: Sequence[tuple[str, Sequence[str]]], *, allowed: bool, what: str = "texts"
+) -> str | None:
+    """Say how many texts hold control tokens, and what is made of them; None where none does.
+
+    Args:
+        found: Of each text its name and the control tokens in it.
+        allowed: Whether they are read as such.
+        what: What the texts are called.
+    """
+    holding = [(name, names) for name, names in found if names]
+    if not holding:
+        return None
+    name, names = holding[0]
+    how = (
+        "read as the tokens themselves, so texts can end a turn and forge one "
+        "(task.allow_control_tokens=true)"
+        if allowed
+        else "read as characters (task.allow_control_tokens=true reads them as tokens)"
+    )
+    return (
+        f"{len(holding):,} of {len(found):,} {what} hold control tokens of the model "
+        f"(first: {name}, {' '.join(names[:3])}): {how}"
+    )
 
 
 def split_marks(text: str) -> tuple[str, list[int]]:

@@ -107,6 +107,10 @@ class TextEncoder:
         """Return the ids of a text alone, without special tokens."""
         return self.ids_and_offsets(text)[0]
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text alone."""
+        return [len(found.ids) for found in self._encodings(texts)]
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the character range of each token of a text alone."""
         return self.ids_and_offsets(text)[1]

@@ -26,6 +26,7 @@ from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, prompt_text, reference_of
 from taskfit.screen import Screen, SilentScreen
 from taskfit.tasks.chat import EncodedPreference, EncodedText
+from taskfit.tasks.control_tokens import control_note
 from taskfit.training.checkpoint import TrainingState
 from taskfit.training.distributed import gather, on_main
 from taskfit.training.loop import Validation
@@ -155,6 +156,14 @@ class TuningRun(RunKind[TunedModel]):
                 f"left out {num_empty:,} rows whose answers lie behind "
                 f"{self.fitted.encoder.max_length} tokens (model.max_length)"
             )
+        found = [
+            (row.id, self.fitted.encoder.control_tokens_in(row))
+            for rows in sets.values()
+            for row in rows
+        ]
+        allowed = self.settings.task.allow_control_tokens
+        if (note := control_note(found, allowed=allowed, what="rows")) is not None:
+            screen.note(note)
         texts = [text for item in self.items["train"] for text in _texts_of(item)]
         learned = sum(text.num_learned for text in texts)
         total = sum(text.num_tokens for text in texts)
