@@ -1,7 +1,6 @@
 """Count tokens as the target model would, and draw how they are spread."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -85,7 +84,7 @@ def render(
     Raises:
         jinja2.TemplateError: If the template refuses the chat.
     """
-    turns = [asdict(message) for message in messages]
+    turns = [message.turn for message in messages]
     return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False))
 
 

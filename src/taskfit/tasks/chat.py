@@ -141,7 +141,7 @@ class ChatEncoder:
         self._text = TextEncoder(tokenizer, allow_control_tokens=allow_control_tokens)
 
     def conversations(self, rows: Sequence[Conversation]) -> list[EncodedText]:
-        """Encode conversations; what the assistant says is learned.
+        """Encode conversations; what the assistant says is learned, but for turns told apart.
 
         Raises:
             PromptError: If there is no template, it refuses a row, or rewrites earlier turns.
@@ -232,12 +232,14 @@ class ChatEncoder:
         if not spoken:
             raise PromptError(f"{name} has no turn of the assistant, so nothing to learn.")
         learned = spoken[-1:] if last_only or self.turns == "last" else spoken
-        # What comes after the last answer is neither learned nor seen by what is.
-        text = self._render(name, messages[: spoken[-1] + 1])
+        learned = [turn for turn in learned if messages[turn].learned]
+        # What comes after the last answer that is learned is not seen by it.
+        last = (learned or spoken)[-1]
+        text = self._render(name, messages[: last + 1])
         spans = []
         for turn in learned:
             before = self._render(name, messages[:turn], ask=True)
-            whole = self._render(name, messages[: turn + 1]) if turn != spoken[-1] else text
+            whole = self._render(name, messages[: turn + 1]) if turn != last else text
             if not whole.startswith(before):
                 raise PromptError(
                     f"{name}: what the chat template writes before turn {turn + 1} is not what it "
@@ -285,7 +287,7 @@ class ChatEncoder:
                 "This model has no chat template. Name one with tuning.chat_template "
                 f"({', '.join(template_names())}, or a file of Jinja); it is saved with the run."
             )
-        turns = [{"role": m.role, "content": self._text.shield(m.content)} for m in messages]
+        turns = [{**m.turn, "content": self._text.shield(m.content)} for m in messages]
         render = self.tokenizer.apply_chat_template
         try:
             return str(render(turns, tokenize=False, add_generation_prompt=ask))

@@ -271,7 +271,9 @@ def _spelling_backend(spec: str) -> tuple[Backend, int]:
     for token in kept:
         assert found.token_to_id(token["content"]) == token["id"], "a stand-in has another id"
     found.add_special_tokens([_stand_in(-1)])
-    return found, int(found.token_to_id(_stand_in(-1)))
+    cut_id = found.token_to_id(_stand_in(-1))
+    assert cut_id is not None, "a token was added"
+    return found, cut_id
 
 
 def _stand_in(token: int) -> str:

@@ -15,6 +15,7 @@ from taskfit.data.instructions import (
     Raw,
     read_instructions,
 )
+from taskfit.data.row_tally import RowTally
 from taskfit.errors import DataError, SettingsError
 from taskfit.runs.prepare import validation_share
 from taskfit.runs.tuning.rows import hash_rows
@@ -42,6 +43,7 @@ class TuningData:
         evaluations: Further sets by name.
         format: How the training rows were read, for people.
         num_dropped: Training rows that stand in another set too, and were left out.
+        notes: What is not read of the rows, and which of them teach nothing.
         fingerprint: Hash of each set, by name.
     """
 
@@ -50,6 +52,7 @@ class TuningData:
     evaluations: dict[str, list[InstructionRow]]
     format: str
     num_dropped: int
+    notes: tuple[str, ...]
     fingerprint: dict[str, str]
 
     @property
@@ -76,12 +79,13 @@ def prepare_tuning(settings: RunSettings) -> TuningData:
             "(JSON, JSONL, CSV, Parquet) or a hub id."
         )
     names = _names([data.train, data.validation, *data.tests.values()])
-    rows, described = _read(settings, data.train, names)
+    notes: dict[str, None] = {}  # a source may serve as two sets
+    rows, described = _read(settings, data.train, names, notes)
     generator = np.random.default_rng([settings.seed, 1])
     order = generator.permutation(len(rows))
     if data.validation is not None:
         validation = _drawn(
-            settings, _read(settings, data.validation, names)[0], limit=data.max_validation
+            settings, _read(settings, data.validation, names, notes)[0], limit=data.max_validation
         )
         train = [rows[i] for i in order]
     else:
@@ -91,7 +95,7 @@ def prepare_tuning(settings: RunSettings) -> TuningData:
         train = [rows[i] for i in order[: len(order) - num_held_out]]
     evaluations = {}
     for name, source in data.tests.items():
-        found = _read(settings, source, names)[0]
+        found = _read(settings, source, names, notes)[0]
         evaluations[name] = _drawn(settings, found, limit=data.max_test)
     held_out = {"validation": validation, **evaluations} if validation else evaluations
     kept, num_dropped = _without(train, held_out)
@@ -105,6 +109,7 @@ def prepare_tuning(settings: RunSettings) -> TuningData:
         evaluations=evaluations,
         format=described,
         num_dropped=num_dropped,
+        notes=tuple(notes),
         fingerprint={name: hash_rows(found) for name, found in sets.items()},
     )
 
@@ -149,8 +154,9 @@ def _names(sources: Sequence[str | None]) -> dict[str, str]:
 
 
 def _read(
-    settings: RunSettings, source: str, names: Mapping[str, str]
+    settings: RunSettings, source: str, names: Mapping[str, str], notes: dict[str, None]
 ) -> tuple[list[InstructionRow], str]:
+    """Return the rows of a source that teach something, and how they were read; add notes."""
     tuning = settings.tuning
     found = read_instructions(
         source,
@@ -168,7 +174,48 @@ def _read(
             f"{settings.method.name} does not learn from. Use --method {other}, or say what the "
             "rows are with tuning.kind and tuning.columns."
         )
-    return found.rows, found.format.describe()
+    rows, tally = _telling(found.rows, last_only=tuning.turns == "last")
+    notes |= dict.fromkeys((*found.notes, *tally.notes(source)))
+    if not rows:
+        raise DataError(
+            f"{source}, read as {found.format.describe()}: none of {len(found.rows):,} rows "
+            f"teaches anything. Left out: {tally.reasons()}."
+        )
+    return rows, found.format.describe()
+
+
+def _telling(
+    rows: Sequence[InstructionRow], *, last_only: bool
+) -> tuple[list[InstructionRow], RowTally]:
+    """Return the rows that teach something, and why others do not; empty turns are not learned."""
+    kept, tally = list[InstructionRow](), RowTally()
+    for row in rows:
+        if isinstance(row, Conversation):
+            messages = tuple(
+                replace(m, learned=m.learned and bool(m.content.strip())) for m in row.messages
+            )
+            row = replace(row, messages=messages)
+        if (reason := _teaches_nothing(row, last_only=last_only)) is None:
+            kept.append(row)
+        else:
+            tally.leave_out(reason)
+    return kept, tally
+
+
+def _teaches_nothing(row: InstructionRow, *, last_only: bool) -> str | None:
+    """Return why there is nothing to learn from a row; None: there is."""
+    if isinstance(row, Preference):
+        if not row.chosen.strip():
+            return "whose chosen answer is empty"
+        return "whose two answers are the same" if row.chosen == row.rejected else None
+    if isinstance(row, Raw):
+        return None if row.text.strip() else "whose text is empty"
+    spoken = [message for message in row.messages if message.role == "assistant"]
+    asked = spoken[-1:] if last_only else spoken
+    if any(message.learned for message in asked):
+        return None
+    empty = all(not message.content.strip() for message in asked)
+    return "whose answers are empty" if empty else "whose turns are told not to be learned"
 
 
 def _without(

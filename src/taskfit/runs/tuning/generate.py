@@ -98,6 +98,8 @@ def generate_file(
     )
     rows = found.rows
     screen.note(f"{len(rows):,} prompts, read as {found.format.describe()}")
+    for note in found.notes:
+        screen.note(note)
     tuned = load_generator(name, device=device, template=template)
     check_room(tuned, rows, decoding)
     folder = Path(name).expanduser()

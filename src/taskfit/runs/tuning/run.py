@@ -162,7 +162,8 @@ class TuningRun(RunKind[TunedModel]):
             for row in rows
         ]
         allowed = self.settings.task.allow_control_tokens
-        if (note := control_note(found, allowed=allowed, what="rows")) is not None:
+        control = control_note(found, allowed=allowed, what="rows")
+        for note in (*data.notes, *([] if control is None else [control])):
             screen.note(note)
         texts = [text for item in self.items["train"] for text in _texts_of(item)]
         learned = sum(text.num_learned for text in texts)
