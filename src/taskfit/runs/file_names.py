@@ -3,3 +3,4 @@
 RESULT_FILE = "result.json"
 SETTINGS_FILE = "settings.yaml"
 CHECKPOINTS = "checkpoints"
+TEXTS_FILE = "texts.npz"

@@ -18,6 +18,7 @@ from taskfit.runs.calibration import HeldOut, calibrate, hold_out
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.cross_validation import FOLDER, cross_validate, needs_cross_validation
 from taskfit.runs.kind import Measured, RunKind, Size
+from taskfit.runs.known_texts import save_texts
 from taskfit.runs.measure_run import (
     baselines_of,
     evaluate_sets,
@@ -29,7 +30,7 @@ from taskfit.runs.measured import LEVELS
 from taskfit.runs.predictions import renaming_note
 from taskfit.runs.prepare import PreparedData, prepare_data
 from taskfit.runs.rows import check_every_question
-from taskfit.runs.run import Run, longest_texts, model_of
+from taskfit.runs.run import Run, longest_texts, model_of, no_validation_note
 from taskfit.runs.slices import check_slices
 from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen
@@ -54,6 +55,7 @@ class LabelRun(RunKind[Classifier]):
     """
 
     data: PreparedData
+    _validation: Sequence[Example]
     _held_out: HeldOut
     _crossed: Mapping[str, Any] | None = None
 
@@ -67,9 +69,12 @@ class LabelRun(RunKind[Classifier]):
         data = self.data
         check_slices(self.settings, data.evaluations or {"validation": data.validation})
         notes = check_learnable(self.settings, data)
+        self._validation = data.validation
         self._held_out = hold_out(data.validation, self.settings)
         self.data = replace(data, validation=self._held_out.validation, notes=(*data.notes, *notes))
         _tell_about_data(self.data, self.screen)
+        if self.trains and not self.data.validation:
+            self.screen.note(no_validation_note(self.settings))
 
     @property
     def trains(self) -> bool:
@@ -135,6 +140,12 @@ class LabelRun(RunKind[Classifier]):
         """Write the classifier."""
         extra = {"method": self.settings.method.name, "name": self.name}
         self.fitted.save(self.folder, weights=self.weights, extra=extra)
+        data, seen = self.data, self.method.learns or self.method.settings.retrieves
+        save_texts(
+            self.folder,
+            train=[*data.demonstrations, *((*data.train, *data.unlabeled) if seen else ())],
+            validation=self._validation,
+        )
 
     def measure(self, *, baselines: bool) -> Measured:
         """Measure every set, or what cross-validation predicted."""

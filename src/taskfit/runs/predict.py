@@ -11,6 +11,8 @@ import pandas as pd
 from taskfit.data import Example, read_table
 from taskfit.errors import DataError, suggestion
 from taskfit.methods.method import Advance
+from taskfit.runs.file_names import SETTINGS_FILE
+from taskfit.runs.known_texts import free_name, seen_note
 from taskfit.runs.load import load_classifier
 from taskfit.runs.measured import LEVELS, MeasuredSets
 from taskfit.runs.partial import PartialPredictions, describe_run
@@ -25,6 +27,7 @@ from taskfit.runs.rows import fingerprint, labelled_examples, text_examples
 from taskfit.runs.slices import GOLD, group_examples
 from taskfit.screen import Screen
 from taskfit.settings import DataSettings
+from taskfit.settings_file import load_run_settings
 from taskfit.stats import Evaluation
 from taskfit.stats.conformal import prediction_sets
 
@@ -240,7 +243,8 @@ def evaluate_file(
     Args:
         folder: A finished run of one question or several.
         source: File or hub id with the task's columns; of several questions at least one label.
-        name: What to call the evaluation set.
+        name: What to call the evaluation set; another set of this name keeps it, and the new one
+            gets a number behind it.
         encoding: Of the source.
         device: See `model.device`.
         screen: Where progress is shown.
@@ -258,9 +262,17 @@ def evaluate_file(
     asked, carried = classifier.asked, list(dict.fromkeys(c for c in by if c != GOLD))
     table = read_table(source, encoding=encoding, split="test")
     _check_carried(table, carried, source)
-    examples = labelled_examples(
-        table, asked, DataSettings(slices=carried), source=source, every_question=False
-    )
+    separator = load_run_settings(folder / SETTINGS_FILE).data.label_separator
+    data = DataSettings(slices=carried, label_separator=separator)
+    examples = labelled_examples(table, asked, data, source=source, every_question=False)
+    taken, name = name, free_name(folder, name, examples, classifier.questions)
+    if name != taken:
+        screen.note(
+            f"another set was evaluated as {taken}; this one is called {name} (--name gives it "
+            "another name)"
+        )
+    if note := seen_note(folder, examples, name=name):
+        screen.note(note)
     group_examples(name, examples, by)
     if note := renaming_note(examples, asked.tasks):
         screen.note(note)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from taskfit.data import (
@@ -22,6 +22,7 @@ from taskfit.data import (
 )
 from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError
+from taskfit.runs.data_notes import answer_notes, lost_classes_note, unseparated_note
 from taskfit.runs.rows import (
     fingerprint,
     labelled_examples,
@@ -123,9 +124,11 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
             )
     if overlap is not None and data.validation is None:
         train, validation, overlap = _hold_out(train, overlap, settings)
+    whole = train
     if data.num_train is not None or data.shots_per_class is not None:
         drawn = {"num_examples": data.num_train, "shots_per_class": data.shots_per_class}
         train = draw(train, **drawn, seed=settings.seed)
+    told = [*guessed, *unseparated_note(asked, read, data), *lost_classes_note(whole, train)]
     demonstrations, train = _demonstrations(asked, train, settings)
     unlabeled = _unlabeled(asked, data, {**evaluations, "validation": validation})
     sets = {
@@ -147,20 +150,8 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
         overlap=overlap,
         unlabeled=unlabeled,
         fingerprint=hashes,
-        notes=(*guessed, *_notes(asked, len(read) - num_answered, evaluations)),
+        notes=(*told, *answer_notes(asked, len(read) - num_answered, evaluations)),
     )
-
-
-def _notes(
-    asked: Asked, num_unanswered: int, evaluations: Mapping[str, Sequence[Example]]
-) -> Iterator[str]:
-    """Say which labels of several questions are missing where."""
-    if num_unanswered:
-        yield f"left out {num_unanswered} training rows without any label"
-    for name, examples in evaluations.items():
-        unasked = [q for q in asked.tasks if q and all(e.of(q).label is None for e in examples)]
-        if unasked:
-            yield f"{name} has no label of {', '.join(unasked)}: not evaluated there"
 
 
 def _unlabeled(

@@ -223,13 +223,13 @@ def _without(
 ) -> tuple[list[InstructionRow], int]:
     """Return the training rows that stand in no other set, and how many do."""
     by_id = {str(index): row for index, row in enumerate(train)}
-    examples = [replace(_as_example(row), id=index) for index, row in by_id.items()]
-    others = {name: [_as_example(row) for row in rows] for name, rows in held_out.items()}
+    examples = [replace(as_example(row), id=index) for index, row in by_id.items()]
+    others = {name: [as_example(row) for row in rows] for name, rows in held_out.items()}
     kept, overlap = drop_overlap(examples, others)
     return [by_id[example.id] for example in kept], overlap.num_dropped
 
 
-def _as_example(row: InstructionRow) -> Example:
+def as_example(row: InstructionRow) -> Example:
     """Return the texts by which two rows are the same: prompts of pairs, else everything."""
     if isinstance(row, Raw):
         return Example(row.id, {"0": row.text})

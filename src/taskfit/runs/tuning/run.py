@@ -12,9 +12,10 @@ from taskfit.methods.sft import Reference, Sft, share_of_tokens_saved
 from taskfit.methods.table import METHODS
 from taskfit.models.load import LoadedModel
 from taskfit.runs.kind import Measured, RunKind, Size
-from taskfit.runs.run import base_model
+from taskfit.runs.known_texts import save_texts
+from taskfit.runs.run import base_model, no_validation_note
 from taskfit.runs.train_method import train_items
-from taskfit.runs.tuning.data import TuningData, prepare_tuning
+from taskfit.runs.tuning.data import TuningData, as_example, prepare_tuning
 from taskfit.runs.tuning.measure import (
     Metrics,
     PreferenceMetrics,
@@ -59,7 +60,9 @@ class TuningRun(RunKind[TunedModel]):
         return self.data.fingerprint
 
     def tell(self) -> None:
-        """Say nothing yet: rows are counted once they are encoded."""
+        """Say what there is no validation set for; rows are counted once they are encoded."""
+        if not self.data.validation:
+            self.screen.note(no_validation_note(self.settings))
 
     @property
     def trains(self) -> bool:
@@ -105,6 +108,10 @@ class TuningRun(RunKind[TunedModel]):
     def save(self) -> None:
         """Write what loading needs."""
         self.fitted.save(self.folder, weights=self.weights, name=self.name)
+        train, validation = (
+            [as_example(row) for row in rows] for rows in (self.data.train, self.data.validation)
+        )
+        save_texts(self.folder, train=train, validation=validation)
 
     def measure(self, *, baselines: bool) -> Measured:
         """Measure every held-out set once more; the record keeps both times."""
