@@ -115,7 +115,8 @@ def _message(value: Any, where: str, unread: set[str]) -> Message:  # noqa: ANN4
     content = value.get("content", value.get("value"))
     if not isinstance(role, str):
         raise RowProblem(f"{where} has no role")
-    unread |= {key for key, said in value.items() if key not in KEYS and _says(key, said)}
+    read = (*KEYS, *FLAGS)
+    unread |= {key for key, said in value.items() if key not in read and is_filled(said)}
     if role.casefold() in CALLING_ROLES or any(value.get(key) for key in CALLS):
         unread.add(TOOL_CALLS)
         role = "assistant"
@@ -132,9 +133,9 @@ def _message(value: Any, where: str, unread: set[str]) -> Message:  # noqa: ANN4
     return Message(known, sound_text(text or ""), learned)
 
 
-def _says(key: str, value: Any) -> bool:  # noqa: ANN401 - from a file
-    """Whether a key that is not read says anything."""
-    return key not in FLAGS and value is not None and value not in ("", [], {})
+def is_filled(value: Any) -> bool:  # noqa: ANN401 - from a file
+    """Whether a value says anything; CSV files have lists as texts, and so have some others."""
+    return value is not None and value not in ("", [], {}, "[]", "{}", "null")
 
 
 def _is_learned(value: Mapping[str, Any], where: str, unread: set[str]) -> bool:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from taskfit.data.messages import LeftOut
+from taskfit.data.messages import LeftOut, is_filled
 
 BOOKKEEPING = re.compile(
     r"_?ids?|idx|index|u?uid|uuid|guid|(?:row|prompt|question|message|conversation|conv|tool_call|"
@@ -115,11 +115,6 @@ def unread_columns(
         and not BOOKKEEPING.fullmatch(name.casefold())
         and not (name.casefold() in WEIGHTS and _number(value) in (0, 1))
     ]
-
-
-def is_filled(value: Any) -> bool:  # noqa: ANN401 - from a file
-    """Whether a value says anything."""
-    return value is not None and value not in ("", [], {})
 
 
 def _yes_or_no(value: Any) -> bool | None:  # noqa: ANN401 - from a file
