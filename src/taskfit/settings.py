@@ -121,6 +121,8 @@ class TaskSettings(Section):
     """Put the same task through the model's chat template."""
     multi_label: bool = False
     """A text may have several of the labels, or none."""
+    allow_control_tokens: bool = False
+    """Read control tokens that stand in texts, labels or rows as tokens, not as characters."""
 
 
 class ModelSettings(Section):

@@ -233,13 +233,15 @@ def judge(
     from taskfit.compare.judge import judgement_rows
     from taskfit.data.instructions import read_instructions
 
-    rows = None
+    read = None
     if file is not None:
-        rows = read_instructions(file, kind=kind, columns=columns, encoding=encoding).rows
+        read = read_instructions(file, kind=kind, columns=columns, encoding=encoding)
     with RichScreen() as screen:
+        for note in () if read is None else read.notes:
+            screen.note(note)
         found = judge_run(
             run,
-            rows=rows,
+            rows=None if read is None else read.rows,
             tasks=task or (),
             tests=tests,
             decoding=decoding,

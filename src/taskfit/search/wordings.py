@@ -31,6 +31,7 @@ from taskfit.search.wording_scores import SharedScorer, WordingResult
 from taskfit.settings import RunSettings
 from taskfit.stats.paired import paired_bootstrap
 from taskfit.tasks import Task, task_to_dict
+from taskfit.tasks.control_tokens import as_written
 from taskfit.tasks.variants import (
     NamedTask,
     RefusedVariant,
@@ -152,7 +153,7 @@ def search_prompts(
         rounds=tuple(rounds),
         num_tokens_run=scorer.num_tokens_run,
         num_tokens_separate=scorer.num_tokens_separate(),
-        prompt=encoders[first.name].render(sample[0].texts),
+        prompt=as_written(encoders[first.name].render(sample[0].texts)),
         answer=words[str(sample[0].label)],
     )
 

@@ -38,6 +38,7 @@ class _Task(Entry):
     num_demonstrations: int = Field(0, strict=True)
     chat: bool = Field(False, strict=True)
     multi_label: bool = Field(False, strict=True)
+    allow_control_tokens: bool = Field(False, strict=True)
 
 
 def load_task(name_or_path: str) -> Task:
@@ -96,11 +97,14 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         num_demonstrations=found.num_demonstrations,
         chat=found.chat,
         multi_label=found.multi_label,
+        allow_control_tokens=found.allow_control_tokens,
     )
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:
     """Return the contents of a task file; `task_from_dict` gives the same task again."""
+    # Said only where it is so: tasks of earlier versions have the same contents.
+    allowed = {"allow_control_tokens": True} if task.allow_control_tokens else {}
     return {
         "name": task.name,
         "version": task.version,
@@ -119,4 +123,5 @@ def task_to_dict(task: Task) -> dict[str, Any]:
         "num_demonstrations": task.num_demonstrations,
         "chat": task.chat,
         "multi_label": task.multi_label,
+        **allowed,
     }
