@@ -16,6 +16,7 @@ FLOORS = {
     "unread": 0,
     "settings": 0,
     "settings_file": 0,
+    "overrides": 0,
     "yaml_text": 0,
     "files": 0,
     "screen": 0,

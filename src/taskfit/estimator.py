@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from taskfit.data import Example
 from taskfit.data.tables import as_text
 from taskfit.errors import CheckpointError, DataError, suggestion
+from taskfit.overrides import nested_setting
 from taskfit.report.pages import write_page
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.load import load_classifier, load_run
@@ -24,6 +25,7 @@ from taskfit.runs.records import TUNED_FILE
 from taskfit.runs.tuning.model import TunedModel
 from taskfit.screen import PlainScreen, Screen, SilentScreen
 from taskfit.search.search_and_fit import search_and_fit
+from taskfit.settings_base import merge_settings
 from taskfit.settings_file import load_settings
 from taskfit.tasks.questions import Questionnaire
 
@@ -103,10 +105,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for row, label in zip(rows, values.tolist(), strict=True)
         ]
         (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
-        settings = load_settings(
-            flags=self._flags(folder / "train.jsonl", list(rows[0])),
-            overrides=[f"{k}={json.dumps(v)}" for k, v in (self.settings or {}).items()],
-        )
+        given = self._flags(folder / "train.jsonl", list(rows[0]))
+        for key, value in (self.settings or {}).items():
+            merge_settings(given, nested_setting(key, value))
+        settings = load_settings(flags=given)
         run, screen = folder / "run", self._screen()
         found = search_and_fit(settings, run, report=write_page, screen=screen)
         fitted = found.fitted

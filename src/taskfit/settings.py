@@ -18,7 +18,8 @@ from taskfit.method_settings import (
     LabelWordsSettings,
     as_method,
 )
-from taskfit.settings_base import Auto, Section, check_set_name, known
+from taskfit.settings_base import Auto, PromptText, Section, as_tried, check_set_name, known
+from taskfit.yaml_text import ReadBy
 
 __all__ = [
     "AdapterSettings",
@@ -66,7 +67,7 @@ class DataSettings(Section):
     soft_labels: dict[str, str] = Field(default_factory=dict)
     """Label -> column with its share (such as the part of raters who chose it), for training on
     distributions. Shares of a row are divided by their sum; the largest one is the label."""
-    label_separator: str = Field(default="|", min_length=1)
+    label_separator: PromptText = Field(default="|", min_length=1)
     """Stands between the labels of a row where `task.multi_label` is set, as in `news|sports`."""
     slices: list[str] = Field(default_factory=list)
     """Columns of the evaluation sets by which metrics are cut up, each by itself and all crossed;
@@ -106,13 +107,13 @@ class TaskSettings(Section):
     name: str | None = None
     """Built-in task (cola, mnli, hans, sentiment) or a task file (.yaml). None: made from the
     columns of the table."""
-    instruction: str | None = None
+    instruction: PromptText | None = None
     """Text before the demonstrations; replaces the task's own."""
-    line: str | None = None
+    line: PromptText | None = None
     """One line for demonstrations and query alike, such as ` {sentence} -{label}`."""
-    separator: str | None = None
+    separator: PromptText | None = None
     """Text between instruction, demonstrations and query. None: the task's own (a line break)."""
-    label_words: dict[str, str | list[str]] = Field(default_factory=dict)
+    label_words: dict[str, PromptText | list[PromptText]] = Field(default_factory=dict)
     """Label -> its word or words, leading space included; replaces the task's own."""
     chat: bool = False
     """Put the same task through the model's chat template."""
@@ -295,7 +296,7 @@ class SearchSettings(Section):
     then as many as fit."""
     budget_seconds: float | None = Field(default=None, gt=0)
     """No trial is started after this time in the search (seconds). None: no limit."""
-    space: dict[str, Any] = Field(default_factory=dict)
+    space: Annotated[dict[str, Any], ReadBy(as_tried)] = Field(default_factory=dict)
     """Setting -> what to try, in place of the method's own space: `[low, high]` is a range, any
     other list are choices; {low: 1, high: 9, log: true} and {choices: [4, 8]} say so outright. A
     range whose ends differ tenfold or more is searched by its logarithm. Any setting of training,

@@ -1,8 +1,12 @@
 """What all sections of the settings are made of."""
 
-from typing import Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+from taskfit.yaml_text import Kind, as_kind, inside, members
 
 Auto = Literal["auto"]
 T = TypeVar("T")
@@ -12,6 +16,43 @@ def known(value: T | Auto) -> T:
     """Return a setting that `auto` has been replaced in, see `training/length.py`."""
     assert value != "auto", "a setting is still auto where its value is needed"
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class LineBreaks:
+    r"""Beside `str`: a text that may be empty, in which `--set` reads \n as a line break."""
+
+
+PromptText = Annotated[str, LineBreaks()]
+
+
+def as_tried(tried: Any, kind: Kind) -> Any:  # noqa: ANN401 - of any kind
+    """Return what a search tries, as a file holds it, with choices of the kinds of their settings.
+
+    Args:
+        tried: `section.key` -> what to try, also nested; or choices.
+        kind: The type of all settings, or of the section or setting that is tried.
+    """
+    if isinstance(tried, list):
+        return [as_kind(one, kind or str) for one in tried]
+    if not isinstance(tried, Mapping):
+        return as_kind(tried, Any)
+    found = {}
+    for key, one in tried.items():
+        kinds = members(kind)
+        for part in () if key == "choices" else str(key).split("."):
+            kinds = inside(kinds, part)
+        found[str(key)] = as_tried(one, kinds)
+    return found
+
+
+def merge_settings(target: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    """Put nested settings over others, in place; what is not mentioned stays."""
+    for key, value in extra.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            merge_settings(target[key], value)
+        else:
+            target[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def check_set_name(name: str) -> str:

@@ -101,7 +101,8 @@ def compare(
     max_train_time: MaxTrainTimeOption = None,
 ) -> None:
     """Fit many methods at many sample sizes and measure them side by side; resumes by itself."""
-    from taskfit.settings_file import merge_settings, parse_overrides
+    from taskfit.overrides import parse_overrides
+    from taskfit.settings_base import merge_settings
 
     seconds = parse_seconds("--budget", budget)
     numbers = None if sizes is None else [_number(part) for part in sizes.split(",")]

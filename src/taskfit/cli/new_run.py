@@ -33,13 +33,13 @@ taskfit fit --resume runs/mine      go on with an interrupted run
 Beside the flags below, --set takes every setting. Those that matter most:
 
 \b
---set adapter.rank=16                   size of the LoRA adapter
+--set adapter.lora_rank=16              size of the LoRA adapter
 --set model.max_length=512              longest text, in tokens
 --set data.num_train=200                learn from a part of the table
 --set training.max_steps=100            end earlier
 --set method.num_demonstrations=8       labelled examples in the prompt
 --set task.instruction="Which mood?"    what the prompt begins with
---set 'task.label_words.good=" fine"'   the word that stands for a label
+--set "task.label_words.good= fine"     the word that stands for a label
 --set calibration.temperature=true      probabilities that mean what they say
 
 \b

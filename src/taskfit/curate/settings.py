@@ -211,7 +211,7 @@ def load_curate_settings(path: Path | None) -> CurateSettings:
     """
     if path is None:
         return curate_settings({})
-    data = read_yaml(path, "steps file", SettingsError)
+    data = read_yaml(path, "steps file", SettingsError, CurateSettings)
     if not isinstance(data, dict):
         raise SettingsError(
             f"{path} holds no settings; it must have `steps:`, a list such as `- step: exact`."
