@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.flags import (
@@ -27,7 +26,7 @@ from taskfit.cli.flags import (
     read_settings,
     training_flags,
 )
-from taskfit.cli.screen import plain_table, terminal
+from taskfit.cli.screen import Terminal, plain_table
 from taskfit.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def plan(
     }
     given = {flag: value for flag, value in lengths.items() if value is not None}
     workload = _workload(settings, found, given)
-    show_plan(make_plan(settings, card, workload, config=found, source=source), terminal())
+    show_plan(make_plan(settings, card, workload, config=found, source=source), Terminal())
 
 
 def _workload(
@@ -183,7 +182,7 @@ def _workload(
     )
 
 
-def show_plan(plan: "Plan", console: Console) -> None:
+def show_plan(plan: "Plan", console: Terminal) -> None:
     """Print a plan, readable on 80 columns."""
     settings, memory = plan.settings, plan.memory
     dtype = str(plan.dtype).removeprefix("torch.")
@@ -283,7 +282,7 @@ def _dynamic_rows(plan: "Plan", dynamic: int) -> list[tuple[str, int, str]]:
     ]
 
 
-def _say_whether_it_fits(plan: "Plan", console: Console) -> None:
+def _say_whether_it_fits(plan: "Plan", console: Terminal) -> None:
     if plan.fits:
         console.print("It fits.", style="green")
         return

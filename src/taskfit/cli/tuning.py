@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,7 @@ from taskfit.cli.flags import (
     parse_pairs,
     table_of,
 )
-from taskfit.cli.screen import RichScreen, plain_table, terminal
+from taskfit.cli.screen import RichScreen, Terminal, plain_table, shown
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import DataError, PromptError, SettingsError
 
@@ -127,7 +126,7 @@ def chat(
     from taskfit.data.messages import Message
     from taskfit.runs.tuning.generate import load_generator
 
-    console = terminal()
+    console = Terminal()
     tuned = load_generator(model, device=device, template=chat_template)
     torch.manual_seed(seed)
     start = [Message("system", system)] if system else []
@@ -163,7 +162,7 @@ def chat(
         turns.append(Message("assistant", "".join(pieces).strip()))
 
 
-def _asked(console: Console) -> str | None:
+def _asked(console: Terminal) -> str | None:
     """Return the next line of standard input, shown where it was piped in; None at its end.
 
     Raises:
@@ -271,5 +270,5 @@ def _decoding(
 
 def _write_at_once(pieces: list[str], piece: str) -> None:
     pieces.append(piece)
-    sys.stdout.write(piece)
+    sys.stdout.write(shown(piece))
     sys.stdout.flush()
