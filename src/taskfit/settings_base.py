@@ -1,14 +1,19 @@
 """What all sections of the settings are made of."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
 from taskfit.yaml_text import Kind, as_kind, inside, members
 
 Auto = Literal["auto"]
+# What NumPy and scikit-learn take.
+MAX_SEED = 2**32 - 1
+LARGEST = 10**15
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 T = TypeVar("T")
 
 
@@ -69,7 +74,32 @@ def check_set_name(name: str) -> str:
     return name
 
 
+def check_device(name: str) -> str:
+    """Return the name of a device.
+
+    Raises:
+        ValueError: If no device that is served can be called so, whether this machine has it or
+            not.
+    """
+    if not DEVICE.fullmatch(name):
+        raise ValueError("allowed are auto, cpu, cuda and cuda:N")
+    return name
+
+
+Device = Annotated[str, AfterValidator(check_device)]
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, unknown keys refused, texts below fields are their help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _is_no_overflow(cls, value: object) -> object:
+        """Refuse numbers that no array, clock or file can hold."""
+        if isinstance(value, (int, float)) and abs(value) > LARGEST:
+            raise ValueError(f"numbers go up to {LARGEST}")
+        return value

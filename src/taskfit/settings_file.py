@@ -19,7 +19,7 @@ from taskfit.overrides import merge_overrides
 from taskfit.settings import RunSettings
 from taskfit.settings_base import merge_settings
 from taskfit.unread import is_read, method_of, read_only, refusals, takers_of, without_unread
-from taskfit.yaml_text import dump_yaml, read_yaml
+from taskfit.yaml_text import Kind, dump_yaml, members, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -121,7 +121,8 @@ def _misfits(error: ValidationError) -> list[str]:
     for problem in error.errors():
         # Behind the setting's own path pydantic names the type of a union that was tried.
         path = _setting_path(problem["loc"])
-        message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+        message = problem["msg"].removeprefix("Value error, ")
+        message = f"{message[0].lower()}{message[1:]}"
         found.setdefault(path, (problem["input"], {}))[1].setdefault(message)
     lines = []
     for path, (value, told) in found.items():
@@ -288,9 +289,16 @@ def _split_known(
                     f"{prefix}{key} is {value!r}, but it is a section with the settings "
                     f"{', '.join(kind.model_fields)}."
                 )
+        elif isinstance(value, bool) and not {bool, Any} & {*members(info)} and _is_number(info):
+            # Python would count with it.
+            problems.append(f"{prefix}{key} is {value}: input should be a number.")
         else:
             known[key] = value
     return known, problems
+
+
+def _is_number(kind: Kind) -> bool:
+    return any(one in (int, float) for one in members(kind))
 
 
 def _unknown_key(key: str, names: list[str], prefix: str) -> str:

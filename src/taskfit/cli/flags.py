@@ -59,7 +59,25 @@ RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 OutTableOption = Annotated[
     Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+
+
+def _device(name: str) -> str:
+    """Return a device, checked before anything is read.
+
+    Raises:
+        SettingsError: If it is not called like one.
+    """
+    from taskfit.settings_base import check_device
+
+    try:
+        return check_device(name)
+    except ValueError as error:
+        raise SettingsError(f"The device is {name!r}: {error} (--device).") from error
+
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", callback=_device)
+]
 EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from taskfit.runs.records import RunResult
     from taskfit.runs.tuning.model import Decoding
 
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1  # that of the settings, which are not imported for --help
 
 ModelArgument = Annotated[
     str, typer.Argument(help="Folder of a tuning run, or a model (hub id, folder, packaged).")

@@ -11,6 +11,7 @@ from taskfit.compare.grid import Grid, GridRun
 from taskfit.compare.pool import Execution, Pool, Show, ThisProcess
 from taskfit.compare.runner import Ended, check_run, is_finished
 from taskfit.errors import SettingsError, TaskfitError
+from taskfit.models.load import resolve_device
 from taskfit.runs.records import RunResult
 from taskfit.runs.sources import share_sources
 from taskfit.screen import Screen
@@ -51,8 +52,9 @@ def run_grid(
         pending = _skip_finished(records)
         try:
             if pending:
-                _check_some_can_run(pending, records)
-                pool = _open_pool(execution or Execution(), folder, screen, show, len(pending))
+                execution = execution or Execution()
+                _check_some_can_run(pending, records, is_here=execution.ray is None)
+                pool = _open_pool(execution, folder, screen, show, len(pending))
                 records.write()
                 try:
                     _Work(records, screen, deadline).through(pending, pool)
@@ -77,8 +79,14 @@ def _skip_finished(records: GridFolder) -> list[GridRun]:
     return pending
 
 
-def _check_some_can_run(pending: list[GridRun], records: GridFolder) -> None:
-    """Raise before anything runs if the first run of every method is sure to fail."""
+def _check_some_can_run(pending: list[GridRun], records: GridFolder, *, is_here: bool) -> None:
+    """Raise before anything runs if the first run of every method is sure to fail.
+
+    Args:
+        pending: What is to run.
+        records: What became of the others.
+        is_here: Whether they run on this machine, with its devices.
+    """
     if records.finished:
         return
     problems: dict[str, str] = {}
@@ -87,6 +95,8 @@ def _check_some_can_run(pending: list[GridRun], records: GridFolder) -> None:
             continue
         try:
             check_run(run.settings)
+            if is_here:
+                resolve_device(run.settings.model.device)
             return
         except TaskfitError as error:
             problems[run.name] = str(error)

@@ -19,6 +19,7 @@ from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_mod
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, ModelSettings
+from taskfit.settings_base import check_device
 
 DTYPES = {
     "float32": torch.float32,
@@ -58,16 +59,15 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         SettingsError: If the device is not there, or several processes would share it.
     """
+    try:
+        check_device(name)
+    except ValueError as error:
+        raise SettingsError(f"The device is {name!r}: {error} (model.device, --device).") from error
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and under_torchrun():
         name = _own_gpu(name)
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(
-            f"model.device is {name!r}; allowed are auto, cpu, cuda and cuda:N."
-        ) from error
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(
             f"model.device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices. "

@@ -18,6 +18,7 @@ from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.files import file_atomic, write_json_atomic
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import label_method
+from taskfit.models.load import resolve_device
 from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
 from taskfit.runs.file_names import SETTINGS_FILE
@@ -366,7 +367,12 @@ def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> 
 
 
 def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:
-    """Return the run's settings, with the model that prediction takes."""
+    """Return the run's settings, with the model that prediction takes.
+
+    Raises:
+        SettingsError: If there is no such device, also for methods without a model.
+    """
+    resolve_device(device)
     if "settings" in saved:  # several questions have theirs beside them
         settings = settings_from_dict(saved["settings"], asked={})
     else:

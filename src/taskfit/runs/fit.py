@@ -83,6 +83,7 @@ def fit(
         stack.callback(clock.keep)  # a run that is interrupted goes on from here
         run = _make(settings, own, TickingScreen(screen or SilentScreen(), clock), name)
         check_trackers(run.settings)
+        resolve_device(run.settings.model.device)  # before any work
         open_folder(run.settings, own, resume=resume)
         clock.open()
         check_fingerprint(own, first_on_each_machine(run.read), resume=resume)
