@@ -4,7 +4,7 @@ Of all settings it knows one by name, `method.name`, which decides what section 
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_origin
@@ -18,7 +18,15 @@ from taskfit.method_settings import METHOD_SETTINGS
 from taskfit.overrides import merge_overrides
 from taskfit.settings import RunSettings
 from taskfit.settings_base import merge_settings
-from taskfit.unread import is_read, method_of, read_only, refusals, takers_of, without_unread
+from taskfit.unread import (
+    is_read,
+    method_of,
+    read_only,
+    refusals,
+    takers_of,
+    unread_settings,
+    without_unread,
+)
 from taskfit.yaml_text import Kind, dump_yaml, members, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
@@ -52,6 +60,7 @@ def load_settings(
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     lenient_file: bool = False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> RunSettings:
     """Merge defaults, a settings file, command-line flags and `--set` overrides, in that order.
 
@@ -60,7 +69,8 @@ def load_settings(
         flags: Nested dictionary of the settings given as flags.
         overrides: `section.key=value` texts; a text is taken as it stands, other values are YAML.
         lenient_file: Leave out what the method does not read of the file, and refuse it only where
-            it is given now.
+            it is given now. So it is, too, where another method is given now than the file has.
+        note: Called with a line that says what was left out because of another method.
 
     Raises:
         SettingsError: Listing everything that is wrong.
@@ -70,10 +80,19 @@ def load_settings(
     merge_settings(given, flags or {})
     merge_overrides(given, overrides, problems)
     merged = {} if path is None else _read(path)
+    before = method_of(merged)
     merge_settings(merged, given)
-    if not lenient_file:
+    changes_method = method_of(merged) not in (None, before) and path is not None
+    if not lenient_file and not changes_method:
         return settings_from_dict(merged, problems)
-    return read_only(settings_from_dict(merged, problems, asked=given))
+    settings = read_only(settings_from_dict(merged, problems, asked=given))
+    if changes_method and not lenient_file:
+        typed = unread_settings(merged, given)
+        left = [name for name in unread_settings(merged, merged) if name not in typed]
+        if left:
+            where = path.stem if path is not None and path.parent == PRESETS else path
+            note(f"{settings.method.name} does not read {', '.join(left)} of {where}: left out")
+    return settings
 
 
 def load_run_settings(path: Path) -> RunSettings:

@@ -175,6 +175,7 @@ def read_settings(
     overrides: Sequence[str] | None,
     *,
     lenient: bool = False,
+    is_told: bool = True,
 ) -> "RunSettings":
     """Return the settings of a command: of its --config, under flags, under --set.
 
@@ -183,6 +184,7 @@ def read_settings(
         flags: Nested settings.
         overrides: Of --set.
         lenient: Whether what the method does not read is dropped from the file.
+        is_told: Whether it is told what another method than the file's leaves out of it.
 
     Raises:
         SettingsError: Listing everything that is wrong.
@@ -190,7 +192,20 @@ def read_settings(
     from taskfit.settings_file import find_settings, load_settings
 
     base = find_settings(config) if config else None
-    return load_settings(base, flags=flags, overrides=overrides or (), lenient_file=lenient)
+    return load_settings(
+        base,
+        flags=flags,
+        overrides=overrides or (),
+        lenient_file=lenient,
+        note=tell if is_told else lambda _: None,
+    )
+
+
+def tell(text: str) -> None:
+    """Tell on standard error what was done with what was given."""
+    from taskfit.cli.screen import RichScreen, Terminal
+
+    RichScreen(Terminal(stderr=True)).note(text)
 
 
 def parse_pairs(flag: str, form: str, entries: Sequence[str] | None) -> dict[str, str]:

@@ -40,7 +40,13 @@ from taskfit.cli.flags import (
     read_settings,
     training_flags,
 )
-from taskfit.cli.new_run import FIT_HELP, new_folder, refuse_without_data, remove_unbegun
+from taskfit.cli.new_run import (
+    FIT_HELP,
+    new_folder,
+    refuse_without_data,
+    refuse_without_model,
+    remove_unbegun,
+)
 from taskfit.cli.plan import plan
 from taskfit.cli.predict import evaluate, predict
 from taskfit.cli.prompts import prompts
@@ -182,6 +188,7 @@ def fit(
     settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
     if resume is None:
         refuse_without_data(settings)
+        refuse_without_model(settings)
     source = settings.data.train or settings.task.name
     folder = resume or out or new_folder(source, several_processes=under_torchrun())
     try:
@@ -249,6 +256,7 @@ def inspect(
         table=table, data=data, text=text, label=label, task=task, model=model, others=others
     )
     settings = read_settings(config, flags, set_)
+    refuse_without_model(settings)
 
     from taskfit.cli.inspect_view import show_inspection
     from taskfit.runs.inspection import inspect_task

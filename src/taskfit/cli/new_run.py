@@ -59,6 +59,18 @@ def refuse_without_data(settings: "RunSettings") -> None:
         raise SettingsError(WHAT_TO_TYPE)
 
 
+def refuse_without_model(settings: "RunSettings") -> None:
+    """Say at once, before data are read, that a model cannot be had.
+
+    Raises:
+        ModelError: If it cannot.
+    """
+    from taskfit.models.packaged import check_place
+
+    if settings.method.reads_model:
+        check_place(settings.model.name)
+
+
 def new_folder(source: str | None, *, several_processes: bool) -> Path:
     """Make a new folder in `runs/` for a run, called after its table or task.
 

@@ -1,8 +1,8 @@
 """`taskfit plan`: memory and time of a run, before anything is downloaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -22,8 +22,10 @@ from taskfit.cli.flags import (
     TextOption,
     WeightsOption,
     data_flags,
+    nested,
     one_method,
     read_settings,
+    tell,
     training_flags,
 )
 from taskfit.cli.screen import Terminal, plain_table
@@ -95,15 +97,19 @@ def plan(
     give --tokens 1.
     """
     others = {"method.name": one_method("plan", method, methods), "adapter.weights": weights}
-    others |= training_flags(epochs=epochs, batch_size=batch_size, test_fraction=test_fraction)
     flags = data_flags(
         table=table, data=data, text=text, label=label, task=task, model=model, others=others
     )
-    settings = read_settings(config, flags, set_)
+    training = training_flags(epochs=epochs, batch_size=batch_size, test_fraction=test_fraction)
+    settings = _read_settings(config, flags, training, set_)
+
+    from taskfit.plan.shapes import find_config, refuse_out_of_reach
+
+    if config_file is None and settings.method.reads_model:
+        refuse_out_of_reach(settings.model.name)
 
     from taskfit.plan.cards import find_card, names_card_at_hand
     from taskfit.plan.plan import make_plan, refuse_without_model
-    from taskfit.plan.shapes import find_config
 
     refuse_without_model(settings)
     card = find_card(gpu or names_card_at_hand())
@@ -119,6 +125,29 @@ def plan(
     given = {flag: value for flag, value in lengths.items() if value is not None}
     workload = _workload(settings, found, given)
     show_plan(make_plan(settings, card, workload, config=found, source=source), Terminal())
+
+
+def _read_settings(
+    config: str | None,
+    flags: dict[str, Any],
+    training: Mapping[str, Any],
+    overrides: Sequence[str] | None,
+) -> "RunSettings":
+    """Return the settings of a plan; flags of a training that there is not are told, not refused.
+
+    Whoever compares plans of several methods changes --method alone.
+    """
+    from taskfit.settings_base import merge_settings
+    from taskfit.unread import is_read
+
+    kind = type(read_settings(config, flags, overrides, is_told=False).method)
+    for setting, value in training.items():
+        if value is None or is_read(setting, kind):
+            merge_settings(flags, nested({setting: value}))
+        else:
+            flag = setting.partition(".")[2].replace("_", "-")
+            tell(f"--{flag} has no part in a method that is not trained in steps: left out")
+    return read_settings(config, flags, overrides)
 
 
 def _workload(

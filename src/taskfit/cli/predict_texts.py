@@ -94,7 +94,7 @@ def predict_at_once(
         check_target(Path(out))
     form = form or ("text" if file in (None, STANDARD) else "csv")
     # What is not a prediction must not stand among them.
-    screen = RichScreen(Terminal(stderr=True))
+    screen = RichScreen(Terminal(stderr=True), shows_progress=file is not None or out is not None)
     make: Callable[[tuple[str, ...]], pd.DataFrame]
     if file is None:
         source, make = "--text", partial(texts_table, texts)

@@ -92,9 +92,10 @@ def plain_table(*columns: str) -> Table:
 class RichScreen:
     """Shows a run as it goes, or several; gives the terminal back where a `with` ends."""
 
-    def __init__(self, console: Terminal | None = None) -> None:
-        """Write to a terminal or file."""
+    def __init__(self, console: Terminal | None = None, *, shows_progress: bool = True) -> None:
+        """Write to a terminal or file; of a text or two, nobody waits for a bar."""
         self.console = Terminal() if console is None else console
+        self._shows_progress = shows_progress
         self._live: Progress | Live | None = None
         self._task = TaskID(0)
 
@@ -131,8 +132,9 @@ class RichScreen:
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show a bar over `total` things."""
-        if not self.console.moves:
-            self.note(f"{label}: {total:,}")
+        if not (self.console.moves and self._shows_progress):
+            if self._shows_progress:
+                self.note(f"{label}: {total:,}")
             yield lambda _: None
             return
         with _bar(self.console) as bar:

@@ -12,6 +12,7 @@ from taskfit.compare.pool import Execution, Pool, Show, ThisProcess
 from taskfit.compare.runner import Ended, check_run, is_finished
 from taskfit.errors import SettingsError, TaskfitError
 from taskfit.models.load import resolve_device
+from taskfit.models.packaged import check_place
 from taskfit.runs.records import RunResult
 from taskfit.runs.sources import share_sources
 from taskfit.screen import Screen
@@ -97,6 +98,8 @@ def _check_some_can_run(pending: list[GridRun], records: GridFolder, *, is_here:
             check_run(run.settings)
             if is_here:
                 resolve_device(run.settings.model.device)
+                if run.settings.method.reads_model:
+                    check_place(run.settings.model.name)
             return
         except TaskfitError as error:
             problems[run.name] = str(error)
