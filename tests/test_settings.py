@@ -162,3 +162,31 @@ def test_every_setting_has_limits_however_it_is_given(
         with pytest.raises(SettingsError, match=message) as caught:
             load()
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_gives_way_to_a_method_that_is_typed_and_says_what_it_leaves_out() -> None:
+    notes: list[str] = []
+    preset = find_settings("cola_t4")
+    found = load_settings(preset, flags={"method": {"name": "head"}}, note=notes.append)
+    assert (found.method.name, found.method.shown, found.adapter.weights) == ("head", 2, "qlora")
+    assert notes == ["head does not read method.loss of cola_t4: left out"]
+
+    found = load_settings(preset, overrides=["method.name=in_context"], note=notes.append)
+    assert found.training.batch_size == found.training.epochs == "auto"
+    assert found.adapter.weights == "qlora"
+    assert "in_context does not read method.loss, adapter.lora_rank" in notes[1]
+    assert "training.batch_size" in notes[1]
+    for typed, method in (("method.loss=labels", "head"), ("training.epochs=3", "tfidf")):
+        with pytest.raises(SettingsError, match=f"{typed.split('=')[0]} is read by"):
+            load_settings(preset, flags={"method": {"name": method}}, overrides=[typed])
+    # The same method, or none: nothing is left out, and a file that is wrong stays so.
+    same = load_settings(preset, flags={"method": {"name": "label_words"}}, note=notes.append)
+    assert same == load_settings(preset, note=notes.append)
+    assert len(notes) == 2
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("method", ["tfidf", "head", "in_context", "probe"])
+def test_every_ready_file_serves_with_every_method(name: str, method: str) -> None:
+    found = load_settings(find_settings(name), flags={"method": {"name": method}})
+    assert found.resolved().method.name == method

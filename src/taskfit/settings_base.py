@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
+from taskfit.errors import SettingsError
 from taskfit.yaml_text import Kind, as_kind, inside, members
 
 Auto = Literal["auto"]
@@ -14,6 +15,7 @@ Auto = Literal["auto"]
 MAX_SEED = 2**32 - 1
 LARGEST = 10**15
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+DEVICES = "allowed are auto, cpu, cuda and cuda:N"
 T = TypeVar("T")
 
 
@@ -78,15 +80,21 @@ def check_device(name: str) -> str:
     """Return the name of a device.
 
     Raises:
-        ValueError: If no device that is served can be called so, whether this machine has it or
-            not.
+        SettingsError: If no device that is served is called so, whether this machine has it or not.
     """
     if not DEVICE.fullmatch(name):
-        raise ValueError("allowed are auto, cpu, cuda and cuda:N")
+        raise SettingsError(f"The device is {name!r}: {DEVICES}.")
     return name
 
 
-Device = Annotated[str, AfterValidator(check_device)]
+def _check_setting(name: str) -> str:
+    """Say of a setting what `check_device` says; the setting is named with it."""
+    if not DEVICE.fullmatch(name):
+        raise ValueError(DEVICES)
+    return name
+
+
+Device = Annotated[str, AfterValidator(_check_setting)]
 
 
 class Section(BaseModel):

@@ -62,17 +62,10 @@ OutTableOption = Annotated[
 
 
 def _device(name: str) -> str:
-    """Return a device, checked before anything is read.
-
-    Raises:
-        SettingsError: If it is not called like one.
-    """
+    """Return a device, checked before anything is read."""
     from taskfit.settings_base import check_device
 
-    try:
-        return check_device(name)
-    except ValueError as error:
-        raise SettingsError(f"The device is {name!r}: {error} (--device).") from error
+    return check_device(name)
 
 
 DeviceOption = Annotated[

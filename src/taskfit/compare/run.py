@@ -11,8 +11,6 @@ from taskfit.compare.grid import Grid, GridRun
 from taskfit.compare.pool import Execution, Pool, Show, ThisProcess
 from taskfit.compare.runner import Ended, check_run, is_finished
 from taskfit.errors import SettingsError, TaskfitError
-from taskfit.models.load import resolve_device
-from taskfit.models.packaged import check_place
 from taskfit.runs.records import RunResult
 from taskfit.runs.sources import share_sources
 from taskfit.screen import Screen
@@ -90,6 +88,9 @@ def _check_some_can_run(pending: list[GridRun], records: GridFolder, *, is_here:
     """
     if records.finished:
         return
+    from taskfit.models.load import resolve_device
+    from taskfit.models.packaged import check_place
+
     problems: dict[str, str] = {}
     for run in pending:
         if run.name in problems:

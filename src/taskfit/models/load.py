@@ -59,10 +59,7 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         SettingsError: If the device is not there, or several processes would share it.
     """
-    try:
-        check_device(name)
-    except ValueError as error:
-        raise SettingsError(f"The device is {name!r}: {error} (model.device, --device).") from error
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and under_torchrun():

@@ -18,12 +18,12 @@ from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.files import file_atomic, write_json_atomic
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import label_method
-from taskfit.models.load import resolve_device
 from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
 from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.records import QUESTIONS_FILE, library_versions
 from taskfit.settings import RunSettings
+from taskfit.settings_base import check_device
 from taskfit.settings_file import load_run_settings, settings_from_dict
 from taskfit.stats import Evaluation
 from taskfit.tasks import Task, task_from_dict, task_to_dict
@@ -370,9 +370,9 @@ def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str)
     """Return the run's settings, with the model that prediction takes.
 
     Raises:
-        SettingsError: If there is no such device, also for methods without a model.
+        SettingsError: If a device cannot be called so, also for methods without a model.
     """
-    resolve_device(device)
+    check_device(device)
     if "settings" in saved:  # several questions have theirs beside them
         settings = settings_from_dict(saved["settings"], asked={})
     else:
