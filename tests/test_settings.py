@@ -174,7 +174,7 @@ def test_a_file_gives_way_to_a_method_that_is_typed_and_says_what_it_leaves_out(
     found = load_settings(preset, overrides=["method.name=in_context"], note=notes.append)
     assert found.training.batch_size == found.training.epochs == "auto"
     assert found.adapter.weights == "qlora"
-    assert "in_context does not read method.loss, adapter.lora_rank" in notes[1]
+    assert "in_context does not read method.loss, adapter.lora_dropout" in notes[1]
     assert "training.batch_size" in notes[1]
     for typed, method in (("method.loss=labels", "head"), ("training.epochs=3", "tfidf")):
         with pytest.raises(SettingsError, match=f"{typed.split('=')[0]} is read by"):

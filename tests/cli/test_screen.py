@@ -108,6 +108,16 @@ def test_a_file_has_lines_as_long_as_they_come(monkeypatch: pytest.MonkeyPatch) 
     assert Terminal(file=io.StringIO()).page_width == 60
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_table_breaks_words_and_cuts_nothing_off(width: int) -> None:
+    table = plain_table("model", "folder", ">accuracy")
+    row = ("/a/very/long/place/of/a/model", "a-folder-name-of-many-letters-0123456789", "0.123")
+    table.add_row(*row)
+    lines = printed(table, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sorted("".join("".join(lines[1:]).split())) == sorted("".join(row))
+
+
 def test_a_terminal_that_moves_nothing_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     for term, moves in (("xterm", True), ("dumb", False)):
         monkeypatch.setenv("TERM", term)

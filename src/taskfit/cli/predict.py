@@ -45,7 +45,7 @@ def evaluate(
     rows = evaluate_file(
         run, file, name=name, encoding=encoding, device=device, screen=screen, by=by or ()
     )
-    rows_table = plain_table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE")
+    rows_table = plain_table("set", ">n", ">accuracy", ">95 %", ">MCC", ">F1", ">ECE")
     for row, evaluation in rows.items():
         rows_table.add_row(row, *evaluation_cells(evaluation))
     screen.console.print(rows_table)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -82,10 +82,14 @@ def shown(text: str) -> str:
 
 
 def plain_table(*columns: str) -> Table:
-    """Return a table without lines; a column named with a `>` in front stands to the right."""
+    """Return a table without lines; a column named with a `>` in front stands to the right.
+
+    What is too wide for the terminal goes on in the next line, and nothing is cut off.
+    """
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name.removeprefix(">"), justify="right" if name[:1] == ">" else "left")
+        justify: JustifyMethod = "right" if name[:1] == ">" else "left"
+        table.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
     return table
 
 
