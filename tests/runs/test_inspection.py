@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from taskfit.cli.inspect_view import show_inspection
-from taskfit.cli.screen import terminal
+from taskfit.cli.screen import Terminal
 from taskfit.data import Example
 from taskfit.errors import DataError, ModelError, PromptError, SettingsError
 from taskfit.runs.inspection import Inspection, inspect_task
@@ -35,7 +35,7 @@ def settings_for(folder: Path, /, **sections: Any) -> RunSettings:
 
 
 def screen(inspection: Inspection, width: int = 80) -> str:
-    console = terminal(file=io.StringIO(), width=width, color_system=None)
+    console = Terminal(file=io.StringIO(), width=width, color_system=None)
     show_inspection(inspection, console)
     output = console.file
     assert isinstance(output, io.StringIO)

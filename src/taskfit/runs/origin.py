@@ -21,6 +21,7 @@ from taskfit.errors import CheckpointError, SettingsError
 from taskfit.files import folder_atomic, write_json_atomic
 from taskfit.method_settings import TUNING
 from taskfit.methods.method import MethodState, StartingPoint
+from taskfit.overrides import parse_overrides
 from taskfit.runs.bases import find_bases, with_found
 from taskfit.runs.classifier import ARRAYS, FILE
 from taskfit.runs.file_names import DATA_FILE, RESULT_FILE, SETTINGS_FILE, START, TEXTS_FILE
@@ -28,7 +29,8 @@ from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE, RunResult
 from taskfit.runs.saved import ADAPTER, MODEL, saved_run
 from taskfit.runs.seen import Seen, read_seen
 from taskfit.settings import RunSettings, SearchSettings
-from taskfit.settings_file import load_run_settings, load_settings, merge_settings, parse_overrides
+from taskfit.settings_base import merge_settings
+from taskfit.settings_file import load_run_settings, load_settings
 from taskfit.start_settings import StartSettings
 from taskfit.tasks import Task, task_from_dict
 from taskfit.tasks.question_files import is_questionnaire

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
 from taskfit.data import Example, draw
@@ -39,6 +38,7 @@ from taskfit.tasks.variants import (
     generate_variants,
     with_base,
 )
+from taskfit.yaml_text import dump_yaml
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -262,7 +262,7 @@ def write_winner(search: PromptSearch, path: Path, *, table: bool = False) -> No
     """
     check_free(path, table=table)
     data = task_to_dict(search.winner.task)
-    write_text_atomic(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    write_text_atomic(path, dump_yaml(data))
     if table:
         columns = ("rank", "name", data["metric"], "low", "high", "log_loss", "num_examples")
         rows = []

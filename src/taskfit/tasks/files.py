@@ -51,9 +51,10 @@ def load_task(name_or_path: str) -> Task:
     builtin = sorted(Path(e.name).stem for e in folder.iterdir() if e.name.endswith(".yaml"))
     path = Path(name_or_path).expanduser()
     if name_or_path in builtin:
-        data = parse_yaml((folder / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
+        text = (folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        data = parse_yaml(text, _Task)
     elif path.is_file():
-        data = read_yaml(path, "task file", PromptError)
+        data = read_yaml(path, "task file", PromptError, _Task)
     else:
         raise PromptError(
             f"There is no task {name_or_path!r}: neither a file nor one of the built-in tasks "

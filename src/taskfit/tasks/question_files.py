@@ -71,7 +71,7 @@ def load_questionnaire(path: str) -> Questionnaire:
     Raises:
         PromptError: If there is no such file, or it is not a sound one.
     """
-    data = read_yaml(Path(path).expanduser(), "file of questions", PromptError)
+    data = read_yaml(Path(path).expanduser(), "file of questions", PromptError, _Questionnaire)
     if not isinstance(data, dict):
         needed = ", ".join(_Questionnaire.model_fields)
         raise PromptError(f"{path} holds no questions; it needs: {needed}.")
