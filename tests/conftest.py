@@ -1,8 +1,10 @@
 """Shared fixtures: all made in process; only tests marked model fetch anything."""
 
 import base64
+import gc
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,13 @@ def pytest_collection() -> None:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers_logging.set_verbosity_error()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare what was imported to collect tests from being searched for garbage over and over."""
+    if session.items:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +115,17 @@ def _own_feature_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: An
     folder = tmp_path_factory.getbasetemp() / "features" / str(next(_counted))
     monkeypatch.setattr("taskfit.methods.features.cache_folder", lambda: folder)
     monkeypatch.setattr("taskfit.methods.remote.cache_folder", lambda: folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """Leave written files in memory: a process that is killed loses nothing there.
+
+    What tests cannot try is a machine that loses its power.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def write_html(folder: Path, template: str, *, file: str = "report.html", **valu
         file: What is written.
         **values: What the template shows.
     """
+    path = folder / file
+    write_text_atomic(path, _environment().get_template(template).render(**values))
+    return path
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Return what reads templates; it compiles each once."""
     # Texts come from the user's data: everything is escaped.
     environment = jinja2.Environment(
         autoescape=True,
@@ -58,6 +67,4 @@ def write_html(folder: Path, template: str, *, file: str = "report.html", **valu
         ),
     )
     environment.tests["known"] = lambda value: value is not None and not pd.isna(value)
-    path = folder / file
-    write_text_atomic(path, environment.get_template(template).render(**values))
-    return path
+    return environment
