@@ -1,7 +1,6 @@
 """Shared fixtures: all made in process; only tests marked model fetch anything."""
 
 import base64
-import gc
 import itertools
 import os
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread a process: tests run side by side, and what is to be equal bit by bit in two processes
 # must add up in the same order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compiled where it is asked for: the compiler's own processes would import PyTorch each.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 
@@ -36,13 +37,6 @@ def pytest_collection() -> None:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers_logging.set_verbosity_error()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Spare what was imported to collect tests from being searched for garbage over and over."""
-    if session.items:
-        gc.collect()
-        gc.freeze()
 
 
 @pytest.fixture(scope="session")
