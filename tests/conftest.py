@@ -12,8 +12,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread a process: tests run side by side, and what is to be equal bit by bit in two processes
 # must add up in the same order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Compiled where it is asked for: the compiler's own processes would import PyTorch each.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 

@@ -298,7 +298,7 @@ def test_an_epoch_is_planned_with_the_tokens_that_a_run_trains_on(
     words = {"bad": " The dog was sad", "good": " The dog was happy in the park"}
     settings = settings_from_dict(
         {
-            "data": {"train": str(table), "validation_fraction": 0},
+            "data": {"train": str(table), "validation_fraction": 0, "test_fraction": 0},
             "task": {"label_words": words},
             "model": {"name": str(model_folder), "dtype": "float32"},
             "method": {**method, "num_demonstrations": 1},
