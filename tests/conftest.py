@@ -131,6 +131,12 @@ def _pictures_without_pixels(request: pytest.FixtureRequest, monkeypatch: Any) -
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", _save_blank)
 
 
+@pytest.fixture
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resample learning curves less often, which takes most of the time."""
+    monkeypatch.setattr("taskfit.stats.learning_curve.NUM_RESAMPLES", 200)
+
+
 def _save_blank(_: object, path: Path, **options: object) -> None:
     if path.suffix == ".svg":
         path.write_text(NO_SVG, encoding="utf-8")
