@@ -3,6 +3,7 @@
 import base64
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,17 @@ def _own_feature_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: An
     monkeypatch.setattr("taskfit.methods.remote.cache_folder", lambda: folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """Leave written files in memory: a process that is killed loses nothing there.
+
+    What tests cannot try is a machine that loses its power.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _pictures_without_pixels(request: pytest.FixtureRequest, monkeypatch: Any) -> None:
     """Lay pictures out but do not render them, which takes most of a tiny run's report.
@@ -117,6 +129,12 @@ def _pictures_without_pixels(request: pytest.FixtureRequest, monkeypatch: Any) -
     rendered = "report" in request.path.relative_to(Path(__file__).parent).parts
     if not rendered and request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", _save_blank)
+
+
+@pytest.fixture
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resample learning curves less often, which takes most of the time."""
+    monkeypatch.setattr("taskfit.stats.learning_curve.NUM_RESAMPLES", 200)
 
 
 def _save_blank(_: object, path: Path, **options: object) -> None:

@@ -1,6 +1,8 @@
 """Tiny random models of every supported architecture, tokenizers, and a learnable toy task."""
 
 import csv
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from taskfit.data import Example
+from taskfit.tasks import Label, Task, task_from_columns
 
 NOUNS = ("dog", "cat", "bird", "teacher", "farmer", "child", "river", "train", "garden", "song")
 PLACES = ("in the park", "near the lake", "at home", "by the road", "on the hill")
@@ -32,6 +35,15 @@ def toy_examples(count: int, *, offset: int = 0) -> list[Example]:
         text = f"The {noun} was {word} {place}."
         examples.append(Example(f"toy:{i}", {"text": text}, "good" if good else "bad"))
     return examples
+
+
+def toy_task(*, labels: Sequence[Label] | None = None, num_demonstrations: int = 0) -> Task:
+    """Return the task of these sentences; its labels may have words of their own."""
+    task = task_from_columns(
+        name="toy", text=["text"], label_column="label", labels=["bad", "good"]
+    )
+    changes = {} if labels is None else {"labels": tuple(labels)}
+    return replace(task, num_demonstrations=num_demonstrations, **changes)
 
 
 def write_csv(path: Path, examples: list[Example]) -> Path:

@@ -1,8 +1,10 @@
-"""A tiny grid with one run that trains for seconds, and a view that acts in the middle of it."""
+"""A tiny grid with one run that trains for seconds, and what acts or dies in the middle of it."""
 
+import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,22 @@ class ActingView(SilentScreen):
                     action()
                     return
             time.sleep(0.01)
+
+
+class KillingScreen(SilentScreen):
+    """Kills the process at a step, before it is written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        if record["kind"] == "step" and record["step"] == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_until_killed(grid: dict[str, Any], folder: Path, step: int) -> None:
+    """What a process does that is killed at a step of a grid's first run that trains."""
+    from taskfit.compare.grid import expand_grid
+    from taskfit.compare.run import run_grid
+
+    run_grid(expand_grid(grid), folder, screen=KillingScreen(step))

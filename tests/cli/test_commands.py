@@ -1,10 +1,6 @@
 """The commands from end to end on a tiny model: run folders, prediction, interruption."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +15,7 @@ from safetensors.numpy import load_file
 import tiny
 from taskfit.files import read_jsonl
 from taskfit.runs.classifier import Classifier
+from tiny_processes import SERVER, run_command
 
 RESULT_KEYS = {
     *("method", "weights", "model", "num_train", "seed", "evaluations", "duration_seconds"),
@@ -120,20 +117,17 @@ def test_two_columns_a_task_file_and_a_settings_file(shell) -> None:
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(shell) -> None:
     slow = ["--set", "training.epochs=6", "--set", "training.eval_every_steps=4"]
     assert shell.fit(*slow, out="whole")[0] == 0
-    command = [sys.executable, "-c", "from taskfit.cli.main import main; main()", "fit"]
-    with subprocess.Popen(
-        [*command, *shell.fit_arguments(), *slow, "--out", "broken"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")},
-    ) as process:
-        log = shell.folder / "broken" / "metrics.jsonl"
-        deadline = time.monotonic() + 200
-        while not any(r.get("step", 0) >= 6 for r in read_jsonl(log)):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+    arguments = ["fit", *shell.fit_arguments(), *slow, "--out", "broken"]
+    process = SERVER.Process(target=run_command, args=(arguments,))
+    process.start()
+    log = shell.folder / "broken" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not any(r.get("step", 0) >= 6 for r in read_jsonl(log)):
+        assert time.monotonic() < deadline
+        assert process.exitcode is None
+        time.sleep(0.005)
+    process.kill()
+    process.join()
     assert not (shell.folder / "broken" / "result.json").exists()
     code, _, err = shell("fit", "--resume", "broken")
     assert code == 0, err

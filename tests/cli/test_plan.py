@@ -85,7 +85,10 @@ def test_a_table_is_measured_by_the_tokenizer_at_hand(run: Run, model_folder: Pa
 
 
 def test_what_does_not_fit_comes_with_a_remedy(run: Run) -> None:
-    given = ("--model", "llama-3-8b", "--weights", "qlora", "--gpu", "t4", "--tokens", "250")
+    # As many weights as models have that need a larger card, in fewer layers.
+    size = {"num_hidden_layers": 6, "hidden_size": 8192, "intermediate_size": 65536}
+    Path("large.json").write_text(json.dumps({**MODEL, **size}))
+    given = ("--config-file", "large.json", "--weights", "qlora", "--gpu", "t4", "--tokens", "250")
     given += ("--method", "label_words", "--batch-size", "16")
     answer = run(*given, "--set", "adapter.layers=all")
     assert "It does not fit." in answer.text

@@ -3,14 +3,12 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 
 import tiny
 from taskfit.compare.fingerprint import EXCLUDED_FROM_HASH
@@ -27,7 +25,9 @@ from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_base import merge_settings
+from tiny_grid import run_until_killed
 from tiny_locks import held_elsewhere
+from tiny_processes import SERVER
 from tiny_screens import Killed, NotingScreen
 
 
@@ -346,23 +346,6 @@ def test_two_commands_do_not_work_in_one_folder(grid: dict[str, Any], tmp_path: 
         run_grid(expand_grid(grid), tmp_path / "out", screen=SilentScreen())
 
 
-KILLED = """
-import os, signal, sys, yaml
-from pathlib import Path
-from taskfit.screen import SilentScreen
-from taskfit.compare.grid import expand_grid
-from taskfit.compare.run import run_grid
-
-class Killing(SilentScreen):
-    def record(self, record):
-        if record["kind"] == "step" and record["step"] == int(sys.argv[3]):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-grid = yaml.safe_load(Path(sys.argv[1]).read_text())
-run_grid(expand_grid(grid), Path(sys.argv[2]), screen=Killing())
-"""
-
-
 def test_a_grid_killed_twice_ends_with_the_same_tables_as_an_undisturbed_one(
     grid: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -370,11 +353,11 @@ def test_a_grid_killed_twice_ends_with_the_same_tables_as_an_undisturbed_one(
     merge_settings(grid["base"], {"training": {"eval_every_steps": 1}})
     runs = expand_grid(grid)
     run_grid(runs, tmp_path / "whole", screen=SilentScreen())
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(grid))
-    for step in ("2", "4"):
-        command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "broken"), step]
-        assert subprocess.run(command, check=False, timeout=300).returncode == -signal.SIGKILL
+    for step in (2, 4):
+        process = SERVER.Process(target=run_until_killed, args=(grid, tmp_path / "broken", step))
+        process.start()
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL
     run_grid(runs, tmp_path / "broken", screen=SilentScreen())
     for name in ("results.csv", "history.csv"):
         whole, broken = (pd.read_csv(tmp_path / part / name) for part in ("whole", "broken"))

@@ -36,9 +36,11 @@ def worker_ids() -> list[int]:
     ]
 
 
-def kill_workers() -> None:
-    for pid in worker_ids():
-        os.kill(pid, signal.SIGKILL)
+def kill_trainer(view: ActingView) -> None:
+    """Kill the worker that was last seen to train."""
+    numbers = [re.match(r"worker (\d+): words-", line) for line in view.lines]
+    number = [int(found.group(1)) for found in numbers if found][-1]
+    os.kill(worker_ids()[number - 1], signal.SIGKILL)
 
 
 def test_two_workers_and_a_killed_one_give_the_results_of_one_process(
@@ -46,7 +48,7 @@ def test_two_workers_and_a_killed_one_give_the_results_of_one_process(
 ) -> None:
     runs = expand_grid(grid)
     alone = run_grid(runs, tmp_path / "alone", screen=SilentScreen())
-    view = ActingView(tmp_path / "both", kill_workers)
+    view = ActingView(tmp_path / "both", lambda: kill_trainer(view))
     both = run_grid(
         runs, tmp_path / "both", screen=view, show=view.update, execution=Execution(workers=2)
     )

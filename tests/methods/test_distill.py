@@ -1,6 +1,5 @@
 """Context distillation: nothing to learn from oneself, the right teacher, the right gradient."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,19 +17,12 @@ from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_tas
 from taskfit.models.adapters import add_adapter, trainable_parameters
 from taskfit.models.load import LoadedModel
 from taskfit.settings import AdapterSettings
-from taskfit.tasks import Label, PromptEncoder, Task, task_from_columns
+from taskfit.tasks import Label, PromptEncoder, Task
 
 EXAMPLES = tiny.toy_examples(8)
 TEXTS = [Example(e.id, e.texts) for e in EXAMPLES]
 SHOWN = tiny.toy_examples(4, offset=100)
 MANY = (Label("bad", (" yes or no", " sad")), Label("good", (" yes",)))
-
-
-def toy_task(labels: tuple[Label, ...] | None = None) -> Task:
-    task = task_from_columns(
-        name="toy", text=["text"], label_column="label", labels=["bad", "good"]
-    )
-    return task if labels is None else replace(task, labels=labels)
 
 
 def loss_of(
@@ -87,11 +79,11 @@ def test_a_teacher_without_context_teaches_nothing(
 ) -> None:
     add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
     disturb(loaded)
-    loss, items = loss_of(loaded, task=toy_task(labels), shown=[], over=over)
+    loss, items = loss_of(loaded, task=tiny.toy_task(labels=labels), shown=[], over=over)
     found = loss.loss_sum(items)
     assert float(found.detach()) == pytest.approx(0, abs=1e-5)
     # Beside a real teacher's gradient this one is nothing.
-    other, _ = loss_of(loaded, task=toy_task(labels), shown=SHOWN, over=over)
+    other, _ = loss_of(loaded, task=tiny.toy_task(labels=labels), shown=SHOWN, over=over)
     none, some = (gradient(loaded, one, [items]).norm() for one in (loss, other))
     assert none < 1e-4 * some
 
@@ -101,7 +93,7 @@ def test_a_teacher_without_context_teaches_nothing(
 def test_over_labels_the_loss_is_that_of_the_two_prompts_scored_alone(
     loaded: LoadedModel, temperature: float, labels: tuple[Label, ...] | None
 ) -> None:
-    task = toy_task(labels)
+    task = tiny.toy_task(labels=labels)
     loss, items = loss_of(loaded, task=task, shown=SHOWN, temperature=temperature)
     with torch.no_grad():
         found = float(loss.loss_sum(items))
@@ -119,7 +111,7 @@ def test_a_calibrated_teacher_teaches_what_in_context_learning_with_that_prior_s
     loaded: LoadedModel,
 ) -> None:
     prior = np.array([-0.2, -2.0])
-    loss, items = loss_of(loaded, task=toy_task(), shown=SHOWN, log_prior=prior)
+    loss, items = loss_of(loaded, task=tiny.toy_task(), shown=SHOWN, log_prior=prior)
     with torch.no_grad():
         found = float(loss.loss_sum(items))
     theirs = apply_prior(LabelScorer(loaded.tree, loss.teacher.encoder).log_probs(TEXTS), prior)
@@ -127,14 +119,14 @@ def test_a_calibrated_teacher_teaches_what_in_context_learning_with_that_prior_s
     expected = (theirs * (np.log(theirs) - np.log(ours))).sum()
     assert found == pytest.approx(float(expected), rel=1e-4)
     # A prior that favours no label changes nothing.
-    even, _ = loss_of(loaded, task=toy_task(), shown=SHOWN, log_prior=np.array([-1.0, -1.0]))
-    plain, _ = loss_of(loaded, task=toy_task(), shown=SHOWN)
+    even, _ = loss_of(loaded, task=tiny.toy_task(), shown=SHOWN, log_prior=np.array([-1.0, -1.0]))
+    plain, _ = loss_of(loaded, task=tiny.toy_task(), shown=SHOWN)
     with torch.no_grad():
         assert float(even.loss_sum(items)) == pytest.approx(float(plain.loss_sum(items)), abs=1e-6)
 
 
 def test_over_the_vocabulary_single_words_compare_the_whole_next_token(loaded: LoadedModel) -> None:
-    task = toy_task()
+    task = tiny.toy_task()
     loss, items = loss_of(loaded, task=task, shown=SHOWN, over="vocabulary", temperature=2.0)
     with torch.no_grad():
         found = float(loss.loss_sum(items))
@@ -153,7 +145,7 @@ def test_over_the_vocabulary_single_words_compare_the_whole_next_token(loaded: L
 def test_over_the_vocabulary_later_branches_count_as_often_as_the_teacher_gets_there(
     loaded: LoadedModel,
 ) -> None:
-    task = toy_task(MANY)
+    task = tiny.toy_task(labels=MANY)
     loss, items = loss_of(loaded, task=task, shown=SHOWN, over="vocabulary")
     with torch.no_grad():
         found = float(loss.loss_sum(items[:2]))
@@ -184,7 +176,12 @@ def test_cutting_a_step_changes_no_gradient(loaded: LoadedModel, over: str) -> N
     adapter = add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
     disturb(loaded)
     loss, items = loss_of(
-        loaded, task=toy_task(MANY), shown=SHOWN, adapter=adapter, kind="frozen", over=over
+        loaded,
+        task=tiny.toy_task(labels=MANY),
+        shown=SHOWN,
+        adapter=adapter,
+        kind="frozen",
+        over=over,
     )
     whole = gradient(loaded, loss, [items])
     pieces = [[items[i] for i in piece] for piece in loss.plan(items, 40)]
@@ -196,7 +193,7 @@ def test_a_frozen_teacher_stays_what_it_was_and_a_self_teacher_moves(loaded: Loa
     adapter = add_adapter(loaded.tree.model, AdapterSettings(lora_dropout=0.0), seed=0)
     kinds = {}
     for kind in ("frozen", "self"):
-        loss, items = loss_of(loaded, task=toy_task(), shown=SHOWN, adapter=adapter, kind=kind)
+        loss, items = loss_of(loaded, task=tiny.toy_task(), shown=SHOWN, adapter=adapter, kind=kind)
         kinds[kind] = (loss, items)
 
     def taught(kind: str) -> np.ndarray:
@@ -213,7 +210,7 @@ def test_a_frozen_teacher_stays_what_it_was_and_a_self_teacher_moves(loaded: Loa
 
 
 def test_redrawn_contexts_are_a_function_of_seed_and_step(loaded: LoadedModel) -> None:
-    task = replace(toy_task(), num_demonstrations=2)
+    task = tiny.toy_task(num_demonstrations=2)
     redraw = partial(redrawn_demonstrations, EXAMPLES, task, 3)
     drawn = [[e.id for e in redraw(step)] for step in (0, 1, 2, 0)]
     assert drawn[0] == drawn[3]

@@ -29,9 +29,8 @@ from taskfit.plan.shapes import KNOWN_SHAPES, find_config, known_config
 from taskfit.plan.simulate import Allocations
 from taskfit.plan.tokens import made_workload, real_workload
 from taskfit.runs.fit import fit
-from taskfit.settings import AdapterSettings, ModelSettings, RunSettings, TrainingSettings
+from taskfit.settings import AdapterSettings, ModelSettings, RunSettings
 from taskfit.settings_file import settings_from_dict
-from taskfit.training.length import sees_texts_again
 from taskfit.training.optim import MasterOptimizer
 
 T4 = find_card("t4")
@@ -298,7 +297,7 @@ def test_an_epoch_is_planned_with_the_tokens_that_a_run_trains_on(
     words = {"bad": " The dog was sad", "good": " The dog was happy in the park"}
     settings = settings_from_dict(
         {
-            "data": {"train": str(table), "validation_fraction": 0},
+            "data": {"train": str(table), "validation_fraction": 0, "test_fraction": 0},
             "task": {"label_words": words},
             "model": {"name": str(model_folder), "dtype": "float32"},
             "method": {**method, "num_demonstrations": 1},
@@ -358,15 +357,6 @@ def test_frozen_layers_run_once_for_several_epochs_else_in_each_step() -> None:
     assert once.time.before_flops == 2 * count.num_frozen * frozen.num_before
     for other in (again, not_kept):
         assert other.time.before_flops == other.memory.frozen.num_kept == 0
-
-
-def test_a_last_batch_that_is_not_full_is_no_second_epoch() -> None:
-    training = TrainingSettings.model_validate({"batch_size": 16, "epochs": 1})
-    assert not sees_texts_again(training, 17)
-    several = training.model_copy(update={"epochs": 2})
-    assert sees_texts_again(several, 17)
-    assert not sees_texts_again(several.model_copy(update={"max_steps": 2}), 17)
-    assert sees_texts_again(training.model_copy(update={"epochs": "auto"}), 17)
 
 
 def test_kept_states_lie_in_the_memory_of_a_cpu_and_beside_that_of_a_gpu() -> None:

@@ -25,7 +25,6 @@ from taskfit.stats import (
     bootstrap,
     evaluate_multi_label,
     evaluate_probabilities,
-    learning_curve,
 )
 from taskfit.stats.comparison import difference_interval
 from taskfit.stats.learning_curve import HELPS
@@ -35,9 +34,7 @@ LABELS = ["bad", "good"]
 NUM_EXAMPLES = 300
 
 
-@pytest.fixture(autouse=True)
-def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning_curve, "NUM_RESAMPLES", 200)
+pytestmark = pytest.mark.usefixtures("fewer_resamples")
 
 
 @dataclass(frozen=True)

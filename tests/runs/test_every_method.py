@@ -104,7 +104,6 @@ def settings_of(tmp_path: Path, model_folder: Path, encoder_folder: Path) -> Any
                 "training.epochs=40",
                 "training.batch_size=8",
                 "training.learning_rate=0.02",
-                "training.save_every_steps=5",
                 "training.tensorboard=false",
                 *how,
             ],
@@ -150,6 +149,7 @@ def test_a_killed_run_of_any_trained_method_ends_bitwise_equal(
     settings_of: Any, tmp_path: Path, name: str
 ) -> None:
     short = ["training.epochs=8", "training.batch_size=4", "adapter.lora_dropout=0.1"]
+    short.append("training.save_every_steps=5")
     if name in OTHER:
         short.append("method.num_demonstrations=2")
     settings = settings_of(name, *short)

@@ -26,17 +26,10 @@ from taskfit.search.wordings import (
 )
 from taskfit.settings import RunSettings
 from taskfit.settings_file import settings_from_dict
-from taskfit.tasks import EncodedExample, Label, PromptEncoder, Task, load_task, task_from_columns
+from taskfit.tasks import EncodedExample, Label, PromptEncoder, Task, load_task
 from taskfit.tasks.variants import NamedTask, encode_candidates, generate_variants
 
 EXAMPLES = tiny.toy_examples(24)
-
-
-def toy_task(num_demonstrations: int = 0) -> Task:
-    task = task_from_columns(
-        name="toy", text=["text"], label_column="label", labels=["bad", "good"]
-    )
-    return replace(task, num_demonstrations=num_demonstrations)
 
 
 def wordings(task: Task) -> list[NamedTask]:
@@ -75,7 +68,7 @@ def test_shared_trees_score_as_each_candidate_alone(
 ) -> None:
     settings = settings_from_dict({"method": {"name": "in_context", "calibration": calibration}})
     shown, sample = EXAMPLES[:num_demonstrations], EXAMPLES[2:]
-    given = wordings(toy_task(num_demonstrations))
+    given = wordings(tiny.toy_task(num_demonstrations=num_demonstrations))
     encoders, _ = encode_candidates(given, loaded.tokenizer, shown, max_length=256)
     scorer = SharedScorer(loaded, settings)
     for name, encoder in encoders.items():
@@ -94,7 +87,7 @@ def test_shared_trees_score_as_each_candidate_alone(
 
 
 def test_what_wordings_share_runs_once(loaded: LoadedModel) -> None:
-    task = toy_task()
+    task = tiny.toy_task()
     words = [(" bad", " good"), (" no", " yes"), (" sad", " happy")]
     given = [
         NamedTask(a, replace(task, labels=(Label("bad", (a,)), Label("good", (b,)))))

@@ -17,7 +17,6 @@ from taskfit.data import Example
 from taskfit.errors import CheckpointError, DataError, SettingsError, TrainingError
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.records import RunResult, result_rows
-from taskfit.screen import SilentScreen
 from taskfit.search import trial as trial_module
 from taskfit.search.records import (
     SearchRecord,
@@ -30,7 +29,7 @@ from taskfit.search.space import Dimension, Space
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
 from taskfit.stats.paired import paired_bootstrap
-from tiny_screens import Killed
+from tiny_screens import Killed, NotingScreen
 from tiny_settings import settings_for
 
 pytest.importorskip("optuna")
@@ -191,16 +190,11 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(
             raise Killed
         watch(self, record)
 
-    class KillingScreen(SilentScreen):
-        def record(self, record: Mapping[str, Any]) -> None:
-            if record.get("step") == 2:
-                raise Killed
-
     with monkeypatch.context() as patch:
         if when == "in a trial":
             patch.setattr(trial_module._Watch, "record", kill)
         with pytest.raises(Killed):
-            fit(settings, run, screen=KillingScreen() if when != "in a trial" else None)
+            fit(settings, run, screen=NotingScreen(2) if when != "in a trial" else None)
     done = len(recorded_trials(run / "search"))
     assert done == (2 if when == "in a trial" else 4)
     # A grid resumes with the settings as given, the command line with those in the folder.

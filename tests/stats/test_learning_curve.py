@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from scipy.optimize import least_squares
 
 from taskfit.errors import SettingsError
-from taskfit.stats import learning_curve
 from taskfit.stats.as_json import as_json
 from taskfit.stats.back_test import back_test
 from taskfit.stats.learning_curve import HELPS, LITTLE, UNKNOWN, _fit, fit_learning_curve
@@ -16,9 +15,7 @@ SIZES = 32 * 2 ** np.arange(7)  # 32 to 2048
 CURVES = [(0.1, 3, 0.5), (0.0, 1.5, 0.3), (0.05, 4, 0.8), (0.2, 0.5, 0.1)]
 
 
-@pytest.fixture(autouse=True)
-def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning_curve, "NUM_RESAMPLES", 200)
+pytestmark = pytest.mark.usefixtures("fewer_resamples")
 
 
 def truth(curve: tuple[float, float, float], sizes: np.ndarray) -> np.ndarray:

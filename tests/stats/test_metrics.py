@@ -83,7 +83,7 @@ def test_intervals_of_a_classifier_that_is_hardly_ever_wrong_cover_the_truth(sev
     generator = np.random.default_rng(3)
     covered = dict.fromkeys(("accuracy", "mcc", "macro_f1"), 0)
     truth = {"accuracy": 0.97, "mcc": 0.94, "macro_f1": 0.97}
-    trials = 50 if several else 200
+    trials = 200
     for trial in range(trials):
         gold = generator.integers(0, 2, 60)
         answer = gold ^ (generator.random(60) < 0.03)

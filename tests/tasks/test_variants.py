@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from taskfit.errors import PromptError
-from taskfit.tasks import Label, Task, Template, load_task, render_prompt, task_from_columns
+from taskfit.tasks import Label, Template, load_task, render_prompt
 from taskfit.tasks.variants import (
     AS_GIVEN,
     NamedTask,
@@ -21,13 +21,6 @@ from taskfit.tasks.variants import (
 
 EXAMPLES = tiny.toy_examples(4)
 BUILTIN = ("sentiment", "cola", "mnli")
-
-
-def toy_task(num_demonstrations: int = 0) -> Task:
-    task = task_from_columns(
-        name="toy", text=["text"], label_column="label", labels=["bad", "good"]
-    )
-    return replace(task, num_demonstrations=num_demonstrations)
 
 
 @pytest.mark.parametrize("name", BUILTIN)
@@ -76,7 +69,7 @@ def test_there_are_variants_of_every_kind() -> None:
 
 def test_quotes_that_are_there_are_taken_away_and_braces_stay() -> None:
     template = Template(instruction="", line="{{x}} Text: '{text}' is \"{label}\".")
-    task = replace(toy_task(2), template=template)
+    task = replace(tiny.toy_task(num_demonstrations=2), template=template)
     lines = {one.name: one.task.template.line for one in generate_variants(task)}
     assert lines["texts not quoted"] == '{{x}} Text: {text} is "{label}".'
     assert lines["words not quoted"] == "{{x}} Text: '{text}' is{label}."
@@ -84,12 +77,12 @@ def test_quotes_that_are_there_are_taken_away_and_braces_stay() -> None:
 
 def test_words_that_would_become_the_same_are_left_alone() -> None:
     labels = (Label("a", (" us",)), Label("b", (" US",)), Label("c", (" uS",)))
-    for one in generate_variants(replace(toy_task(), labels=labels)):
+    for one in generate_variants(replace(tiny.toy_task(), labels=labels)):
         assert len({label.words for label in one.task.labels}) == 3
 
 
 def test_without_demonstrations_or_instruction_a_separator_is_no_difference() -> None:
-    task = toy_task()
+    task = tiny.toy_task()
     other = replace(task, template=replace(task.template, separator="###"))
     found = without_duplicates([NamedTask("one", task), NamedTask("two", other)])
     assert [one.name for one in found] == ["one"]
@@ -100,7 +93,7 @@ def test_without_demonstrations_or_instruction_a_separator_is_no_difference() ->
 def test_what_the_tokenizer_refuses_is_listed_with_its_reason(
     byte_level_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    task = toy_task()
+    task = tiny.toy_task()
     bare = tuple(Label(label.name, (label.words[0].strip(),)) for label in task.labels)
     spanned = replace(task, labels=bare, template=replace(task.template, line="{text} is {label}"))
     given = [NamedTask("spans", spanned), NamedTask("sound", task)]
@@ -117,7 +110,7 @@ def test_candidates_take_what_they_do_not_give_from_the_task(tmp_path: Path) -> 
         "- label_words: {good: [' fine', ' nice']}\n  instruction: Judge.\n",
         encoding="utf-8",
     )
-    base = toy_task()
+    base = tiny.toy_task()
     arrow, second = load_candidates(path, base=base)
     assert arrow == NamedTask(
         "arrow", replace(base, template=replace(base.template, line="{text} =>{label}"))
@@ -136,7 +129,7 @@ def test_all_problems_of_a_candidates_file_are_told_at_once(tmp_path: Path) -> N
         encoding="utf-8",
     )
     with pytest.raises(PromptError) as caught:
-        load_candidates(path, base=toy_task())
+        load_candidates(path, base=tiny.toy_task())
     message = str(caught.value)
     for part in (
         "did you mean line?",
@@ -155,11 +148,11 @@ def test_a_file_without_candidates_is_refused(tmp_path: Path, text: str) -> None
     path = tmp_path / "candidates.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(PromptError, match=r"candidates\.yaml"):
-        load_candidates(path, base=toy_task())
+        load_candidates(path, base=tiny.toy_task())
 
 
 def test_the_task_as_given_is_always_among_the_candidates() -> None:
-    task = toy_task(2)
+    task = tiny.toy_task(num_demonstrations=2)
     other = NamedTask("other", replace(task, template=replace(task.template, separator="#")))
     assert with_base([other], task) == ([NamedTask(AS_GIVEN, task), other], AS_GIVEN)
     mine = NamedTask("mine", task)

@@ -6,7 +6,6 @@ imports PyTorch once for all of them.
 
 import contextlib
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -38,11 +37,10 @@ from taskfit.settings_file import dump_settings
 from taskfit.tasks import PromptEncoder, task_from_columns
 from taskfit.training import distributed
 from taskfit.tree import unique_tokens
+from tiny_processes import SERVER
 from tiny_screens import Killed, NotingScreen
 from tiny_settings import settings_for
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["taskfit.search.search_and_fit", "tiny"])
 PROCESSES = 2
 LABELS = ["p_bad", "p_good"]
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from taskfit.settings import RunSettings
+from taskfit.settings import RunSettings, TrainingSettings
 from taskfit.settings_file import load_settings
-from taskfit.training.length import MIN_STEPS, settle_length
+from taskfit.training.length import MIN_STEPS, sees_texts_again, settle_length
 
 
 def length_of(
@@ -64,3 +64,12 @@ def test_long_texts_take_smaller_batches() -> None:
 
 def test_instruction_tuning_stays_at_one_epoch() -> None:
     assert length_of(64, labels=0, method__name="sft") == (1.0, 16)
+
+
+def test_a_last_batch_that_is_not_full_is_no_second_epoch() -> None:
+    training = TrainingSettings.model_validate({"batch_size": 16, "epochs": 1})
+    assert not sees_texts_again(training, 17)
+    several = training.model_copy(update={"epochs": 2})
+    assert sees_texts_again(several, 17)
+    assert not sees_texts_again(several.model_copy(update={"max_steps": 2}), 17)
+    assert sees_texts_again(training.model_copy(update={"epochs": "auto"}), 17)

@@ -1,6 +1,7 @@
 """Graphics cards by name, and the processor at hand: memory and rates that a plan divides by."""
 
 import difflib
+import functools
 import time
 from dataclasses import dataclass
 
@@ -122,10 +123,12 @@ def names_card_at_hand() -> str:
     return "cpu"
 
 
+@functools.cache
 def measured_rate(dtype: torch.dtype) -> float:
     """Return the rate of a matrix product of a small model's shapes on this CPU (FLOP/s).
 
-    The best of repeated products within a second: other processes can only slow it down.
+    The best of repeated products within a second: other processes can only slow it down. Measured
+    once a process.
     """
     rows, inner, width = 512, 576, 1536
     a, b = torch.randn(rows, inner).to(dtype), torch.randn(width, inner).to(dtype)

@@ -3,6 +3,7 @@
 import base64
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def write_html(folder: Path, template: str, *, file: str = "report.html", **valu
         file: What is written.
         **values: What the template shows.
     """
+    path = folder / file
+    write_text_atomic(path, _environment().get_template(template).render(**values))
+    return path
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Return what reads templates; it compiles each once."""
     # Texts come from the user's data: everything is escaped.
     environment = jinja2.Environment(
         autoescape=True,
@@ -68,6 +77,4 @@ def write_html(folder: Path, template: str, *, file: str = "report.html", **valu
     )
     environment.filters["prose"] = prose
     environment.tests["known"] = lambda value: value is not None and not pd.isna(value)
-    path = folder / file
-    write_text_atomic(path, environment.get_template(template).render(**values))
-    return path
+    return environment

@@ -5,6 +5,7 @@ Phrases that are listed within a sentence are written here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -64,10 +65,7 @@ class Paragraph:
 
 def paragraphs_of(facts: dict[str, Any]) -> tuple[list[Paragraph], list[Paragraph]]:
     """Write the advice: what to do, and details."""
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    written = environment.from_string(TEMPLATE).make_module(_context(facts))
+    written = _template().make_module(_context(facts))
     without = {
         "baselines": not facts["recommended"],  # it stands alone
         "domains": not facts["out_of_domain"],
@@ -85,6 +83,15 @@ def paragraphs_of(facts: dict[str, Any]) -> tuple[list[Paragraph], list[Paragrap
         ]
 
     return paragraphs(FIRST), paragraphs(DETAILS)
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Return the template of all sentences, compiled once."""
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(TEMPLATE)
 
 
 def _context(facts: dict[str, Any]) -> dict[str, Any]:

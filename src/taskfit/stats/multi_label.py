@@ -82,13 +82,16 @@ def _bootstrap(
     Where every answer is right, the low ends of MCC and F1 are those of Wilson's share of mistakes
     in each label, as in `evaluate_probabilities`.
     """
+    in_cell = [(cells == cell).astype(np.float64) for cell in range(4)]  # (N, L)
 
-    def measure(drawn: IntArray) -> list[float]:  # (N,)
-        counts = np.stack([(cells[drawn] == cell).sum(axis=0) for cell in range(4)], axis=1)
+    def measure(drawn: IntArray) -> FloatArray:  # (b, N)
+        times = _times_drawn(drawn)
+        counts = np.stack([times @ cell for cell in in_cell], axis=-1)  # (b, L, 4)
         mcc, f1 = _mcc_and_f1(counts)
-        return [mcc.mean(), f1.mean(), losses[drawn].mean()]
+        means = (mcc, f1, losses[drawn])
+        return np.stack([values.mean(axis=1) for values in means], axis=1)
 
-    values = resample(lambda block: np.array([*map(measure, block)]), len(cells), generator)
+    values = resample(measure, len(cells), generator)
     columns = zip(("mcc", "macro_f1", "log_loss"), values.T, strict=True)
     intervals = {name: percentile_interval(column) for name, column in columns}
     share = binomial_interval(int(right.sum()), len(right), method="wilson")
@@ -102,9 +105,17 @@ def _bootstrap(
     return {"accuracy": share, **intervals}
 
 
+def _times_drawn(drawn: IntArray) -> FloatArray:
+    """Return how often each example is in each resample, (b, N)."""
+    size, num_examples = drawn.shape
+    flat = (drawn + num_examples * np.arange(size)[:, None]).ravel()
+    counts = np.bincount(flat, minlength=drawn.size).reshape(drawn.shape)
+    return counts.astype(np.float64)
+
+
 def _mcc_and_f1(counts: IntArray | FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return MCC and F1 of each label from its four cells, (L, 4); 0 where undefined."""
-    tn, fp, fn, tp = counts.T.astype(np.float64)
+    """Return MCC and F1 of each label from its four cells, (..., L, 4); 0 where undefined."""
+    tn, fp, fn, tp = np.moveaxis(counts, -1, 0).astype(np.float64)
     spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     mcc: FloatArray = np.zeros_like(spread)
     np.divide(tp * tn - fp * fn, spread, out=mcc, where=spread > 0)
