@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from taskfit.data import Example
-from taskfit.data.cells import NotText, text_of
+from taskfit.data.cells import NotText, sound, text_of
 from taskfit.data.tables import as_text
 from taskfit.errors import CheckpointError, DataError, suggestion
 from taskfit.report.pages import write_page
@@ -297,14 +297,7 @@ def _text(value: object, where: str) -> str:
     text = text_of(value)
     if isinstance(text, NotText):
         raise DataError(f"{where} is {text.what}; give a string.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character. "
-            "Decode it anew from its source, or remove it."
-        ) from error
-    return text
+    return sound(text, where)
 
 
 def _check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from taskfit.data import notes_of, read_table
 from taskfit.data.delimited import read_delimited
+from taskfit.data.instructions import read_instructions
 from taskfit.data.records import iter_records
 from taskfit.data.tables import parse_table
 from taskfit.errors import DataError
@@ -226,6 +227,8 @@ def test_bytes_are_decoded_and_other_values_are_known_as_no_texts(tmp_path: Path
     assert found["text"][1].what == "bytes that are not UTF-8"
     assert (found["words"][0], found["words"][0].value) == ('["a"]', ["a"])
     assert found["words"][1] == ""
+    with pytest.raises(DataError, match="line 2: text is bytes that are not UTF-8"):
+        read_instructions(str(tmp_path / "a.parquet"), kind="text")
 
 
 def test_a_category_and_a_day_are_texts(tmp_path: Path) -> None:
