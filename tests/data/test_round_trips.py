@@ -64,15 +64,16 @@ def test_what_pandas_writes_comes_back(
     assert not notes_of(table)
 
 
-@settings(LAW, max_examples=25)
+@settings(LAW, max_examples=10)
 @given(ROWS)
 def test_what_pandas_writes_into_excel_files_comes_back(
     tmp_path: Path, rows: list[tuple[str, str]]
 ) -> None:
     pytest.importorskip("openpyxl")
     # XML has no control characters and no carriage returns, and = begins a formula.
+    # Nor can an escape of Excel's for characters be told from a text that is written like one.
     rows = [
-        (f".{''.join(c for c in text if c >= ' ' or c in chr(10) + chr(9))}".replace("_x", "x"), b)
+        (f".{''.join(c for c in text if c >= ' ' or c in chr(10) + chr(9))}".replace("_", "-"), b)
         for text, b in rows
     ]
     rows = [(t.translate({0xFFFE: None, 0xFFFF: None}), label) for t, label in rows]
