@@ -1,9 +1,11 @@
 # make quickstart   install, fetch a model and data, fit and report (a few minutes on two cores)
 # make test         install with the test extras, then format check, lint, types and tests
+# make cases        run the cases of trouble in CASES (../shared/cases) and print what each ends in
 PYTHON ?= python3
 BIN := .venv/bin
+CASES ?= ../shared/cases
 
-.PHONY: help quickstart test check clean
+.PHONY: help quickstart test check cases clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,6 +34,16 @@ check:
 .venv/.installed-test: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ .venv/.installed
+
+# A case is a folder with a cmd.sh whose first lines say what is expected; what it prints is for reading.
+cases: .venv/.installed
+	@if [ ! -d "$(CASES)" ]; then echo "no cases: $(CASES) is not here"; exit 0; fi; \
+	export PATH="$(CURDIR)/$(BIN):$$PATH" MODELS="$(CURDIR)/build/cases"; \
+	[ -d "$$MODELS/orig_mod" ] || { mkdir -p "$$MODELS" && python "$(CASES)/tiny_models.py" "$$MODELS" || exit 1; }; \
+	for case in "$(CASES)"/*/cmd.sh; do \
+	  printf '\n== %s\n' "$$(basename "$$(dirname "$$case")")"; sed -n '2,/^export/{/^#/p}' "$$case"; \
+	  bash "$$case"; echo "(exit code $$?)"; \
+	done
 
 clean:
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

@@ -78,3 +78,32 @@ def test_wrong_input_says_what_was_found(model_folder: Path) -> None:
         classifier(model_folder).fit(["a", 5], ["x", "y"])
     with pytest.raises(SettingsError, match=r"training\.epochs is 'many'"):
         TextClassifier(str(model_folder), epochs="many").fit(TEXTS, LABELS)
+
+
+def test_warm_start_goes_on_where_the_last_fit_ended_and_adds_classes(model_folder: Path) -> None:
+    fitted = classifier(model_folder, **{"data.validation_fraction": 0.0}).fit(TEXTS, LABELS)
+    before = fitted.predict_proba(TEXTS)
+    fitted.set_params(warm_start=True, learning_rate=1e-12, epochs=1).fit(TEXTS[:8], LABELS[:8])
+    np.testing.assert_allclose(fitted.predict_proba(TEXTS), before, rtol=1e-3, atol=1e-6)
+    fitted.fit(TEXTS[:4], ["good", "bad", "odd", "odd"])
+    assert fitted.classes_.tolist() == ["bad", "good", "odd"]
+
+
+def test_warm_start_from_a_folder_takes_the_settings_of_its_run(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    numbers = [int(label == "good") for label in LABELS]
+    short = {"training.max_steps": 2}
+    classifier(model_folder, **short).fit(TEXTS, numbers).save(tmp_path / "run")
+    warm = TextClassifier(
+        warm_start=tmp_path / "run", epochs=1, settings={"training.learning_rate": 1e-12}
+    ).fit(TEXTS[:4], [1, 1, 1, 1])
+    assert warm.classes_.tolist() == [0, 1]
+    assert warm.classifier_.model_name == str(model_folder)
+    loaded = TextClassifier.load(tmp_path / "run", device="cpu")
+    np.testing.assert_allclose(
+        warm.predict_proba(TEXTS), loaded.predict_proba(TEXTS), rtol=1e-3, atol=1e-6
+    )
+    again = loaded.set_params(warm_start=True, learning_rate=1e-12, epochs=1)
+    again.fit(TEXTS[:4], LABELS[:4])
+    assert again.classes_.tolist() == ["0", "1", "bad", "good"]

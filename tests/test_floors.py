@@ -11,6 +11,7 @@ FLOORS = {
     # Known to all, know nobody but each other.
     "errors": 0,
     "settings_base": 0,
+    "start_settings": 0,
     "method_base": 0,
     "method_settings": 0,
     "unread": 0,
@@ -18,6 +19,7 @@ FLOORS = {
     "settings_file": 0,
     "yaml_text": 0,
     "files": 0,
+    "lock": 0,
     "screen": 0,
     "data": 1,
     "stats": 1,

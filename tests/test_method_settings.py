@@ -43,9 +43,9 @@ def other_value(setting: str, annotation: Any, default: Any) -> Any:
     """Return a value that a setting may have and does not have by default."""
     if setting in OTHER_VALUES:
         return OTHER_VALUES[setting]
-    if isinstance(default, bool):
-        return not default
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType] or [annotation]
+    if bool in kinds:
+        return not default
     literals = [one for kind in (annotation, *kinds) if get_origin(kind) is Literal
                 for one in get_args(kind)]  # fmt: skip
     if literals and set(literals) != {"auto"}:

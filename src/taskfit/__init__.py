@@ -15,22 +15,26 @@ if TYPE_CHECKING:
 __all__ = ["TextClassifier", "load"]
 
 
-def load(run: "str | Path", *, device: str = "auto") -> "TextClassifier | TunedModel":
+def load(
+    run: "str | Path", *, device: str = "auto", allow_other_base: bool = False
+) -> "TextClassifier | TunedModel":
     """Load a finished run: `taskfit.load("runs/mine").predict("a text")`.
 
     Args:
         run: Its folder.
         device: Where to put the model; auto, cpu, cuda or cuda:N.
+        allow_other_base: Whether a base model will do that is not the one the run was made from.
 
     Returns:
         A `TextClassifier`; of a tuning run (sft, dpo) its `TunedModel`.
 
     Raises:
-        CheckpointError: If the folder holds no finished run, or one of several questions.
+        CheckpointError: If the folder holds no finished run, or one of several questions, or if its
+            base model is not there or another one.
     """
     from taskfit.estimator import load_any
 
-    return load_any(run, device=device)
+    return load_any(run, device=device, allow_other_base=allow_other_base)
 
 
 def __getattr__(name: str) -> object:

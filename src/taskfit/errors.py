@@ -32,6 +32,10 @@ class CheckpointError(TaskfitError):
     """A run folder cannot be written, read, or resumed as asked."""
 
 
+class WriteError(CheckpointError):
+    """The system does not write: the disk is full, there is no permission, a file is in the way."""
+
+
 class TrainingError(TaskfitError):
     """Training cannot go on: a loss that is not finite, or memory that does not suffice."""
 

@@ -68,6 +68,17 @@ class MethodSettings(Section):
         return ()
 
     @property
+    def read_features(self) -> tuple[str, ...]:
+        """Return whose features it reads itself: `model`, or encoders."""
+        return ()
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Return the encoders that it reads, by itself or in its blend, each once."""
+        names = (*self.read_features, *self.blended)
+        return tuple(dict.fromkeys(name for name in names if name != "model"))
+
+    @property
     def word_loss(self) -> Literal["labels", "vocabulary", "branches"]:
         """Return what the loss of label words is over."""
         return "labels"

@@ -65,8 +65,18 @@ class InContextSettings(Retrieves, Shows):
     """contextual: divide by the mean over content-free inputs; pmi: divide by the probability after
     the line without text, instruction and demonstrations; batch: subtract the mean log-probability
     over training texts (up to `data.max_validation`, labels unseen)."""
-    length_normalization: bool = False
-    """Divide the log-probability of a label word by its number of tokens."""
+    length_normalization: bool | None = None
+    """Divide the log-probability of a label word by its number of tokens. None: only where a label
+    word starts another one and neither demonstrations nor a chat template nor a calibration say
+    how answers end."""
+
+    @property
+    def per_token(self) -> bool | None:
+        """Return whether words are scored per token; None: that hangs on the words."""
+        calibrated = self.calibration != "none"
+        return (
+            False if self.length_normalization is None and calibrated else self.length_normalization
+        )
 
     @property
     def reads_bare_text(self) -> bool:
@@ -77,6 +87,11 @@ class InContextSettings(Retrieves, Shows):
     def takes_prior(self) -> bool:
         """Return whether the calibration reads training texts."""
         return self.calibration == "batch"
+
+    @property
+    def read_features(self) -> tuple[str, ...]:
+        """Return what measures similarity, where it is measured."""
+        return (self.retriever,) if self.retrieves else ()
 
 
 class LabelWordsSettings(TrainedOnLabels, ShowsSame):
@@ -160,6 +175,11 @@ class ProbeSettings(Learns, WeighsClasses, ReadsFeatures):
         """Return whether the model's own features are read."""
         return self.features in ("model", "both")
 
+    @property
+    def read_features(self) -> tuple[str, ...]:
+        """Return whose features are read."""
+        return ("model", "minilm") if self.features == "both" else (self.features,)
+
 
 class KnnSettings(Learns, Retrieves, ReadsFeatures):
     """Nearest neighbours in frozen features vote."""
@@ -174,6 +194,11 @@ class KnnSettings(Learns, Retrieves, ReadsFeatures):
     def reads_model(self) -> bool:
         """Return whether the model itself measures similarity."""
         return self.retriever == "model"
+
+    @property
+    def read_features(self) -> tuple[str, ...]:
+        """Return what measures similarity."""
+        return (self.retriever,)
 
 
 class MajoritySettings(WithoutModel, Learns):
@@ -196,6 +221,11 @@ class EncoderSettings(WithoutModel, TrainedOnLabels):
     name: Literal["encoder"]
     encoder: str = "minilm"
     """Which model: `minilm` (packaged), a hub id, or a folder."""
+
+    @property
+    def read_features(self) -> tuple[str, ...]:
+        """Return the encoder that is tuned."""
+        return (self.encoder,)
 
 
 class RemoteMethodSettings(WithoutModel, Generates, ShowsSame):

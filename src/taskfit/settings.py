@@ -19,6 +19,7 @@ from taskfit.method_settings import (
     as_method,
 )
 from taskfit.settings_base import Auto, Section, check_set_name, known
+from taskfit.start_settings import StartSettings
 
 __all__ = [
     "AdapterSettings",
@@ -329,6 +330,7 @@ class RunSettings(Section):
     training: TrainingSettings = TrainingSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     search: SearchSettings = SearchSettings()
+    start: StartSettings = StartSettings()
 
     @field_validator("method", mode="before")
     @classmethod

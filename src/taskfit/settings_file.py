@@ -46,7 +46,7 @@ def find_settings(name_or_path: str) -> Path:
 
 
 def load_settings(
-    path: Path | None = None,
+    path: Path | RunSettings | None = None,
     *,
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
@@ -55,7 +55,7 @@ def load_settings(
     """Merge defaults, a settings file, command-line flags and `--set` overrides, in that order.
 
     Args:
-        path: A YAML file with any of the settings, or None.
+        path: A YAML file with any of the settings, settings in its place, or None.
         flags: Nested dictionary of the settings given as flags.
         overrides: `section.key=value` texts; values are read as YAML.
         lenient_file: Leave out what the method does not read of the file, and refuse it only where
@@ -68,7 +68,9 @@ def load_settings(
     problems: list[str] = []
     merge_settings(given, flags or {})
     _merge_overrides(given, overrides, problems)
-    merged = {} if path is None else _read(path)
+    merged = path.model_dump() if isinstance(path, RunSettings) else {}
+    if isinstance(path, Path):
+        merged = _read(path)
     merge_settings(merged, given)
     if not lenient_file:
         return settings_from_dict(merged, problems)

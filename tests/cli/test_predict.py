@@ -75,6 +75,8 @@ def test_standard_input_and_output(shell: Any, runs: dict[str, str]) -> None:
     code, out, err = shell("predict", runs["one"], "-", "-o", "-")
     assert code == 0, err
     lines = [line.split("\t") for line in out.splitlines()]
+    assert lines.pop(3) == ["", "", ""]  # a line in, a line out
+    assert "1 row without a text" in err
     assert [line[0] for line in lines] == file["predicted"].tolist()
     assert [line[2] for line in lines] == TEXTS
     for form in ("csv", "jsonl"):

@@ -14,7 +14,6 @@ import yaml
 
 import tiny
 from taskfit.compare.fingerprint import EXCLUDED_FROM_HASH
-from taskfit.compare.folder import only_one_at_a_time
 from taskfit.compare.grid import (
     Grid,
     GridRun,
@@ -28,6 +27,7 @@ from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import merge_settings
+from tiny_locks import held_elsewhere
 from tiny_screens import Killed, NotingScreen
 
 
@@ -342,10 +342,7 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
 
 
 def test_two_commands_do_not_work_in_one_folder(grid: dict[str, Any], tmp_path: Path) -> None:
-    with (
-        only_one_at_a_time(tmp_path / "out"),
-        pytest.raises(CheckpointError, match="Another command is at work"),
-    ):
+    with held_elsewhere(tmp_path / "out"), pytest.raises(CheckpointError, match="at work in"):
         run_grid(expand_grid(grid), tmp_path / "out", screen=SilentScreen())
 
 

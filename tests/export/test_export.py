@@ -294,6 +294,18 @@ def test_words_of_several_tokens_are_exact_where_their_first_tokens_decide(
         read_linear(classifier("labels"))
 
 
+@pytest.mark.parametrize("loss", ["labels", "vocabulary", "branches"])
+def test_words_that_start_each_other_are_no_linear_layer(
+    byte_level_tokenizer: PreTrainedTokenizerFast, loss: str
+) -> None:
+    settings = RunSettings.model_validate({"method": {"name": "label_words", "loss": loss}})
+    task = toy_task({"short": (" yes",), "long": (" yes or no",)})
+    model = loaded("llama", byte_level_tokenizer)
+    classifier = Classifier(LabelWords(MethodContext(settings, task, [], model)))
+    with pytest.raises(SettingsError, match=r"start.* a later (token|one) decides.*--merge"):
+        read_linear(classifier)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_recorded_prompt_gives_the_ids_of_the_run_with_one_start_token(chat: bool) -> None:
     tokenizer = tiny.byte_level_tokenizer()

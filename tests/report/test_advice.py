@@ -19,7 +19,7 @@ from taskfit.report.choice import choose
 from taskfit.report.evidence import Evidence, read_evidence
 from taskfit.report.finished_run import FinishedRun
 from taskfit.report.sentences import FIRST
-from taskfit.report.variants import Candidate, MethodVariant
+from taskfit.report.variants import Contender, MethodVariant
 from taskfit.settings_file import dump_settings, settings_from_dict
 from taskfit.stats import (
     bootstrap,
@@ -334,7 +334,7 @@ def aligned_of(
     for place, (kind, cost) in enumerate(zip(kinds, seconds, strict=True)):
         result = dataclasses.replace(run_result(f"m{place}"), method=kind, duration_seconds=cost)
         run = FinishedRun(Path(), result)
-        candidates.append(Candidate(MethodVariant(f"m{place}", [run]), 64, {0: run}))
+        candidates.append(Contender(MethodVariant(f"m{place}", [run]), 64, {0: run}))
     gold = np.zeros(correct.shape[-1], np.int64)
     ids = [str(i) for i in range(correct.shape[-1])]
     return AlignedPredictions(candidates, [0], ids, np.where(correct, 0, -1), gold, "accuracy")
@@ -518,7 +518,7 @@ def test_a_remote_model_takes_no_memory_here(tmp_path: Path) -> None:
     assert advice.to_dict()["recommended"]["memory_bytes"] is None
 
 
-def test_a_method_with_two_models_is_two_candidates(tmp_path: Path) -> None:
+def test_a_method_with_two_models_is_two_contenders(tmp_path: Path) -> None:
     other = dataclasses.replace(PROBE, model="larger", skill=0.99, seconds=40)
     advice = advise(plant(tmp_path, [MAJORITY, PROBE, other]), limits=NONE)
     assert_sound(advice)

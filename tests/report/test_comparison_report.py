@@ -265,10 +265,10 @@ def test_half_a_grid_is_compared_over_the_draws_that_all_have(
     write_run(tmp_path, "dear", size=16, seed=2)
     evidence = read_evidence(tmp_path)
     assert summary_size(evidence.variants) == 16
-    found = evidence.align(evidence.candidates(16, "new"), "new")
+    found = evidence.align(evidence.contenders(16, "new"), "new")
     assert found.draws == [2]
     assert {d.test for d in found.comparison.differences} == {"mcnemar"}
-    larger = evidence.align(evidence.candidates(64, "new"), "new")
+    larger = evidence.align(evidence.contenders(64, "new"), "new")
     assert [score.method for score in larger.comparison.scores] == ["cheap"]
     assert "draw 2" in Page(report(tmp_path)).text
 

@@ -15,8 +15,9 @@ from taskfit.report.pages import write_page
 from taskfit.runs import predict as predict_module
 from taskfit.runs.calibration import ENOUGH_TO_SPLIT, hold_out
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.evaluate import evaluate_file
 from taskfit.runs.fit import FittedRun, fit
-from taskfit.runs.predict import evaluate_file, predict_file
+from taskfit.runs.predict import predict_file
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_settings
@@ -132,7 +133,7 @@ def test_prediction_sets_keep_their_coverage_on_new_examples_of_the_same_kind(
     assert [len(chosen) for chosen in sets] == table["prediction_set_size"].tolist()
     assert (
         sum(found.set_sizes["prediction_set_size"].values())
-        == found.num_texts
+        == found.num_rows
         == sum(found.counts["predicted"].values())
         == 500
     )

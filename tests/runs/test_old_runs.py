@@ -19,8 +19,9 @@ from taskfit.compare.run import run_grid
 from taskfit.export.export import export_run
 from taskfit.method_settings import METHOD_SETTINGS
 from taskfit.report.pages import write_page
+from taskfit.runs.evaluate import evaluate_file
 from taskfit.runs.fit import fit
-from taskfit.runs.predict import evaluate_file, predict_file
+from taskfit.runs.predict import predict_file
 from taskfit.runs.records import RunResult
 from taskfit.screen import SilentScreen
 from taskfit.settings_file import load_settings
@@ -47,7 +48,9 @@ def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_several_questions_predict_what_they_predicted(several: Path) -> None:
-    found = predict_file(several, "asked-test.csv", Path("out.csv"), **OPTIONS)
+    found = predict_file(
+        several, "asked-test.csv", Path("out.csv"), only_predictions=True, **OPTIONS
+    )
     before, after = pd.read_csv("questions.csv"), pd.read_csv("out.csv")
     assert list(after.columns) == list(before.columns)
     assert list(found.counts) == ["predicted_mood", "predicted_park", "predicted_stars"]
@@ -73,7 +76,7 @@ def test_several_questions_are_evaluated_and_reported(several: Path) -> None:
 
 
 def test_it_predicts_what_it_predicted(run: Path) -> None:
-    found = predict_file(run, "test.csv", Path("out.csv"), **OPTIONS)
+    found = predict_file(run, "test.csv", Path("out.csv"), only_predictions=True, **OPTIONS)
     before, after = pd.read_csv(f"{run}.csv"), pd.read_csv("out.csv")
     assert list(after.columns) == list(before.columns)
     assert after["predicted"].tolist() == before["predicted"].tolist()

@@ -19,9 +19,10 @@ from taskfit.files import write_json_atomic
 from taskfit.report.pages import write_page
 from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.evaluate import evaluate_file
 from taskfit.runs.fit import FittedRun, fit
 from taskfit.runs.load import load_run
-from taskfit.runs.predict import evaluate_file, predict_file
+from taskfit.runs.predict import predict_file
 from taskfit.runs.prepare import prepare_data
 from taskfit.runs.records import RunResult
 from taskfit.runs.rows import labelled_examples
@@ -301,7 +302,7 @@ def test_predict_answers_as_evaluate_and_takes_new_options(
     table = predict()
     kept = pd.read_parquet(tmp_path / "run" / "predictions" / "new.parquet")
     assert not [column for column in table.columns if column.startswith("gold")]
-    for column in table.columns.drop(["id", "text"]):
+    for column in kept.columns.drop(["id", "text", "error"]).intersection(table.columns):
         same = table[column].to_list() == pytest.approx(kept[column].to_list(), abs=1e-6)
         assert same, column
     changed = predict(mood=["lovely", "cold and rude", "good"], stars=["1", "5"])

@@ -15,12 +15,13 @@ import tiny
 from taskfit.compare.judge import judge, judge_answers, judge_rows, judgement_rows
 from taskfit.data.instructions import read_instructions
 from taskfit.data.messages import Message
-from taskfit.errors import TaskfitError
+from taskfit.errors import SettingsError, TaskfitError
 from taskfit.files import read_jsonl, write_json_atomic
 from taskfit.models.load import load_model
 from taskfit.report.pages import write_page
 from taskfit.runs.fit import FittedRun, fit
-from taskfit.runs.tuning.generate import generate_file
+from taskfit.runs.origin import continued_settings
+from taskfit.runs.tuning.generate import GeneratedFile, generate_file
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of
 from taskfit.screen import SilentScreen
@@ -266,7 +267,7 @@ def test_raw_texts_are_learned_and_gone_on_with(settings_of: Make, tmp_path: Pat
     ]
 
 
-def generate(run: Path, source: Path, target: Path, **more: Any) -> int:
+def generate(run: Path, source: Path, target: Path, **more: Any) -> GeneratedFile:
     return generate_file(
         str(run),
         str(source),
@@ -281,7 +282,7 @@ def test_a_file_is_answered_as_its_prompts_one_by_one(
 ) -> None:
     source = instructions(tmp_path / "rows.jsonl")
     target = tmp_path / f"answers.{kind}"
-    assert generate(answering, source, target) == len(NAMES)
+    assert generate(answering, source, target) == (len(NAMES), 0)
     readers = {"csv": pd.read_csv, "parquet": pd.read_parquet}
     found = pd.DataFrame(read_jsonl(target)) if kind == "jsonl" else readers[kind](target)
     tuned = TunedModel.load(answering, device="cpu")
@@ -290,6 +291,40 @@ def test_a_file_is_answered_as_its_prompts_one_by_one(
     assert found["reference"].tolist() == list(ANSWERS)
     assert found["prompt"].tolist() == [f"Is the {name} warm?" for name in NAMES]
     assert found["id"].tolist() == [f"rows.jsonl:{line}" for line in range(1, 5)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_every_row_of_prompts_comes_out_with_its_other_columns(
+    answering: Path, tmp_path: Path, kind: str
+) -> None:
+    asked = [f"Is the {name} warm?" for name in NAMES]
+    rows = [
+        {"id": str(place), "instruction": text, "answer": "x", "team": f"t{place}", "error": "e"}
+        for place, text in enumerate((asked[0], "", asked[1], "  ", asked[2]))
+    ]
+    source = tmp_path / f"rows.{kind}"
+    if kind == "csv":
+        pd.DataFrame(rows).to_csv(source, index=False)
+    else:
+        write_rows(source, rows)
+    screen = NotingScreen()
+    counts = generate(answering, source, tmp_path / "out.jsonl", screen=screen)
+    assert counts == (3, 2)
+    found = read_jsonl(tmp_path / "out.jsonl")
+    assert [row["id"] for row in found] == list("01234")
+    assert [row["team"] for row in found] == [f"t{place}" for place in range(5)]
+    assert [row["answer"] for row in found] == [ANSWERS[0], None, ANSWERS[1], None, ANSWERS[2]]
+    assert [row["error"] for row in found] == [
+        *(None, "the row has no text", None, "the row has no text", None)
+    ]
+    assert {row["text_error"] for row in found} == {"e"}
+    assert any("error is called text_error" in note for note in screen.notes)
+    generate(answering, source, tmp_path / "alone.jsonl", only_predictions=True)
+    assert list(read_jsonl(tmp_path / "alone.jsonl")[0]) == ["id", "prompt", "answer", "reference"]
+    before = source.read_bytes()
+    with pytest.raises(SettingsError, match="would be written over"):
+        generate(answering, source, source)
+    assert source.read_bytes() == before
 
 
 def test_prompts_without_answers_are_enough(answering: Path, tmp_path: Path) -> None:
@@ -499,3 +534,45 @@ def test_long_rows_are_left_out_and_long_prompts_are_no_samples(
     assert start["num_shortened"] == 1
     with pytest.raises(TaskfitError, match=r"1 of 6 prompts leave no room.*rows\.jsonl:5 \("):
         generate(tmp_path / "run", tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+
+
+def test_a_tuned_model_goes_on_with_new_rows_where_it_was(
+    settings_of: Make, tmp_path: Path
+) -> None:
+    short = ["training.epochs=4", "data.validation_fraction=0.25", "training.keep=last"]
+    first = fit(settings_of("sft", *short), tmp_path / "first")
+    source = tmp_path / "rows.jsonl"
+    more = write_rows(
+        tmp_path / "more.jsonl",
+        [
+            *map(json.loads, source.read_text().splitlines()),
+            {"instruction": "Is the garden warm?", "output": "bad"},
+        ],
+    )
+    settings = continued_settings(
+        tmp_path / "first", {"data": {"train": str(more)}}, ["data.validation_fraction=0.25"]
+    )
+    second = fit(settings, tmp_path / "second")
+    # The row that was held out is held out again, and no more than it.
+    kept = first.result.details["after"]["validation"]
+    assert second.result.details["before"]["validation"] == pytest.approx(kept, rel=1e-4)
+    assert second.result.num_train == first.result.num_train + 1
+
+
+def test_preferences_go_on_from_instructions_and_their_reference_is_the_tuned_model(
+    settings_of: Make, tmp_path: Path
+) -> None:
+    fit(settings_of("sft", "training.epochs=4"), tmp_path / "sft")
+    pairs = settings_of("dpo").data.train
+    settings = continued_settings(
+        tmp_path / "sft",
+        {"data": {"train": pairs}, "method": {"name": "dpo"}},
+        ["training.epochs=2"],
+    )
+    fit(settings, tmp_path / "dpo")
+    start, first = read_jsonl(tmp_path / "dpo" / "metrics.jsonl")[:2]
+    assert start["loss_before"] == pytest.approx(np.log(2), rel=1e-4)
+    assert first["reward_margin"] == pytest.approx(0, abs=1e-4)
+    again = TunedModel.load(tmp_path / "dpo", device="cpu")
+    template = TunedModel.load(tmp_path / "sft", device="cpu").model.tokenizer.chat_template
+    assert again.model.tokenizer.chat_template == template

@@ -84,7 +84,9 @@ def test_shared_trees_score_as_each_candidate_alone(
         scorer.score(list(encoders), stop, lambda _: None)
     assert len(encoders) > 8
     for name, encoder in encoders.items():
-        expected = LabelScorer(loaded.tree, encoder).log_probs(sample)
+        per_token = None if calibration == "none" else False
+        alone = LabelScorer(loaded.tree, encoder, length_normalization=per_token)
+        expected = alone.log_probs(sample)
         np.testing.assert_allclose(
             scorer.wordings[name].log_probs, expected, rtol=1e-4, atol=1e-4, err_msg=name
         )

@@ -141,12 +141,12 @@ def test_shared_first_tokens_name_their_words(tokenizer: PreTrainedTokenizerFast
     assert not advice(apart, "share their first token")
 
 
-def test_a_word_that_starts_another_is_said_to_win_always(
+def test_a_word_that_starts_another_is_told(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     found = look(tokenizer, with_words(" happy", " happy dog", " sad"))
     assert found.prefixes == ((" happy", " happy dog"),)
-    (sentence,) = advice(found, "can never be more probable")
+    (sentence,) = advice(found, "what follows a word decides")
     assert "' happy' start those of ' happy dog'" in sentence
     # Letters in common are no tokens in common.
     assert look(tokenizer, with_words(" in", " sad")).prefixes == ()
@@ -155,7 +155,7 @@ def test_a_word_that_starts_another_is_said_to_win_always(
 def test_many_prefixes_are_summed_up(byte_level_tokenizer: PreTrainedTokenizerFast) -> None:
     found = look(byte_level_tokenizer, with_words(" dog", *(f" dog {n}" for n in tiny.NOUNS[1:7])))
     assert len(found.prefixes) == 6
-    assert len(advice(found, "can never be more probable")) == 3
+    assert len(advice(found, "what follows a word decides")) == 3
     assert advice(found, "3 more pairs of words")
 
 

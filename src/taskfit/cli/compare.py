@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     BatchSizeOption,
     DataOption,
     EpochsOption,
@@ -99,6 +100,7 @@ def compare(
     max_memory: MaxMemoryOption = None,
     max_latency: MaxLatencyOption = None,
     max_train_time: MaxTrainTimeOption = None,
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Fit many methods at many sample sizes and measure them side by side; resumes by itself."""
     from taskfit.settings_file import merge_settings, parse_overrides
@@ -153,6 +155,7 @@ def compare(
             show=screen.update,
             execution=execution,
             budget_seconds=seconds,
+            allow_other_base=allow_other_base,
         )
     _summarize(outcome, out, console)
     if outcome.results:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from taskfit.cli.flags import ColumnOption, EncodingOption, ModelOption, parse_pairs
+from taskfit.cli.flags import (
+    ColumnOption,
+    EncodingOption,
+    ModelOption,
+    OverwriteOption,
+    parse_pairs,
+)
 from taskfit.cli.screen import RichScreen, plain_table
 from taskfit.cli.stopped import tell_of_curation, told_when_stopped
 
@@ -46,6 +52,7 @@ def curate(
         str | None, typer.Option("--license", help="Licence of the files, or a file with its text.")
     ] = None,
     encoding: EncodingOption = "utf-8",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Filter, deduplicate and select instruction data; removed rows stay, with the reason."""
     columns = parse_pairs("--column", "FIELD=COLUMN", column)
@@ -67,6 +74,7 @@ def curate(
             model=model or ModelSettings().name,
             encoding=encoding,
             screen=screen,
+            overwrite=overwrite,
         )
     _show(result, screen.console)
 

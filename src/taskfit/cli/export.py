@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from taskfit.cli.flags import DeviceOption, RunArgument
+from taskfit.cli.flags import AllowOtherBaseOption, DeviceOption, RunArgument
 from taskfit.cli.screen import RichScreen, plain_table
 from taskfit.errors import CheckpointError, SettingsError
 
@@ -45,6 +45,7 @@ def export(
         bool, typer.Option("--dry-run", help="Of --push: show what would go, send nothing.")
     ] = False,
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Merge a run, turn it into a plain classifier or GGUF, and put it on the hub."""
     if push is None and (public or dry_run):
@@ -69,6 +70,7 @@ def export(
             outtype=outtype or "f16",
             dtype=dtype,
             device=device,
+            allow_other_base=allow_other_base,
             screen=screen,
         )
         console.print(f"exported: {out}", soft_wrap=True)

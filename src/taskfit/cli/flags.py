@@ -63,12 +63,27 @@ TestFractionOption = Annotated[
     float | None,
     typer.Option("--test-fraction", help="Share of TABLE held out to measure on; else chosen."),
 ]
+FromOption = Annotated[
+    Path | None,
+    typer.Option("--from", help="Finished run to go on from, with its settings and weights."),
+]
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="full, lora or qlora.")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Write over a file that is read.")
+]
+OnlyPredictionsOption = Annotated[
+    bool,
+    typer.Option("--only-predictions", help="Leave out the other columns of the input."),
+]
 OutTableOption = Annotated[
     Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+AllowOtherBaseOption = Annotated[
+    bool,
+    typer.Option("--allow-other-base", help="Go on although the run's base model is another now."),
+]
 EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
 
 
@@ -182,6 +197,34 @@ def read_settings(
 
     base = find_settings(config) if config else None
     return load_settings(base, flags=flags, overrides=overrides or (), lenient_file=lenient)
+
+
+def settings_from(
+    run: Path,
+    flags: dict[str, Any],
+    overrides: Sequence[str] | None,
+    *,
+    resume: Path | None,
+    config: str | None,
+) -> "RunSettings":
+    """Return the settings of a finished run under flags and --set, for `fit --from`.
+
+    Raises:
+        TaskfitError: If there is no such run, or other flags contradict it.
+    """
+    if resume is not None:
+        raise SettingsError(
+            f"--from {run} starts a new run, and --resume goes on with one that was interrupted, "
+            "which knows what it started from. Give one of the two."
+        )
+    if config is not None:
+        raise SettingsError(
+            f"--from {run} takes the settings of that run, and --config {config} those of a file. "
+            "Give one of the two, and what is to be different with flags or --set."
+        )
+    from taskfit.runs.origin import continued_settings
+
+    return continued_settings(run, flags, overrides or ())
 
 
 def parse_pairs(flag: str, form: str, entries: Sequence[str] | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -19,10 +19,12 @@ from taskfit.cli.compare import compare
 from taskfit.cli.curate import curate
 from taskfit.cli.export import export
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     BatchSizeOption,
     ConfigOption,
     DataOption,
     EpochsOption,
+    FromOption,
     LabelOption,
     LearningRateOption,
     MethodOption,
@@ -39,6 +41,7 @@ from taskfit.cli.flags import (
     data_flags,
     one_method,
     read_settings,
+    settings_from,
     training_flags,
 )
 from taskfit.cli.new_run import FIT_HELP, new_folder, refuse_without_data, remove_unbegun
@@ -66,6 +69,7 @@ from taskfit.cli.stopped import (
 )
 from taskfit.cli.tuning import chat, generate, judge, tuning_table
 from taskfit.errors import SettingsError, TaskfitError
+from taskfit.files import failed_write
 
 if TYPE_CHECKING:
     from taskfit.settings import RunSettings
@@ -148,9 +152,11 @@ def fit(
     test: TestOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    from_: FromOption = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Folder of an interrupted run.")
     ] = None,
+    allow_other_base: AllowOtherBaseOption = False,
     search: SearchOption = None,
     search_budget: SearchBudgetOption = None,
     methods: MethodsOption = None,
@@ -177,23 +183,26 @@ def fit(
         test=test,
         others=others,
     )
-    own = None if resume is None else resume / "settings.yaml"
-    goes_on = own is not None and config is None and own.is_file()
-    settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
+    if from_ is not None:
+        settings = settings_from(from_, flags, set_, resume=resume, config=config)
+    else:
+        own = None if resume is None else resume / "settings.yaml"
+        goes_on = own is not None and config is None and own.is_file()
+        settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
     if resume is None:
         refuse_without_data(settings)
     source = settings.data.train or settings.task.name
     folder = resume or out or new_folder(source, several_processes=under_torchrun())
     try:
         with told_when_stopped(lambda: tell_of_run(folder)):
-            _fit(settings, folder, resume=resume is not None)
+            _fit(settings, folder, resume=resume is not None, allow_other_base=allow_other_base)
     except TaskfitError:
         if resume is None and out is None:
             remove_unbegun(folder)
         raise
 
 
-def _fit(settings: "RunSettings", folder: Path, *, resume: bool) -> None:
+def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_base: bool) -> None:
     """Fit, and show what came of it."""
     from taskfit.report.pages import write_page
     from taskfit.search.search_and_fit import search_and_fit
@@ -206,7 +215,12 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool) -> None:
         console.print(where or f"run: {folder}", style="dim", soft_wrap=True)
         with RichScreen(console) as screen:
             fitted = search_and_fit(
-                settings, place, resume=resume, screen=screen, report=write_page
+                settings,
+                place,
+                resume=resume,
+                screen=screen,
+                report=write_page,
+                allow_other_base=allow_other_base,
             )
         result = fitted.result
     show_search(folder, console)
@@ -219,7 +233,9 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool) -> None:
         console.print(mistakes)
     for warning in result.details.get("warnings", ()):
         console.print(Text.assemble(("note:", "yellow"), f" {warning}"))
-    console.print(f"\nRun: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
+    page = folder / "report.html"
+    made = page if page.is_file() else f"none yet, taskfit report {folder} makes it"
+    console.print(f"\nRun: {folder}   report: {made}", soft_wrap=True)
     use = f"predict {folder} new.csv -o labelled.csv"
     if settings.method.is_tuning:
         use = f"generate {folder} --data prompts.jsonl -o answers.jsonl"
@@ -320,6 +336,17 @@ def under_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
+def _refuse(error: TaskfitError) -> NoReturn:
+    """Show the user's error, and end."""
+    terminal(stderr=True).print(f"taskfit: {error}", style="red")
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What standard output did not take is not tried again at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(2)
+
+
 def main() -> None:
     """Run the command line; the user's errors end in one message and exit code 2."""
     # The hub's own retries and bars would bury our one message.
@@ -336,8 +363,12 @@ def main() -> None:
         if under_torchrun() and os.environ["RANK"] != "0":
             # The main process mostly says the same, and torchrun then ends this one.
             time.sleep(PATIENCE_SECONDS)
-        terminal(stderr=True).print(f"taskfit: {error}", style="red")
-        sys.exit(2)
+        _refuse(error)
+    except Exception as error:
+        told = failed_write(error)
+        if told is None:
+            raise
+        _refuse(told)
     except KeyboardInterrupt:
         terminal(stderr=True).print("stopped", style="red")
         sys.exit(INTERRUPTED)

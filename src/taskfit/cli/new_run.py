@@ -1,23 +1,26 @@
 """Where `taskfit fit` puts a run that was given no folder, and what it says without any data."""
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskfit.errors import SettingsError
+from taskfit.runs.file_names import START, TEXTS_FILE
 
 if TYPE_CHECKING:
     from taskfit.settings import RunSettings
 
 RUNS = Path("runs")
 # What a run writes before it has read anything; see `runs.run_folder`.
-FIRST_FILES = ("settings.yaml", "data.json", "clock.json")
+FIRST_FILES = ("settings.yaml", "data.json", "clock.json", "bases.json", TEXTS_FILE)
 WHAT_TO_TYPE = """No data: give a table with labels, or a built-in task.
 
   taskfit fit mine.csv                            columns guessed
   taskfit fit mine.csv --text TEXT --label LABEL  columns named
   taskfit fit --task sentiment                    built in, see `taskfit data`
   taskfit fit --resume runs/mine                  go on with an interrupted run
+  taskfit fit more.csv --from runs/mine           go on from a finished run with more labels
 
 First a look at the table: taskfit inspect mine.csv
 All flags:                 taskfit fit --help"""
@@ -29,6 +32,7 @@ taskfit fit mine.csv                columns guessed; the run is in runs/mine
 taskfit fit mine.csv --text BODY --label QUEUE --model Qwen/Qwen2.5-0.5B
 taskfit fit --task sentiment        a built-in task
 taskfit fit --resume runs/mine      go on with an interrupted run
+taskfit fit more.csv --from runs/mine   go on from a finished run with more labels
 
 Beside the flags below, --set takes every setting. Those that matter most:
 
@@ -86,7 +90,8 @@ def new_folder(source: str | None, *, several_processes: bool) -> Path:
 
 def remove_unbegun(folder: Path) -> None:
     """Remove the folder that `new_folder` made, if a mistake ended the run before it began."""
-    if {path.name for path in folder.iterdir()} <= set(FIRST_FILES):
+    if {path.name for path in folder.iterdir()} <= {*FIRST_FILES, START}:
+        shutil.rmtree(folder / START, ignore_errors=True)
         for name in FIRST_FILES:
             (folder / name).unlink(missing_ok=True)
         with suppress(OSError):

@@ -6,9 +6,12 @@ from typing import Annotated
 import typer
 
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     DataOption,
     DeviceOption,
     EncodingOption,
+    OnlyPredictionsOption,
+    OverwriteOption,
     QuotesOption,
     RenameOption,
     RunArgument,
@@ -17,7 +20,7 @@ from taskfit.cli.flags import (
     parse_pairs,
     table_of,
 )
-from taskfit.cli.predict_texts import check_places, predict_at_once
+from taskfit.cli.predict_texts import check_places, predict_at_once, shortfalls
 from taskfit.cli.screen import RichScreen, evaluation_cells, plain_table
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import SettingsError
@@ -40,6 +43,7 @@ def evaluate(
     encoding: EncodingOption = "utf-8",
     quotes: QuotesOption = "auto",
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Measure a finished run on another labelled table; adds it to the run's results."""
     file = table_of(table, data)
@@ -48,7 +52,7 @@ def evaluate(
 
     columns, quotes = parse_pairs("--column", COLUMNS, renamed), checked_quotes(quotes)
 
-    from taskfit.runs.predict import evaluate_file
+    from taskfit.runs.evaluate import evaluate_file
 
     screen = RichScreen()
     name = name or Path(file).name.split(".")[0]
@@ -62,6 +66,7 @@ def evaluate(
         by=by or (),
         columns=columns,
         quotes=quotes,
+        allow_other_base=allow_other_base,
     )
     rows_table = plain_table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE")
     for row, evaluation in rows.items():
@@ -108,8 +113,11 @@ def predict(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Let the coverage hold for every label.")
     ] = False,
+    allow_other_base: AllowOtherBaseOption = False,
+    only_predictions: OnlyPredictionsOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Label texts, with the probability of every label."""
+    """Label texts, with the probability of every label; every row comes out, in order."""
     if per_class and coverage is None:
         raise SettingsError("--per-class is about --coverage; give --coverage 0.9 with it.")
     asked, columns = parse_options(options or []), parse_pairs("--column", COLUMNS, renamed)
@@ -129,6 +137,9 @@ def predict(
             per_class=per_class,
             columns=columns,
             quotes=quotes,
+            allow_other_base=allow_other_base,
+            only_predictions=only_predictions,
+            overwrite=overwrite,
         )
         return
     assert file is not None
@@ -150,6 +161,9 @@ def predict(
             per_class=per_class,
             columns=columns,
             quotes=quotes,
+            allow_other_base=allow_other_base,
+            only_predictions=only_predictions,
+            overwrite=overwrite,
         )
     several = len(found.counts) > 1
     counts = "; ".join(
@@ -157,7 +171,12 @@ def predict(
         + ", ".join(f"{label} {count:,}" for label, count in by_label.items())
         for column, by_label in found.counts.items()
     )
-    screen.console.print(f"{found.num_texts:,} texts labelled ({counts}): {out}")
+    labelled = found.num_rows - found.num_errors
+    screen.console.print(
+        f"{labelled:,} texts labelled ({counts}): {out}", soft_wrap=True, markup=False
+    )
+    for line in shortfalls(out, found.num_rows, found.num_errors, found.num_shortened):
+        screen.console.print(line)
     for column, by_size in found.set_sizes.items():
         sizes = ", ".join(f"{count:,} of size {size}" for size, count in by_size.items())
         whose = f" of {column.removeprefix('prediction_set_size_')}" if several else ""

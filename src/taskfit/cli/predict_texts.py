@@ -71,6 +71,9 @@ def predict_at_once(
     per_class: bool,
     columns: Mapping[str, str],
     quotes: str,
+    allow_other_base: bool,
+    only_predictions: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Predict texts that are read whole, and show or write what comes of it.
 
@@ -87,15 +90,20 @@ def predict_at_once(
         per_class: See `predict_file`.
         columns: See `predict_file`.
         quotes: See `predict_file`.
+        allow_other_base: See `predict_file`.
+        only_predictions: See `predict_file`.
+        overwrite: See `predict_file`.
 
     Raises:
         TaskfitError: If the run, the texts, the file or the coverage does not allow it.
     """
     from taskfit.data import read_table
+    from taskfit.files import refuse_over_input
     from taskfit.runs.predict import check_target, predict_table
 
     if out is not None and out != STANDARD:
         check_target(Path(out))
+        refuse_over_input(Path(out), [file], overwrite=overwrite)
     form = form or ("text" if file in (None, STANDARD) else "csv")
     # What is not a prediction must not stand among them.
     screen = RichScreen(terminal(stderr=True))
@@ -120,6 +128,8 @@ def predict_at_once(
             coverage=coverage,
             per_class=per_class,
             columns=columns,
+            allow_other_base=allow_other_base,
+            only_predictions=only_predictions,
         )
     if out is None:
         _show(found, texts)
@@ -127,7 +137,27 @@ def predict_at_once(
         _write(found, form)
     else:
         _save(found, Path(out))
-        screen.note(f"{len(found.table):,} texts labelled: {out}")
+        screen.note(f"{len(found.table) - found.num_errors:,} texts labelled: {out}")
+    for line in shortfalls(source, len(found.table), found.num_errors, found.num_shortened):
+        screen.note(line)
+
+
+def shortfalls(name: str, num_rows: int, num_errors: int, num_shortened: int) -> list[str]:
+    """Return lines on what did not go as it should: rows without an answer, texts cut short.
+
+    Args:
+        name: What the lines call the file.
+        num_rows: All rows.
+        num_errors: Those without an answer.
+        num_shortened: Texts that lost their end.
+    """
+    from taskfit.runs.predict import count_errors
+    from taskfit.tasks.shortening import shortened_note
+
+    lines = [f"{name}: {count_errors(num_errors)}"] if num_errors else []
+    if num_shortened:
+        lines.append(shortened_note(name, num_shortened, num_rows - num_errors))
+    return lines
 
 
 def texts_table(texts: Sequence[str], columns: tuple[str, ...]) -> "pd.DataFrame":
@@ -193,8 +223,8 @@ def _standard_input(
             f"This task reads {', '.join(columns)}, and a line is one text. Give --format csv or "
             "jsonl with these columns."
         )
-    texts = {line: text.rstrip("\r\n") for line, text in lines if text.strip()}
-    if not texts:
+    texts = {line: text.rstrip("\r\n") for line, text in lines}
+    if not any(text.strip() for text in texts.values()):
         raise DataError("Standard input holds no text.")
     return pd.DataFrame({columns[0]: list(texts.values())}, index=list(texts), dtype=str)
 
@@ -209,6 +239,8 @@ def _show(found: "PredictedTable", texts: Sequence[str]) -> None:
             console.print(Text(text, style="dim"), no_wrap=True, overflow="ellipsis")
         for name, by_row in answers.items():
             label, probabilities = by_row[row]
+            if all(p != p for p in probabilities.values()):
+                probabilities = {}
             line = Text(f"{name}: " if name else "")
             line.append("no answer" if label is None else label or "none of them", style="bold")
             ranked = sorted(probabilities.items(), key=lambda pair: -pair[1])

@@ -44,6 +44,13 @@ def runs(
         )
 
 
+def _from(origin: str, place: Path) -> str:
+    """Return the run that one went on from, relative to the place if it lies below it."""
+    path = Path(origin)
+    below = path.is_relative_to(place.resolve())
+    return str(path.relative_to(place.resolve())) if origin and below else origin
+
+
 def _table(found: "list[FoundRun]", place: Path, *, is_wide: bool) -> Table:
     """Return a row for every run; a narrow terminal has no room for model and size."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -52,6 +59,9 @@ def _table(found: "list[FoundRun]", place: Path, *, is_wide: bool) -> Table:
         table.add_column(name)
     table.add_column("labels", justify="right")
     table.add_column("set")
+    has_origin = any(run.origin for run in found)
+    if has_origin:
+        table.add_column("from", overflow="fold")
     for name in ("accuracy", "MCC", *(("MB",) if is_wide else ())):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("finished", no_wrap=True)
@@ -62,10 +72,10 @@ def _table(found: "list[FoundRun]", place: Path, *, is_wide: bool) -> Table:
         cells = [escape(name), escape(run.method)]
         cells += [escape(run.model)] if is_wide else []
         cells.append("" if run.num_train is None else f"{run.num_train:,}")
-        if sets:
-            cells += [escape(f"{sets[0][0]}{more}"), *(f"{value:.3f}" for value in sets[0][1])]
-        else:
-            cells += ["", "", ""]
+        cells.append(escape(f"{sets[0][0]}{more}") if sets else "")
+        if has_origin:
+            cells.append(escape(_from(run.origin, place)))
+        cells += [f"{value:.3f}" for value in sets[0][1]] if sets else ["", ""]
         cells += [f"{run.num_bytes / 1e6:,.0f}"] if is_wide else []
         cells.append(run.created[:10] or run.state)
         table.add_row(*cells, style=STYLES[run.state])

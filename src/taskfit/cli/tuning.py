@@ -13,14 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from taskfit.cli.flags import (
+    AllowOtherBaseOption,
     ColumnOption,
     DataOption,
     DeviceOption,
     EncodingOption,
+    OnlyPredictionsOption,
     OutTableOption,
+    OverwriteOption,
     parse_pairs,
     table_of,
 )
+from taskfit.cli.predict_texts import shortfalls
 from taskfit.cli.screen import RichScreen, plain_table, terminal
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import DataError, PromptError, SettingsError
@@ -78,8 +82,11 @@ def generate(
     chat_template: TemplateOption = None,
     encoding: EncodingOption = "utf-8",
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
+    only_predictions: OnlyPredictionsOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Answer the prompts of a file; an interrupted command goes on where it was."""
+    """Answer every prompt of a file, in order; an interrupted command goes on where it was."""
     file = table_of(table, data)
     if file is None:
         raise SettingsError(f"Give a file of prompts: taskfit generate {model} FILE -o {out}")
@@ -89,7 +96,7 @@ def generate(
     from taskfit.runs.tuning.generate import generate_file
 
     with told_when_stopped(lambda: tell_of_file(out)), RichScreen() as screen:
-        num = generate_file(
+        found = generate_file(
             model,
             file,
             out,
@@ -101,8 +108,13 @@ def generate(
             device=device,
             template=chat_template,
             seed=seed,
+            allow_other_base=allow_other_base,
+            only_predictions=only_predictions,
+            overwrite=overwrite,
         )
-    screen.console.print(f"{num:,} answers: {out}")
+    screen.console.print(f"{found.num_answers:,} answers: {out}", soft_wrap=True, markup=False)
+    for line in shortfalls(str(out), found.num_answers, found.num_errors, 0):
+        screen.console.print(line, markup=False)
 
 
 def chat(
@@ -115,6 +127,7 @@ def chat(
     seed: SeedOption = 0,
     chat_template: TemplateOption = None,
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Talk to a model in the terminal, or pipe lines into it; /reset starts over, /exit ends.
 
@@ -128,7 +141,9 @@ def chat(
     from taskfit.runs.tuning.generate import load_generator
 
     console = terminal()
-    tuned = load_generator(model, device=device, template=chat_template)
+    tuned = load_generator(
+        model, device=device, template=chat_template, allow_other_base=allow_other_base
+    )
     torch.manual_seed(seed)
     start = [Message("system", system)] if system else []
     turns = list(start)
@@ -206,6 +221,7 @@ def judge(
     ] = 200,
     max_new_tokens: TokensOption = 128,
     device: DeviceOption = "auto",
+    allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Measure a tuned model beside its base: answers, references, and other tasks."""
     file = table_of(table, data)
@@ -230,6 +246,7 @@ def judge(
             max_test=max_test,
             device=device,
             screen=screen,
+            allow_other_base=allow_other_base,
         )
     rows_table = plain_table("on", "measure", ">base", ">tuned", "difference")
     for number in rows_table.columns[2:]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taskfit.data import BUILTIN_NAMES
+from taskfit.runs.file_names import RESULT_FILE
 from taskfit.runs.rows import fingerprint
 from taskfit.runs.sources import read_builtin, read_source
 from taskfit.settings import RunSettings
@@ -79,6 +80,9 @@ class Fingerprints:
             found["train"] = self._source(data.train, data.encoding, "train")
         elif settings.task.name in BUILTIN_NAMES:
             found["builtin"] = self._builtin(str(settings.task.name), data.folder)
+        if settings.start.run is not None:
+            record = Path(settings.start.run) / RESULT_FILE
+            found["start"] = hashlib.sha256(record.read_bytes()).hexdigest()
         return found
 
     def _source(self, source: str, encoding: str, split: str) -> str:

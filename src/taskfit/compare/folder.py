@@ -6,15 +6,12 @@ no difference in which order, by whom and in how many sittings the runs were don
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
 from taskfit.compare.grid import Grid, GridRun
 from taskfit.compare.runner import Ended
-from taskfit.errors import CheckpointError
 from taskfit.files import file_atomic, read_jsonl, write_json_atomic
 from taskfit.runs.records import RunResult, write_results_csv
 
@@ -110,31 +107,3 @@ def write_history_csv(folder: Path, grid: Grid) -> None:
     table["size"] = table["size"].astype("Int64")  # whole numbers, and nothing where all are used
     with file_atomic(folder / "history.csv") as scratch:
         table.to_csv(scratch, index=False)
-
-
-@contextmanager
-def only_one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keep a second command out of a folder in which one is at work.
-
-    The lock belongs to the process, so that it is gone when the process is, however it ended.
-
-    Raises:
-        CheckpointError: If another process works in the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        yield
-        return
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"Another command is at work in {folder}. Wait for it, or stop it first; nothing "
-                "that it has finished is lost."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield

@@ -13,20 +13,24 @@ from typing import Any
 
 import numpy as np
 
+from taskfit.compare.stale import set_aside
 from taskfit.data.instructions import InstructionRow, Preference
 from taskfit.errors import DataError, SettingsError
 from taskfit.files import write_json_atomic
 from taskfit.models.load import load_model
 from taskfit.report.finished_run import FinishedRun
+from taskfit.runs.bases import Base, find_bases, with_found
 from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
+from taskfit.runs.run_folder import run_lock
 from taskfit.runs.tuning.measure import TextMetrics, measure
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, reference_of
 from taskfit.screen import Screen
 from taskfit.settings_file import load_run_settings, settings_from_dict
 from taskfit.stats.paired import paired_bootstrap
+from taskfit.tasks.shortening import shortened_note
 
 JUDGEMENT = "judgement.json"
 
@@ -76,6 +80,8 @@ def judge_rows(
 ) -> dict[str, Any]:
     """Return perplexity of the rows' answers, and how the model's own compare with them."""
     items, _ = tuned.encode(rows)
+    if cut := sum(item.num_tokens_cut > 0 for item in items):
+        screen.note(shortened_note(f"{label}: reading", cut, len(items)))
     found = measure(tuned, items, reference={}, label=f"{label}: reading", screen=screen)
     assert isinstance(found, TextMetrics), "rows without pairs have text metrics"
     with screen.progress(f"{label}: answering", len(rows)) as advance:
@@ -95,6 +101,7 @@ def judge(
     max_test: int,
     device: str,
     screen: Screen,
+    allow_other_base: bool = False,
 ) -> dict[str, Any]:
     """Measure a tuning run and its base model side by side; write `judgement.json`.
 
@@ -108,6 +115,7 @@ def judge(
         max_test: Most examples of each evaluation set of a task.
         device: See `model.device`.
         screen: Where progress is shown.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Returns:
         What was written: `rows` and `tasks`, each with base and tuned.
@@ -119,7 +127,26 @@ def judge(
         raise SettingsError("--test names evaluation sets of one task: give one --task with it.")
     if not rows and not tasks:
         raise SettingsError("Nothing to judge on: give FILE, --task NAME, or both.")
-    tuned = TunedModel.load(folder, device=device)
+    with run_lock(folder, resume=True):
+        return _judge(
+            *(folder, rows, tasks, tests, decoding, max_test, device, screen, allow_other_base)
+        )
+
+
+def _judge(
+    folder: Path,
+    rows: Sequence[InstructionRow] | None,
+    tasks: Sequence[str],
+    tests: Mapping[str, str],
+    decoding: Decoding,
+    max_test: int,
+    device: str,
+    screen: Screen,
+    allow_other_base: bool,
+) -> dict[str, Any]:
+    tuned = TunedModel.load(folder, device=device, allow_other_base=allow_other_base)
+    own = load_run_settings(folder / SETTINGS_FILE)
+    bases = find_bases(folder, own, own_weights=False, allow_other=allow_other_base)
     if rows:
         rows = _with_room(tuned, rows, decoding, screen)
     found: dict[str, Any] = {"rows": {}, "tasks": {}}
@@ -129,8 +156,9 @@ def judge(
         if who == "base":
             settings = tuned.settings
             # Of full weights the settings name those; what was tuned stands in the run's own.
-            own = load_run_settings(folder / SETTINGS_FILE).model
-            base = settings.model.model_copy(update={"name": own.name, "revision": own.revision})
+            model = with_found(own, bases).model
+            update = {"name": model.name, "revision": model.revision}
+            base = settings.model.model_copy(update=update)
             del tuned  # one model at a time
             loaded = load_model(base, quantization=settings.adapter)
             loaded.tokenizer.chat_template = template
@@ -183,14 +211,15 @@ def _run_task(
         path = Path(name).expanduser()
         digest.update(path.read_bytes() if path.is_file() else name.encode())
     home = folder / f"{Path(task['task']['name']).stem}-{digest.hexdigest()[:8]}-{who}"
+    settings = settings_from_dict(
+        {
+            **task,
+            "method": {"name": "in_context", "num_demonstrations": 0},
+            "model": tuned.settings.model.model_dump(),
+        }
+    )
+    set_aside(home, settings, screen, known=dict[str, Base | None]())
     if not (home / RESULT_FILE).is_file():
-        settings = settings_from_dict(
-            {
-                **task,
-                "method": {"name": "in_context", "num_demonstrations": 0},
-                "model": tuned.settings.model.model_dump(),
-            }
-        )
         fit(
             settings,
             home,

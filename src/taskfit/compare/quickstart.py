@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from taskfit.compare.stale import set_aside
+from taskfit.lock import only_one_at_a_time
 from taskfit.models.load import LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
 from taskfit.report.pages import comparison_picture, write_page, write_report
+from taskfit.runs.bases import Base
 from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.fit import fit
 from taskfit.runs.prepare import prepare_data
@@ -42,12 +45,20 @@ def quickstart(
     Returns:
         The three results: zero-shot, few-shot, fine-tuned.
     """
+    with only_one_at_a_time(folder):
+        return _quickstart(folder, model, num_train, screen, tell)
+
+
+def _quickstart(
+    folder: Path, model: str, num_train: int, screen: Screen, tell: Tell
+) -> list[RunResult]:
     runs = _runs(model, num_train)
     _tell_data(runs["fine-tuned"][1], tell)
     results = []
-    loaded = None
+    loaded, known = None, dict[str, Base | None]()
     for name, (subfolder, settings) in runs.items():
         run_folder = folder / subfolder
+        set_aside(run_folder, settings.resolved(), screen, known=known)
         if (run_folder / RESULT_FILE).is_file():
             results.append(RunResult.load(run_folder))
             tell(name, f"finished before; kept: {_how_good(results[-1])}")

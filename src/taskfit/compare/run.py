@@ -6,11 +6,14 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from taskfit.compare.folder import GridFolder, only_one_at_a_time
+from taskfit.compare.folder import GridFolder
 from taskfit.compare.grid import Grid, GridRun
 from taskfit.compare.pool import Execution, Pool, Show, ThisProcess
 from taskfit.compare.runner import Ended, check_run, is_finished
+from taskfit.compare.stale import set_aside
 from taskfit.errors import SettingsError, TaskfitError
+from taskfit.lock import only_one_at_a_time
+from taskfit.runs.bases import Base
 from taskfit.runs.records import RunResult
 from taskfit.runs.sources import share_sources
 from taskfit.screen import Screen
@@ -27,6 +30,7 @@ def run_grid(
     show: Show = lambda _: None,
     execution: Execution | None = None,
     budget_seconds: float | None = None,
+    allow_other_base: bool = False,
 ) -> GridFolder:
     """Run a grid; what is finished stays, what was interrupted or failed is tried again.
 
@@ -38,6 +42,8 @@ def run_grid(
         execution: Who does the runs; by default this process, one after the other.
         budget_seconds: No run is started after this time, nor one that is known to take longer
             than what is left of it.
+        allow_other_base: Whether finished runs stay whose base model is another now; otherwise
+            they are set aside and done anew.
 
     Returns:
         What became of the runs.
@@ -48,6 +54,15 @@ def run_grid(
     deadline = math.inf if budget_seconds is None else time.monotonic() + budget_seconds
     with only_one_at_a_time(folder), share_sources():
         records = GridFolder(folder, grid)
+        known: dict[str, Base | None] = {}
+        for run in grid.runs:
+            set_aside(
+                records.target(run),
+                run.settings,
+                screen,
+                known=known,
+                keep_finished=allow_other_base,
+            )
         pending = _skip_finished(records)
         try:
             if pending:

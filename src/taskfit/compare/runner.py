@@ -9,6 +9,7 @@ from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import METHODS
 from taskfit.models.load import LoadedModel, load_model
+from taskfit.runs.bases import MODEL, current_base
 from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.prepare import prepare_data
 from taskfit.runs.settle import as_settled
@@ -115,6 +116,9 @@ class Runner:
         key = settings.model.model_dump_json() + (
             settings.adapter.model_dump_json() if quantized else ""
         )
+        # Its folder may hold another model since it was loaded.
+        base = current_base(Path(), MODEL, settings.model.name, settings.model.revision)
+        key += "" if base is None else base.identity.digest
         if self._model is None or key != self._key:
             check_run(settings)  # before a model is loaded for nothing
             self._model = None  # before the next one is loaded

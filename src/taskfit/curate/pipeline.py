@@ -19,7 +19,8 @@ from taskfit.curate.tokens import TokenCounter, load_tokenizer
 from taskfit.curate.work import StepResult, WorkFolder, chain_key, file_hash, write_step
 from taskfit.data.instructions import InstructionRow, open_instructions, to_record
 from taskfit.errors import DataError, SettingsError
-from taskfit.files import folder_atomic
+from taskfit.files import folder_atomic, refuse_over_input
+from taskfit.lock import only_one_at_a_time
 from taskfit.screen import Screen, SilentScreen
 
 CARD = "card.json"
@@ -65,6 +66,7 @@ def curate(
     model: str,
     encoding: str = "utf-8",
     screen: Screen | None = None,
+    overwrite: bool = False,
 ) -> CurateResult:
     """Read instruction data, run the steps, and write what is left.
 
@@ -78,6 +80,7 @@ def curate(
         model: Whose tokenizer counts: packaged, folder or hub id.
         encoding: Of text files.
         screen: Shows progress.
+        overwrite: Whether files that are read may lie in the folder that is replaced.
 
     Raises:
         DataError: If a file cannot be read, or nothing is left: the step that emptied it is named.
@@ -86,7 +89,19 @@ def curate(
     """
     every = [*settings.sources, *sources]
     _check(every, out, settings.steps)
-    screen = screen or SilentScreen()
+    refuse_over_input(out, _files(every, settings.steps), overwrite=overwrite)
+    with only_one_at_a_time(out, beside=True):
+        return _curate(every, out, settings, model, encoding, screen or SilentScreen())
+
+
+def _curate(
+    every: Sequence[SourceSettings],
+    out: Path,
+    settings: CurateSettings,
+    model: str,
+    encoding: str,
+    screen: Screen,
+) -> CurateResult:
     work = WorkFolder(out.with_name(f"{out.name}.work"))
     tokenizer = load_tokenizer(model)
     context = Context(tokenizer, settings.seed, screen)
@@ -104,6 +119,17 @@ def curate(
     work.drop_after(len(settings.steps))
     _write(out, work, results, every, model=model)
     return CurateResult(out, work.path, results)
+
+
+def _files(sources: Sequence[SourceSettings], steps: Sequence[Step]) -> list[str]:
+    """Return all files that a curation reads."""
+    files = [source.file for source in sources]
+    for step in steps:
+        if isinstance(step, OverlapStep):
+            files += [one.file for one in step.sets.values()]
+        if isinstance(step, ChatStep) and step.template is not None:
+            files.append(step.template)
+    return files
 
 
 def _check(sources: Sequence[SourceSettings], out: Path, steps: Sequence[Step]) -> None:

@@ -74,8 +74,9 @@ def sound(text: str, where: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff, from bytes that are no "
-            "UTF-8 perhaps), which is no character. Decode it anew from its source, or remove it."
+            f"{where} holds half of a surrogate pair at character {error.start + 1} "
+            f"({text[error.start]!a}), which is no character. Read the text anew from its source, "
+            "or remove it."
         ) from error
     return text
 

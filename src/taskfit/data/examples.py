@@ -50,6 +50,11 @@ class Example:
             return self
         return Example(self.id, self.texts, self.answers.get(question), columns=self.columns)
 
+    @property
+    def is_blank(self) -> bool:
+        """Return whether there is no text in it."""
+        return not any(text.strip() for text in self.texts.values())
+
     def bare(self) -> "Example":
         """Return the texts without labels."""
         return Example(self.id, self.texts)
@@ -70,7 +75,12 @@ class Example:
 
 
 def to_examples(
-    table: pd.DataFrame, columns: Columns, *, source: str, require_labels: bool = True
+    table: pd.DataFrame,
+    columns: Columns,
+    *,
+    source: str,
+    require_labels: bool = True,
+    require_text: bool = True,
 ) -> list[Example]:
     """Turn rows into examples.
 
@@ -82,6 +92,7 @@ def to_examples(
         columns: What to read.
         source: Name of the table, for ids and messages.
         require_labels: False leaves labels None where column or value is missing.
+        require_text: False lets rows without any text through; see `Example.is_blank`.
 
     Raises:
         DataError: If a column is missing, a row has no text at all, or no label, or a list or an
@@ -110,7 +121,7 @@ def to_examples(
         for i, line in enumerate(lines)
         if not any(str(texts[name][i]).strip() for name in columns.text)
     ]
-    if empty:
+    if empty and require_text:
         raise DataError(
             f"{source}: {some_rows(empty)} without any text in {', '.join(columns.text)}. Remove "
             "them."

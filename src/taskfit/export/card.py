@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 
 from taskfit.export.check import Check
 from taskfit.export.source import Source
-from taskfit.runs.run_folder import DATA_FILE
+from taskfit.runs.file_names import DATA_FILE
 
 # Licences of the models that come out of packages, from their own model cards.
 PACKAGED_LICENSES = {"smollm2-135m": "apache-2.0"}

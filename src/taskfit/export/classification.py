@@ -141,6 +141,13 @@ def _label_tokens(method: TreeMethod) -> list[int]:
                 "inspect` shows their tokens)."
             )
         return first
+    if encoder.word_starts:
+        short, long = encoder.word_starts[0]
+        raise SettingsError(
+            f"The label word {short!r} starts {long!r} for this model, so that a later token "
+            "decides between them; a sequence classification model reads one. Use --merge, or fit "
+            "with words that do not start each other (task.label_words)."
+        )
     for candidate, ids in zip(encoder.candidates, item.completions, strict=True):
         if len(ids) > 1:
             raise SettingsError(

@@ -12,6 +12,7 @@ from taskfit.export.gguf_file import check_type, export_gguf, find_script, gguf_
 from taskfit.export.merge import check_room, export_merged, merge
 from taskfit.export.source import Source, open_source
 from taskfit.files import folder_atomic, write_json_atomic
+from taskfit.lock import only_one_at_a_time
 from taskfit.models.load import DTYPES
 from taskfit.runs.records import library_versions
 from taskfit.screen import Screen, SilentScreen
@@ -28,6 +29,7 @@ def export_run(
     outtype: str = "f16",
     dtype: str | None = None,
     device: str = "auto",
+    allow_other_base: bool = False,
     screen: Screen | None = None,
 ) -> list[Check]:
     """Export a finished run into a new folder; return what was compared, and how far it was apart.
@@ -41,6 +43,7 @@ def export_run(
         dtype: Number format to store (before GGUF's own): float32, float16 or bfloat16; None: the
             run's.
         device: See `model.device`.
+        allow_other_base: Whether a base will do that is not the one of the run.
         screen: Where is said what was compared.
 
     Raises:
@@ -52,12 +55,12 @@ def export_run(
         raise SettingsError(f"{out} exists already, and nothing is overwritten. Give another -o.")
     if dtype is not None and dtype not in DTYPES:
         raise SettingsError(f"--dtype is {dtype!r}; allowed are {', '.join(DTYPES)}.")
-    source = open_source(run, device=device)
+    source = open_source(run, device=device, allow_other_base=allow_other_base)
     if form == "gguf":
         check_type(outtype)
     if form == "classification":
         check_served(source)
-    with folder_atomic(out) as scratch:
+    with only_one_at_a_time(out, beside=True), folder_atomic(out) as scratch:
         checks = _fill(source, scratch, out, form, outtype, dtype)
         write_json_atomic(
             scratch / RECORD,
@@ -71,8 +74,6 @@ def export_run(
                 "versions": library_versions(),
             },
         )
-        for path in scratch.rglob("*"):
-            path.chmod(0o644)  # some writers leave files for their owner alone
     for check in checks:
         screen.note(check.describe())
     return checks

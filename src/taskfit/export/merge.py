@@ -13,7 +13,8 @@ from taskfit.export.source import Source, free_memory, widen
 from taskfit.methods.head import BIAS, WEIGHT
 from taskfit.models.load import DTYPES, LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
-from taskfit.runs.classifier import ARRAYS, MODEL
+from taskfit.runs.classifier import ARRAYS
+from taskfit.runs.saved import MODEL
 
 HEAD_FILE = "head.safetensors"
 # Tokenizer, configuration and the like (bytes).

@@ -25,16 +25,10 @@ from taskfit.method_settings import TUNING
 from taskfit.models.adapters import load_adapter
 from taskfit.models.load import LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
-from taskfit.runs.classifier import (
-    ADAPTER,
-    FILE,
-    Classifier,
-    Weights,
-    saved_run,
-    settings_for_prediction,
-)
+from taskfit.runs.classifier import FILE, Classifier
 from taskfit.runs.predictions import renamed_columns
 from taskfit.runs.records import TUNED_FILE, RunResult
+from taskfit.runs.saved import ADAPTER, Weights, saved_run, settings_for_prediction
 from taskfit.runs.tuning.model import TunedModel
 from taskfit.settings import RunSettings
 from taskfit.tasks import task_from_dict
@@ -136,10 +130,12 @@ class Source:
         for path in files:
             table = pd.read_parquet(path)
             names = renamed_columns(task.text, {"": task.label_names})
-            columns = {column: names.get(column, column) for column in task.text}
+            # Earlier versions renamed fewer columns.
+            columns = {c: new if (new := names.get(c, c)) in table else c for c in task.text}
             if set(columns.values()) <= set(table.columns):
                 rows = table.head(-(-NUM_TEXTS // len(files))).to_dict("records")
-                texts += [{c: str(row[own]) for c, own in columns.items()} for row in rows]
+                found = [{c: str(row[own]) for c, own in columns.items()} for row in rows]
+                texts += [text for text in found if any(map(str.strip, text.values()))]
         texts = texts[:NUM_TEXTS] or [dict.fromkeys(task.text, text) for text in PLAIN_TEXTS]
         return [Example(f"text {i}", text) for i, text in enumerate(texts)]
 
@@ -153,17 +149,20 @@ class Source:
         return (list(dict.fromkeys(found)) or list(PLAIN_TEXTS))[:NUM_TEXTS]
 
 
-def open_source(folder: Path, *, device: str) -> Source:
-    """Read a finished run whose model can be exported.
+def open_source(folder: Path, *, device: str, allow_other_base: bool = False) -> Source:
+    """Read a finished run whose model can be exported; see `load_run`.
 
     Raises:
-        CheckpointError: If there is no such run.
+        CheckpointError: If there is no such run, or its base is not there or another one.
         SettingsError: If its method has no language model of its own to export.
     """
     file = TUNED_FILE if (folder / TUNED_FILE).is_file() else FILE
     hint = "Give the folder of one run of `taskfit fit`, with one question or of tuning."
     with saved_run(folder, file, what="finished run to export", hint=hint) as saved:
-        settings, weights = settings_for_prediction(folder, saved, device=device), saved["weights"]
+        settings, _ = settings_for_prediction(
+            folder, saved, device=device, allow_other_base=allow_other_base
+        )
+        weights = saved["weights"]
     if settings.method.name not in SERVED or weights == "none":
         raise SettingsError(
             f"{folder} is a run of {settings.method.name}, which trains no causal language model; "

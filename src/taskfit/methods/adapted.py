@@ -9,6 +9,7 @@ from taskfit.methods.method import Trainable
 from taskfit.models.adapters import (
     add_adapter,
     enable_gradient_checkpointing,
+    fill_adapter,
     save_weights,
     trainable_parameters,
 )
@@ -24,14 +25,23 @@ class AdaptedModel(Trainable):
 
     Attributes:
         model: The model with its tokenizer.
-        adapter: Its adapter; None before `make_trainable`, and where all weights are trained.
+        adapter: Its adapter; None before `put_adapter`, and where all weights are trained.
     """
 
-    def __init__(self, model: LoadedModel, settings: RunSettings) -> None:
-        """Bind to a model; nothing in it changes before `make_trainable`."""
+    def __init__(
+        self, model: LoadedModel, settings: RunSettings, *, start: Path | None = None
+    ) -> None:
+        """Bind to a model; nothing in it changes before `put_adapter`.
+
+        Args:
+            model: The model; where a whole model goes on in training, that one.
+            settings: All settings.
+            start: Folder of the adapter that training goes on from; None: a new one.
+        """
         self.model = model
         self.adapter: PeftModel | None = None
         self._settings = settings
+        self._start = start
 
     @property
     def module(self) -> nn.Module:
@@ -49,10 +59,23 @@ class AdaptedModel(Trainable):
         """Return the number of the model's weights, adapters with them."""
         return count_parameters(self.model.tree.model)
 
+    def put_adapter(self) -> None:
+        """Put the adapter on the model, unless it is there or all weights are trained.
+
+        Raises:
+            CheckpointError: If the one to go on from does not fit the model.
+        """
+        if self.adapter is not None:
+            return
+        model, settings = self.model.tree.model, self._settings
+        self.adapter = add_adapter(model, settings.adapter, seed=settings.seed)
+        if self.adapter is not None and self._start is not None:
+            fill_adapter(self.adapter, self._start)
+
     def make_trainable(self) -> dict[str, nn.Parameter]:
         """Put adapters on the model, or make its weights trainable; return them by name."""
+        self.put_adapter()
         tree, model = self.model.tree, self.model.tree.model
-        self.adapter = add_adapter(model, self._settings.adapter, seed=self._settings.seed)
         tree.freeze_below(
             first_trained_layer(tree.num_layers, self._settings.adapter.trained_layers)
         )

@@ -90,6 +90,11 @@ def _cached_tree(completions: tuple[tuple[int, ...], ...], end_id: int | None) -
     return LabelTree.build(completions, end_id)
 
 
+def by_branch(settings: MethodSettings) -> bool:
+    """Return whether a method reads label words branch by branch."""
+    return isinstance(settings, LabelWordsSettings) and settings.word_loss == "branches"
+
+
 def word_reader(settings: MethodSettings, *, end_id: int | None) -> WordReader:
     """Return how a method reads label words.
 
@@ -97,8 +102,7 @@ def word_reader(settings: MethodSettings, *, end_id: int | None) -> WordReader:
         settings: Of the method.
         end_id: The tokenizer's end token.
     """
-    by_branch = isinstance(settings, LabelWordsSettings) and settings.word_loss == "branches"
-    return BranchWords(end_id) if by_branch else JOINT
+    return BranchWords(end_id) if by_branch(settings) else JOINT
 
 
 class BranchWords(WordReader):

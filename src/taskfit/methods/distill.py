@@ -25,7 +25,7 @@ from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_tas
 from taskfit.methods.tree_method import WordMethod, prompt_encoder
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
-from taskfit.tasks import EncodedExample
+from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tree import IntArray
 
 
@@ -72,7 +72,10 @@ class Distill(WordMethod):
             )
         _check_calibration(settings)
         encoder = prompt_encoder(
-            context, student_task(task, keep_instruction=settings.student_instruction), []
+            context,
+            student_task(task, keep_instruction=settings.student_instruction),
+            [],
+            marks_ends=True,
         )
         super().__init__(context, {"": encoder})
         self._pool: list[Example] = []
@@ -89,7 +92,7 @@ class Distill(WordMethod):
         self._pool = [*self.context.demonstrations, *labelled]
         if self.settings.calibration == "batch":
             texts = [*train, *validation][: self.context.settings.data.max_validation]
-            encoder = prompt_encoder(self.context, self.task, self.context.demonstrations)
+            encoder = self._with_context()
             budget = self.context.settings.training.score_token_budget
             teacher = LabelScorer(self.model.tree, encoder, token_budget=budget)
             self._log_prior = text_prior(teacher.log_probs, texts)
@@ -109,7 +112,7 @@ class Distill(WordMethod):
             self.model.tree,
             self.adapter,
             kind=settings.teacher,
-            encoder=prompt_encoder(self.context, self.task, self.context.demonstrations),
+            encoder=self._with_context(),
         )
         return DistillLoss(
             self.scorer,
@@ -123,6 +126,11 @@ class Distill(WordMethod):
                 else None
             ),
         )
+
+    def _with_context(self) -> PromptEncoder:
+        """Return the encoder of what the teacher sees."""
+        shown = self.context.demonstrations
+        return prompt_encoder(self.context, self.task, shown, marks_ends=True)
 
     def supervised(self, item: EncodedExample) -> str:
         """Return what stands for the teacher's answer."""

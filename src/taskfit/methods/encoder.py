@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from scipy.special import expit, softmax
 from torch import Tensor, nn
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from taskfit.data import Example
 from taskfit.errors import DataError
 from taskfit.method_settings import EncoderSettings
+from taskfit.methods.label_rows import fill_encoder_head
 from taskfit.methods.losses import (
     LossSum,
     classification_loss_sum,
@@ -44,16 +47,28 @@ class Encoder(TrainedMethod):
     def __init__(self, context: MethodContext) -> None:
         """Load the encoder with a new head, or with the saved one."""
         super().__init__(context)
-        model = context.settings.model
+        model, start = context.settings.model, context.start
         # Small encoders lose more in 16 bits than they gain; a wish for one is followed.
         dtype = torch.float32 if model.dtype == "auto" else DTYPES[model.dtype]
+        saved = context.saved
+        if start is not None and list(start.labels) == self.task.label_names:
+            saved = start.weights
+        fresh = self.settings.encoder if start is None else str(start.weights)
         self.encoder = load_encoder(
-            self.settings.encoder if context.saved is None else str(context.saved),
+            fresh if saved is None else str(saved),
             device=resolve_device(model.device),
             dtype=dtype,
             num_labels=len(self.task.labels),
-            seed=context.settings.seed if context.saved is None else None,
+            seed=context.settings.seed if saved is None else None,
         )
+        if start is not None and saved is None:
+            fill_encoder_head(
+                self.encoder.model,
+                load_file(start.weights / SAFE_WEIGHTS_NAME),
+                body=self.encoder.model.base_model_prefix,
+                before=start.labels,
+                now=self.task.label_names,
+            )
         limit = self.encoder.max_length
         self.max_length = min(limit, model.max_length or limit)
 

@@ -4,6 +4,7 @@ Legend: N examples, D hidden width.
 """
 
 import hashlib
+import os
 import sqlite3
 import time
 from abc import ABC, abstractmethod
@@ -19,13 +20,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taskfit.data import Example
-from taskfit.data.fetch import cache_folder
+from taskfit.data.fetch import cache_folder, writing_to_cache
 from taskfit.methods.method import Advance, MethodContext
 from taskfit.methods.reading import PrefixCache, read_prompts
 from taskfit.methods.tree_method import prompt_encoder
 from taskfit.models.adapters import adapters_off
 from taskfit.models.attention import KeyValueCache
-from taskfit.models.encoder import embed_texts, load_encoder
+from taskfit.models.encoder import embed_texts, load_encoder, note_long
 from taskfit.models.fingerprint import fingerprint
 from taskfit.models.load import resolve_device
 from taskfit.models.quantize import count_parameters
@@ -117,6 +118,8 @@ class CachedFeatures(ABC):
                 self._cached.setdefault(keys[place], stored[1])
         if advance is not None:
             advance(len(keys) - len(missing))
+        if missing and self._keeps:
+            self._cache.make()  # what cannot be written is told before the work
         if missing:
             started = time.perf_counter()
             result[missing] = compute([texts[i] for i in missing])
@@ -185,8 +188,10 @@ class EncoderFeatures(CachedFeatures):
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
         """Return embeddings of length 1."""
+        texts = ["\n".join(e.texts[name] for name in self._columns) for e in examples]
+        note_long(self._encoder, texts, [example.id for example in examples])
         return self._read(
-            ["\n".join(e.texts[name] for name in self._columns) for e in examples],
+            texts,
             str.encode,
             lambda texts: embed_texts(self._encoder, texts, advance=advance),
             advance,
@@ -210,19 +215,32 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, model: str) -> None:
-        """Open the file of a model in a folder, under the model's fingerprint."""
+        """Name the file of a model in a folder, under the model's fingerprint."""
         self.path = folder / f"{model}.sqlite"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(self._open()) as database, database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS timed_features "
-                "(prompt BLOB PRIMARY KEY, row BLOB NOT NULL, seconds REAL NOT NULL)"
-            )
+
+    def make(self) -> None:
+        """Make the file, unless it is there: a run that only predicts needs no place to write.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        with writing_to_cache(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(self._open()) as database, database:
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS timed_features "
+                    "(prompt BLOB PRIMARY KEY, row BLOB NOT NULL, seconds REAL NOT NULL)"
+                )
 
     def load(self, keys: Sequence[bytes]) -> list[tuple[Features, float] | None]:
         """Return the stored features of prompts with their seconds, None where there are none."""
+        if not os.path.isfile(self.path):
+            return [None] * len(keys)
         query = "SELECT row, seconds FROM timed_features WHERE prompt = ?"
-        with closing(self._open()) as database:
+        with writing_to_cache(self.path), closing(self._open()) as database:
+            made = "SELECT 1 FROM sqlite_master WHERE name = 'timed_features'"
+            if database.execute(made).fetchone() is None:
+                return [None] * len(keys)
             rows = [database.execute(query, (key,)).fetchone() for key in keys]
         return [
             None if row is None else (np.frombuffer(row[0], np.float32), float(row[1]))
@@ -230,8 +248,13 @@ class FeatureCache:
         ]
 
     def save(self, keys: Sequence[bytes], features: Features, *, seconds: float = 0) -> None:
-        """Store features, all of them or none; `seconds` is what each took."""
-        with closing(self._open()) as database, database:
+        """Store features, all of them or none; `seconds` is what each took.
+
+        Raises:
+            WriteError: If the file cannot be written.
+        """
+        self.make()
+        with writing_to_cache(self.path), closing(self._open()) as database, database:
             database.executemany(
                 "INSERT OR REPLACE INTO timed_features VALUES (?, ?, ?)",
                 [(key, row.tobytes(), seconds) for key, row in zip(keys, features, strict=True)],

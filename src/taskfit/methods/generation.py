@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.compiler import set_stance
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, TextStreamer
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from taskfit.models.load import LoadedModel
 from taskfit.models.out_of_memory import is_out_of_memory
+from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray
 
 GENERATION_TOKENS = 4096  # padded prompt tokens in one batch
@@ -70,6 +71,7 @@ def generate_texts(
         write: With a single prompt: called with each piece of its answer as it is written.
 
     Raises:
+        NotFiniteError: If the model's scores are not finite.
         RuntimeError: If memory does not suffice for a single prompt.
     """
     texts = [""] * len(prompts)
@@ -89,6 +91,7 @@ def generate_texts(
                     input_ids=ids.to(model.tree.device),
                     attention_mask=mask.to(model.tree.device),
                     generation_config=config,
+                    logits_processor=LogitsProcessorList([_FiniteScores(batch)]),
                     tokenizer=model.tokenizer,
                     streamer=None if write is None else _Streamer(model, write),
                     # All weights are gathered, so no process waits for another one's answers.
@@ -110,6 +113,18 @@ def generate_texts(
 
 def _left_padded(rows: list[Tensor], value: int) -> Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
+
+
+class _FiniteScores(LogitsProcessor):  # type: ignore[misc]
+    """Ends a generation whose scores are not finite: it would go on with the first token."""
+
+    def __init__(self, prompts: Sequence[int]) -> None:
+        self._names = [f"prompt {index + 1}" for index in prompts]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Check the best score of each prompt; others may be ruled out by minus infinity."""
+        require_finite(scores.amax(dim=1), self._names)
+        return scores
 
 
 class _Streamer(TextStreamer):  # type: ignore[misc]

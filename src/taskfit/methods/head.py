@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from taskfit.data import Example
 from taskfit.method_settings import HeadSettings, as_method
 from taskfit.methods.features import feature_encoder, last_hidden, prompt_alone
+from taskfit.methods.label_rows import fill_label_rows
 from taskfit.methods.losses import (
     LossSum,
     classification_loss_sum,
     label_targets,
     multi_label_loss_sum,
 )
-from taskfit.methods.method import Advance, FloatArray, MethodContext, MethodState
+from taskfit.methods.method import Advance, FloatArray, MethodContext, MethodState, StartingPoint
 from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.probe import Probe
 from taskfit.methods.reading import PrefixCache, read_prompts
@@ -57,9 +58,11 @@ class Head(TreeMethod):
         self._prefixes = PrefixCache(self.model.tree, self.encoder)
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Measure class weights, and start the head where the settings say."""
+        """Measure class weights, and start the head from a finished run, or as the settings say."""
         super().prepare(train, validation)
-        if self.settings.start == "probe":
+        if self.context.start is not None:
+            self._start_from_run(self.context.start)
+        elif self.settings.start == "probe":
             self._start_from_probe(train)
         elif self.settings.start == "words":
             self._start_from_words()
@@ -77,6 +80,13 @@ class Head(TreeMethod):
         weight, bias = probe.weights_of_features()
         self.head.weight.copy_(torch.from_numpy(PROBE_SHARE * weight))
         self.head.bias.copy_(torch.from_numpy(PROBE_SHARE * bias))
+
+    @torch.no_grad()
+    def _start_from_run(self, start: StartingPoint) -> None:
+        """Take the rows of another head's labels; a label that it did not have stays undecided."""
+        for name, parameter in ((WEIGHT, self.head.weight), (BIAS, self.head.bias)):
+            saved = torch.from_numpy(start.state.arrays[name])
+            fill_label_rows(parameter, saved, start.labels, self.task.label_names)
 
     @torch.no_grad()
     def _start_from_words(self) -> None:
@@ -140,7 +150,15 @@ class Head(TreeMethod):
 
     @torch.no_grad()
     def restore(self, state: MethodState) -> None:
-        """Continue with saved weights."""
+        """Continue with saved weights.
+
+        Raises:
+            ValueError: If they are of another shape, which `copy_` might spread over the labels.
+        """
+        shapes = {WEIGHT: self.head.weight.shape, BIAS: self.head.bias.shape}
+        for name, shape in shapes.items():
+            if state.arrays[name].shape != tuple(shape):
+                raise ValueError(f"{name} is {state.arrays[name].shape}, not {tuple(shape)}")
         self.head.weight.copy_(torch.from_numpy(state.arrays[WEIGHT]))
         self.head.bias.copy_(torch.from_numpy(state.arrays[BIAS]))
 

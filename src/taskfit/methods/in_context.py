@@ -17,7 +17,7 @@ from taskfit.methods.calibration import (
 from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.scoring import LabelScorer
-from taskfit.methods.tree_method import prompt_encoders
+from taskfit.methods.tree_method import end_notes, prompt_encoders
 from taskfit.models.quantize import count_parameters
 
 
@@ -49,9 +49,9 @@ class InContext(Method):
         self.scorers = [
             LabelScorer(
                 model.tree,
-                *prompt_encoders(context, order).values(),
+                *prompt_encoders(context, order, marks_ends=True).values(),
                 token_budget=context.settings.training.score_token_budget,
-                length_normalization=self.settings.length_normalization,
+                length_normalization=self.settings.per_token,
             )
             for order in orders
         ]
@@ -87,6 +87,10 @@ class InContext(Method):
         """Return label probabilities after the prompt, divided by the prior, (N, L)."""
         found = self._log_probs(examples, advance)
         return apply_prior(found, self.log_prior, num_labels=self.scorers[0].num_labels)
+
+    def notes(self) -> Sequence[str]:
+        """Return how words are told apart of which one starts another."""
+        return end_notes(self.scorers[0], self.context.need_model().tokenizer)
 
     def state(self) -> MethodState:
         """Return the prior, and the texts that demonstrations are retrieved from."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from taskfit.data import Example
 from taskfit.method_settings import LabelWordsSettings
-from taskfit.methods.branches import BranchWords, word_reader
+from taskfit.methods.branches import BranchWords, by_branch, word_reader
 from taskfit.methods.losses import (
     LossSum,
     classification_loss_sum,
@@ -44,7 +44,9 @@ class LabelWords(WordMethod):
         end_id = context.need_model().tokenizer.eos_token_id
         super().__init__(
             context,
-            prompt_encoders(context, context.demonstrations),
+            prompt_encoders(
+                context, context.demonstrations, marks_ends=not by_branch(context.settings.method)
+            ),
             word_reader(context.settings.method, end_id=end_id),
         )
         self._asks_several = isinstance(context.asked, Questionnaire)

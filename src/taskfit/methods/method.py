@@ -39,6 +39,34 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class MethodState:
+    """What a fitted method needs for prediction, besides the model's weights.
+
+    Attributes:
+        values: Plain JSON values.
+        arrays: Numbers by name.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """What a finished run of the same method learned, for one that goes on from there.
+
+    Attributes:
+        weights: Folder of its adapter, or of its whole model.
+        labels: Names of its labels, in the order of its scores; empty for several questions.
+        state: What its method needed besides the model's weights.
+    """
+
+    weights: Path
+    labels: Sequence[str]
+    state: MethodState
+
+
+@dataclass(frozen=True, slots=True)
 class MethodContext:
     """What a method is made from.
 
@@ -48,6 +76,9 @@ class MethodContext:
         demonstrations: Labelled examples for the prompt, taken out of training.
         model: The causal language model, or None for methods without one.
         saved: Folder of weights that the method itself saved, to predict with; None: it is fitted.
+        start: What training goes on from; None: the model as it is.
+        marks_ends: Whether label words of which one starts another are scored with their ends, see
+            `PromptEncoder`; runs of earlier versions learned them without.
     """
 
     settings: RunSettings
@@ -55,6 +86,8 @@ class MethodContext:
     demonstrations: Sequence[Example]
     model: "LoadedModel | None"
     saved: Path | None = None
+    start: StartingPoint | None = None
+    marks_ends: bool = True
 
     @property
     def task(self) -> Task:
@@ -66,19 +99,6 @@ class MethodContext:
         """Return the model of a method that has one."""
         assert self.model is not None, "a method that reads a model got none"
         return self.model
-
-
-@dataclass(frozen=True, slots=True)
-class MethodState:
-    """What a fitted method needs for prediction, besides the model's weights.
-
-    Attributes:
-        values: Plain JSON values.
-        arrays: Numbers by name.
-    """
-
-    values: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class MethodTraits:
@@ -149,6 +169,10 @@ class Method(MethodTraits, ABC):
 
     def restore(self, state: MethodState) -> None:
         """Continue from `state`."""
+
+    def notes(self) -> Sequence[str]:
+        """Return what people should know of how it reads the task, in sentences."""
+        return []
 
     def report(self) -> Mapping[str, Any]:
         """Return what else is worth recording about the predictions made, as JSON values."""

@@ -13,6 +13,7 @@ from taskfit.models.attention import KeyValueCache
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.tree_model import TreeModel
+from taskfit.models.whole import require_finite
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.tree import IntArray, TokenTree, common_prefix_length, plan_trees, unique_tokens
 
@@ -132,6 +133,9 @@ def read_prompts(
         read: Returns a row for each example of a tree.
         token_budget: See `run_in_trees`; the prefix is not counted.
         advance: Called with the number of examples just finished.
+
+    Raises:
+        NotFiniteError: If what is read is not finite.
     """
     if not items:
         return result
@@ -139,6 +143,7 @@ def read_prompts(
 
     def run(chosen: list[int]) -> None:
         found = read([items[i] for i in chosen], prefix)
+        require_finite(torch.as_tensor(found), [items[i].id for i in chosen])
         result[chosen] = found.float().cpu().numpy() if isinstance(found, Tensor) else found
         if advance is not None:
             advance(len(chosen))

@@ -18,6 +18,7 @@ from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache, nodes_to_read, run_in_trees
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.tree_model import TreeModel
+from taskfit.models.whole import require_finite
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tree import IntArray, TokenTree
 
@@ -150,6 +151,23 @@ def sum_over_words(scores: Tensor, label_of_candidate: Sequence[int], num_labels
     return torch.stack(columns, dim=1)
 
 
+def scores_per_token(encoder: PromptEncoder, length_normalization: bool | None) -> bool:
+    """Return whether the log-probabilities of words are divided by their numbers of tokens.
+
+    Where no answer stands in the prompt, a model goes on with any text behind the shorter of two
+    words as readily as behind the longer one, so that their ends alone cannot tell them apart.
+
+    Args:
+        encoder: Of the words.
+        length_normalization: What was asked for; None: only where ends are marked and the prompt
+            shows none.
+    """
+    if length_normalization is not None:
+        return length_normalization
+    task = encoder.task
+    return encoder.marks_ends and task.num_demonstrations == 0 and not task.chat
+
+
 class LabelScorer:
     """Scores texts against all label words, with the static prefix of the prompt run once.
 
@@ -163,7 +181,7 @@ class LabelScorer:
         model: TreeModel,
         *encoders: PromptEncoder,
         token_budget: int | None = None,
-        length_normalization: bool = False,
+        length_normalization: bool | None = False,
         words: WordReader | None = None,
     ) -> None:
         """Bind a model to the encoders of a task's questions, of which there is mostly one.
@@ -173,7 +191,8 @@ class LabelScorer:
             encoders: Turn examples into prompts and candidates, one a question.
             token_budget: Most unique tokens in one forward pass (tokens), prefix not counted.
                 None: 1,024, or what the largest example with all its questions needs.
-            length_normalization: Divide a word's log-probability by its number of tokens.
+            length_normalization: Divide a word's log-probability by its number of tokens; see
+                `scores_per_token`.
             words: How words are read. None: their joint probability.
         """
         self.model = model
@@ -181,6 +200,7 @@ class LabelScorer:
         self.encoder = encoders[0]
         self.token_budget = token_budget
         self.length_normalization = length_normalization
+        self._per_token = [scores_per_token(one, length_normalization) for one in encoders]
         self.words = words or JOINT
         self.num_labels = [len(encoder.task.labels) for encoder in encoders]
         starts = np.cumsum([0, *self.num_labels]).tolist()
@@ -204,6 +224,9 @@ class LabelScorer:
         Args:
             examples: Texts; labels are not looked at.
             advance: Called with the number of examples just finished.
+
+        Raises:
+            NotFiniteError: If scores are not finite.
         """
         encoded = [encoder.encode(examples) for encoder in self.encoders]
         return self._score(list(zip(*encoded, strict=True)), advance)
@@ -225,7 +248,14 @@ class LabelScorer:
             return result
         prefix = self.prefixes.shared_by([item for group in groups for item in group])
         lengths = torch.tensor(
-            [[len(ids) for item in group for ids in item.completions] for group in groups],
+            [
+                [
+                    len(ids) if per_token else 1
+                    for item, per_token in zip(group, self._per_token, strict=True)
+                    for ids in item.completions
+                ]
+                for group in groups
+            ],
             device=self.model.device,
         )
 
@@ -234,9 +264,10 @@ class LabelScorer:
             every = [range(len(item.completions)) for item in found]
             joint = self.words.log_probs(self.model, found, every, prefix=prefix)
             words = joint.view(len(chosen), len(self.label_of_candidate))  # (N, C)
-            if self.length_normalization:
+            if any(self._per_token):
                 words = words / lengths[chosen]
             labels = sum_over_words(words, self.label_of_candidate, sum(self.num_labels))
+            require_finite(labels, [groups[i][0].id for i in chosen])
             result[chosen] = labels.double().cpu().numpy()
             if advance is not None:
                 advance(len(chosen))

@@ -20,6 +20,7 @@ from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import nodes_to_read, run_in_trees
 from taskfit.methods.targets import FloatArray
 from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
+from taskfit.models.whole import require_finite
 from taskfit.tasks.chat import EncodedText
 from taskfit.tree import IntArray, TokenTree, unique_tokens
 
@@ -145,11 +146,16 @@ def sequence_log_probs(
         items: Rows with at least one learned token each.
         token_budget: Most unique tokens in one forward pass (tokens); see `run_in_trees`.
         advance: Called with the number of rows just finished.
+
+    Raises:
+        NotFiniteError: If scores are not finite.
     """
     result = np.empty(len(items))
 
     def score(chosen: list[int]) -> None:
-        log_probs, owners = learned_log_probs(model, [items[i] for i in chosen])
+        rows = [items[i] for i in chosen]
+        log_probs, owners = learned_log_probs(model, rows)
+        require_finite(log_probs, [rows[i].id for i in owners.tolist()])
         sums = np.bincount(owners, weights=log_probs.double().cpu().numpy(), minlength=len(chosen))
         result[chosen] = sums
         if advance is not None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from taskfit.data import Example
 from taskfit.errors import PromptError
 from taskfit.methods.adapted import AdaptedModel
+from taskfit.methods.branches import BranchWords
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.method import Advance, FloatArray, MethodContext, TrainedMethod
 from taskfit.methods.objective import Item
-from taskfit.methods.scoring import LabelScorer, WordReader
-from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder, Task
+from taskfit.methods.scoring import LabelScorer, WordReader, scores_per_token
+from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder, Task, Tokenizer
 
 
 class TreeMethod(AdaptedModel, TrainedMethod):
@@ -23,7 +24,8 @@ class TreeMethod(AdaptedModel, TrainedMethod):
     def __init__(self, context: MethodContext, encoder: PromptEncoder | BareEncoder) -> None:
         """Bind model and encoder."""
         TrainedMethod.__init__(self, context)
-        AdaptedModel.__init__(self, context.need_model(), context.settings)
+        start = None if context.start is None else context.start.weights
+        AdaptedModel.__init__(self, context.need_model(), context.settings, start=start)
         self.encoder = encoder
 
     def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
@@ -72,6 +74,10 @@ class WordMethod(TreeMethod):
         found = self.scorer.log_probs(examples, advance=advance)
         return apply_prior(found, None, num_labels=self.scorer.num_labels)
 
+    def notes(self) -> Sequence[str]:
+        """Return how words are told apart of which one starts another."""
+        return end_notes(self.scorer, self.model.tokenizer)
+
     def weights_changed(self) -> None:
         """Drop the cached prefix."""
         self.scorer.forget_prefix()
@@ -91,10 +97,46 @@ class WordMethod(TreeMethod):
         return "".join(f"«{decode([int(i)])}»" for i in item.completions[gold])
 
 
+def end_notes(scorer: LabelScorer, tokenizer: Tokenizer) -> list[str]:
+    """Return for each question how its words are told apart, where one starts another."""
+    notes = []
+    for encoder in scorer.encoders:
+        if not encoder.word_starts:
+            continue
+        short, long = encoder.word_starts[0]
+        where = f"question {encoder.task.name}: " if len(scorer.encoders) > 1 else ""
+        others = len(encoder.word_starts) - 1
+        more = f" ({others} more such pair{'s' * (others > 1)})" if others else ""
+        notes.append(
+            f"{where}{short!r} starts {long!r}{more}: {_told_apart(scorer, encoder, tokenizer)}"
+        )
+    return notes
+
+
+def _told_apart(scorer: LabelScorer, encoder: PromptEncoder, tokenizer: Tokenizer) -> str:
+    if isinstance(scorer.words, BranchWords):
+        end = tokenizer.decode([scorer.words.end_id or 0])
+        return f"where a word may end, {end!r} is one of the tokens that it is decided by"
+    if encoder.end_id is None:
+        return (
+            "nothing in the prompt says where a word ends, so the longer one can never be more "
+            "probable; choose other words"
+        )
+    end = tokenizer.decode([encoder.end_id])
+    told = f"every word is scored with the {end!r} that follows it"
+    if scorer.length_normalization is not None:
+        return told
+    if scores_per_token(encoder, None):
+        told += ", and per token, since no demonstration shows how answers end"
+    # Several questions have no calibration.
+    alone = len(scorer.encoders) == 1
+    return told + "; method.calibration=batch mostly tells them apart better" * alone
+
+
 def prompt_encoders(
-    context: MethodContext, demonstrations: Sequence[Example]
+    context: MethodContext, demonstrations: Sequence[Example], *, marks_ends: bool
 ) -> dict[str, PromptEncoder]:
-    """Return the encoder of each question of the context's task, by name.
+    """Return the encoder of each question of the context's task, by name; see `prompt_encoder`.
 
     Raises:
         PromptError: If the words of a question cannot be told apart by the model's tokens.
@@ -102,7 +144,7 @@ def prompt_encoders(
     encoders = {}
     for name, task in context.asked.tasks.items():
         try:
-            encoders[name] = prompt_encoder(context, task, demonstrations)
+            encoders[name] = prompt_encoder(context, task, demonstrations, marks_ends=marks_ends)
         except PromptError as error:
             raise PromptError(f"Question {name}: {error}" if name else str(error)) from error
     return encoders
@@ -114,8 +156,9 @@ def prompt_encoder(
     demonstrations: Sequence[Example],
     *,
     end_id: int | None = None,
+    marks_ends: bool = False,
 ) -> PromptEncoder:
-    """Return an encoder for the context's model under its limit of length."""
+    """Return an encoder for the context's model under its limit of length; see `PromptEncoder`."""
     model = context.need_model()
     limit = model.tree.max_length
     return PromptEncoder(
@@ -124,4 +167,5 @@ def prompt_encoder(
         demonstrations,
         max_length=min(limit, context.settings.model.max_length or limit),
         end_id=end_id,
+        marks_ends=marks_ends and context.marks_ends,
     )

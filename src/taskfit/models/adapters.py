@@ -6,16 +6,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from taskfit.errors import CheckpointError, SettingsError
+from taskfit.errors import CheckpointError, SettingsError, first_line
 from taskfit.models.frozen_depth import decoder_layers, first_trained_layer
 from taskfit.models.quantize import four_bit_layers, quantization_bytes
+from taskfit.models.whole import refuse_infinite
 from taskfit.settings import AdapterSettings
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @torch.library.custom_op(
@@ -273,19 +284,75 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         CheckpointError: If the folder holds no adapter that fits the model.
     """
-    missing = [
-        name
-        for name in ("adapter_config.json", "adapter_model.safetensors")
-        if not (folder / name).is_file()
-    ]
-    if missing:
-        raise CheckpointError(f"{folder} holds no adapter: {' and '.join(missing)} missing.")
+    _check_adapter_files(folder)
     try:
         with _peft_warnings_off():
+            # Of keys that are missing it only warns; they are checked below.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
             wrapped = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     except RuntimeError as error:
         raise CheckpointError(
             f"The adapter in {folder} does not fit {type(model).__name__}: {error}"
         ) from error
+    _check_adapter(wrapped, folder / ADAPTER_WEIGHTS)
     _adapters_in_model_dtype(model)
     return wrapped
+
+
+def fill_adapter(adapter: PeftModel, folder: Path) -> None:
+    """Give an adapter in training the weights of a saved one of the same shape.
+
+    Raises:
+        CheckpointError: If the folder holds no adapter of this shape.
+    """
+    _check_adapter_files(folder)
+    try:
+        saved = load_file(folder / ADAPTER_WEIGHTS)
+        found = set_peft_model_state_dict(adapter, saved)
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The adapter in {folder} does not fit the one to train: {first_line(error)}"
+        ) from error
+    missing = [name for name in found.missing_keys if "lora_" in name]
+    if wrong := [*missing, *found.unexpected_keys]:
+        raise CheckpointError(
+            f"The adapter in {folder} does not fit the one to train: {len(wrong)} of their weights "
+            f"have no partner, such as {wrong[0]}."
+        )
+
+
+def _check_adapter_files(folder: Path) -> None:
+    """Raise `CheckpointError` unless a folder holds an adapter."""
+    missing = [n for n in ("adapter_config.json", ADAPTER_WEIGHTS) if not (folder / n).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} holds no adapter: {' and '.join(missing)} missing.")
+
+
+def _check_adapter(adapter: PeftModel, path: Path) -> None:
+    """Raise unless a file holds all weights of an adapter, no others, and all are finite.
+
+    PEFT starts what is missing anew, and leaves out what it does not know.
+
+    Raises:
+        CheckpointError: Naming the weights.
+        NotFiniteError: Naming the weights.
+    """
+    # Otherwise PEFT asks the hub for the base's configuration.
+    own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    with safe_open(path, "pt") as file:
+        stored = set(file.keys())
+    problems = [
+        f"{len(found):,} {what}, such as {min(found)}"
+        for found, what in (
+            (own.keys() - stored, "of its weights missing"),
+            (stored - own.keys(), "that no layer of this base takes"),
+        )
+        if found
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit {type(adapter.get_base_model()).__name__} as it is loaded: "
+            f"{'; '.join(problems)}. The file was changed, or the base is not the one that the "
+            "adapter was trained on."
+        )
+    refuse_infinite(own, str(path))

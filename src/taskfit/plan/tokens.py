@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from taskfit.data.examples import mean_words
 from taskfit.errors import SettingsError
-from taskfit.methods.branches import word_reader
+from taskfit.methods.branches import by_branch, word_reader
 from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import static_start
@@ -258,7 +258,12 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
     else:
         ends = end_id if method.name == "label_text" else None
         encoder = PromptEncoder(
-            tokenizer, data.task, data.demonstrations, max_length=limit, end_id=ends
+            tokenizer,
+            data.task,
+            data.demonstrations,
+            max_length=limit,
+            end_id=ends,
+            marks_ends=not by_branch(method),
         )
     sample = [examples[i] for i in sample_of(len(examples), settings.seed)]
     items, held_out = encoder.encode(sample), encoder.encode(data.validation)

@@ -19,7 +19,7 @@ from taskfit.report.choice import Choice, Limits, choose, largest_of_each, neare
 from taskfit.report.confidence import abstention_facts, calibration_facts
 from taskfit.report.evidence import Evidence
 from taskfit.report.sentences import Paragraph, paragraphs_of
-from taskfit.report.variants import MAJORITY, REMOTE, Candidate, MethodVariant
+from taskfit.report.variants import MAJORITY, REMOTE, Contender, MethodVariant
 from taskfit.stats.as_json import as_json
 from taskfit.stats.back_test import back_test
 from taskfit.stats.comparison import Difference, MethodScore, difference_interval
@@ -81,9 +81,9 @@ def advise(evidence: Evidence, *, limits: Limits) -> Advice:
     """
     inside, *outside = evidence.evaluations
     found = [v.at(size, inside) for v in evidence.variants for size in v.sizes]
-    candidates = sorted((c for c in found if c), key=lambda candidate: candidate.order)
-    fitting = [candidate for candidate in candidates if not limits.exceeded(candidate)]
-    judged = largest_of_each(fitting) or [nearest_miss(candidates, limits)]
+    contenders = sorted((c for c in found if c), key=lambda contender: contender.order)
+    fitting = [contender for contender in contenders if not limits.exceeded(contender)]
+    judged = largest_of_each(fitting) or [nearest_miss(contenders, limits)]
     choice = choose(_aligned(evidence, judged, inside))
     chosen = choice.chosen
     others = [name for name in outside if name in chosen.first.result.evaluations]
@@ -91,8 +91,8 @@ def advise(evidence: Evidence, *, limits: Limits) -> Advice:
     taken = choice_facts["recommended"]
     abstention, calibration = None, None
     if not evidence.multi_label:
-        num_candidates = len(choice.aligned.candidates)
-        abstention = abstention_facts(evidence, chosen, others, num_candidates=num_candidates)
+        num_contenders = len(choice.aligned.contenders)
+        abstention = abstention_facts(evidence, chosen, others, num_contenders=num_contenders)
         calibration = {
             "in_domain": calibration_facts(evidence, chosen, [inside]),
             "elsewhere": calibration_facts(evidence, chosen, others) if others else None,
@@ -106,23 +106,23 @@ def advise(evidence: Evidence, *, limits: Limits) -> Advice:
         "nearest_miss": None if fitting else taken,
         "over": taken["over"],
         "limits": limits.of_costs(),
-        "excluded": _excluded(evidence, candidates, choice, limits),
-        "kinds_run": sorted({candidate.kind for candidate in candidates}),
+        "excluded": _excluded(evidence, contenders, choice, limits),
+        "kinds_run": sorted({contender.kind for contender in contenders}),
         "choice": choice_facts,
         "out_of_domain": _domain_facts(evidence, choice, others) if others else None,
         "labels": _label_facts(evidence),
         "abstention": abstention,
         "calibration": calibration,
-        "unknown": _unknown_facts(evidence, choice, candidates, judged),
+        "unknown": _unknown_facts(evidence, choice, contenders, judged),
     }
     return Advice(*paragraphs_of(facts), facts)
 
 
 def _aligned(
-    evidence: Evidence, candidates: Sequence[Candidate], *evaluations: str
+    evidence: Evidence, contenders: Sequence[Contender], *evaluations: str
 ) -> AlignedPredictions:
-    """Lay candidates side by side; raises CheckpointError unless two examples were seen by all."""
-    found = evidence.align(candidates, *evaluations)
+    """Lay contenders side by side; raises CheckpointError unless two examples were seen by all."""
+    found = evidence.align(contenders, *evaluations)
     if len(found.ids) < 2:
         raise CheckpointError(
             f"The runs were evaluated on {len(found.ids)} common examples of "
@@ -133,27 +133,27 @@ def _aligned(
 
 
 def _described(
-    candidate: Candidate,
+    contender: Contender,
     limits: Limits,
     *,
     score: MethodScore | None = None,
     gain: Difference | None = None,
 ) -> dict[str, Any]:
-    """Return a candidate's facts.
+    """Return a contender's facts.
 
     `over` is by cost how many times its limit it is. `score` and `interval` are on the texts that
     all compared methods saw; where limits exclude it, `gain` and `gain_interval` are what it scores
     more than the chosen one.
     """
     return {
-        "method": candidate.name,
-        "kind": candidate.kind,
-        "model": candidate.variant.model,
-        "language_model": candidate.language_model,
-        "num_labels": candidate.size,
-        "draws": sorted(candidate.runs),
-        **candidate.costs,
-        "over": limits.exceeded(candidate),
+        "method": contender.name,
+        "kind": contender.kind,
+        "model": contender.variant.model,
+        "language_model": contender.language_model,
+        "num_labels": contender.size,
+        "draws": sorted(contender.runs),
+        **contender.costs,
+        "over": limits.exceeded(contender),
         "score": score.mean if score else None,
         "interval": score.interval if score else None,
         "gain": gain.difference if gain else None,
@@ -169,7 +169,7 @@ def _choice_facts(choice: Choice, limits: Limits, *, multi_label: bool) -> dict[
     """
     aligned = choice.aligned
     shares = np.bincount(aligned.gold) / len(aligned.gold)
-    pairs = zip(aligned.candidates, aligned.comparison.scores, strict=True)
+    pairs = zip(aligned.contenders, aligned.comparison.scores, strict=True)
     described = {c.name: _described(c, limits, score=score) for c, score in pairs}
     return {
         "recommended": described[choice.chosen.name],
@@ -186,19 +186,19 @@ def _choice_facts(choice: Choice, limits: Limits, *, multi_label: bool) -> dict[
 
 
 def _excluded(
-    evidence: Evidence, candidates: Sequence[Candidate], choice: Choice, limits: Limits
+    evidence: Evidence, contenders: Sequence[Contender], choice: Choice, limits: Limits
 ) -> list[dict[str, Any]]:
     """Return what the limits exclude at its most labels, and how it compares with the chosen."""
     found, chosen = [], choice.chosen
-    for candidate in largest_of_each(candidates):
-        if candidate is chosen or not limits.exceeded(candidate):
+    for contender in largest_of_each(contenders):
+        if contender is chosen or not limits.exceeded(contender):
             continue
         gain = None
-        if candidate.name != chosen.name:
-            pair = _aligned(evidence, [chosen, candidate], evidence.in_domain)
-            if len(pair.candidates) == 2:
+        if contender.name != chosen.name:
+            pair = _aligned(evidence, [chosen, contender], evidence.in_domain)
+            if len(pair.contenders) == 2:
                 (gain,) = pair.comparison.relative_to(chosen.name).differences
-        found.append(_described(candidate, limits, gain=gain))
+        found.append(_described(contender, limits, gain=gain))
     return sorted(found, key=lambda entry: -(entry["gain"] or 0.0))
 
 
@@ -209,15 +209,15 @@ def _domain_facts(evidence: Evidence, choice: Choice, sets: list[str]) -> dict[s
     method -> score; `rank_correlation` is Kendall's tau-b of the methods' order in and out of
     domain, None with fewer than three methods or without any order.
     """
-    candidates = [
+    contenders = [
         c
-        for c in choice.aligned.candidates
+        for c in choice.aligned.contenders
         if all(name in run.result.evaluations for run in c.runs.values() for name in sets)
     ]
-    together = _aligned(evidence, candidates, *sets)
+    together = _aligned(evidence, contenders, *sets)
     compared = together.comparison.relative_to(choice.chosen.name)
     inside = {score.method: score for score in choice.aligned.comparison.scores}
-    apart = {name: _aligned(evidence, candidates, name).comparison.scores for name in sets}
+    apart = {name: _aligned(evidence, contenders, name).comparison.scores for name in sets}
     before, after = zip(*((inside[s.method].mean, s.mean) for s in compared.scores), strict=True)
     ordered = len(before) > 2 and len(set(before)) > 1 and len(set(after)) > 1
     return {
@@ -273,17 +273,17 @@ def _scores_by_size(variant: MethodVariant, evidence: Evidence) -> dict[int, dic
     return {
         size: {
             seed: float(getattr(run.result.evaluations[name], evidence.metric))
-            for seed, run in candidate.runs.items()
+            for seed, run in contender.runs.items()
         }
-        for size, candidate in found.items()
-        if candidate
+        for size, contender in found.items()
+        if contender
     }
 
 
 def _unknown_facts(
-    evidence: Evidence, choice: Choice, candidates: Sequence[Candidate], judged: Sequence[Candidate]
+    evidence: Evidence, choice: Choice, contenders: Sequence[Contender], judged: Sequence[Contender]
 ) -> dict[str, Any]:
-    """Return what the evidence leaves open; candidates are all, judged those to be compared.
+    """Return what the evidence leaves open; contenders are all, judged those to be compared.
 
     `num_draws` are compared, `most_draws` the most that a method has; `resolution` is the median
     half width of the intervals of differences to the chosen method; `not_at_largest` is the most
@@ -292,15 +292,15 @@ def _unknown_facts(
     method's first draw in domain.
     """
     aligned = choice.aligned
-    compared = {candidate.name for candidate in aligned.candidates}
-    largest = {c.name: c.size for c in largest_of_each(candidates)}
+    compared = {contender.name for contender in aligned.contenders}
+    largest = {c.name: c.size for c in largest_of_each(contenders)}
     most = max(largest.values())
     differences = aligned.comparison.relative_to(choice.chosen.name).differences
     widths = [(d.interval[1] - d.interval[0]) / 2 for d in differences]
     evaluation = choice.chosen.first.result.evaluations[evidence.in_domain]
     return {
         "num_draws": len(aligned.draws),
-        "most_draws": max(len(c.runs) for c in candidates),
+        "most_draws": max(len(c.runs) for c in contenders),
         "num_examples": len(aligned.ids),
         "resolution": statistics.median(widths) if widths else None,
         "num_compared": len(compared),
@@ -309,7 +309,7 @@ def _unknown_facts(
         "largest_size": most,
         "not_at_largest": {n: size for n, size in sorted(largest.items()) if 0 < size < most},
         "without_shared_draw": sorted({c.name for c in judged} - compared),
-        "language_models": sorted({c.language_model for c in candidates if c.language_model}),
+        "language_models": sorted({c.language_model for c in contenders if c.language_model}),
         "waiting": _waiting(evidence),
         "always_wrong": _always_wrong(aligned),
         "one_domain": len(evidence.evaluations) == 1,
@@ -334,7 +334,7 @@ def _always_wrong(aligned: AlignedPredictions) -> dict[str, Any] | None:
 
     None with fewer than three methods.
     """
-    kept = [i for i, c in enumerate(aligned.candidates) if c.kind != MAJORITY]
+    kept = [i for i, c in enumerate(aligned.contenders) if c.kind != MAJORITY]
     if len(kept) < FEWEST_METHODS:
         return None
     wrong = ~aligned.correct[kept].reshape(-1, len(aligned.ids)).any(axis=0)  # (N,)

@@ -1,6 +1,6 @@
 """Answers of several runs to the same examples, each file of predictions read once.
 
-Legend: R runs, M candidates, D draws, N examples, L labels.
+Legend: R runs, M contenders, D draws, N examples, L labels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskfit.report.finished_run import FinishedRun
-from taskfit.report.variants import Candidate
+from taskfit.report.variants import Contender
 from taskfit.stats.arrays import FloatArray, IntArray
 from taskfit.stats.comparison import Comparison, compare_methods
 
@@ -110,7 +110,7 @@ class AlignedPredictions:
     """Candidates side by side on some evaluation sets.
 
     Attributes:
-        candidates: M.
+        contenders: M.
         draws: The draws that are compared, D.
         ids: Of the examples, N.
         predicted: Answers by index, -1 for none, (M, D, N).
@@ -118,7 +118,7 @@ class AlignedPredictions:
         metric: accuracy, mcc or macro_f1.
     """
 
-    candidates: list[Candidate]
+    contenders: list[Contender]
     draws: list[int]
     ids: list[str]
     predicted: IntArray
@@ -132,35 +132,35 @@ class AlignedPredictions:
 
     @cached_property
     def comparison(self) -> Comparison:
-        """Return scores and differences of all candidates."""
-        names = [candidate.name for candidate in self.candidates]
+        """Return scores and differences of all contenders."""
+        names = [contender.name for contender in self.contenders]
         return compare_methods(self.predicted, self.gold, methods=names, metric=self.metric)
 
 
 def align(
-    candidates: Sequence[Candidate], answers: Sequence[RunAnswers], *, metric: str
+    contenders: Sequence[Contender], answers: Sequence[RunAnswers], *, metric: str
 ) -> AlignedPredictions:
-    """Lay the answers of candidates side by side.
+    """Lay the answers of contenders side by side.
 
     Compared are the draws that all share; one that sees no labels repeats its answers. Where
-    they share none, it is the draw that most have, without the candidates that lack it.
+    they share none, it is the draw that most have, without the contenders that lack it.
 
     Args:
-        candidates: At least one.
+        contenders: At least one.
         answers: Those of all runs on each evaluation set.
         metric: The metric of a comparison.
     """
-    seeing = [c for c in candidates if c.size] or list(candidates)
+    seeing = [c for c in contenders if c.size] or list(contenders)
     shared = set.intersection(*(set(c.runs) for c in seeing))
     if not shared:
         every = sorted(set().union(*(c.runs for c in seeing)))
         shared = {max(every, key=lambda seed: sum(seed in c.runs for c in seeing))}
     draws = sorted(shared)
-    kept = [c for c in candidates if c.size == 0 or shared <= set(c.runs)]
+    kept = [c for c in contenders if c.size == 0 or shared <= set(c.runs)]
     parts = [one.of([c.runs.get(draw, c.first) for c in kept for draw in draws]) for one in answers]
     shape = (len(kept), len(draws), -1)
     return AlignedPredictions(
-        candidates=kept,
+        contenders=kept,
         draws=draws,
         ids=[name for part in parts for name in part.ids],
         predicted=np.concatenate([part.predicted.reshape(shape) for part in parts], axis=2),

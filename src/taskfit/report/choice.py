@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from taskfit.report.aligned import AlignedPredictions
-from taskfit.report.variants import COSTS, MAJORITY, REMOTE, Candidate
+from taskfit.report.variants import COSTS, MAJORITY, REMOTE, Contender
 from taskfit.report.words import COST_NAMES
 
 # Costs closer than this factor count as equal: times vary so much from run to run.
@@ -45,15 +45,15 @@ class Limits:
             parts.append(f"-{COST_NAMES[cost]}-{limit / size:.6g}{unit}")
         return "".join(parts)
 
-    def exceeded(self, candidate: Candidate) -> dict[str, float | None]:
+    def exceeded(self, contender: Contender) -> dict[str, float | None]:
         """Return cost -> how many times its limit it is; None where the cost is unknown.
 
         A remote model takes no memory of this machine, so no limit on memory excludes it.
         """
         found: dict[str, float | None] = {}
         for name, limit in self.of_costs().items():
-            value = candidate.costs[name]
-            if value is None and not (name == "memory_bytes" and candidate.kind == REMOTE):
+            value = contender.costs[name]
+            if value is None and not (name == "memory_bytes" and contender.kind == REMOTE):
                 found[name] = None
             elif value is not None and value > limit:
                 found[name] = value / limit if limit > 0 else np.inf
@@ -62,35 +62,35 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The chosen candidate and why.
+    """The chosen contender and why.
 
     Attributes:
-        chosen: The candidate.
+        chosen: The contender.
         best: The one with the highest mean score.
         equals: Names of those not significantly different from the best, itself included.
         saves: Cost by which the chosen one is cheaper than the best, or None.
         aligned: All that were compared.
     """
 
-    chosen: Candidate
-    best: Candidate
+    chosen: Contender
+    best: Contender
     equals: list[str]
     saves: str | None
     aligned: AlignedPredictions
 
 
-def largest_of_each(candidates: Iterable[Candidate]) -> list[Candidate]:
+def largest_of_each(contenders: Iterable[Contender]) -> list[Contender]:
     """Return every method once, with the most labels, from cheap to expensive."""
-    largest: dict[str, Candidate] = {}
-    for candidate in candidates:
-        other = largest.get(candidate.name)
-        if other is None or candidate.size > other.size:
-            largest[candidate.name] = candidate
-    return sorted(largest.values(), key=lambda candidate: candidate.order)
+    largest: dict[str, Contender] = {}
+    for contender in contenders:
+        other = largest.get(contender.name)
+        if other is None or contender.size > other.size:
+            largest[contender.name] = contender
+    return sorted(largest.values(), key=lambda contender: contender.order)
 
 
 def choose(aligned: AlignedPredictions) -> Choice:
-    """Choose the cheapest of the candidates that are not significantly different from the best.
+    """Choose the cheapest of the contenders that are not significantly different from the best.
 
     Significantly different are two whose paired difference has a p-value below 0.05 after Holm's
     correction over all pairs. That is not transitive: a method between two others may differ from
@@ -107,30 +107,30 @@ def choose(aligned: AlignedPredictions) -> Choice:
     """
     comparison = aligned.comparison
     scores = {score.method: score.mean for score in comparison.scores}
-    (best,) = (c for c in aligned.candidates if c.name == comparison.best)
+    (best,) = (c for c in aligned.contenders if c.name == comparison.best)
     worse = {d.method for d in comparison.differences if d.significant}
-    equals = [c for c in aligned.candidates if c.name not in worse]
+    equals = [c for c in aligned.contenders if c.name not in worse]
 
-    def admissible(candidate: Candidate) -> bool:
-        reach = CLOSE_TO_NOTHING if candidate.kind == MAJORITY else CLOSE
-        close = scores[best.name] - scores[candidate.name] <= reach
-        return candidate is best or (close and _beats_cheaper(candidate, worse, aligned))
+    def admissible(contender: Contender) -> bool:
+        reach = CLOSE_TO_NOTHING if contender.kind == MAJORITY else CLOSE
+        close = scores[best.name] - scores[contender.name] <= reach
+        return contender is best or (close and _beats_cheaper(contender, worse, aligned))
 
     chosen = _cheapest([c for c in equals if admissible(c)], scores)
     saves = None if chosen is best else _saving(chosen, best)
     if saves is None and chosen.kind != MAJORITY:
         chosen = best
-    return Choice(chosen, best, [candidate.name for candidate in equals], saves, aligned)
+    return Choice(chosen, best, [contender.name for contender in equals], saves, aligned)
 
 
-def _beats_cheaper(candidate: Candidate, worse: set[str], aligned: AlignedPredictions) -> bool:
-    cheaper = {c.name for c in aligned.candidates if c.order < candidate.order} & worse
-    found = aligned.comparison.relative_to(candidate.name).differences
+def _beats_cheaper(contender: Contender, worse: set[str], aligned: AlignedPredictions) -> bool:
+    cheaper = {c.name for c in aligned.contenders if c.order < contender.order} & worse
+    found = aligned.comparison.relative_to(contender.name).differences
     return all(d.worse for d in found if d.method in cheaper)
 
 
-def _cheapest(candidates: Sequence[Candidate], scores: dict[str, float]) -> Candidate:
-    left = list(candidates)
+def _cheapest(contenders: Sequence[Contender], scores: dict[str, float]) -> Contender:
+    left = list(contenders)
     if left[0].kind == MAJORITY:
         return left[0]
     for cost in COSTS:
@@ -138,10 +138,10 @@ def _cheapest(candidates: Sequence[Candidate], scores: dict[str, float]) -> Cand
         if known:
             limit = min(known) * MUCH_CHEAPER
             left = [c for c in left if (value := c.costs[cost]) is None or value <= limit]
-    return max(left, key=lambda candidate: scores[candidate.name])  # the first, so the cheapest
+    return max(left, key=lambda contender: scores[contender.name])  # the first, so the cheapest
 
 
-def _saving(chosen: Candidate, best: Candidate) -> str | None:
+def _saving(chosen: Contender, best: Contender) -> str | None:
     """Return the first cost by which one is clearly cheaper than the other."""
     for cost in COSTS:
         own, other = chosen.costs[cost], best.costs[cost]
@@ -150,14 +150,14 @@ def _saving(chosen: Candidate, best: Candidate) -> str | None:
     return None
 
 
-def nearest_miss(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
-    """Return the candidate whose largest excess over a limit is smallest; unknown costs are last.
+def nearest_miss(contenders: Sequence[Contender], limits: Limits) -> Contender:
+    """Return the contender whose largest excess over a limit is smallest; unknown costs are last.
 
     Of equal ones the one with more labels is taken, then the cheaper.
     """
 
-    def excess(candidate: Candidate) -> tuple[float, int, tuple[object, ...]]:
-        ratios = [np.inf if r is None else r for r in limits.exceeded(candidate).values()]
-        return (max(ratios, default=0.0), -candidate.size, candidate.order)
+    def excess(contender: Contender) -> tuple[float, int, tuple[object, ...]]:
+        ratios = [np.inf if r is None else r for r in limits.exceeded(contender).values()]
+        return (max(ratios, default=0.0), -contender.size, contender.order)
 
-    return min(candidates, key=excess)
+    return min(contenders, key=excess)

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from taskfit.report.evidence import Evidence
-from taskfit.report.variants import MAJORITY, Candidate
+from taskfit.report.variants import MAJORITY, Contender
 from taskfit.stats import reliability
 from taskfit.stats.abstention import risk_coverage, threshold_for_precision
 from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
@@ -26,19 +26,19 @@ NUM_SIMULATED = 500
 
 
 def confidence_tables(
-    evidence: Evidence, candidates: Sequence[Candidate], evaluation: str
+    evidence: Evidence, contenders: Sequence[Contender], evaluation: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the reliability diagram and the risk-coverage curve of candidates, draws pooled."""
+    """Return the reliability diagram and the risk-coverage curve of contenders, draws pooled."""
     bins, curves = [pd.DataFrame()], [pd.DataFrame()]
-    for candidate in candidates:
-        answers = evidence.answers[evaluation].of(list(candidate.runs.values()))
+    for contender in contenders:
+        answers = evidence.answers[evaluation].of(list(contender.runs.values()))
         probabilities = answers.probabilities.reshape(-1, len(answers.labels))
-        gold = np.tile(answers.gold, len(candidate.runs))
+        gold = np.tile(answers.gold, len(contender.runs))
         confidence, correct = probabilities.max(axis=1), answers.correct.ravel()
         answered = ~np.isnan(confidence)
         if not answered.any():
             continue
-        about = {"system": candidate.name, "num_draws": len(candidate.runs)}
+        about = {"system": contender.name, "num_draws": len(contender.runs)}
         found = reliability(probabilities[answered], gold[answered])
         columns = {"confidence": found.confidence, "accuracy": found.accuracy, "count": found.count}
         bins.append(pd.DataFrame({**about, **columns}))
@@ -51,25 +51,25 @@ def confidence_tables(
 
 
 def abstention_facts(
-    evidence: Evidence, candidate: Candidate, others: Sequence[str], *, num_candidates: int
+    evidence: Evidence, contender: Contender, others: Sequence[str], *, num_contenders: int
 ) -> dict[str, Any] | None:
     """Return the threshold that keeps a precision in domain, and what it keeps elsewhere.
 
     Precisions are tried in rising order, each at the same level, up to the first that cannot be
-    promised: a fixed sequence, so trying several costs nothing. The candidate was chosen among
+    promised: a fixed sequence, so trying several costs nothing. The contender was chosen among
     others on the same examples, so the level is Bonferroni's over all of them.
 
     Returns:
         `promised` and `failed`: the highest precision that can be promised and the first that
         cannot, None: none; `elsewhere`: what the threshold gives out of domain, None without
-        another set; `wanted_precision`: the highest that is tried; `num_candidates`: among which
+        another set; `wanted_precision`: the highest that is tried; `num_contenders`: among which
         the method was chosen on the same texts. None for the majority class, whose confidence says
         nothing about a text.
     """
-    if candidate.kind == MAJORITY:
+    if contender.kind == MAJORITY:
         return None
-    confidence, correct, _ = _confidence(evidence, candidate, [evidence.in_domain])
-    level = 1 - ALPHA / num_candidates
+    confidence, correct, _ = _confidence(evidence, contender, [evidence.in_domain])
+    level = 1 - ALPHA / num_contenders
     kept, failed, elsewhere = None, None, None
     for precision in PRECISIONS:
         found = threshold_for_precision(
@@ -80,12 +80,12 @@ def abstention_facts(
             break
         kept = found
     if kept and kept.threshold is not None and others:
-        there, right, _ = _confidence(evidence, candidate, others)
+        there, right, _ = _confidence(evidence, contender, others)
         elsewhere = _answered(right[there >= kept.threshold], len(there))
     return {
         "wanted_precision": PRECISIONS[-1],
-        "num_candidates": num_candidates,
-        "draw": candidate.first.seed,
+        "num_candidates": num_contenders,
+        "draw": contender.first.seed,
         "num_examples": len(confidence),
         "promised": kept,
         "failed": failed,
@@ -105,10 +105,10 @@ def _answered(correct: BoolArray, num_examples: int) -> dict[str, Any]:
 
 
 def _confidence(
-    evidence: Evidence, candidate: Candidate, evaluations: Sequence[str]
+    evidence: Evidence, contender: Contender, evaluations: Sequence[str]
 ) -> tuple[FloatArray, BoolArray, IntArray]:
     """Return top probabilities, NaN without an answer, what is right, and gold; all (N,)."""
-    parts = [evidence.answers[evaluation].of([candidate.first]) for evaluation in evaluations]
+    parts = [evidence.answers[evaluation].of([contender.first]) for evaluation in evaluations]
     confidence = np.concatenate([part.probabilities[0].max(axis=1) for part in parts])
     correct = np.concatenate([part.correct[0] for part in parts])
     # Sums of rounded probabilities may exceed 1 by a little.
@@ -116,7 +116,7 @@ def _confidence(
 
 
 def calibration_facts(
-    evidence: Evidence, candidate: Candidate, evaluations: Sequence[str]
+    evidence: Evidence, contender: Contender, evaluations: Sequence[str]
 ) -> dict[str, Any] | None:
     """Return whether the confidence on some sets fits how often it is right.
 
@@ -129,7 +129,7 @@ def calibration_facts(
         and `log_loss_of_frequencies`, that of always giving the labels' shares, among others.
         None where nothing was answered.
     """
-    confidence, correct, gold = _confidence(evidence, candidate, evaluations)
+    confidence, correct, gold = _confidence(evidence, contender, evaluations)
     answered = ~np.isnan(confidence)
     confidence, correct = confidence[answered], correct[answered]
     if not len(confidence):
@@ -143,7 +143,7 @@ def calibration_facts(
         binned_error(confidence, generator.random(len(confidence)) < confidence)
         for _ in range(NUM_SIMULATED)
     ]
-    results = [candidate.first.result.evaluations[name] for name in evaluations]
+    results = [contender.first.result.evaluations[name] for name in evaluations]
     counts = np.array([e.num_examples for e in results])
     shares = np.bincount(gold) / len(gold)
     return {

@@ -14,7 +14,7 @@ from typing import Any
 from taskfit.errors import CheckpointError
 from taskfit.report.aligned import AlignedPredictions, RunAnswers, align, read_answers
 from taskfit.report.finished_run import FinishedRun
-from taskfit.report.variants import Candidate, MethodVariant, variants_of
+from taskfit.report.variants import Contender, MethodVariant, variants_of
 from taskfit.runs.file_names import RESULT_FILE
 from taskfit.runs.records import RunResult
 
@@ -81,19 +81,19 @@ class Evidence:
             for name in self.evaluations
         }
 
-    def candidates(self, size: int, evaluation: str) -> list[Candidate]:
+    def contenders(self, size: int, evaluation: str) -> list[Contender]:
         """Return every variant that has a size and was measured on an evaluation set."""
         found = [variant.at(size, evaluation) for variant in self.variants]
-        return [candidate for candidate in found if candidate is not None]
+        return [contender for contender in found if contender is not None]
 
-    def align(self, candidates: Sequence[Candidate], *evaluations: str) -> AlignedPredictions:
-        """Lay the answers of candidates on some evaluation sets side by side; see `align`.
+    def align(self, contenders: Sequence[Contender], *evaluations: str) -> AlignedPredictions:
+        """Lay the answers of contenders on some evaluation sets side by side; see `align`.
 
         Raises:
             CheckpointError: If predictions cannot be read.
         """
         answers = [self.answers[evaluation] for evaluation in evaluations]
-        return align(candidates, answers, metric=self.metric)
+        return align(contenders, answers, metric=self.metric)
 
 
 def read_evidence(folder: Path) -> Evidence:

@@ -143,8 +143,8 @@ class FinishedRun:
         record = self.result.evaluations[evaluation]
         try:
             table = pd.read_parquet(path)
-            if question:  # a text may lack the label of one of them
-                table = table[table[f"gold{ending}"].notna()]
+            # A text may lack the label of one of several questions, and a row its text.
+            table = table[table[f"gold{ending}"].notna()]
             gold = table[f"gold{ending}"].astype(str).tolist()
             predicted = table[f"predicted{ending}"]
             answers = [None if pd.isna(answer) else str(answer) for answer in predicted]
@@ -177,7 +177,9 @@ class FinishedRun:
             labels.setdefault(question, []).extend(evaluation.labels)
         columns = self.task["text"]
         renamed = renamed_columns(columns, labels)
-        present = [name for c in columns if (name := renamed.get(c, c)) in table]
+        # Earlier versions renamed fewer columns.
+        names = [new if (new := renamed.get(c, c)) in table else c for c in columns]
+        present = [name for name in names if name in table]
         rows = table[present].astype(str).itertuples(index=False, name=None)
         return [" / ".join(row) for row in rows]
 

@@ -159,21 +159,21 @@ def _confusions(draft: Draft) -> Section:
     counts = tables.confusion_table(evidence, best[:NUM_CONFUSIONS], inside)
     table = draft.save("confusion", counts)
     figures = []
-    for place, candidate in enumerate(best[:NUM_CONFUSIONS], 1):
-        own = counts[counts["system"] == candidate.name]
+    for place, contender in enumerate(best[:NUM_CONFUSIONS], 1):
+        own = counts[counts["system"] == contender.name]
         matrix = own.pivot_table("count", "gold", "predicted", sort=False)
         labels = evidence.answers[inside].labels
-        unanswered, num_draws = int(matrix[""].sum()), len(candidate.runs)
+        unanswered, num_draws = int(matrix[""].sum()), len(contender.runs)
         shown = dataclasses.replace(
-            candidate.first.result.evaluations[inside],
+            contender.first.result.evaluations[inside],
             confusion_matrix=matrix.loc[labels, labels].astype(int).to_numpy().tolist(),
             labels=labels,
             num_examples=int(own["count"].sum()),
         )
-        alt = f"Confusion matrix of {candidate.name} on {inside}, {num_draws} draws added up"
+        alt = f"Confusion matrix of {contender.name} on {inside}, {num_draws} draws added up"
         alt += f", {unanswered:,} without an answer." if unanswered else "."
-        draw = partial(plot_confusion, shown, title=candidate.name)
-        figures.append(draft.figure(f"confusion_{place:02}_{candidate.name}", table, draw, alt))
+        draw = partial(plot_confusion, shown, title=contender.name)
+        figures.append(draft.figure(f"confusion_{place:02}_{contender.name}", table, draw, alt))
     note = f"On {inside}, {_labels(draft.size)}, draws added up, the best method first."
     return Section("Confusion matrices", note, figures)
 

@@ -90,13 +90,13 @@ def paragraphs_of(facts: dict[str, Any]) -> tuple[list[Paragraph], list[Paragrap
 def _context(facts: dict[str, Any]) -> dict[str, Any]:
     """Return what the template calls by name: facts, phrases for lists, functions."""
     choice, there = facts["choice"], facts["out_of_domain"]
-    taken, candidates = choice["recommended"], choice["candidates"]
+    taken, contenders = choice["recommended"], choice["candidates"]
     against = {found.method: found for found in choice["against_recommended"].differences}
-    costs = {c["method"]: c["train_seconds"] for c in candidates}
-    first = {c["kind"]: c["method"] for c in reversed(candidates)}  # the cheapest of each kind
+    costs = {c["method"]: c["train_seconds"] for c in contenders}
+    first = {c["kind"]: c["method"] for c in reversed(contenders)}  # the cheapest of each kind
     baselines = {kind: against[first[kind]] for kind in BASELINES if first.get(kind) in against}
     others = [
-        c["method"] for c in candidates if c["kind"] not in BASELINES and c["method"] in against
+        c["method"] for c in contenders if c["kind"] not in BASELINES and c["method"] in against
     ]
     several = "share of texts with exactly the right labels"
     verdicts: dict[str, list[str]] = {}  # at the most labels
@@ -150,28 +150,28 @@ def by(found: Difference, more: str = "") -> str:
     return f"{num(found.difference)} ({span(found.interval)}{', ' if more else ''}{more})"
 
 
-def named(candidate: dict[str, Any]) -> str:
-    """Return a candidate with its model and its labels."""
-    if candidate["kind"] == MAJORITY:
+def named(contender: dict[str, Any]) -> str:
+    """Return a contender with its model and its labels."""
+    if contender["kind"] == MAJORITY:
         return BASELINES[MAJORITY]
-    name, model = candidate["method"], candidate["language_model"]
+    name, model = contender["method"], contender["language_model"]
     with_model = f" with {model}" if model and f"({model})" not in name else ""
-    return f"{name}{with_model}{_on_labels(candidate) or ', which needs no labels'}"
+    return f"{name}{with_model}{_on_labels(contender) or ', which needs no labels'}"
 
 
-def _on_labels(candidate: dict[str, Any]) -> str:
-    labels = candidate["num_labels"]
+def _on_labels(contender: dict[str, Any]) -> str:
+    labels = contender["num_labels"]
     return f" on {count(labels, 'label')}" if labels else ""
 
 
-def times_over(candidate: dict[str, Any]) -> str:
-    """Return by how much a candidate exceeds the limits."""
+def times_over(contender: dict[str, Any]) -> str:
+    """Return by how much a contender exceeds the limits."""
     return joined(
         f"its {COST_NAMES[cost]} was not measured"
         if ratio is None
-        else f"its {COST_NAMES[cost]} of {format_cost(cost, candidate[cost])} is {ratio:.1f} "
+        else f"its {COST_NAMES[cost]} of {format_cost(cost, contender[cost])} is {ratio:.1f} "
         "times the limit"
-        for cost, ratio in candidate["over"].items()
+        for cost, ratio in contender["over"].items()
     )
 
 

@@ -18,7 +18,7 @@ from taskfit.report.aligned import AlignedPredictions
 from taskfit.report.evidence import Evidence
 from taskfit.report.finished_run import FinishedRun
 from taskfit.report.plot_style import smoothed
-from taskfit.report.variants import Candidate
+from taskfit.report.variants import Contender
 from taskfit.stats.arrays import FloatArray
 
 DEMONSTRATION_KEYS = tuple(
@@ -69,8 +69,8 @@ def score_table(evidence: Evidence) -> pd.DataFrame:
     rows = []
     for variant in evidence.variants:
         for size, name in product(variant.sizes, evidence.evaluations):
-            candidate = variant.at(size, name)
-            aligned = _aligned(evidence, [candidate] if candidate else [], name)
+            contender = variant.at(size, name)
+            aligned = _aligned(evidence, [contender] if contender else [], name)
             if aligned is None:
                 continue
             (score,) = aligned.comparison.scores
@@ -89,7 +89,7 @@ def comparison_table(evidence: Evidence) -> pd.DataFrame:
     """Return a row for every size, evaluation set and system: score, and difference to the best."""
     rows: list[dict[str, Any]] = []
     for size, evaluation in product(evidence.sizes or [0], evidence.evaluations):
-        aligned = _aligned(evidence, evidence.candidates(size, evaluation), evaluation)
+        aligned = _aligned(evidence, evidence.contenders(size, evaluation), evaluation)
         if aligned is None:
             continue
         found = aligned.comparison
@@ -110,10 +110,10 @@ def comparison_table(evidence: Evidence) -> pd.DataFrame:
 
 
 def _aligned(
-    evidence: Evidence, candidates: Sequence[Candidate], evaluation: str
+    evidence: Evidence, contenders: Sequence[Contender], evaluation: str
 ) -> AlignedPredictions | None:
-    """Lay candidates side by side; None without any, or without two examples that all saw."""
-    aligned = evidence.align(candidates, evaluation) if candidates else None
+    """Lay contenders side by side; None without any, or without two examples that all saw."""
+    aligned = evidence.align(contenders, evaluation) if contenders else None
     return aligned if aligned and len(aligned.ids) > 1 else None
 
 
@@ -165,21 +165,21 @@ def pareto_front(costs: FloatArray, scores: FloatArray) -> NDArray[np.bool_]:
 
 
 def confusion_table(
-    evidence: Evidence, candidates: Sequence[Candidate], evaluation: str
+    evidence: Evidence, contenders: Sequence[Contender], evaluation: str
 ) -> pd.DataFrame:
-    """Return how often each label was answered with each, summed over the draws of candidates.
+    """Return how often each label was answered with each, summed over the draws of contenders.
 
     No answer is an empty `predicted`.
     """
     parts = []
-    for candidate in candidates:
-        answers = evidence.answers[evaluation].of(list(candidate.runs.values()))
+    for contender in contenders:
+        answers = evidence.answers[evaluation].of(list(contender.runs.values()))
         num = len(answers.labels)
         cells = np.zeros((num, num + 1), np.int64)  # the last column is no answer
         for predicted in answers.predicted:
             np.add.at(cells, (answers.gold, predicted), 1)
-        about = {"system": candidate.name, "size": candidate.size, "evaluation": evaluation}
-        about |= {"num_draws": len(candidate.runs), "gold": np.repeat(answers.labels, num + 1)}
+        about = {"system": contender.name, "size": contender.size, "evaluation": evaluation}
+        about |= {"num_draws": len(contender.runs), "gold": np.repeat(answers.labels, num + 1)}
         names = np.tile([*answers.labels, ""], num)
         parts.append(pd.DataFrame({**about, "predicted": names, "count": cells.ravel()}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -230,9 +230,9 @@ def _counts(key: str, run: FinishedRun) -> bool:
 
 def ranked(
     evidence: Evidence, scores: pd.DataFrame, *, size: int, evaluation: str
-) -> list[Candidate]:
-    """Return the candidates of a size, the best first."""
+) -> list[Contender]:
+    """Return the contenders of a size, the best first."""
     own = scores[(scores["evaluation"] == evaluation) & scores["size"].isin([size, 0])]
     found = dict(zip(own["system"], own["score"], strict=True))
-    there = [one for one in evidence.candidates(size, evaluation) if one.name in found]
-    return sorted(there, key=lambda candidate: -float(found[candidate.name]))
+    there = [one for one in evidence.contenders(size, evaluation) if one.name in found]
+    return sorted(there, key=lambda contender: -float(found[contender.name]))

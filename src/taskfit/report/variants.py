@@ -51,7 +51,7 @@ class MethodVariant:
         """Return whether any of its runs sees a label."""
         return self.sizes != [0]
 
-    def at(self, size: int, evaluation: str) -> "Candidate | None":
+    def at(self, size: int, evaluation: str) -> "Contender | None":
         """Return its runs of a size that were measured on an evaluation set; None without any.
 
         Where it sees no labels it is the same at every size.
@@ -62,11 +62,11 @@ class MethodVariant:
             for run in self.runs
             if run.size == own and evaluation in run.result.evaluations
         }
-        return Candidate(self, own, runs) if runs else None
+        return Contender(self, own, runs) if runs else None
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class Contender:
     """A method variant at one number of labels.
 
     Attributes:
@@ -119,7 +119,7 @@ class Candidate:
 
     @cached_property
     def order(self) -> tuple[object, ...]:
-        """Return a key that sorts candidates from cheap to expensive, whatever their names."""
+        """Return a key that sorts contenders from cheap to expensive, whatever their names."""
         costs = [value if value is not None else np.inf for value in self.costs.values()]
         return (self.kind != MAJORITY, *costs, self.size, self.kind, self.name)
 

@@ -1,29 +1,34 @@
 """A fitted classifier: what evaluation, prediction and the estimator all score with."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from taskfit.data import Example
-from taskfit.errors import CheckpointError, SettingsError, TaskfitError
+from taskfit.errors import SettingsError
 from taskfit.files import file_atomic, write_json_atomic
 from taskfit.methods.method import Method, MethodContext, MethodState
 from taskfit.methods.table import label_method
 from taskfit.runs.asked import AskedQuestion, Calibration
+from taskfit.runs.bases import Found, blended_places
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
-from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.records import QUESTIONS_FILE, library_versions
+from taskfit.runs.saved import (
+    MODEL,
+    Weights,
+    check_arrays,
+    explain_arrays,
+    load_fitted_model,
+    saved_run,
+    settings_for_prediction,
+)
 from taskfit.settings import RunSettings
-from taskfit.settings_file import load_run_settings, settings_from_dict
 from taskfit.stats import Evaluation
 from taskfit.tasks import Task, task_from_dict, task_to_dict
 from taskfit.tasks.question_files import questionnaire_from_dict, questionnaire_to_dict
@@ -34,9 +39,6 @@ if TYPE_CHECKING:
 
 FILE = "classifier.json"
 ARRAYS = "method.safetensors"
-ADAPTER = "adapter"
-MODEL = "model"
-Weights = Literal["none", "lora", "qlora", "full"]
 FloatArray = NDArray[np.float64]
 
 
@@ -200,6 +202,7 @@ class Classifier:
                 "model": None if model is None else model.name,
                 "revision": None if model is None else model.revision,
                 "dtype": dtype,
+                "marks_ends": context.marks_ends,
                 **_asked_to_dict(self.asked, context.settings),
                 "demonstrations": [
                     {"id": d.id, "texts": dict(d.texts), "label": d.label}
@@ -214,7 +217,12 @@ class Classifier:
 
     @classmethod
     def load(
-        cls, folder: Path, *, device: str = "auto", model: "LoadedModel | None" = None
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        model: "LoadedModel | None" = None,
+        allow_other_base: bool = False,
     ) -> "Classifier":
         """Load the classifier of a finished run.
 
@@ -223,30 +231,43 @@ class Classifier:
             device: Where to put it; see `model.device`.
             model: What reads texts in place of the run's own model. Then the method stands alone,
                 without the probes that it is averaged with.
+            allow_other_base: Whether a base will do that is not the one of the run.
 
         Raises:
-            CheckpointError: If the folder holds no finished run, or part of it is missing.
+            CheckpointError: If the folder holds no finished run, or part of it is missing, or its
+                base is not there or another one.
         """
         file = QUESTIONS_FILE if (folder / QUESTIONS_FILE).is_file() else FILE
+        is_given = model is not None
         with saved_run(folder, file) as plain:
             saved = _with_defaults(plain)
             asked = _asked_from_dict(saved)
             demonstrations = [Example(**entry) for entry in saved["demonstrations"]]
             weights, values = saved["weights"], saved["state"]
-            settings = settings_for_prediction(folder, saved, device=device)
+            settings, found = settings_for_prediction(
+                folder, saved, device=device, allow_other_base=allow_other_base or is_given
+            )
             arrays = load_file(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
             kept = saved["calibration"] if "questions" in saved else {"": saved["calibration"]}
             calibrations = {name: _calibration_of(name, one, arrays) for name, one in kept.items()}
-            blended = _blend_of(saved.get("blend"), arrays)
+            check_arrays(arrays, folder / ARRAYS)
+            blended = _blend_of(saved.get("blend"), arrays, found)
         method = label_method(settings.method.name)
-        is_given = model is not None
         if settings.method.reads_model and not is_given:
             model = load_fitted_model(settings, folder, weights)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
-        context = MethodContext(settings, asked, demonstrations, model, saved=saved_weights)
+        context = MethodContext(
+            settings,
+            asked,
+            demonstrations,
+            model,
+            saved=saved_weights,
+            marks_ends=bool(saved["marks_ends"]),
+        )
         fitted = method(context)
-        fitted.restore(MethodState(values, arrays))
-        blend = None if blended is None or is_given else restore_blend(context, blended)
+        with explain_arrays(folder / ARRAYS, settings.method.name):
+            fitted.restore(MethodState(values, arrays))
+            blend = None if blended is None or is_given else restore_blend(context, blended)
         return cls(fitted, calibrations=calibrations, blend=blend)
 
 
@@ -265,6 +286,8 @@ def _asked_from_dict(saved: Mapping[str, Any]) -> Asked:
 
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
     """Add what runs of earlier versions do not hold."""
+    # Label words that start one another were scored without their ends.
+    saved = {"marks_ends": False, **saved}
     if "questions" not in saved:
         # From before there was calibration.
         return {"calibration": {"temperature": 1.0, "prediction_sets": False}, **saved}
@@ -274,42 +297,13 @@ def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
     return {**own, "demonstrations": [], "state": {}, "calibration": {}, **saved}
 
 
-@contextmanager
-def saved_run(
-    folder: Path,
-    file: str,
-    *,
-    what: str = "finished run",
-    hint: str = "Give the folder that `taskfit fit --out` made.",
-) -> Iterator[dict[str, Any]]:
-    """Lend what a finished run wrote in a JSON file; what is missing or wrong in it is one message.
-
-    Args:
-        folder: The run's folder.
-        file: Name of the file.
-        what: What the folder should hold.
-        hint: What to do where there is no run at all.
-
-    Raises:
-        CheckpointError: If the file is not there, or does not hold what is read from it.
-    """
-    path = folder / file
-    if not path.is_file():
-        if (folder / SETTINGS_FILE).is_file():
-            hint = f"If it was interrupted, continue with `taskfit fit --resume {folder}`."
-        raise CheckpointError(f"{folder} holds no {what}: no {file} in it. {hint}")
-    try:
-        yield json.loads(path.read_text(encoding="utf-8"))
-    except TaskfitError:
-        raise
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error!r}.") from error
-
-
-def _blend_of(values: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> MethodState | None:
+def _blend_of(
+    values: dict[str, Any] | None, arrays: dict[str, NDArray[Any]], found: Mapping[str, Found]
+) -> MethodState | None:
     """Return the state of a run's blend, and take its arrays from those of the method."""
     if values is None:
         return None
+    values = {**values, "features": blended_places(tuple(values["features"]), found)}
     names = [name for name in arrays if name.startswith(PREFIX)]
     return MethodState(values, {name: arrays.pop(name) for name in names})
 
@@ -335,45 +329,3 @@ def _score_names(question: str) -> tuple[str, str]:
     """Return the names of a question's scores and their labels in the file of arrays."""
     ending = f".{question}" if question else ""
     return f"calibration.scores{ending}", f"calibration.score_labels{ending}"
-
-
-def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> "LoadedModel":
-    """Load the model of a run, with the adapter that lies in its folder where there is one.
-
-    Raises:
-        TaskfitError: If the model cannot be had, or files of the run were damaged.
-    """
-    from taskfit.models.adapters import load_adapter
-    from taskfit.models.load import load_model
-    from taskfit.models.out_of_memory import is_out_of_memory
-
-    try:
-        model = load_model(settings.model, quantization=settings.adapter)
-        if weights in ("lora", "qlora"):
-            load_adapter(model.tree.model, folder / ADAPTER)
-            model.tree.model.eval()
-    except TaskfitError:
-        raise
-    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"The model of the run in {folder} cannot be loaded: {first_line} Its files were "
-            "changed or copied in part, or its base model is another one now."
-        ) from error
-    return model
-
-
-def settings_for_prediction(folder: Path, saved: dict[str, Any], *, device: str) -> RunSettings:
-    """Return the run's settings, with the model that prediction takes."""
-    if "settings" in saved:  # several questions have theirs beside them
-        settings = settings_from_dict(saved["settings"], asked={})
-    else:
-        settings = load_run_settings(folder / SETTINGS_FILE)
-    changed: dict[str, Any] = {"device": device}
-    if saved["dtype"] is not None:
-        changed |= {"dtype": saved["dtype"], "name": saved["model"], "revision": saved["revision"]}
-    if saved["weights"] == "full" and saved["model"] is not None:
-        changed |= {"name": str(folder / MODEL), "revision": None}
-    return settings.model_copy(update={"model": settings.model.model_copy(update=changed)})

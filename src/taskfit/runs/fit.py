@@ -7,16 +7,22 @@ first, then metrics and checkpoints, then the weights, then the evaluations.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from taskfit.errors import SettingsError
+from taskfit.errors import SettingsError, WriteError
+from taskfit.files import failed_write
 from taskfit.models.load import LoadedModel, resolve_device
+from taskfit.runs.bases import check_bases
 from taskfit.runs.clock import Clock, TickingScreen
+from taskfit.runs.file_names import START
 from taskfit.runs.kind import Measured, RunKind
 from taskfit.runs.labels import LabelRun
+from taskfit.runs.origin import take_origin
 from taskfit.runs.records import RunResult, read_search
-from taskfit.runs.run_folder import check_fingerprint, open_folder
+from taskfit.runs.run_folder import check_fingerprint, open_folder, run_lock
+from taskfit.runs.seen import write_seen
 from taskfit.runs.settle import settle
 from taskfit.runs.tuning.run import TuningRun
 from taskfit.screen import Screen, SilentScreen
@@ -26,6 +32,7 @@ from taskfit.training.checkpoint import Checkpoints, TrainingState
 from taskfit.training.distributed import (
     first_on_each_machine,
     is_main,
+    on_main,
     process_group,
     sum_over_processes,
 )
@@ -61,6 +68,7 @@ def fit(
     name: str | None = None,
     report: Report | None = None,
     baselines: bool = True,
+    allow_other_base: bool = False,
 ) -> FittedRun[Any]:
     """Fit one run into a folder.
 
@@ -74,19 +82,27 @@ def fit(
         report: Called with the folder once the result lies there, before trackers get its files;
             such as `report.pages.write_page`.
         baselines: Whether the run is measured beside baselines.
+        allow_other_base: Whether a run that goes on may do so from another base model.
 
     Raises:
         TaskfitError: If settings, data, model or folder do not allow it.
     """
     with process_group(folder, settings) as own, ExitStack() as stack:
+        on_main(lambda: stack.enter_context(run_lock(own, resume=resume)))
         clock = Clock(own, resume=resume)
         stack.callback(clock.keep)  # a run that is interrupted goes on from here
         run = _make(settings, own, TickingScreen(screen or SilentScreen(), clock), name)
         check_trackers(run.settings)
         open_folder(run.settings, own, resume=resume)
         clock.open()
+        run.origin = take_origin(run.settings, own, resume=resume)
         check_fingerprint(own, first_on_each_machine(run.read), resume=resume)
+        on_main(lambda: write_seen(own, run.seen()))
+        if run.origin is not None:
+            run.screen.note(run.origin.sentence)
         run.tell()
+        named = None if model is None else model.name
+        on_main(partial(check_bases, own, run.settings, named, allow_other=allow_other_base))
         if run.trains:
             run.settings = settle(run.settings, own, run.size(), run.screen)
         run.memory = MemoryAccount(resolve_device(run.settings.model.device))
@@ -101,8 +117,10 @@ def fit(
         result = _result(run, state, measured, clock, num_trainable=num_trainable)
         result.save(own)
         if report is not None and is_main():
-            report(own)
+            _report(report, own, run.screen)
         Checkpoints(own / "checkpoints").remove()
+        if run.origin is not None:
+            on_main(run.origin.remove)
         run.clean()
         metrics = {**measured.metrics, "cost/seconds": result.duration_seconds}
         trackers.finish(metrics, [own / file for file in TRACKED_FILES])
@@ -128,6 +146,20 @@ def _make(settings: RunSettings, folder: Path, screen: Screen, name: str | None)
     return kind(settings, folder, screen, name or settings.method.name)
 
 
+def _report(report: Report, folder: Path, screen: Screen) -> None:
+    """Draw a run that is finished; where its page cannot be written, say so and how to make it."""
+    try:
+        report(folder)
+    except Exception as error:
+        told = error if isinstance(error, WriteError) else failed_write(error, folder)
+        if told is None:
+            raise
+        screen.note(
+            f"{told}\nThe run in {folder} is finished and whole without its page; make that with "
+            f"`taskfit report {folder}`."
+        )
+
+
 def _result(
     run: RunKind[Any],
     state: TrainingState,
@@ -136,7 +168,7 @@ def _result(
     *,
     num_trainable: int,
 ) -> RunResult:
-    searched = read_search(run.folder)
+    searched, origin = read_search(run.folder), run.origin
     latency = run.latency() if is_main() else None
     return RunResult(
         name=run.name,
@@ -160,7 +192,7 @@ def _result(
         cached_seconds=run.cached_seconds,
         evaluation_seconds=measured.seconds,
         latency_seconds=latency,
-        details=measured.details,
+        details={**measured.details, **({} if origin is None else {START: dict(origin.record)})},
         search_seconds=searched.get("seconds", 0.0),
         search=searched,
     )

@@ -12,7 +12,9 @@ from typing import Any, Generic, TypeVar
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.method import Method
 from taskfit.models.load import LoadedModel
-from taskfit.runs.classifier import Weights
+from taskfit.runs.origin import Origin
+from taskfit.runs.saved import Weights
+from taskfit.runs.seen import Seen
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.stats import Evaluation
@@ -65,8 +67,10 @@ class RunKind(ABC, Generic[F]):
         name: How tables call it.
         memory: Its memory account; `fit` opens it before `load`.
         fitted: What it fits; set by `load`.
+        origin: The finished run that it goes on from; set by `fit` before `read`.
     """
 
+    origin: Origin | None = None
     memory: MemoryAccount
     fitted: F
 
@@ -84,6 +88,10 @@ class RunKind(ABC, Generic[F]):
         Raises:
             TaskfitError: If settings or data do not allow the run.
         """
+
+    @abstractmethod
+    def seen(self) -> Seen:
+        """Return which text stands in which set, for runs that go on from this one."""
 
     @abstractmethod
     def tell(self) -> None:

@@ -27,9 +27,10 @@ from taskfit.runs.measure_run import (
 )
 from taskfit.runs.measured import LEVELS
 from taskfit.runs.predictions import renaming_note
-from taskfit.runs.prepare import PreparedData, prepare_data
+from taskfit.runs.prepare import PreparedData, prepare_data, with_seen
 from taskfit.runs.rows import check_every_question
 from taskfit.runs.run import Run, longest_texts, model_of
+from taskfit.runs.seen import Seen, seen_in, tables_of
 from taskfit.runs.slices import check_slices
 from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen
@@ -58,8 +59,15 @@ class LabelRun(RunKind[Classifier]):
 
     def read(self) -> Mapping[str, str]:
         """Read the data; return the hash of each set by name."""
-        self.data = prepare_data(self.settings, several=True)
+        if self.origin is not None:
+            self.origin = with_seen(self.origin)
+        self.data = prepare_data(self.settings, several=True, origin=self.origin)
         return self.data.fingerprint
+
+    def seen(self) -> Seen:
+        """Return which text stands in which set."""
+        before = None if self.origin is None else self.origin.seen
+        return seen_in(self.data.sets, tables_of(self.settings), before)
 
     def tell(self) -> None:
         """Say what the data are, check slices, and keep a part for calibration where asked to."""
@@ -82,14 +90,27 @@ class LabelRun(RunKind[Classifier]):
     def load(self, model: LoadedModel | None) -> None:
         """Load the model where the method reads one, and make the method."""
         data, name = self.data, self.settings.method.name
-        loaded = model_of(self.settings, model, self.memory, self.screen)
-        context = MethodContext(self.settings, data.asked, data.demonstrations, loaded)
+        origin, start = self.origin, None
+        if origin is not None:
+            start = origin.starting_point()
+        loaded = model_of(self.settings, model, self.memory, self.screen, origin=origin)
+        context = MethodContext(self.settings, data.asked, data.demonstrations, loaded, start=start)
         self.fitted = Classifier(label_method(name)(context))
+        for note in self.method.notes():
+            self.screen.note(note)
 
     def start(self, *, resume: bool) -> None:
         """Predict the longest texts, and cross-validate a small table."""
         _dry_run(self._run)
         if needs_cross_validation(self.method, self.settings, self.data):
+            if self.origin is not None and self.origin.whole_model is not None:
+                self.screen.note(
+                    "not cross-validated: the weights that training starts from have seen the "
+                    "texts. Give a table to measure on with --test NAME=FILE"
+                )
+                return
+            if self.origin is not None and self.origin.weights is not None:
+                self.screen.note("cross-validation fits start from the base model")
             model = self.method.context.model
             self._crossed = cross_validate(
                 self.settings, self.data, self.folder, model=model, screen=self.screen

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from taskfit.runs.file_names import CHECKPOINTS, RESULT_FILE, SETTINGS_FILE
+from taskfit.runs.file_names import CHECKPOINTS, RESULT_FILE, SETTINGS_FILE, START
 
 State = Literal["finished", "interrupted", "not started"]
 
@@ -26,6 +26,7 @@ class FoundRun:
         scores: Evaluation set -> accuracy and MCC, as far as the run has them.
         created: When it was finished, UTC, ISO 8601; empty if it was not.
         num_bytes: Size on disk.
+        origin: The run that it went on from; empty for others.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class FoundRun:
     scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     created: str = ""
     num_bytes: int = 0
+    origin: str = ""
 
 
 def find_runs(place: Path) -> list[FoundRun]:
@@ -66,6 +68,7 @@ def _describe(folder: Path) -> FoundRun:
             method=str(settings.get("method", {}).get("name", "")),
             model=str(settings.get("model", {}).get("name", "")),
             num_bytes=num_bytes,
+            origin=str(settings.get(START, {}).get("run") or ""),
         )
     weights = result.get("weights", "none")
     method = str(result.get("method", ""))
@@ -82,6 +85,7 @@ def _describe(folder: Path) -> FoundRun:
         },
         created=str(result.get("created", "")),
         num_bytes=num_bytes,
+        origin=str(result.get("details", {}).get(START, {}).get("run", "")),
     )
 
 

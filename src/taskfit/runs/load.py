@@ -11,25 +11,31 @@ if TYPE_CHECKING:
     from taskfit.runs.tuning.model import TunedModel
 
 
-def load_run(folder: Path, *, device: str = "auto") -> "Classifier | TunedModel":
+def load_run(
+    folder: Path, *, device: str = "auto", allow_other_base: bool = False
+) -> "Classifier | TunedModel":
     """Load what a finished run fitted.
 
     Args:
         folder: The run's folder.
         device: Where to put it; see `model.device`.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Raises:
-        CheckpointError: If the folder holds no finished run, or part of it is missing.
+        CheckpointError: If the folder holds no finished run, or part of it is missing, or its base
+            is not there or another one.
     """
     if (folder / TUNED_FILE).is_file():
         from taskfit.runs.tuning.model import TunedModel
 
-        return TunedModel.load(folder, device=device)
-    return load_classifier(folder, device=device)
+        return TunedModel.load(folder, device=device, allow_other_base=allow_other_base)
+    return load_classifier(folder, device=device, allow_other_base=allow_other_base)
 
 
-def load_classifier(folder: Path, *, device: str = "auto") -> Classifier:
-    """Load a finished run that answers with labels.
+def load_classifier(
+    folder: Path, *, device: str = "auto", allow_other_base: bool = False
+) -> Classifier:
+    """Load a finished run that answers with labels; see `load_run`.
 
     Raises:
         CheckpointError: Also if the run answers with text.
@@ -39,4 +45,4 @@ def load_classifier(folder: Path, *, device: str = "auto") -> Classifier:
             f"{folder} is a tuned model, which answers with text: use `taskfit generate {folder}`, "
             f"or measure it with `taskfit judge {folder}`."
         )
-    return Classifier.load(folder, device=device)
+    return Classifier.load(folder, device=device, allow_other_base=allow_other_base)

@@ -26,7 +26,8 @@ from taskfit.runs.cross_validation import SET as CROSS
 from taskfit.runs.measured import MeasuredSets
 from taskfit.runs.run import Run, evaluation_sets
 from taskfit.runs.slices import slice_columns
-from taskfit.training.distributed import divided
+from taskfit.tasks.shortening import noting_shortened
+from taskfit.training.distributed import divided, gather
 
 LATENCY_TEXTS = 5
 
@@ -111,12 +112,12 @@ def baselines_of(run: Run) -> dict[str, Predict]:
 def held_against(run: Run, measured: MeasuredSets) -> dict[str, Any]:
     """Return what `result.json` records of baselines and warnings, which are told, too."""
     if not measured.tables:
-        return {}
+        return {"warnings": measured.shortened} if measured.shortened else {}
     records = read_jsonl(run.folder / "metrics.jsonl")
     losses = [float(record["loss"]) for record in records if record["kind"] == "step"]
     tasks = run.data.asked.tasks.values()
     guessing = sum(task.weight * float(np.log(max(2, len(task.labels)))) for task in tasks)
-    found: dict[str, None] = {}
+    found: dict[str, None] = dict.fromkeys(measured.shortened)
     for name, rows in measured.tables.items():
         evaluation = measured.evaluations[name]
         for text in warnings_of(rows, evaluation, test_set=name, losses=losses, guessing=guessing):
@@ -134,8 +135,12 @@ def evaluate_sets(run: Run, baselines: Mapping[str, Predict]) -> MeasuredSets:
     measured = MeasuredSets()
     for name, examples in evaluation_sets(run.data, run.screen).items():
         started = time.perf_counter()
-        with run.screen.progress(f"evaluating {name}", len(examples)) as advance:
+        with (
+            noting_shortened() as own_shortened,
+            run.screen.progress(f"evaluating {name}", len(examples)) as advance,
+        ):
             parts = _divided_parts(run.classifier, examples, advance)
+        shortened = set().union(*gather(own_shortened))
         probabilities = run.classifier.combined(list(parts.values()))
         measured.seconds[name] = time.perf_counter() - started
         measured.add(
@@ -143,6 +148,7 @@ def evaluate_sets(run: Run, baselines: Mapping[str, Predict]) -> MeasuredSets:
             by=slice_columns(run.settings),
             # On the validation set the promise would be checked with the examples that made it.
             with_coverage=name in run.data.evaluations,
+            shortened=shortened,
         )
         if baselines:
             others = {key: part for key, part in parts.items() if part is not None}

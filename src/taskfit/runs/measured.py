@@ -1,6 +1,6 @@
 """What is measured on evaluation sets, in a run and of a finished one; it needs no PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from taskfit.runs.predictions import write_predictions
 from taskfit.runs.slices import measure_slices, slices_text, write_slices
 from taskfit.screen import Screen
 from taskfit.stats import Evaluation
+from taskfit.tasks.shortening import shortened_note
 
 FloatArray = NDArray[np.float64]
 # Under this name `result.json` keeps what scores have besides the usual metrics.
@@ -32,6 +33,7 @@ class MeasuredSets:
         coverage: Of prediction sets, for the record.
         levels: How far scores are off, for the record.
         tables: Baselines, parts of the run, and the run itself.
+        shortened: A line on each set of which texts lost their end.
     """
 
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class MeasuredSets:
     coverage: dict[str, Any] = field(default_factory=dict)
     levels: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[Row]] = field(default_factory=dict)
+    shortened: list[str] = field(default_factory=list)
 
     def add(
         self,
@@ -51,20 +54,24 @@ class MeasuredSets:
         *,
         by: Sequence[str] = (),
         with_coverage: bool = True,
+        shortened: Set[str] | None = None,
     ) -> None:
         """Measure every question on a set; write predictions and slices.
 
         Args:
             classifier: Whose probabilities they are.
             name: Of the set.
-            examples: Labelled, N.
+            examples: N; those without a label are not measured.
             probabilities: Of them, (N, L).
             folder: Of the run.
             screen: Where slices are shown.
             by: Columns to cut the metrics up by.
             with_coverage: Whether prediction sets are checked.
+            shortened: Ids of texts that lost their end, which are marked; None: it is not known.
         """
-        write_predictions(folder, name, examples, probabilities, classifier.questions)
+        write_predictions(folder, name, examples, probabilities, classifier.questions, shortened)
+        if shortened and (count := sum(example.id in shortened for example in examples)):
+            self.shortened.append(shortened_note(name, count, len(examples)))
         for question, own, part in classifier.by_question(examples, probabilities):
             key = question.of_set(name)
             self.evaluations[key] = question.evaluate(own, part)

@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taskfit.errors import DataError
-from taskfit.files import file_atomic, write_json_atomic
+from taskfit.files import explain_failed_write, file_atomic, write_json_atomic
 from taskfit.methods.method import Advance
-from taskfit.runs.classifier import ADAPTER, ARRAYS, FILE, MODEL
+from taskfit.runs.bases import BASES_FILE
+from taskfit.runs.classifier import ARRAYS, FILE
 from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE, library_versions
+from taskfit.runs.saved import ADAPTER, MODEL
 from taskfit.screen import Screen
 
 MADE_FROM = "made_from.json"
@@ -75,7 +77,8 @@ class PartialPredictions:
                     f"{folder} held parts made from something else ({', '.join(changed)}); "
                     "started anew"
                 )
-        write_json_atomic(marker, made_from)
+        with explain_failed_write(target):
+            write_json_atomic(marker, made_from)
 
     def fill(self, label: str, answer: Callable[[int, slice, Advance], pd.DataFrame]) -> None:
         """Make the chunks that are missing.
@@ -98,7 +101,7 @@ class PartialPredictions:
                     advance(end - start)
                     continue
                 table = answer(index, slice(start, end), advance)
-                with file_atomic(path) as scratch:
+                with explain_failed_write(self._target), file_atomic(path) as scratch:
                     # A chunk without any answer would otherwise have a column of no type.
                     found = pa.Table.from_pandas(table, _schema(table), preserve_index=False)
                     pq.write_table(found, scratch)
@@ -111,22 +114,30 @@ class PartialPredictions:
             counts.update(str(value) for value in values.to_pylist() if value is not None)
         return counts
 
-    def join(self) -> None:
-        """Write all chunks to the target, whole or not at all, one at a time; remove the folder."""
+    def join(self, *, without: Sequence[str] = ()) -> None:
+        """Write all chunks to the target, whole or not at all, one at a time; remove the folder.
+
+        Args:
+            without: Columns that are left out.
+        """
         kind = self._target.suffix.lower()
+        schema = pq.read_schema(self._paths[0])
+        names = [name for name in schema.names if name not in without]
         with file_atomic(self._target) as scratch:
             if kind == ".parquet":
-                with pq.ParquetWriter(scratch, pq.read_schema(self._paths[0])) as writer:
+                kept = pa.schema([schema.field(name) for name in names])
+                with pq.ParquetWriter(scratch, kept) as writer:
                     for path in self._paths:
-                        writer.write_table(pq.read_table(path))
+                        writer.write_table(pq.read_table(path, columns=names))
             else:
-                _join_text(self._paths, scratch, kind=kind)
+                _join_text(self._paths, scratch, names, kind=kind)
         shutil.rmtree(self._folder)
 
 
 def describe_run(folder: Path) -> str:
     """Return a hash of all that a finished run predicts with."""
-    files = [folder / name for name in (FILE, QUESTIONS_FILE, TUNED_FILE, ARRAYS, SETTINGS_FILE)]
+    names = (FILE, QUESTIONS_FILE, TUNED_FILE, ARRAYS, SETTINGS_FILE, BASES_FILE)
+    files = [folder / name for name in names]
     for name in (ADAPTER, MODEL):
         files += sorted(path for path in (folder / name).rglob("*") if path.is_file())
     digest = hashlib.sha256()
@@ -156,16 +167,18 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _schema(table: pd.DataFrame) -> pa.Schema:
-    kinds = {"f": pa.float64(), "i": pa.int64()}
+    kinds = {"f": pa.float64(), "i": pa.int64(), "b": pa.bool_()}
     return pa.schema(
         [(str(name), kinds.get(table[name].dtype.kind, pa.string())) for name in table.columns]
     )
 
 
-def _join_text(paths: Sequence[Path], target: Path, *, kind: str) -> None:
+def _join_text(paths: Sequence[Path], target: Path, names: list[str], *, kind: str) -> None:
     with target.open("w", encoding="utf-8", newline="") as file:
         for place, path in enumerate(paths):
-            write_text_table(pd.read_parquet(path), file, kind=kind, header=place == 0)
+            # A missing whole number must not make fractions of the others.
+            table = pq.read_table(path, columns=names).to_pandas(integer_object_nulls=True)
+            write_text_table(table, file, kind=kind, header=place == 0)
 
 
 def write_text_table(table: pd.DataFrame, file: IO[str], *, kind: str, header: bool = True) -> None:

@@ -1,41 +1,43 @@
-"""Use a finished run on new files: predict, or evaluate."""
+"""Predict new files with a finished run."""
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from taskfit.data import Example, notes_of, read_table, rename_columns
 from taskfit.errors import DataError, suggestion
+from taskfit.files import refuse_over_input
+from taskfit.lock import only_one_at_a_time
 from taskfit.methods.method import Advance
+from taskfit.models.identity import describe_model
+from taskfit.runs.classifier import Classifier
 from taskfit.runs.load import load_classifier
-from taskfit.runs.measured import LEVELS, MeasuredSets
 from taskfit.runs.partial import PartialPredictions, describe_run
 from taskfit.runs.predictions import (
+    ERROR,
     SET_SIZE,
-    checked_set_name,
+    SHORTENED,
     prediction_table,
     renaming_note,
 )
-from taskfit.runs.records import RunResult
 from taskfit.runs.rows import (
-    advice_on_columns,
     fingerprint,
-    labelled_examples,
-    reading_notes,
     text_examples,
 )
-from taskfit.runs.slices import GOLD, group_examples
 from taskfit.screen import Screen
-from taskfit.settings import DataSettings
-from taskfit.stats import Evaluation
 from taskfit.stats.conformal import prediction_sets
+from taskfit.tasks.shortening import noting_shortened
 
 CHUNK = 5000
+FloatArray = NDArray[np.float64]
 WRITERS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -50,10 +52,14 @@ class PredictedTable:
     Attributes:
         table: One row a text, as `prediction_table` makes it.
         labels: Question (one without a name for the usual task) -> its labels, in their order.
+        num_errors: Rows without an answer, as they have no text.
+        num_shortened: Texts that lost their end.
     """
 
     table: pd.DataFrame
     labels: dict[str, list[str]]
+    num_errors: int = 0
+    num_shortened: int = 0
 
     def answers(self, question: str) -> Iterator[tuple[str | None, dict[str, float]]]:
         """Return each text's answer to a question (None: there is none) and all probabilities."""
@@ -62,7 +68,8 @@ class PredictedTable:
         columns = [self.table[f"p{end}_{name}"] for name in names]
         rows = zip(*columns, strict=True)
         for found, row in zip(self.table[f"predicted{end}"], rows, strict=True):
-            yield found, dict(zip(names, map(float, row), strict=True))
+            answer = None if pd.isna(found) else str(found)
+            yield answer, dict(zip(names, map(float, row), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +77,17 @@ class PredictedFile:
     """What `predict_file` gives back.
 
     Attributes:
-        num_texts: Texts predicted.
+        num_rows: Rows of the file.
+        num_errors: Rows without an answer, as they have no text.
+        num_shortened: Texts that lost their end.
         counts: Column of answers (one a question) -> how often each was given, most frequent first.
         set_sizes: Column of their sizes (one a question) -> how many prediction sets there are of
             each size; empty without a coverage.
     """
 
-    num_texts: int
+    num_rows: int
+    num_errors: int
+    num_shortened: int
     counts: dict[str, dict[str, int]]
     set_sizes: dict[str, dict[int, int]]
 
@@ -94,8 +105,14 @@ def predict_file(
     per_class: bool = False,
     columns: Mapping[str, str] = MappingProxyType({}),
     quotes: str = "auto",
+    allow_other_base: bool = False,
+    only_predictions: bool = False,
+    overwrite: bool = False,
 ) -> PredictedFile:
     """Predict the labels of a file's texts and write them with all probabilities.
+
+    As many rows come out as the file has, in its order and with its other columns; one without any
+    text says so in a column `error`.
 
     Finished chunks are kept beside the target until it is whole; the same call goes on from them.
 
@@ -111,22 +128,51 @@ def predict_file(
         per_class: Whether the coverage is to hold for the texts of every label.
         columns: Column of the task -> column of the source, where it has another name.
         quotes: Of a CSV or TSV file; see `data.quotes`.
+        allow_other_base: Whether a base will do that is not the one of the run.
+        only_predictions: Whether id, texts and predictions are written alone.
+        overwrite: Whether the source may be the target.
 
     Raises:
-        TaskfitError: If the run, the source, the target's kind or the coverage does not allow it.
+        TaskfitError: If the run, the source, the target or the coverage does not allow it.
     """
     check_target(target)
-    predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
+    refuse_over_input(target, [source], overwrite=overwrite)
+    predictor = functools.partial(
+        _Predictor,
+        *(folder, device, options or {}, coverage),
+        per_class=per_class,
+        allow_other_base=allow_other_base,
+        only_predictions=only_predictions,
+    )
+    given = (
+        f"{dict(options or {})}, coverage {coverage}, per class {per_class}, only predictions "
+        f"{only_predictions}"
+    )
+    with only_one_at_a_time(target, beside=True):
+        loaded = predictor()
+        if allow_other_base:  # its own is part of the run
+            given += f", base {loaded.describe_base()}"
+        table = read_table(source, encoding=encoding, split="test", quotes=quotes)
+        for note in notes_of(table):
+            screen.note(note)
+        table = named_columns(table, columns, loaded.columns, source)
+        made_from = {"run": describe_run(folder), "options": given}
+        return _predict_file(loaded, table, source, target, screen, made_from=made_from)
+
+
+def _predict_file(
+    predictor: "_Predictor",
+    table: pd.DataFrame,
+    source: str,
+    target: Path,
+    screen: Screen,
+    *,
+    made_from: Mapping[str, str],
+) -> PredictedFile:
     read = functools.partial(predictor.read, source=source)
-    table = read_table(source, encoding=encoding, split="test", quotes=quotes)
-    for note in notes_of(table):
-        screen.note(note)
-    table = named_columns(table, columns, predictor.columns, source)
     # All chunks are read once before any is predicted, so that what is wrong in the last one is
     # said now.
-    digest = _fingerprint(table, read)
-    given = f"{dict(options or {})}, coverage {coverage}, per class {per_class}"
-    made_from = {"source": digest, "run": describe_run(folder), "options": given}
+    made_from = {"source": _fingerprint(table, read), **made_from}
     partial = PartialPredictions(target, made_from, num_rows=len(table), chunk=CHUNK, screen=screen)
 
     def answer(index: int, rows: slice, advance: Advance) -> pd.DataFrame:
@@ -142,8 +188,9 @@ def predict_file(
             column = f"{SET_SIZE}{question.ending}"
             by_size = partial.count(column)
             sizes[column] = {size: by_size[str(size)] for size in sorted(map(int, by_size))}
-    partial.join()
-    return PredictedFile(len(table), counts, sizes)
+    num_errors, num_shortened = partial.count(ERROR).total(), partial.count(SHORTENED)["True"]
+    partial.join(without=predictor.left_out)
+    return PredictedFile(len(table), num_errors, num_shortened, counts, sizes)
 
 
 def predict_table(
@@ -157,6 +204,8 @@ def predict_table(
     coverage: float | None = None,
     per_class: bool = False,
     columns: Mapping[str, str] = MappingProxyType({}),
+    allow_other_base: bool = False,
+    only_predictions: bool = False,
 ) -> PredictedTable:
     """Predict the labels of texts at hand, such as a few lines; nothing is written.
 
@@ -171,11 +220,21 @@ def predict_table(
         coverage: See `predict_file`.
         per_class: See `predict_file`.
         columns: See `predict_file`.
+        allow_other_base: See `predict_file`.
+        only_predictions: See `predict_file`.
 
     Raises:
         TaskfitError: If the run, the texts or the coverage does not allow it.
     """
-    predictor = _Predictor(folder, device, options or {}, coverage, per_class=per_class)
+    predictor = _Predictor(
+        folder,
+        device,
+        options or {},
+        coverage,
+        per_class=per_class,
+        allow_other_base=allow_other_base,
+        only_predictions=only_predictions,
+    )
     table = make_table(predictor.columns)
     for note in notes_of(table):
         screen.note(note)
@@ -185,7 +244,12 @@ def predict_table(
     with screen.progress(f"predicting {source}", len(texts)) as advance:
         found = predictor.answer(texts, advance)
     labels = {name: question.task.label_names for name, question in predictor.questions.items()}
-    return PredictedTable(found, labels)
+    return PredictedTable(
+        found.drop(columns=list(predictor.left_out)),
+        labels,
+        num_errors=int(found[ERROR].notna().sum()),
+        num_shortened=int(found[SHORTENED].sum()),
+    )
 
 
 class _Predictor:
@@ -199,6 +263,8 @@ class _Predictor:
         coverage: float | None,
         *,
         per_class: bool,
+        allow_other_base: bool,
+        only_predictions: bool,
     ) -> None:
         """Load the run.
 
@@ -208,12 +274,16 @@ class _Predictor:
             options: See `predict_file`.
             coverage: See `predict_file`.
             per_class: See `predict_file`.
+            allow_other_base: See `predict_file`.
+            only_predictions: See `predict_file`.
 
         Raises:
             TaskfitError: If the run does not allow it.
         """
-        self._classifier = load_classifier(folder, device=device).with_options(options)
+        found = load_classifier(folder, device=device, allow_other_base=allow_other_base)
+        self._classifier = found.with_options(options)
         self.questions = self._classifier.questions
+        self._only_predictions = only_predictions
         self.limits = {}
         if coverage is not None:
             self.limits = {
@@ -226,87 +296,64 @@ class _Predictor:
         """Return the text columns that are read."""
         return tuple(self._classifier.asked.text)
 
+    def describe_base(self) -> str:
+        """Return a digest of the language model's files; empty where none is read."""
+        model = self._classifier.method.context.model
+        return "" if model is None else describe_model(model.name, model.revision)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Return the columns that are no predictions, where these are asked for alone."""
+        return (SHORTENED, ERROR) if self._only_predictions else ()
+
     def read(self, table: pd.DataFrame, *, source: str) -> list[Example]:
-        """Return the texts of a table; see `text_examples`."""
-        return text_examples(table, asked=self._classifier.asked, source=source)
+        """Return the rows of a table with all its columns; see `text_examples`."""
+        others = () if self._only_predictions else other_columns(table, self.columns)
+        asked = self._classifier.asked
+        return text_examples(table, asked, source=source, carried=others, require_text=False)
 
     def answer(self, texts: Sequence[Example], advance: Advance) -> pd.DataFrame:
         """Return a row for each text; see `prediction_table`."""
-        found = self._classifier.probabilities(texts, advance=advance)
+        found, shortened = answers_of(self._classifier, texts, advance)
         sets = {
             name: prediction_sets(found[:, self.questions[name].columns], limit)
             for name, limit in self.limits.items()
         }
-        return prediction_table(texts, found, self.questions, sets=sets)
+        return prediction_table(
+            texts, found, self.questions, sets=sets, shortened=shortened, keeps_id=True
+        )
 
     def say_renamed(self, texts: Sequence[Example], screen: Screen) -> None:
         """Say which columns stand under other names."""
-        if note := renaming_note(texts, self._classifier.asked.tasks):
+        if note := renaming_note(texts, self._classifier.asked.tasks, keeps_id=True):
             screen.note(note)
 
 
-def evaluate_file(
-    folder: Path,
-    source: str,
-    *,
-    name: str,
-    encoding: str,
-    device: str,
-    screen: Screen,
-    by: Sequence[str] = (),
-    columns: Mapping[str, str] = MappingProxyType({}),
-    quotes: str = "auto",
-) -> dict[str, Evaluation]:
-    """Evaluate a finished run on a labelled file; add it to the run's result and predictions.
+def answers_of(
+    classifier: Classifier, examples: Sequence[Example], advance: Advance
+) -> tuple[FloatArray, set[str]]:
+    """Return the probabilities of all rows, and the ids of those whose texts were shortened.
 
-    Args:
-        folder: A finished run of one question or several.
-        source: File or hub id with the task's columns; of several questions at least one label.
-        name: What to call the evaluation set.
-        encoding: Of the source.
-        device: See `model.device`.
-        screen: Where progress is shown.
-        by: Columns of the file to cut the metrics up by, `gold` being the right label.
-        columns: See `predict_file`; of texts and labels.
-        quotes: See `predict_file`.
-
-    Returns:
-        Metrics by set; SET/QUESTION where there are several.
-
-    Raises:
-        TaskfitError: If the run or the source does not allow it.
+    Rows without any text have no answer: NaN for every label, (N, L).
     """
-    checked_set_name(name)
-    result = RunResult.load(folder)
-    classifier = load_classifier(folder, device=device)
-    asked, carried = classifier.asked, list(dict.fromkeys(c for c in by if c != GOLD))
-    table = read_table(source, encoding=encoding, split="test", quotes=quotes)
-    labels = [task.label_column for task in asked.tasks.values()]
-    table = named_columns(table, columns, [*asked.text, *labels], source)
-    _check_carried(table, carried, source)
-    examples = labelled_examples(
-        table,
-        asked,
-        DataSettings(slices=carried),
-        source=source,
-        every_question=False,
-        advice=advice_on_columns(asked.text),
-    )
-    for told in reading_notes(table, examples, source):
-        screen.note(told)
-    group_examples(name, examples, by)
-    if note := renaming_note(examples, asked.tasks):
-        screen.note(note)
-    with screen.progress(f"evaluating {name}", len(examples)) as advance:
-        probabilities = classifier.probabilities(examples, advance=advance)
-    found = MeasuredSets()
-    found.add(classifier, name, examples, probabilities, folder, screen, by=by)
-    for key, records in (("coverage", found.coverage), (LEVELS, found.levels)):
-        if records:
-            result.details.setdefault(key, {}).update(records)
-    result.evaluations.update(found.evaluations)
-    result.save(folder)
-    return found.evaluations
+    asked = [i for i, example in enumerate(examples) if not example.is_blank]
+    width = max(question.columns.stop for question in classifier.questions.values())
+    found = np.full((len(examples), width), np.nan)
+    with noting_shortened() as shortened:
+        if asked:
+            found[asked] = classifier.probabilities([examples[i] for i in asked], advance=advance)
+    advance(len(examples) - len(asked))
+    return found, shortened
+
+
+def other_columns(table: pd.DataFrame, texts: Sequence[str]) -> list[str]:
+    """Return the columns of a table beside those of the texts."""
+    return [str(name) for name in table.columns if name not in texts]
+
+
+def count_errors(num: int) -> str:
+    """Return words for rows that have no answer."""
+    return f"{num:,} row{'s' * (num != 1)} without a text, marked in the column {ERROR}"
 
 
 def named_columns(
@@ -342,21 +389,15 @@ def check_target(target: Path) -> None:
         raise DataError(
             f"{target}: predictions are written as {', '.join(WRITERS)}; name the file so."
         )
+    if target.is_dir():
+        raise DataError(f"{target} is a folder; name a file to write.")
 
 
 def _fingerprint(table: pd.DataFrame, read: Read) -> str:
     digest = hashlib.sha256()
     for start in range(0, len(table), CHUNK):
-        digest.update(fingerprint(read(table.iloc[start : start + CHUNK])).encode())
+        rows = read(table.iloc[start : start + CHUNK])
+        digest.update(fingerprint(rows).encode())
+        # What is only handed through makes other chunks, too.
+        digest.update(json.dumps([dict(row.columns or {}) for row in rows]).encode())
     return digest.hexdigest()[:16]
-
-
-def _check_carried(table: pd.DataFrame, carried: Sequence[str], source: str) -> None:
-    present = [str(name) for name in table.columns]
-    for name in carried:
-        if name not in present:
-            raise DataError(
-                f"{source} has no column {name!r} to cut the metrics up by; it has: "
-                f"{', '.join(present)}; and {GOLD} is the right label."
-                f"{suggestion(name, [*present, GOLD])}"
-            )

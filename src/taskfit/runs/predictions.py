@@ -1,6 +1,6 @@
 """Predictions as tables: what `predict` writes and what a run keeps of each evaluation set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,6 +22,9 @@ BoolArray = NDArray[np.bool_]
 
 SET, SET_SIZE = "prediction_set", "prediction_set_size"
 OWN = ("gold", "predicted", "expected", SET, SET_SIZE)
+SHORTENED, ERROR = "shortened", "error"  # of a text, whatever is asked about it
+ID = "id"
+NO_TEXT = "the row has no text"
 
 
 def write_predictions(
@@ -30,6 +33,7 @@ def write_predictions(
     examples: Sequence[Example],
     probabilities: FloatArray,
     questions: Mapping[str, AskedQuestion],
+    shortened: Set[str] | None = None,
 ) -> None:
     """Write `predictions/NAME.parquet`, as `prediction_table` makes it.
 
@@ -38,7 +42,8 @@ def write_predictions(
     """
     checked_set_name(name)
     with file_atomic(folder / "predictions" / f"{name}.parquet") as path:
-        prediction_table(examples, probabilities, questions).to_parquet(path, index=False)
+        table = prediction_table(examples, probabilities, questions, shortened=shortened)
+        table.to_parquet(path, index=False)
 
 
 def checked_set_name(name: str) -> str:
@@ -60,8 +65,13 @@ def prediction_table(
     questions: Mapping[str, AskedQuestion],
     *,
     sets: Mapping[str, BoolArray] = MappingProxyType({}),
+    shortened: Set[str] | None = None,
+    keeps_id: bool = False,
 ) -> pd.DataFrame:
     """Return one row an example: id, texts, carried columns, gold, predicted, p_LABEL each.
+
+    Then there are `shortened`, whether the text lost its end, and `error`, why a row has no answer;
+    it is empty where all is well.
 
     Of several questions there are gold_QUESTION, predicted_QUESTION, p_QUESTION_LABEL, and of a
     score expected_QUESTION, the expected level. Gold stands there where it is known. Several labels
@@ -73,10 +83,16 @@ def prediction_table(
         probabilities: (N, L), the labels of all questions side by side.
         questions: By name.
         sets: Question -> which labels are in each prediction set, (N, L_q); adds sets and sizes.
+        shortened: Ids of texts that lost their end; None: it is not known, and there is no column.
+        keeps_id: Whether a carried column `id` stands in the place of ours, which says file and
+            line.
     """
-    columns: dict[str, Sequence[object]] = {"id": [example.id for example in examples]}
+    columns: dict[str, Sequence[object] | pd.Series[int]] = {
+        ID: [example.id for example in examples]
+    }
     first = examples[0]
-    renamed = _renamed(first, {name: question.task for name, question in questions.items()})
+    tasks = {name: question.task for name, question in questions.items()}
+    renamed = _renamed(first, tasks, keeps_id=keeps_id)
     for column in first.texts:
         columns[renamed.get(column, column)] = [example.texts[column] for example in examples]
     for column in first.columns or ():
@@ -96,8 +112,16 @@ def prediction_table(
             columns[f"p{end}_{label}"] = own[:, index].tolist()
         if name in sets:
             names = np.array(labels, dtype=object)
-            columns[f"{SET}{end}"] = [SEVERAL.join(names[row]) for row in sets[name]]
-            columns[f"{SET_SIZE}{end}"] = sets[name].sum(axis=1).tolist()
+            chosen: list[list[str] | None] = [
+                None if np.isnan(row).all() else list(names[is_in])
+                for row, is_in in zip(own, sets[name], strict=True)
+            ]
+            sizes = [None if row is None else len(row) for row in chosen]
+            columns[f"{SET}{end}"] = [None if row is None else SEVERAL.join(row) for row in chosen]
+            columns[f"{SET_SIZE}{end}"] = pd.Series(sizes, dtype="Int64")
+    if shortened is not None:
+        columns[SHORTENED] = [example.id in shortened for example in examples]
+    columns[ERROR] = [NO_TEXT if example.is_blank else None for example in examples]
     return pd.DataFrame(columns)
 
 
@@ -110,11 +134,16 @@ def renamed_columns(
         columns: The user's.
         labels: Question -> its labels.
     """
-    ours = {"id"}
+    ours = {ID, SHORTENED, ERROR}
     for name, own in labels.items():
         end = f"_{name}" if name else ""
         ours |= {f"{column}{end}" for column in OWN if name or column != "expected"}
         ours |= {f"p{end}_{label}" for label in own}
+    return names_beside(columns, ours)
+
+
+def names_beside(columns: Sequence[str], ours: Set[str]) -> Mapping[str, str]:
+    """Return new names of those of the user's columns that are called like one of ours."""
     taken = {*ours, *columns}
     renamed: dict[str, str] = {}
     for column in columns:
@@ -127,18 +156,23 @@ def renamed_columns(
     return renamed
 
 
-def renaming_note(examples: Sequence[Example], tasks: Mapping[str, Task]) -> str | None:
+def renaming_note(
+    examples: Sequence[Example], tasks: Mapping[str, Task], *, keeps_id: bool = False
+) -> str | None:
     """Return a line that says which columns stand under other names in predictions, or None."""
-    renamed = _renamed(examples[0], tasks) if examples else {}
+    renamed = _renamed(examples[0], tasks, keeps_id=keeps_id) if examples else {}
     if not renamed:
         return None
     pairs = ", ".join(f"{old} is called {new}" for old, new in renamed.items())
     return f"in predictions the table's column {pairs}, as they have a column of that name"
 
 
-def _renamed(example: Example, tasks: Mapping[str, Task]) -> Mapping[str, str]:
+def _renamed(
+    example: Example, tasks: Mapping[str, Task], *, keeps_id: bool = False
+) -> Mapping[str, str]:
     labels = {name: task.label_names for name, task in tasks.items()}
-    return renamed_columns([*example.texts, *(example.columns or ())], labels)
+    carried = [name for name in example.columns or () if not (keeps_id and name == ID)]
+    return renamed_columns([*example.texts, *carried], labels)
 
 
 def _answer(row: FloatArray, labels: Sequence[str], *, several: bool) -> str | None:

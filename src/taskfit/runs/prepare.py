@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from taskfit.data import (
@@ -11,15 +12,18 @@ from taskfit.data import (
     check_several_classes,
     draw,
     drop_overlap,
-    split_validation,
 )
 from taskfit.data.overlap import text_key
-from taskfit.errors import DataError, SettingsError
+from taskfit.errors import DataError, SettingsError, TaskfitError
+from taskfit.runs.earlier import VALIDATION, Earlier, Kept, find_earlier
+from taskfit.runs.hold_out import TEST_SET, hold_out_test, hold_out_validation, share_of_test
+from taskfit.runs.origin import Origin
 from taskfit.runs.rows import (
     fingerprint,
     read_test,
     text_examples,
 )
+from taskfit.runs.seen import Seen, seen_in, tables_of
 from taskfit.runs.sources import check_labels_task, read_source
 from taskfit.runs.training_table import asked_and_train
 from taskfit.settings import DataSettings, RunSettings
@@ -29,15 +33,6 @@ from taskfit.tasks import (
 )
 from taskfit.tasks.question_files import is_questionnaire, questionnaire_to_dict
 from taskfit.tasks.questions import Asked, Questionnaire
-
-# Seed of the split that `data.test_fraction` asks for; it must not depend on the run's.
-TEST_SPLIT_SEED = 20140602
-TEST_SET = "test"
-# From here on a fifth of the table is a test set that tells something (40 texts: +-.15).
-ENOUGH_FOR_TEST = 200
-AUTO_TEST_FRACTION = 0.2
-AUTO_VALIDATION_FRACTION = 0.1
-FEWEST_VALIDATION = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +67,27 @@ class PreparedData:
         assert isinstance(self.asked, Task), "several questions for what serves one"
         return self.asked
 
+    @property
+    def sets(self) -> dict[str, list[Example]]:
+        """Return all sets by name."""
+        parts = {
+            "train": self.train,
+            VALIDATION: self.validation,
+            "demonstrations": self.demonstrations,
+            **({"unlabeled": self.unlabeled} if self.unlabeled else {}),
+        }
+        return sets_by_name(parts, self.evaluations)
 
-def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedData:
+
+def prepare_data(
+    settings: RunSettings, *, several: bool = False, origin: Origin | None = None
+) -> PreparedData:
     """Read and split everything that a run needs.
 
     Args:
         settings: All settings.
         several: Whether the task may have several questions.
+        origin: The finished run that this one goes on from.
 
     Raises:
         DataError: If a table cannot be read or does not fit the task.
@@ -89,45 +98,27 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
     data = settings.data
     if data.num_train is not None and data.shots_per_class is not None:
         raise SettingsError("Give data.num_train or data.shots_per_class, not both.")
-    asked, read, evaluations, guessed = asked_and_train(settings)
-    if read and isinstance(asked, Task):
+    asked, read, evaluations, guessed = asked_and_train(settings, origin)
+    earlier = Earlier()
+    if origin is not None:
+        earlier = find_earlier(settings, asked, read, origin)
+        read, evaluations = [*read, *earlier.rows], {**earlier.evaluations, **evaluations}
+    if read and isinstance(asked, Task) and (origin is None or origin.weights is None):
         check_several_classes(read)
-    train = [example for example in read if example.answers != {}]
-    num_answered = len(train)
-    share = test_share(data, len(train), has_tests=bool(evaluations))
-    if share:
-        train, evaluations = _hold_out_test(train, evaluations, data, share)
+    answered = [example for example in read if example.answers != {}]
+    rows = earlier.kept(answered, keeps_test=TEST_SET not in data.tests)
+    rows, evaluations = _with_test(rows, evaluations, data)
     evaluations = _all_evaluations(evaluations, asked, data, guessed)
     validation: list[Example] = []
     if data.validation is not None:
         validation = read_test(data.validation, asked, data, notes=guessed)
-    overlap = None
-    if train:
-        held_out = sets_by_name({"validation": validation} if validation else {}, evaluations)
-        train, overlap = drop_overlap(train, held_out)
-        if not train:
-            raise DataError(
-                "Every training example also stands in an evaluation set, so none is left to "
-                "train on. Are the same files given as training and evaluation data?"
-            )
-    if overlap is not None and data.validation is None:
-        train, validation, overlap = _hold_out(train, overlap, settings)
+    train, validation, overlap = _split(rows, validation, evaluations, settings, earlier)
     if data.num_train is not None or data.shots_per_class is not None:
         drawn = {"num_examples": data.num_train, "shots_per_class": data.shots_per_class}
         train = draw(train, **drawn, seed=settings.seed)
-    demonstrations, train = _demonstrations(asked, train, settings)
+    demonstrations, train = _demonstrations(asked, train, settings, origin)
     unlabeled = _unlabeled(asked, data, {**evaluations, "validation": validation})
-    sets = {
-        "train": train,
-        "validation": validation,
-        "demonstrations": demonstrations,
-        **({"unlabeled": unlabeled} if unlabeled else {}),
-    }
-    hashes = {name: fingerprint(found) for name, found in sets_by_name(sets, evaluations).items()}
-    if isinstance(asked, Questionnaire):
-        shown = json.dumps(questionnaire_to_dict(asked), ensure_ascii=False)
-        hashes["questions"] = hashlib.sha256(shown.encode()).hexdigest()[:16]
-    return PreparedData(
+    found = PreparedData(
         asked=asked,
         train=train,
         validation=validation,
@@ -135,9 +126,89 @@ def prepare_data(settings: RunSettings, *, several: bool = False) -> PreparedDat
         evaluations=evaluations,
         overlap=overlap,
         unlabeled=unlabeled,
-        fingerprint=hashes,
-        notes=(*guessed, *_notes(asked, len(read) - num_answered, evaluations)),
+        fingerprint={},
+        notes=(
+            *guessed,
+            *earlier.notes,
+            *earlier.learned_tests({**evaluations, VALIDATION: validation}),
+            *_notes(asked, len(read) - len(answered), evaluations),
+            *_left_out(rows),
+        ),
     )
+    hashes = {name: fingerprint(examples) for name, examples in found.sets.items()}
+    if isinstance(asked, Questionnaire):
+        shown = json.dumps(questionnaire_to_dict(asked), ensure_ascii=False)
+        hashes["questions"] = hashlib.sha256(shown.encode()).hexdigest()[:16]
+    return replace(found, fingerprint=hashes)
+
+
+def with_seen(origin: Origin) -> Origin:
+    """Return a run with its texts, which it did not write down if an earlier version fitted it.
+
+    Then they are those of its data, where these are unchanged; else none is known.
+    """
+    if origin.seen is not None:
+        return origin
+    seen = Seen()
+    with suppress(TaskfitError):
+        data = prepare_data(origin.settings, several=True)
+        if data.fingerprint == origin.fingerprint:
+            seen = seen_in(data.sets, tables_of(origin.settings))
+    return replace(origin, seen=seen)
+
+
+def _with_test(
+    rows: Kept, evaluations: dict[str, list[Example]], data: DataSettings
+) -> tuple[Kept, dict[str, list[Example]]]:
+    """Hold the evaluation set `test` out of new rows; what was in it before is in it again."""
+    fresh, goes_on = rows.fresh, bool(rows.learned or rows.test)
+    share = share_of_test(data, len(fresh), has_tests=bool(evaluations), goes_on=bool(rows.test))
+    if share and not (goes_on and share * len(fresh) < 1):
+        fresh, evaluations = hold_out_test(fresh, evaluations, data, share)
+    if rows.test:
+        evaluations = {TEST_SET: [*rows.test, *evaluations.pop(TEST_SET, [])], **evaluations}
+    return replace(rows, fresh=fresh), evaluations
+
+
+def _split(
+    rows: Kept,
+    validation: list[Example],
+    evaluations: Mapping[str, list[Example]],
+    settings: RunSettings,
+    earlier: Earlier,
+) -> tuple[list[Example], list[Example], Overlap | None]:
+    """Return training and validation examples, and the texts that stand in several sets.
+
+    Raises:
+        DataError: If no training example is left.
+    """
+    train = [*rows.learned, *rows.validation, *rows.fresh]
+    if not train:
+        return [], validation, None
+    held_out = sets_by_name({VALIDATION: validation} if validation else {}, evaluations)
+    train, overlap = drop_overlap(train, held_out)
+    if not train:
+        raise DataError(
+            "Every training example also stands in an evaluation set, so none is left to "
+            "train on. Are the same files given as training and evaluation data?"
+        )
+    if settings.data.validation is not None:
+        return train, validation, overlap
+    rows = earlier.kept(train)
+    fresh, validation, overlap = hold_out_validation(
+        rows.fresh, overlap, settings, num_before=len(rows.validation)
+    )
+    return [*rows.learned, *fresh], [*rows.validation, *validation], overlap
+
+
+def _left_out(rows: Kept) -> list[str]:
+    """Say which rows are not trained on since an earlier run was measured on them."""
+    if not rows.left_out:
+        return []
+    return [
+        f"left out {len(rows.left_out):,} rows that stood in an evaluation set of the run that "
+        f"this one goes on from (first: {rows.left_out[0].id})"
+    ]
 
 
 def _notes(
@@ -198,113 +269,13 @@ def _all_evaluations(
     return evaluations
 
 
-def test_share(data: DataSettings, num_rows: int, *, has_tests: bool) -> float:
-    """Return the share of the training table that becomes the evaluation set `test`."""
-    if data.test_fraction != "auto":
-        return data.test_fraction
-    enough = num_rows >= ENOUGH_FOR_TEST and not data.tests and not has_tests
-    return AUTO_TEST_FRACTION if enough else 0.0
-
-
-def validation_share(settings: RunSettings, num_rows: int, num_labels: int) -> float:
-    """Return the share of the training table that is held out for validation.
-
-    Fewer than `FEWEST_VALIDATION` choose weights by chance, so they are given back to training,
-    unless something that was asked for cannot do without them.
-    """
-    fraction = settings.data.validation_fraction
-    if fraction != "auto":
-        return fraction
-    calibration, training = settings.calibration, settings.training
-    needed = (
-        calibration.temperature
-        or calibration.prediction_sets
-        or training.early_stopping is not None
-        or settings.search.requested
-        or settings.method.is_tuning
-    )
-    # A run that draws a few rows of a large table has few labels, also for choosing.
-    data = settings.data
-    drawn = data.num_train or (data.shots_per_class or num_rows) * num_labels
-    enough = AUTO_VALIDATION_FRACTION * min(drawn, num_rows) >= FEWEST_VALIDATION
-    return AUTO_VALIDATION_FRACTION if needed or enough else 0.0
-
-
-def _hold_out_test(
-    train: Sequence[Example],
-    evaluations: Mapping[str, list[Example]],
-    data: DataSettings,
-    share: float,
-) -> tuple[list[Example], dict[str, list[Example]]]:
-    """Take the evaluation set `test` out of the training table; return what is left, and all sets.
-
-    All copies of a text go to the same side, so that none has to be dropped. Where a class would
-    be lost to training with them, its texts stay there.
-    """
-    if TEST_SET in {*evaluations, *data.tests}:
-        raise SettingsError(
-            f"data.test_fraction={share:g} makes an evaluation set called "
-            f"`{TEST_SET}`, but there is one of this name already. Leave data.test_fraction out, "
-            "or give the other one another name (data.tests)."
-        )
-    if not train:
-        raise SettingsError(
-            f"data.test_fraction={share:g} is a share of the training table, but "
-            "there is none. Give a table, or leave it out."
-        )
-    rest, held_out = split_validation(
-        train, fraction=share, max_validation=len(train), seed=TEST_SPLIT_SEED
-    )
-    keys = _keys_to_hold_out(rest, held_out)
-    test = [example for example in train if text_key(example) in keys]
-    if not test:
-        raise DataError(
-            f"data.test_fraction={share:g} of {len(train)} training examples leaves "
-            "no example for the evaluation set. Give more data, a larger share, or a test file "
-            "with --test NAME=FILE."
-        )
-    left = [example for example in train if text_key(example) not in keys]
-    return left, {TEST_SET: test, **evaluations}
-
-
-def _keys_to_hold_out(rest: Sequence[Example], held_out: Sequence[Example]) -> set[tuple[str, ...]]:
-    """Return the texts to hold out with all their copies, so that every class keeps a text."""
-    keys = {text_key(example) for example in held_out}
-    safe = {example.label for example in rest if text_key(example) not in keys}
-    return keys - {text_key(example) for example in rest if example.label not in safe}
-
-
-def _hold_out(
-    train: Sequence[Example], overlap: Overlap, settings: RunSettings
-) -> tuple[list[Example], list[Example], Overlap]:
-    """Hold out a validation set; a text that stands several times stays on one side.
-
-    Copies of held-out texts leave training and are counted in the overlap. Where a class would be
-    lost with them, its held-out texts go back instead.
-    """
-    rest, held_out = split_validation(
-        train,
-        fraction=validation_share(settings, len(train), len({e.label for e in train})),
-        max_validation=settings.data.max_validation,
-        seed=settings.seed,
-    )
-    keys = _keys_to_hold_out(rest, held_out)
-    validation = [example for example in held_out if text_key(example) in keys]
-    copies = [example.id for example in rest if text_key(example) in keys]
-    if copies:
-        overlap = replace(
-            overlap,
-            num_dropped=overlap.num_dropped + len(copies),
-            dropped_by_set={**overlap.dropped_by_set, "validation": len(copies)},
-            dropped_ids=(*overlap.dropped_ids, *copies)[:5],
-        )
-    return [example for example in train if text_key(example) not in keys], validation, overlap
-
-
 def _demonstrations(
-    asked: Asked, train: list[Example], settings: RunSettings
+    asked: Asked, train: list[Example], settings: RunSettings, origin: Origin | None
 ) -> tuple[list[Example], list[Example]]:
-    """Choose the demonstrations and take them out of the training set."""
+    """Choose the demonstrations and take them out of the training set.
+
+    Behind weights that go on in training stand those that stood there before.
+    """
     method = settings.method
     if asked.num_demonstrations == 0 or not method.shows_demonstrations:
         return [], train
@@ -317,7 +288,7 @@ def _demonstrations(
             f"{asked.num_demonstrations} demonstrations are asked for, but there is no training "
             "data to take them from. Give a table, or set method.num_demonstrations=0."
         )
-    chosen = choose_demonstrations(
+    chosen = _shown_before(asked, settings, origin) or choose_demonstrations(
         train,
         how=how,
         num=asked.num_demonstrations,
@@ -327,3 +298,14 @@ def _demonstrations(
     shown = {text_key(example) for example in chosen}
     # A text that stands in the prompt would be answered by copying.
     return chosen, [example for example in train if text_key(example) not in shown]
+
+
+def _shown_before(asked: Asked, settings: RunSettings, origin: Origin | None) -> list[Example]:
+    """Return the demonstrations that weights were trained behind; none where others are due."""
+    if origin is None or origin.weights is None:
+        return []
+    found, known = origin.demonstrations, {n for t in asked.tasks.values() for n in t.label_names}
+    is_same = len(found) == asked.num_demonstrations and {d.label for d in found} <= known
+    return (
+        found if is_same and settings.method.chosen_by == origin.settings.method.chosen_by else []
+    )

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 
@@ -130,6 +131,9 @@ def read_test(
     What people should know about how it was read is added to `notes`.
     """
     table = read_source(source, encoding=data.encoding, split="test", quotes=data.quotes)
+    if isinstance(asked, Task) and data.label not in table and asked.label_column in table:
+        # In a run that goes on, the new table alone may call its labels otherwise.
+        data = data.model_copy(update={"label": None})
     examples = labelled_examples(table, asked, data, source=source, every_question=every_question)
     if notes is not None:
         notes += reading_notes(table, examples, source)
@@ -142,10 +146,53 @@ def reading_notes(table: pd.DataFrame, examples: Sequence[Example], source: str)
     return [*notes_of(table), *([left_out] if left_out else [])]
 
 
+def labelled_rows(
+    table: pd.DataFrame, asked: Asked, data: DataSettings, *, source: str, advice: str
+) -> list[Example]:
+    """Return every row of a labelled table, those without any text without a label.
+
+    Args:
+        table: As it was read, blank rows kept.
+        asked: One question, or several, of which one suffices.
+        data: Names columns.
+        source: Name of the table, for ids and messages.
+        advice: What to do about a column that is not there.
+
+    Raises:
+        DataError: As `labelled_examples`, or if no row has a text.
+    """
+    labelled = partial(labelled_examples, source=source, every_question=False, advice=advice)
+    texts = [name for name in asked.text if name in table.columns]
+    is_blank = ~table[texts].apply(lambda column: column.str.strip() != "").any(axis=1)
+    if not texts or not is_blank.any():
+        return labelled(table, asked, data)
+    if is_blank.all():
+        raise DataError(f"{source}: no row has a text in {', '.join(texts)}.")
+    rest = iter(labelled(table[~is_blank], asked, data))
+    blank = iter(
+        text_examples(
+            table[is_blank], asked, source=source, carried=data.slices, require_text=False
+        )
+    )
+    return [next(blank) if found else next(rest) for found in is_blank]
+
+
 def text_examples(
-    table: pd.DataFrame, asked: Asked, *, source: str, carried: Sequence[str] = ()
+    table: pd.DataFrame,
+    asked: Asked,
+    *,
+    source: str,
+    carried: Sequence[str] = (),
+    require_text: bool = True,
 ) -> list[Example]:
     """Return the texts of a table, without labels.
+
+    Args:
+        table: As it was read.
+        asked: Names the text columns.
+        source: Name of the table, for ids and messages.
+        carried: Further columns to carry along.
+        require_text: See `to_examples`.
 
     Raises:
         DataError: If a text column is missing or a row is without any text.
@@ -161,7 +208,7 @@ def text_examples(
     columns = Columns(
         text=asked.text, label=None, carried=tuple(carried), advice=advice_on_columns(asked.text)
     )
-    return to_examples(table, columns, source=source)
+    return to_examples(table, columns, source=source, require_text=require_text)
 
 
 def advice_on_columns(text: Sequence[str]) -> str:

@@ -1,13 +1,14 @@
 """A run under way: what its stages hand to each other."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from taskfit.data import Example
 from taskfit.models.adapters import weight_bytes
 from taskfit.models.load import LoadedModel, dtype_reason, load_model, resolve_device
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.origin import Origin
 from taskfit.runs.prepare import PreparedData
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
@@ -62,22 +63,47 @@ def evaluation_sets(
 
 
 def model_of(
-    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount, screen: Screen
+    settings: RunSettings,
+    model: LoadedModel | None,
+    memory: MemoryAccount,
+    screen: Screen,
+    *,
+    origin: Origin | None = None,
 ) -> LoadedModel | None:
-    """Return the model that the method reads: the caller's, a new one, or none."""
+    """Return the model that the method reads, or none; see `base_model`."""
     if not settings.method.reads_model:
         return None
-    return base_model(settings, model, memory, screen)
+    return base_model(settings, model, memory, screen, origin=origin)
 
 
 def base_model(
-    settings: RunSettings, model: LoadedModel | None, memory: MemoryAccount, screen: Screen
+    settings: RunSettings,
+    model: LoadedModel | None,
+    memory: MemoryAccount,
+    screen: Screen,
+    *,
+    origin: Origin | None = None,
 ) -> LoadedModel:
-    """Return the caller's model, or load the one that the settings name."""
-    if model is None:
+    """Return the caller's model, or load the one that the settings name.
+
+    Args:
+        settings: All settings.
+        model: The caller's.
+        memory: Where it is charged.
+        screen: Where the number format is told.
+        origin: The run that this one goes on from; a model that it trained in full is taken.
+    """
+    whole = None if origin is None else origin.whole_model
+    if model is None or whole is not None:
         device = resolve_device(settings.model.device)
         screen.note(dtype_reason(settings.model.dtype, device))
-        model = load_model(settings.model, quantization=settings.adapter)
+        named = settings.model
+        if whole is not None:
+            named = named.model_copy(update={"name": str(whole), "revision": None})
+        model = load_model(named, quantization=settings.adapter)
+        model = replace(model, name=settings.model.name, revision=settings.model.revision)
+        if model.note is not None:
+            screen.note(model.note)
         memory.stage("model")
     else:
         memory.charge("model", weight_bytes(model.tree.model))

@@ -2,17 +2,27 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from taskfit.errors import CheckpointError
 from taskfit.files import write_json_atomic
-from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
+from taskfit.lock import only_one_at_a_time
+from taskfit.runs.file_names import DATA_FILE, RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.settle import as_settled
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_run_settings, settings_differences
 from taskfit.training.distributed import check_same, on_main
 
-DATA_FILE = "data.json"
+
+def run_lock(folder: Path, *, resume: bool) -> AbstractContextManager[None]:
+    """Return the lock of a run's folder, which one command holds at a time.
+
+    Args:
+        folder: The run's folder.
+        resume: Whether the run goes on; then a folder that is not there stays so.
+    """
+    return nullcontext() if resume and not folder.is_dir() else only_one_at_a_time(folder)
 
 
 def open_folder(settings: RunSettings, folder: Path, *, resume: bool) -> None:

@@ -18,9 +18,9 @@ from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.load import resolve_device
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.tree_model import TreeModel
-from taskfit.runs.classifier import ADAPTER, MODEL
 from taskfit.runs.kind import RunKind
 from taskfit.runs.run import Run
+from taskfit.runs.saved import ADAPTER, MODEL
 from taskfit.stats import METRICS, Evaluation
 from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import Checkpoints, TrainingState

@@ -18,13 +18,17 @@ from taskfit.data import (
     look_alike_note,
     to_examples,
 )
-from taskfit.errors import SettingsError
+from taskfit.errors import DataError, SettingsError
+from taskfit.runs.origin import Origin
 from taskfit.runs.rows import labelled_examples, reading_notes, settings_questionnaire, task_columns
 from taskfit.runs.sources import read_builtin, read_source
 from taskfit.settings import RunSettings
-from taskfit.tasks import Task, load_task, override_task, task_from_columns
+from taskfit.tasks import Task, load_task, override_task, task_from_columns, with_labels
 from taskfit.tasks.question_files import is_questionnaire
 from taskfit.tasks.questions import Asked
+
+# The name of tasks that are made from the columns of a table.
+CUSTOM = "custom"
 
 
 def _named(settings: RunSettings) -> Asked | None:
@@ -44,7 +48,7 @@ def _named(settings: RunSettings) -> Asked | None:
 
 
 def asked_and_train(
-    settings: RunSettings,
+    settings: RunSettings, origin: Origin | None
 ) -> tuple[Asked, list[Example], dict[str, list[Example]], list[str]]:
     """Return what is asked, the training examples, built-in evaluation sets, and notes.
 
@@ -67,6 +71,8 @@ def asked_and_train(
             f"task with --task ({', '.join(BUILTIN_NAMES)})."
         )
     table = read_source(data.train, encoding=data.encoding, quotes=data.quotes)
+    if asked is None and origin is not None and origin.task is not None:
+        return _task_of(origin, origin.task, table, settings)
     if asked is None:
         columns = guess_columns(
             table,
@@ -81,7 +87,7 @@ def asked_and_train(
         if not settings.task.multi_label:
             check_one_label_each(examples, data.label_separator)
         task = task_from_columns(
-            name="custom",
+            name=CUSTOM,
             text=columns.text,
             label_column=columns.label or "label",
             labels=label_names(examples),
@@ -98,6 +104,37 @@ def asked_and_train(
     notes = [*reading_notes(table, examples, data.train)]
     if isinstance(asked, Task):
         notes += [_look_alikes(table, task_columns(asked, data), examples)]
+    return asked, examples, {}, [note for note in notes if note]
+
+
+def _task_of(
+    origin: Origin, task: Task, table: pd.DataFrame, settings: RunSettings
+) -> tuple[Asked, list[Example], dict[str, list[Example]], list[str]]:
+    """Return an earlier run's task, with the classes of a new table behind its own, and its rows.
+
+    Raises:
+        DataError: If a column is missing, or a label is new to a task that names its own.
+    """
+    data = settings.data
+    missing = [name for name in task.text if name not in table]
+    if missing:
+        raise DataError(
+            f"{data.train} has no column {', '.join(map(repr, missing))}, where {origin.run} reads "
+            f"texts; it has: {', '.join(map(str, table))}. Rename the columns of the table."
+        )
+    examples = to_examples(table, task_columns(task, data), source=str(data.train))
+    if task.name == CUSTOM:
+        if not task.multi_label:
+            check_one_label_each(examples, data.label_separator)
+        known = set(task.label_names)
+        task = with_labels(task, [name for name in label_names(examples) if name not in known])
+    else:
+        check_labels(examples, task.label_names)
+    notes = [
+        *reading_notes(table, examples, str(data.train)),
+        _look_alikes(table, task_columns(task, data), examples),
+    ]
+    asked = override_task(task, settings.task, settings.method.shown)
     return asked, examples, {}, [note for note in notes if note]
 
 

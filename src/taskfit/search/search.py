@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from taskfit.errors import CheckpointError, TaskfitError, TrainingError
 from taskfit.files import write_json_atomic
 from taskfit.models.load import LoadedModel
-from taskfit.runs.file_names import SETTINGS_FILE
+from taskfit.runs.file_names import DATA_FILE, SETTINGS_FILE
 from taskfit.runs.prepare import PreparedData
 from taskfit.runs.records import SEARCH_FILE
-from taskfit.runs.run_folder import DATA_FILE
 from taskfit.runs.settle import as_settled
 from taskfit.runs.shared_model import SharedModel
 from taskfit.screen import Screen

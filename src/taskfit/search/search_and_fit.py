@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ from taskfit.errors import SettingsError
 from taskfit.methods.method import MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS, label_method
 from taskfit.models.load import LoadedModel, resolve_device
+from taskfit.runs.bases import check_bases
 from taskfit.runs.calibration import hold_out
 from taskfit.runs.clock import Clock, TickingScreen
 from taskfit.runs.fit import FittedRun, Report, fit
+from taskfit.runs.hold_out import AUTO_VALIDATION_FRACTION
 from taskfit.runs.labels import check_learnable, size_of
-from taskfit.runs.prepare import AUTO_VALIDATION_FRACTION, prepare_data
+from taskfit.runs.prepare import prepare_data
 from taskfit.runs.run import model_of
-from taskfit.runs.run_folder import check_fingerprint, open_folder
+from taskfit.runs.run_folder import check_fingerprint, open_folder, run_lock
 from taskfit.runs.settle import settle
 from taskfit.runs.sources import share_sources
 from taskfit.screen import Screen, SilentScreen
@@ -23,7 +26,7 @@ from taskfit.search.search import search_settings, settings_of_search
 from taskfit.search.setup import refuse_unserved
 from taskfit.settings import RunSettings
 from taskfit.tasks.question_files import is_questionnaire
-from taskfit.training.distributed import process_group
+from taskfit.training.distributed import on_main, process_group
 from taskfit.training.memory import MemoryAccount
 
 
@@ -37,6 +40,7 @@ def search_and_fit(
     name: str | None = None,
     report: Report | None = None,
     baselines: bool = True,
+    allow_other_base: bool = False,
 ) -> FittedRun[Any]:
     """Search settings on the validation set where `search` asks for it, then fit with the winner's.
 
@@ -46,8 +50,15 @@ def search_and_fit(
     screen = screen or SilentScreen()
     # A search and the run after it read the same tables.
     sharing = share_sources() if settings.search.requested else nullcontext()
-    with process_group(folder, settings) as own, sharing:
+    with process_group(folder, settings) as own, sharing, ExitStack() as stack:
+        # Held from before the search to the end of the run behind it.
+        on_main(lambda: stack.enter_context(run_lock(own, resume=resume)))
         several = is_questionnaire(settings.task.name)
+        if settings.search.requested and settings.start.run is not None:
+            raise SettingsError(
+                "The search tries settings on the base model, and this run goes on from another "
+                "one, whose settings it has. Leave --search or --from out."
+            )
         if settings.search.requested and several:
             raise SettingsError(
                 "The search serves runs of one question; this task has several. Leave --search out."
@@ -55,7 +66,14 @@ def search_and_fit(
         given = settings.resolved(questions=several)
         found = settings_of_search(given, own, resume=resume)
         if found.search.requested and not found.method.is_tuning:
-            found, model = _search(found, own, resume=resume, model=model, screen=screen)
+            found, model = _search(
+                found,
+                own,
+                resume=resume,
+                model=model,
+                screen=screen,
+                allow_other_base=allow_other_base,
+            )
             resume = True  # the folder is this run's, and its clock runs
         elif found is given:
             found = settings  # nothing was searched: `fit` says itself what it resolves
@@ -68,6 +86,7 @@ def search_and_fit(
             name=name,
             report=report,
             baselines=baselines,
+            allow_other_base=allow_other_base,
         )
 
 
@@ -78,6 +97,7 @@ def _search(
     resume: bool,
     model: LoadedModel | None,
     screen: Screen,
+    allow_other_base: bool,
 ) -> tuple[RunSettings, LoadedModel | None]:
     """Return the winner's settings, which the folder has then, and the model as it was before."""
     clock = Clock(folder, resume=resume)
@@ -92,6 +112,8 @@ def _search(
             settings = settings.model_copy(update={"data": settings.data.model_copy(update=share)})
         data = prepare_data(settings)
         check_fingerprint(folder, data.fingerprint, resume=resume)
+        named = None if model is None else model.name
+        on_main(partial(check_bases, folder, settings, named, allow_other=allow_other_base))
         data = replace(data, validation=hold_out(data.validation, settings).validation)
         refuse_unserved(settings, data)
         if issubclass(METHODS[settings.method.name], TrainedMethod):

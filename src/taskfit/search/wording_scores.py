@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.method_settings import InContextSettings
 from taskfit.methods.calibration import apply_prior, content_free_prior
 from taskfit.methods.reading import PrefixCache, run_in_trees
-from taskfit.methods.scoring import JOINT, LabelScorer, sum_over_words
+from taskfit.methods.scoring import JOINT, LabelScorer, scores_per_token, sum_over_words
 from taskfit.models.load import LoadedModel
 from taskfit.settings import RunSettings
 from taskfit.stats import Evaluation, evaluate_probabilities
@@ -64,6 +65,7 @@ class _Wording:
     prior: FloatArray | None
     opening: str
     log_probs: FloatArray
+    per_token: bool
     every: list[int]
     owners: list[int]
 
@@ -94,6 +96,7 @@ class SharedScorer:
         budget = self._settings.training.score_token_budget
         method = self._settings.method
         contextual = isinstance(method, InContextSettings) and method.calibration == "contextual"
+        per_token = method.per_token if isinstance(method, InContextSettings) else False
         prior = LabelScorer(self._model, encoder, token_budget=budget) if contextual else None
         self.wordings[name] = _Wording(
             encoder=encoder,
@@ -102,6 +105,7 @@ class SharedScorer:
             prior=content_free_prior(prior) if prior else None,
             opening=encoder.render(dict.fromkeys(encoder.task.text, "\0")).partition("\0")[0],
             log_probs=np.empty((0, len(labels))),
+            per_token=scores_per_token(encoder, per_token),
             every=list(range(len(encoder.candidates))),
             owners=[candidate.label_index for candidate in encoder.candidates],
         )
@@ -158,6 +162,8 @@ class SharedScorer:
             ends = np.cumsum([len(words) for words in spans]).tolist()
             for i, words, end in zip(chosen, spans, ends, strict=True):
                 row = joint[None, end - len(words) : end]
+                if owners[i].per_token:
+                    row = row / torch.tensor([len(ids) for ids in items[i].completions])
                 scores[i] = sum_over_words(row, owners[i].owners, scores.shape[1])[0].numpy()
             advance(len(chosen))
 

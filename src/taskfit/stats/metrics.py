@@ -1,4 +1,4 @@
-"""Metrics of a classifier's probabilities, with bootstrap intervals.
+"""Metrics of a classifier's probabilities, with intervals.
 
 Legend: N examples, C classes, B bootstrap resamples.
 """
@@ -36,7 +36,8 @@ class Evaluation:
             (Guo et al. 2017, equation 3).
         confusion_matrix: Counts, rows gold, columns predicted, in the order of `labels`.
         labels: Names of the classes.
-        intervals: 95 % bootstrap interval of each metric over examples.
+        intervals: 95 % interval of each metric over examples: Wilson 1927 for accuracy, the
+            bootstrap for the others.
         num_unanswered: Examples to which the method gave no answer. They count as wrong in every
             metric (as an answer that is never right), with even odds in log loss, and stand in no
             column of the confusion matrix.
@@ -159,10 +160,12 @@ def binned_error(confidence: FloatArray, right: BoolArray) -> float:
 def _bootstrap(
     probabilities: FloatArray, gold: IntArray, predicted: IntArray, num_classes: int, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Return 95 % percentile intervals over resampled examples.
+    """Return 95 % intervals: of accuracy Wilson's, of the others percentiles over resamples.
 
-    Accuracy, MCC and F1 depend on the confusion matrix only, so its cells are resampled instead of
-    the examples.
+    MCC and F1 depend on the confusion matrix only, so its cells are resampled instead of the
+    examples. Resamples of nothing but right answers are all alike, which would say that no text
+    like these is ever wrong; there the low ends are those of Wilson's share of mistakes, spread
+    evenly over the wrong classes.
     """
     generator = np.random.default_rng(seed)
     cells = np.bincount(gold * num_classes + predicted, minlength=num_classes**2)
@@ -174,8 +177,8 @@ def _bootstrap(
     predicted_counts = counts @ per_class[columns]
     hits = counts @ (per_class[rows] * (rows == columns)[:, None])
     losses = -np.log(probabilities[np.arange(len(gold)), gold])
+    share = binomial_interval(int((gold == predicted).sum()), len(gold), method="wilson")
     statistics = {
-        "accuracy": hits.sum(1) / len(gold),
         "mcc": mcc_from_counts(hits, gold_counts, predicted_counts, len(gold)),
         # The last class is no answer, which has no F1 of its own.
         "macro_f1": macro_f1_from_counts(
@@ -183,7 +186,24 @@ def _bootstrap(
         ),
         "log_loss": resample(lambda drawn: losses[drawn].mean(axis=1), len(gold), generator),
     }
-    return {name: percentile_interval(values) for name, values in statistics.items()}
+    intervals = {name: percentile_interval(values) for name, values in statistics.items()}
+    if (gold == predicted).all() and len(used) > 1:
+        matrix = with_mistakes(np.bincount(gold, minlength=num_classes - 1), 1 - share[0])
+        sums = np.diag(matrix)[None], matrix.sum(1)[None], matrix.sum(0)[None]
+        intervals["mcc"] = (float(mcc_from_counts(*sums, len(gold))[0]), 1.0)
+        intervals["macro_f1"] = (float(macro_f1_from_counts(*sums)[0]), 1.0)
+    return {"accuracy": share, **intervals}
+
+
+def with_mistakes(gold: IntArray, share: float) -> FloatArray:
+    """Return the confusion matrix (C, C) of `gold` examples of each class (C,), C above 1.
+
+    A share of each class's examples is spread evenly over the other classes.
+    """
+    wrong = gold * share / (len(gold) - 1)
+    matrix = np.repeat(wrong[:, None], len(gold), axis=1)
+    np.fill_diagonal(matrix, gold * (1 - share))
+    return matrix
 
 
 def mcc_from_counts(

@@ -9,7 +9,13 @@ import numpy as np
 
 from taskfit.stats.arrays import BoolArray, FloatArray, IntArray
 from taskfit.stats.bootstrap import percentile_interval, resample
-from taskfit.stats.metrics import SMALLEST, Evaluation, binned_error
+from taskfit.stats.metrics import (
+    SMALLEST,
+    Evaluation,
+    binned_error,
+    binomial_interval,
+    with_mistakes,
+)
 
 THRESHOLD = 0.5
 
@@ -71,19 +77,32 @@ def _bootstrap(
     losses: FloatArray,
     generator: np.random.Generator,
 ) -> dict[str, tuple[float, float]]:
-    """Return 95 % percentile intervals over resampled examples."""
+    """Return 95 % intervals: of accuracy Wilson's, of the others percentiles over resamples.
+
+    Where every answer is right, the low ends of MCC and F1 are those of Wilson's share of mistakes
+    in each label, as in `evaluate_probabilities`.
+    """
 
     def measure(drawn: IntArray) -> list[float]:  # (N,)
         counts = np.stack([(cells[drawn] == cell).sum(axis=0) for cell in range(4)], axis=1)
         mcc, f1 = _mcc_and_f1(counts)
-        return [right[drawn].mean(), mcc.mean(), f1.mean(), losses[drawn].mean()]
+        return [mcc.mean(), f1.mean(), losses[drawn].mean()]
 
     values = resample(lambda block: np.array([*map(measure, block)]), len(cells), generator)
-    names = ("accuracy", "mcc", "macro_f1", "log_loss")
-    return {name: percentile_interval(column) for name, column in zip(names, values.T, strict=True)}
+    columns = zip(("mcc", "macro_f1", "log_loss"), values.T, strict=True)
+    intervals = {name: percentile_interval(column) for name, column in columns}
+    share = binomial_interval(int(right.sum()), len(right), method="wilson")
+    if right.all():
+        present = (cells == 3).sum(axis=0)  # (L,)
+        counts = [with_mistakes(np.array([len(cells) - n, n]), 1 - share[0]) for n in present]
+        mcc, f1 = _mcc_and_f1(np.reshape(counts, (-1, 4)))
+        # A label that all or none has is 0 by definition, with mistakes and without.
+        intervals["mcc"] = (float(mcc.mean()), intervals["mcc"][1])
+        intervals["macro_f1"] = (float(f1.mean()), intervals["macro_f1"][1])
+    return {"accuracy": share, **intervals}
 
 
-def _mcc_and_f1(counts: IntArray) -> tuple[FloatArray, FloatArray]:
+def _mcc_and_f1(counts: IntArray | FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return MCC and F1 of each label from its four cells, (L, 4); 0 where undefined."""
     tn, fp, fn, tp = counts.T.astype(np.float64)
     spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))

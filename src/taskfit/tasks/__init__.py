@@ -11,7 +11,14 @@ from taskfit.tasks.encode import (
 )
 from taskfit.tasks.files import load_task, task_from_dict, task_to_dict
 from taskfit.tasks.prompt import chat_messages, chat_prompt, render_prompt
-from taskfit.tasks.task import Label, Task, override_task, readable, task_from_columns
+from taskfit.tasks.task import (
+    Label,
+    Task,
+    override_task,
+    readable,
+    task_from_columns,
+    with_labels,
+)
 from taskfit.tasks.template import Template
 from taskfit.tasks.text_encoder import TextEncoder, Tokenizer, TokenSequence
 
@@ -39,4 +46,5 @@ __all__ = [
     "task_from_columns",
     "task_from_dict",
     "task_to_dict",
+    "with_labels",
 ]

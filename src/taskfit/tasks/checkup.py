@@ -121,12 +121,7 @@ def check_up(
         shared_first_tokens={
             token: tuple(found) for token, found in by_first.items() if len(found) > 1
         },
-        prefixes=tuple(
-            (short, long)
-            for short, a in completions.items()
-            for long, b in completions.items()
-            if len(a) < len(b) and np.array_equal(a, b[: len(a)])
-        ),
+        prefixes=encoder.word_starts,
         class_counts={name: counts[name] for name in encoder.task.label_names},
         num_encoded=len(encoded),
         lengths={"min": low, "median": middle, "95 %": high, "max": top},
@@ -233,8 +228,9 @@ def _advice(found: Checkup) -> list[str]:
         )
     for short, long in found.prefixes[:MAX_ADVICE]:
         advice.append(
-            f"The tokens of {short!r} start those of {long!r}: the longer word can never be more "
-            "probable than the shorter one. Choose other words."
+            f"The tokens of {short!r} start those of {long!r}: what follows a word decides between "
+            "them, which is learned from labels; without, the shorter one mostly wins. Words that "
+            "do not start each other are told apart more easily."
         )
     if len(found.prefixes) > MAX_ADVICE:
         advice.append(f"The same goes for {len(found.prefixes) - MAX_ADVICE} more pairs of words.")

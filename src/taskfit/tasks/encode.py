@@ -3,13 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
-from taskfit.tasks.prompt import chat_prompt, prompt_head
+from taskfit.tasks.prompt import after_answer, chat_prompt, prompt_head
+from taskfit.tasks.shortening import note_shortened
 from taskfit.tasks.task import Task
 from taskfit.tasks.template import LABEL
 from taskfit.tasks.text_encoder import IntArray, TextEncoder, Tokenizer
@@ -68,6 +70,9 @@ class PromptEncoder:
         demonstrations: What stands in every prompt.
         max_length: Longest prompt with its completion (tokens).
         text: The encoder of single texts.
+        word_starts: Pairs of words of which the first's tokens start the second's.
+        marks_ends: Whether they end so because one word starts another.
+        end_id: Token that ends every completion; None: completions are the words alone.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class PromptEncoder:
         *,
         max_length: int,
         end_id: int | None = None,
+        marks_ends: bool = False,
     ) -> None:
         """Check the label words against the tokenizer.
 
@@ -87,6 +93,9 @@ class PromptEncoder:
             demonstrations: What stands in every prompt.
             max_length: Longest prompt with its completion (tokens).
             end_id: Token that ends every completion; None: completions are the words alone.
+            marks_ends: Whether, where one word starts another, all of them end with the token that
+                follows an answer in the prompt. Else the joint probability of the shorter one
+                holds that of the longer one.
 
         Raises:
             PromptError: If a word tokenizes to nothing new, equals another, or shares a token with
@@ -96,8 +105,10 @@ class PromptEncoder:
         self.demonstrations = list(demonstrations)
         self.max_length = max_length
         self.text = TextEncoder(tokenizer)
-        self._end = np.array([] if end_id is None else [end_id], dtype=np.int64)
         self._tokenizer = tokenizer
+        self._made_like = partial(
+            PromptEncoder, tokenizer, max_length=max_length, end_id=end_id, marks_ends=marks_ends
+        )
         self._head = prompt_head(task, demonstrations)
         self.candidates = tuple(
             Candidate(index, word.strip() if task.chat else word)
@@ -111,13 +122,16 @@ class PromptEncoder:
         self._check_candidates(complete[0][1])
         if self._fixed_tail() and all(_same(complete[0][1], tails) for _, tails in complete[1:]):
             self._tails = complete[0][1]
+        self.word_starts = word_starts(self.candidates, complete[0][1])
+        self.marks_ends = marks_ends and end_id is None and bool(self.word_starts)
+        if self.marks_ends:
+            end_id = self._mark()
+        self.end_id = end_id
+        self._end = np.array([] if end_id is None else [end_id], dtype=np.int64)
 
     def for_task(self, task: Task, *, demonstrations: Sequence[Example]) -> "PromptEncoder":
         """Return an encoder of another task for the same tokenizer and limit."""
-        end_id = int(self._end[0]) if len(self._end) else None
-        return PromptEncoder(
-            self._tokenizer, task, demonstrations, max_length=self.max_length, end_id=end_id
-        )
+        return self._made_like(task, demonstrations)
 
     def render(
         self, texts: Mapping[str, str], demonstrations: Sequence[Example] | None = None
@@ -159,6 +173,7 @@ class PromptEncoder:
             if len(self._end):
                 completions = tuple(np.concatenate((words, self._end)) for words in completions)
             result.append(_encoded(example, self.task, ids, completions, num_tokens_cut=cut))
+        note_shortened(result)
         return result
 
     def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:
@@ -232,6 +247,15 @@ class PromptEncoder:
             and all(re.match(r" \S", candidate.word) for candidate in self.candidates)
         )
 
+    def _mark(self) -> int | None:
+        """Return the token that follows every word in a prompt; else the tokenizer's end token."""
+        following = after_answer(self.task, self._tokenizer)
+        if following.strip(" "):
+            found = {self.text.id_after(f":{one.word}", following) for one in self.candidates}
+            if len(found) == 1 and None not in found:
+                return found.pop()
+        return self._tokenizer.eos_token_id
+
     def _shorten(
         self, example: Example, demonstrations: Sequence[Example] | None, prompt_ids: IntArray
     ) -> tuple[IntArray, tuple[IntArray, ...], int]:
@@ -270,6 +294,29 @@ class PromptEncoder:
                 )
 
 
+def word_starts(
+    candidates: Sequence[Candidate], completions: Sequence[IntArray]
+) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of words of which the first's tokens start the second's.
+
+    Args:
+        candidates: The words.
+        completions: The ids of each.
+    """
+    words = [
+        (tuple(ids.tolist()), one.word) for one, ids in zip(candidates, completions, strict=True)
+    ]
+    of_ids = dict(words)
+    starts = [
+        (of_ids[ids[:length]], word)
+        for ids, word in words
+        for length in range(1, len(ids))
+        if ids[:length] in of_ids
+    ]
+    place = {word: index for index, (_, word) in enumerate(words)}
+    return tuple(sorted(starts, key=lambda pair: (place[pair[0]], place[pair[1]])))
+
+
 class BareEncoder:
     """Encodes texts alone, without prompt or label words, for methods with a head of their own.
 
@@ -297,6 +344,7 @@ class BareEncoder:
             kept = np.array(ids[: self.max_length], dtype=np.int64)
             cut = len(ids) - len(kept)
             result.append(_encoded(example, self.task, kept, (), num_tokens_cut=cut))
+        note_shortened(result)
         return result
 
     def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:

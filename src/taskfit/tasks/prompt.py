@@ -9,6 +9,9 @@ from taskfit.errors import PromptError
 from taskfit.tasks.task import Task
 from taskfit.tasks.text_encoder import Tokenizer
 
+# Stands for an answer where only what follows one is looked at.
+ANSWER = "answer"
+
 
 def render_prompt(task: Task, texts: Mapping[str, str], demonstrations: Sequence[Example]) -> str:
     """Return the prompt of a query: instruction, demonstrations, and the line up to its label."""
@@ -61,6 +64,22 @@ def chat_prompt(
         raise PromptError(
             f"The model's chat template refuses this task: {error}. Leave out task.chat."
         ) from error
+
+
+def after_answer(task: Task, tokenizer: Tokenizer) -> str:
+    """Return what follows an answer in the task's prompts: of a line, or of a turn of a chat.
+
+    Empty where nothing static does, or the chat template refuses a turn of the assistant's.
+    """
+    if not task.chat:
+        return task.template.after_label()
+    messages = chat_messages(task, dict.fromkeys(task.text, "x"), [])[-1:]
+    messages.append({"role": "assistant", "content": ANSWER})
+    try:
+        chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    except TemplateError:
+        return ""
+    return str(chat).rpartition(ANSWER)[2]
 
 
 def chat_messages(

@@ -168,6 +168,18 @@ def task_from_columns(
     )
 
 
+def with_labels(task: Task, names: Sequence[str]) -> Task:
+    """Return a task with further labels behind its own, each with its name as its word."""
+    taken = {word for label in task.labels for word in label.words}
+    added = []
+    for name in names:
+        word = f" {readable(name)}"
+        word = f" {name}" if word in taken else word
+        taken.add(word)
+        added.append(Label(name, (word,)))
+    return replace(task, labels=(*task.labels, *added))
+
+
 def override_task(task: Task, settings: TaskSettings, num_demonstrations: int | None) -> Task:
     """Replace parts of a task by what the settings give.
 

@@ -7,6 +7,7 @@ formatted: braces in a user's texts mean nothing.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from taskfit.errors import close_match
 
@@ -81,9 +82,23 @@ class Template:
             written.append(texts[value] if is_field else value)
         return "".join(written)
 
+    def after_label(self) -> str:
+        """Return what follows every label in a prompt with demonstrations, up to the next text."""
+        parts = self.parts()
+        place = parts.index((LABEL, True))
+        following = "".join(static for static, _ in takewhile(_is_static, parts[place + 1 :]))
+        if any(is_field for _, is_field in parts[place + 1 :]):
+            return following
+        opening = "".join(static for static, _ in takewhile(_is_static, parts))
+        return following + self.separator + opening
+
     def demonstration(self, texts: Mapping[str, str], word: str) -> str:
         """Return the whole line with the label's word in its place."""
         return "".join(
             (word if value == LABEL else texts[value]) if is_field else value
             for value, is_field in self.parts()
         )
+
+
+def _is_static(piece: tuple[str, bool]) -> bool:
+    return not piece[1]

@@ -27,6 +27,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def eos_token_id(self) -> int | None:
+        """The end token, if there is one."""
+        ...
+
+    @property
     def chat_template(self) -> Any:  # noqa: ANN401 - a text, a dictionary of texts, or None
         """The chat template, if there is one."""
         ...
@@ -110,6 +115,14 @@ class TextEncoder:
             head = [] if ids[: len(self.start_ids)] == self.start_ids else self.start_ids
             sequences.append(TokenSequence(np.array(head + ids, dtype=np.int64), start + len(head)))
         return sequences
+
+    def id_after(self, text: str, following: str) -> int | None:
+        """Return the token that begins right behind a text; None where none does."""
+        try:
+            pair = self.encode_pair(text, following)
+        except PromptError:
+            return None
+        return int(pair.ids[pair.completion_start])
 
     def _cut(self, offsets: Sequence[tuple[int, int]], cut: int, text: str) -> int:
         # Nearly all tokens stand before the cut, so look from the end.

@@ -148,7 +148,7 @@ def encode_candidates(
     for one in candidates:
         try:
             encoders[one.name] = PromptEncoder(
-                tokenizer, one.task, demonstrations, max_length=max_length
+                tokenizer, one.task, demonstrations, max_length=max_length, marks_ends=True
             )
         except PromptError as error:
             refused.append(RefusedVariant(one.name, str(error)))

@@ -33,6 +33,12 @@ from taskfit.training.distributed import (
     share_of_step,
     sum_over_processes,
 )
+from taskfit.training.diverged import (
+    blamed_on_training,
+    check_last,
+    check_weights,
+    loss_not_finite,
+)
 from taskfit.training.length import count_steps
 from taskfit.training.log import TrainingLog
 from taskfit.training.memory import MemoryAccount
@@ -109,8 +115,8 @@ def train(job: TrainingJob) -> TrainingState:
     """Train, from the last checkpoint if there is one; leave the chosen weights in the model.
 
     Raises:
-        TrainingError: On a loss that is not finite (before the update), or if a single example
-            does not fit into memory.
+        TrainingError: On a loss that is not finite (before the update), on weights or scores that
+            are not (before they are saved), or if a single example does not fit into memory.
     """
     settings, log, batch_size = job.settings, job.log, known(job.settings.batch_size)
     optimizer = MasterOptimizer(job.parameters, settings)
@@ -144,7 +150,7 @@ def train(job: TrainingJob) -> TrainingState:
         # A scaled gradient that overflows is expected now and then; that step is left out.
         overflows = optimizer.loss_scale is not None and not math.isfinite(grad_norm)
         if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not overflows):
-            raise TrainingError(_not_finite(loss, grad_norm, state.step, batch))
+            raise TrainingError(loss_not_finite(loss, grad_norm, state.step, batch))
         learning_rate = learning_rate_at(state.step, total_steps=total_steps, settings=settings)
         optimizer.step(learning_rate)
 
@@ -177,13 +183,22 @@ def train(job: TrainingJob) -> TrainingState:
             started = time.perf_counter()
             _validate(job, job.validate, optimizer, state)
             state.seconds += time.perf_counter() - started
+        elif last and job.sharded is None:
+            check_last(job.objective, batch, state.step)
         if last or state.stopped or state.step % save_every == 0:
-            job.checkpoints.save(state, optimizer.state_tensors())
+            _save(job, optimizer, state)
 
     if settings.keep == "best" and state.best_losses and state.best_step < state.step:
         optimizer.load_weights(job.checkpoints.load_best(state.best_step))
     job.model.eval()
     return state
+
+
+def _save(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
+    """Save a checkpoint, unless its weights are not finite: it would replace one that is good."""
+    if job.sharded is None:
+        check_weights(job.parameters, state.step)
+    job.checkpoints.save(state, optimizer.state_tensors())
 
 
 def accumulate_gradient(
@@ -304,7 +319,7 @@ def _dry_run(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState)
     loss = accumulate_gradient(job, longest, optimizer, state)
     optimizer.clear()
     if not math.isfinite(loss):
-        raise TrainingError(_not_finite(loss, 0.0, 0, longest))
+        raise TrainingError(loss_not_finite(loss, 0.0, 0, longest))
     if optimizer.note is not None:
         job.log.write({"kind": "note", "step": 0, "text": optimizer.note})
     job.log.write(
@@ -330,7 +345,8 @@ def _validate(
     state: TrainingState,
 ) -> None:
     """Validate, keep the weights if they are the best so far, decide on early stopping."""
-    here = validate() if job.sharded is None else job.sharded.evaluate(validate)
+    with blamed_on_training(state.step):
+        here = validate() if job.sharded is None else job.sharded.evaluate(validate)
     # One process's numbers for all, so that all go on or stop together.
     validation = on_main(lambda: here)
     job.model.train()
@@ -371,12 +387,3 @@ def is_worse(losses: Sequence[float], best: Sequence[float]) -> bool:
         return bool(differences.mean() > 0)
     error = differences.std(ddof=1) / math.sqrt(len(differences))
     return bool(differences.mean() > ONE_SIDED * error)
-
-
-def _not_finite(loss: float, grad_norm: float, step: int, batch: Sequence[Item]) -> str:
-    ids = ", ".join(item.id for item in batch[:5])
-    return (
-        f"Loss {loss} with gradient norm {grad_norm} at step {step + 1}, before the update "
-        f"(examples {ids}, ...). The weights are still those of step {step}. Lower "
-        "training.learning_rate, or compute in model.dtype=float32 or bfloat16 instead of float16."
-    )

@@ -16,7 +16,9 @@ from taskfit.data.instructions import (
     read_instructions,
 )
 from taskfit.errors import DataError, SettingsError
-from taskfit.runs.prepare import validation_share
+from taskfit.runs.earlier import Earlier
+from taskfit.runs.hold_out import validation_share
+from taskfit.runs.seen import Seen
 from taskfit.runs.tuning.rows import hash_rows
 from taskfit.settings import RunSettings
 
@@ -43,6 +45,7 @@ class TuningData:
         format: How the training rows were read, for people.
         num_dropped: Training rows that stand in another set too, and were left out.
         fingerprint: Hash of each set, by name.
+        notes: What people should know about them.
     """
 
     train: list[InstructionRow]
@@ -51,6 +54,13 @@ class TuningData:
     format: str
     num_dropped: int
     fingerprint: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def examples(self) -> dict[str, list[Example]]:
+        """Return the texts of all sets by name, training rows with them."""
+        sets = {"train": self.train, **self.sets}
+        return {name: [_as_example(row) for row in rows] for name, rows in sets.items()}
 
     @property
     def sets(self) -> dict[str, list[InstructionRow]]:
@@ -59,11 +69,15 @@ class TuningData:
         return {**own, **self.evaluations}
 
 
-def prepare_tuning(settings: RunSettings) -> TuningData:
+def prepare_tuning(settings: RunSettings, *, seen: Seen | None = None) -> TuningData:
     """Read and split what method=sft or method=dpo learns from.
 
     The split is random by row; the training rows of a smaller `data.num_train` are among those of a
-    larger one.
+    larger one. Rows that an earlier run had stay on the side that they had there.
+
+    Args:
+        settings: All settings.
+        seen: The rows of the run that this one goes on from.
 
     Raises:
         TaskfitError: If there are no rows, or they are not what the method learns from.
@@ -77,25 +91,28 @@ def prepare_tuning(settings: RunSettings) -> TuningData:
         )
     names = _names([data.train, data.validation, *data.tests.values()])
     rows, described = _read(settings, data.train, names)
+    num_read = len(rows)
+    rows, learned, before, num_left_out = _by_side(rows, seen or Seen())
     generator = np.random.default_rng([settings.seed, 1])
     order = generator.permutation(len(rows))
     if data.validation is not None:
         validation = _drawn(
             settings, _read(settings, data.validation, names)[0], limit=data.max_validation
         )
-        train = [rows[i] for i in order]
+        train = [*before, *(rows[i] for i in order)]
     else:
         share = validation_share(settings, len(rows), 1)
-        num_held_out = min(data.max_validation, round(share * len(rows)))
-        validation = [rows[i] for i in order[len(order) - num_held_out :]]
+        num_held_out = min(max(0, data.max_validation - len(before)), round(share * len(rows)))
+        validation = [*before, *(rows[i] for i in order[len(order) - num_held_out :])]
         train = [rows[i] for i in order[: len(order) - num_held_out]]
+    train = [*train, *learned]
     evaluations = {}
     for name, source in data.tests.items():
         found = _read(settings, source, names)[0]
         evaluations[name] = _drawn(settings, found, limit=data.max_test)
     held_out = {"validation": validation, **evaluations} if validation else evaluations
-    kept, num_dropped = _without(train, held_out)
-    train = kept[: data.num_train]
+    single, num_dropped = _without(train, held_out)
+    train = single[: data.num_train]
     if not train:
         raise DataError(f"{data.train} leaves no row to learn from; {num_dropped} stand elsewhere.")
     sets = {"train": train, "validation": validation, **evaluations}
@@ -106,7 +123,34 @@ def prepare_tuning(settings: RunSettings) -> TuningData:
         format=described,
         num_dropped=num_dropped,
         fingerprint={name: hash_rows(found) for name, found in sets.items()},
+        notes=() if seen is None else _notes(num_read, len(rows), num_left_out),
     )
+
+
+def _by_side(
+    rows: list[InstructionRow], seen: Seen
+) -> tuple[list[InstructionRow], list[InstructionRow], list[InstructionRow], int]:
+    """Return rows that are new, that an earlier run learned, that it validated on; and of others.
+
+    Others stood in its evaluation sets and are left out.
+    """
+    if not seen.sides:
+        return rows, [], [], 0
+    examples = [replace(_as_example(row), id=str(place)) for place, row in enumerate(rows)]
+    kept = Earlier(seen).kept(examples, keeps_test=False)
+    fresh, learned, validation = (
+        [rows[int(example.id)] for example in part]
+        for part in (kept.fresh, kept.learned, kept.validation)
+    )
+    return fresh, learned, validation, len(kept.left_out)
+
+
+def _notes(num_read: int, num_new: int, num_left_out: int) -> tuple[str, ...]:
+    """Say what an earlier run knew of the rows."""
+    notes = [f"{num_new:,} of the {num_read:,} rows are new to the run that this one goes on from"]
+    if num_left_out:
+        notes.append(f"left out {num_left_out:,} rows that stood in an evaluation set of that run")
+    return tuple(notes)
 
 
 def _check_settings(settings: RunSettings) -> None:

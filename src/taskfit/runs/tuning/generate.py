@@ -1,19 +1,26 @@
 """Answers for the prompts of a file, in chunks that survive an interruption."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 
-from taskfit.data.instructions import InstructionRow, Raw, read_instructions
+from taskfit.data.instructions import InstructionRow, PromptRow, Raw, read_prompts
 from taskfit.errors import CheckpointError, PromptError
+from taskfit.files import refuse_over_input
+from taskfit.lock import only_one_at_a_time
 from taskfit.methods.method import Advance
+from taskfit.models.identity import describe_model
 from taskfit.models.load import load_model
 from taskfit.runs.classifier import FILE as CLASSIFIER_FILE
 from taskfit.runs.partial import PartialPredictions, describe_run
 from taskfit.runs.predict import check_target
+from taskfit.runs.predictions import ERROR, ID, names_beside
 from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import Prompt, for_people, hash_rows, prompt_of, reference_of
@@ -22,15 +29,35 @@ from taskfit.settings import ModelSettings, RunSettings, TuningSettings
 
 CHUNK = 64
 TOLD = 5
+OWN = frozenset({ID, "prompt", "answer", "reference", ERROR})
 
 
-def load_generator(name: str, *, device: str = "auto", template: str | None = None) -> TunedModel:
+class GeneratedFile(NamedTuple):
+    """What `generate_file` gives back.
+
+    Attributes:
+        num_answers: Prompts answered.
+        num_errors: Rows without a prompt.
+    """
+
+    num_answers: int
+    num_errors: int
+
+
+def load_generator(
+    name: str,
+    *,
+    device: str = "auto",
+    template: str | None = None,
+    allow_other_base: bool = False,
+) -> TunedModel:
     """Load the model of a tuning run, or any model by name.
 
     Args:
         name: Folder of a finished run, hub id, local folder of a model, or packaged model.
         device: See `model.device`.
         template: Chat template instead of the model's own; see `tuning.chat_template`.
+        allow_other_base: Whether a base will do that is not the one of the run.
 
     Raises:
         TaskfitError: If there is no such model, or the run is one of another kind.
@@ -38,7 +65,7 @@ def load_generator(name: str, *, device: str = "auto", template: str | None = No
     folder = Path(name).expanduser()
     tuning = TuningSettings(chat_template=template)
     if (folder / TUNED_FILE).is_file():
-        tuned = TunedModel.load(folder, device=device)
+        tuned = TunedModel.load(folder, device=device, allow_other_base=allow_other_base)
         if template is None:
             return tuned
         return TunedModel(tuned.settings.model_copy(update={"tuning": tuning}), tuned.model)
@@ -68,8 +95,14 @@ def generate_file(
     device: str = "auto",
     template: str | None = None,
     seed: int = 0,
-) -> int:
+    allow_other_base: bool = False,
+    only_predictions: bool = False,
+    overwrite: bool = False,
+) -> GeneratedFile:
     """Answer the prompts of a file and write id, prompt, answer, and reference where there is one.
+
+    As many rows come out as the file has, in its order and with its other columns; one that cannot
+    be asked says why in a column `error`.
 
     Finished chunks are kept beside the target until it is whole; the same call goes on from them.
 
@@ -85,39 +118,66 @@ def generate_file(
         device: See `model.device`.
         template: Chat template instead of the model's own.
         seed: Of sampling.
-
-    Returns:
-        Number of prompts answered.
+        allow_other_base: Whether a base will do that is not the one of the run.
+        only_predictions: Whether other columns of the source are left out.
+        overwrite: Whether the source may be the target.
 
     Raises:
         TaskfitError: If model, source or target does not allow it.
     """
     check_target(target)
-    found = read_instructions(
-        source, kind=kind, columns=columns, encoding=encoding, need_answer=False
-    )
-    rows = found.rows
-    screen.note(f"{len(rows):,} prompts, read as {found.format.describe()}")
-    tuned = load_generator(name, device=device, template=template)
-    check_room(tuned, rows, decoding)
-    folder = Path(name).expanduser()
-    made_from = {
-        "source": hash_rows(rows),
-        "model": describe_run(folder) if (folder / TUNED_FILE).is_file() else name,
-        "options": f"{asdict(decoding)}, template {template}, seed {seed}",
-    }
-    partial = PartialPredictions(target, made_from, num_rows=len(rows), chunk=CHUNK, screen=screen)
+    refuse_over_input(target, [source], overwrite=overwrite)
+    with only_one_at_a_time(target, beside=True):
+        form, rows = read_prompts(source, kind=kind, columns=columns, encoding=encoding)
+        if only_predictions:
+            rows = [replace(row, others={}) for row in rows]
+        screen.note(f"{len(rows):,} prompts, read as {form.describe()}")
+        tuned = load_generator(
+            name, device=device, template=template, allow_other_base=allow_other_base
+        )
+        check_room(tuned, _known(rows), decoding)
+        folder = Path(name).expanduser()
+        made_from = {
+            "source": _hash(rows),
+            "model": describe_run(folder) if (folder / TUNED_FILE).is_file() else name,
+            "base": describe_model(tuned.model.name, tuned.model.revision),
+            "options": f"{asdict(decoding)}, template {template}, seed {seed}, "
+            f"only predictions {only_predictions}",
+        }
+        partial = PartialPredictions(
+            target, made_from, num_rows=len(rows), chunk=CHUNK, screen=screen
+        )
+        renamed = names_beside([n for n in rows[0].others if n != ID], OWN)
+        for old, new in renamed.items():
+            screen.note(f"the column {old} is called {new} here, as answers have one of that name")
 
-    def answer(index: int, chosen: slice, advance: Advance) -> pd.DataFrame:
-        # A chunk's draws hang on the seed and its place alone, so that resuming repeats them.
-        torch.manual_seed(seed * 1_000_003 + index)
-        chunk = rows[chosen]
-        prompts = [asked(row) for row in chunk]
-        return _table(chunk, tuned.answer(prompts, decoding, advance=advance))
+        def answer(index: int, chosen: slice, advance: Advance) -> pd.DataFrame:
+            # A chunk's draws hang on the seed and its place alone, so that resuming repeats them.
+            torch.manual_seed(seed * 1_000_003 + index)
+            chunk = rows[chosen]
+            prompts = [asked(row) for row in _known(chunk)]
+            answers = tuned.answer(prompts, decoding, advance=advance) if prompts else []
+            advance(len(chunk) - len(prompts))
+            return _table(chunk, answers, renamed, only_answers=only_predictions)
 
-    partial.fill(f"answering {source}", answer)
-    partial.join()
-    return len(rows)
+        partial.fill(f"answering {source}", answer)
+        partial.join()
+    num_answers = len(_known(rows))
+    return GeneratedFile(num_answers, len(rows) - num_answers)
+
+
+def _known(rows: Sequence[PromptRow]) -> list[InstructionRow]:
+    return [found.row for found in rows if found.row is not None]
+
+
+def _hash(rows: Sequence[PromptRow]) -> str:
+    """Return a hash of all that the answers' file is made of."""
+    known = iter(hash_rows([row]) for row in _known(rows))
+    digest = hashlib.sha256()
+    for row in rows:
+        what = row.error if row.row is None else next(known)
+        digest.update(json.dumps([row.id, what, dict(row.others)]).encode())
+    return digest.hexdigest()[:16]
 
 
 def asked(row: InstructionRow) -> Prompt:
@@ -144,12 +204,26 @@ def check_room(tuned: TunedModel, rows: Sequence[InstructionRow], decoding: Deco
         )
 
 
-def _table(rows: Sequence[InstructionRow], answers: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "id": [row.id for row in rows],
-            "prompt": [for_people(asked(row)) for row in rows],
-            "answer": list(answers),
-            "reference": ["" if isinstance(row, Raw) else reference_of(row) for row in rows],
-        }
-    )
+def _table(
+    rows: Sequence[PromptRow],
+    answers: Sequence[str],
+    renamed: Mapping[str, str],
+    *,
+    only_answers: bool,
+) -> pd.DataFrame:
+    given = iter(answers)
+    known = [row.row for row in rows]
+    columns: dict[str, list[str | None]] = {
+        ID: [row.others.get(ID, row.id) for row in rows],
+        "prompt": ["" if row is None else for_people(asked(row)) for row in known],
+    }
+    for name in rows[0].others:
+        if name != ID:
+            columns[renamed.get(name, name)] = [row.others[name] for row in rows]
+    columns["answer"] = [None if row is None else next(given) for row in known]
+    columns["reference"] = [
+        "" if row is None or isinstance(row, Raw) else reference_of(row) for row in known
+    ]
+    if not only_answers:
+        columns[ERROR] = [row.error or None for row in rows]
+    return pd.DataFrame(columns)

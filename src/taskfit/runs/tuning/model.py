@@ -15,13 +15,8 @@ from taskfit.files import write_json_atomic
 from taskfit.methods.generation import generate_texts, generation_config
 from taskfit.methods.sft import sequence_log_probs
 from taskfit.models.load import LoadedModel
-from taskfit.runs.classifier import (
-    Weights,
-    load_fitted_model,
-    saved_run,
-    settings_for_prediction,
-)
 from taskfit.runs.records import TUNED_FILE, library_versions
+from taskfit.runs.saved import Weights, load_fitted_model, saved_run, settings_for_prediction
 from taskfit.runs.tuning.rows import Prompt, for_people
 from taskfit.settings import RunSettings
 from taskfit.tasks.chat import ChatEncoder, EncodedPreference, EncodedText, find_template
@@ -194,15 +189,19 @@ class TunedModel:
         )
 
     @classmethod
-    def load(cls, folder: Path, *, device: str = "auto") -> "TunedModel":
-        """Load the model of a finished run.
+    def load(
+        cls, folder: Path, *, device: str = "auto", allow_other_base: bool = False
+    ) -> "TunedModel":
+        """Load the model of a finished run; see `load_run`.
 
         Raises:
             CheckpointError: If the folder holds no finished tuning run, or part of it is missing.
         """
         hint = "Give the folder that `taskfit fit --method sft --out` made."
         with saved_run(folder, TUNED_FILE, what="tuned model", hint=hint) as saved:
-            settings = settings_for_prediction(folder, saved, device=device)
+            settings, _ = settings_for_prediction(
+                folder, saved, device=device, allow_other_base=allow_other_base
+            )
             template, weights = saved["chat_template"], saved["weights"]
         model = load_fitted_model(settings, folder, weights)
         model.tokenizer.chat_template = template

@@ -13,6 +13,7 @@ from taskfit.methods.table import METHODS
 from taskfit.models.load import LoadedModel
 from taskfit.runs.kind import Measured, RunKind, Size
 from taskfit.runs.run import base_model
+from taskfit.runs.seen import Seen, seen_in
 from taskfit.runs.train_method import train_items
 from taskfit.runs.tuning.data import TuningData, prepare_tuning
 from taskfit.runs.tuning.measure import (
@@ -26,6 +27,7 @@ from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, prompt_text, reference_of
 from taskfit.screen import Screen, SilentScreen
 from taskfit.tasks.chat import EncodedPreference, EncodedText
+from taskfit.tasks.shortening import shortened_note
 from taskfit.training.checkpoint import TrainingState
 from taskfit.training.distributed import gather, on_main
 from taskfit.training.loop import Validation
@@ -54,11 +56,19 @@ class TuningRun(RunKind[TunedModel]):
 
     def read(self) -> Mapping[str, str]:
         """Read the rows; return the hash of each set."""
-        self.data = prepare_tuning(self.settings)
+        seen = None if self.origin is None else self.origin.seen or Seen()
+        self.data = prepare_tuning(self.settings, seen=seen)
         return self.data.fingerprint
 
+    def seen(self) -> Seen:
+        """Return which row stands in which set."""
+        before = None if self.origin is None else self.origin.seen
+        return seen_in(self.data.examples, (), before)
+
     def tell(self) -> None:
-        """Say nothing yet: rows are counted once they are encoded."""
+        """Say what an earlier run knew of the rows, which are counted once they are encoded."""
+        for note in self.data.notes:
+            self.screen.note(note)
 
     @property
     def trains(self) -> bool:
@@ -71,11 +81,18 @@ class TuningRun(RunKind[TunedModel]):
 
     def load(self, model: LoadedModel | None) -> None:
         """Load the model."""
-        loaded = base_model(self.settings, model, self.memory, self.screen)
+        origin, start = self.origin, None
+        loaded = base_model(self.settings, model, self.memory, self.screen, origin=origin)
+        if origin is not None:
+            start = origin.weights
+            if self.settings.tuning.chat_template is None:
+                loaded.tokenizer.chat_template = origin.chat_template
         self.fitted = TunedModel(self.settings, loaded)
         method = METHODS[self.settings.method.name]
         assert issubclass(method, (Sft, Dpo)), "a run of tuning has a method of it"
-        self._adapted = method(loaded, self.settings)
+        self._adapted = method(loaded, self.settings, start=start)
+        if start is not None:
+            self._adapted.put_adapter()  # the model before this training is that of the other run
 
     def start(self, *, resume: bool) -> None:
         """Encode all rows, measure the model as it is, and answer the sample prompts."""
@@ -150,6 +167,10 @@ class TuningRun(RunKind[TunedModel]):
         screen.note(f"rows read as {data.format}; {counts}")
         if data.num_dropped:
             screen.note(f"removed {data.num_dropped:,} training rows that stand in another set")
+        for name, items in self.items.items():
+            cut = sum(item.num_tokens_cut > 0 for item in items)
+            if cut and name != "train":  # the loop says it of those
+                screen.note(shortened_note(name, cut, len(items)))
         if num_empty:
             screen.note(
                 f"left out {num_empty:,} rows whose answers lie behind "
