@@ -51,7 +51,8 @@ from taskfit.files import write_json_atomic, write_text_atomic
 from taskfit.models.packaged import packaged_folder
 from taskfit.runs.fit import fit
 from taskfit.runs.records import RunResult
-from taskfit.settings_file import load_settings, merge_settings
+from taskfit.settings_base import merge_settings
+from taskfit.settings_file import load_settings
 
 SIZES = (64, 256, 1024)
 # 4, 8 and 14 labels a class.

@@ -4,6 +4,7 @@ import pytest
 
 from taskfit.errors import SettingsError
 from taskfit.methods.table import METHODS
+from taskfit.overrides import nested_setting
 from taskfit.settings import RunSettings
 from taskfit.settings_file import (
     dump_settings,
@@ -13,6 +14,7 @@ from taskfit.settings_file import (
     settings_differences,
     settings_reference,
 )
+from taskfit.yaml_text import parse_yaml
 
 
 def test_defaults_give_way_to_the_file_the_file_to_flags_and_flags_to_set(tmp_path: Path) -> None:
@@ -121,3 +123,70 @@ def test_full_weights_take_small_steps_unless_told_otherwise() -> None:
     told = load_settings(overrides=["adapter.weights=full", "training.learning_rate=1e-4"])
     assert told.resolved().training.learning_rate == 1e-4
     assert load_settings().resolved().training.learning_rate == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed=-1", "seed is -1: input should be greater than or equal to 0"),
+        ("seed=4294967296", "seed is 4294967296: input should be less than or equal to 4294967295"),
+        ("seed=true", "seed is True: input should be a number"),
+        ("training.learning_rate=nan", "training.learning_rate is 'nan': .* a finite number"),
+        ("training.learning_rate=.inf", "training.learning_rate is inf: .* a finite number"),
+        ("training.max_grad_norm=1e400", "training.max_grad_norm is inf: .* a finite number"),
+        ("training.warmup_fraction=-.inf", "training.warmup_fraction is -inf: .* a finite number"),
+        ("training.batch_size=true", "training.batch_size is True: input should be a number"),
+        ("training.epochs=1e30", r"training.epochs is 1e\+30: numbers go up to 10{15}"),
+        (f"data.num_train={10**40}", "data.num_train is 10{40}: numbers go up to 10{15}"),
+        ("adapter.lora_rank=1000000000", "adapter.lora_rank is 1000000000: .* or equal to 16384"),
+        ("adapter.lora_dropout=0.999", "adapter.lora_dropout is 0.999: .* or equal to 0.99"),
+        *(
+            (f"model.device={name}", f"model.device is '{name}': allowed are auto, cpu, cuda and ")
+            for name in ("mps", "xpu", "meta", "gpu", "CPU", "cuda:x", "cuda:-1", "cpu:0")
+        ),
+    ],
+)
+def test_every_setting_has_limits_however_it_is_given(
+    tmp_path: Path, setting: str, message: str
+) -> None:
+    key, _, value = setting.partition("=")
+    path = tmp_path / "run.yaml"
+    section, _, name = key.rpartition(".")
+    path.write_text(f"{section}:\n  {name}: {value}\n" if section else f"{name}: {value}\n")
+    number = parse_yaml(value)
+    for load in (
+        lambda: load_settings(overrides=[setting]),
+        lambda: load_settings(path),
+        lambda: load_settings(flags=nested_setting(key, number)),
+    ):
+        with pytest.raises(SettingsError, match=message) as caught:
+            load()
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_gives_way_to_a_method_that_is_typed_and_says_what_it_leaves_out() -> None:
+    notes: list[str] = []
+    preset = find_settings("cola_t4")
+    found = load_settings(preset, flags={"method": {"name": "head"}}, note=notes.append)
+    assert (found.method.name, found.method.shown, found.adapter.weights) == ("head", 2, "qlora")
+    assert notes == ["head does not read method.loss of cola_t4: left out"]
+
+    found = load_settings(preset, overrides=["method.name=in_context"], note=notes.append)
+    assert found.training.batch_size == found.training.epochs == "auto"
+    assert found.adapter.weights == "qlora"
+    assert "in_context does not read method.loss, adapter.lora_dropout" in notes[1]
+    assert "training.batch_size" in notes[1]
+    for typed, method in (("method.loss=labels", "head"), ("training.epochs=3", "tfidf")):
+        with pytest.raises(SettingsError, match=f"{typed.split('=')[0]} is read by"):
+            load_settings(preset, flags={"method": {"name": method}}, overrides=[typed])
+    # The same method, or none: nothing is left out, and a file that is wrong stays so.
+    same = load_settings(preset, flags={"method": {"name": "label_words"}}, note=notes.append)
+    assert same == load_settings(preset, note=notes.append)
+    assert len(notes) == 2
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("method", ["tfidf", "head", "in_context", "probe"])
+def test_every_ready_file_serves_with_every_method(name: str, method: str) -> None:
+    found = load_settings(find_settings(name), flags={"method": {"name": method}})
+    assert found.resolved().method.name == method

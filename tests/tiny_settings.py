@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from taskfit.overrides import parse_overrides
 from taskfit.settings import RunSettings
-from taskfit.settings_file import parse_overrides, settings_from_dict
+from taskfit.settings_file import settings_from_dict
 from taskfit.unread import read_only
 
 

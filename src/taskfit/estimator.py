@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from taskfit.data import Example
 from taskfit.data.in_memory import check_some_text, label_array, label_name, text_rows
 from taskfit.errors import CheckpointError, DataError, SettingsError
+from taskfit.overrides import nested_setting
 from taskfit.report.pages import write_page
 from taskfit.runs.classes import read_classes, with_earlier, write_classes
 from taskfit.runs.classifier import Classifier
@@ -27,7 +28,8 @@ from taskfit.runs.records import TUNED_FILE
 from taskfit.runs.tuning.model import TunedModel
 from taskfit.screen import PlainScreen, Screen, SilentScreen
 from taskfit.search.search_and_fit import search_and_fit
-from taskfit.settings_file import load_run_settings, load_settings, merge_settings
+from taskfit.settings_base import merge_settings
+from taskfit.settings_file import load_run_settings, load_settings
 from taskfit.stats.multi_label import THRESHOLD
 from taskfit.tasks.questions import Questionnaire
 
@@ -139,16 +141,15 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for row, place in zip(rows, places, strict=True)
         ]
         (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
-        flags = self._flags(folder / "train.jsonl", list(rows[0]))
-        overrides = [
-            f"{name}={json.dumps(value, default=_plain)}"
-            for name, value in (self.settings or {}).items()
-        ]
+        given = self._flags(folder / "train.jsonl", list(rows[0]))
+        if start is not None:
+            given["start"] = {"earlier_rows": False}
+        for key, value in (self.settings or {}).items():
+            merge_settings(given, nested_setting(key, value))
         if start is None:
-            settings = load_settings(flags=flags, overrides=overrides)
+            settings = load_settings(flags=given)
         else:
-            flags["start"] = {"earlier_rows": False}
-            settings = continued_settings(start, flags, overrides, tests=False)
+            settings = continued_settings(start, given, tests=False)
         run, screen = folder / "run", self._screen()
         # Baselines are measured on test texts, which whoever uses an estimator mostly keeps.
         told = bool(settings.data.tests or settings.data.test_fraction)
@@ -397,8 +398,3 @@ def load_any(
 
 def _is_text(values: NDArray[Any]) -> bool:
     return bool(len(values)) and isinstance(values.tolist()[0], str)
-
-
-def _plain(value: object) -> Any:  # noqa: ANN401 - what JSON can write
-    """Return a setting's value as JSON has it: numbers of NumPy's, and paths."""
-    return value.item() if isinstance(value, np.generic) else str(value)

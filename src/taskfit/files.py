@@ -68,7 +68,7 @@ def failed_write(
     if number is None or (target is None and number in AMBIGUOUS):
         return None
     name = getattr(error, "filename", None)
-    target = target or name or "a file"
+    target = target or name or "standard output or a file"
     reason, remedy = REASONS[number]
     reason = reason.format(name=name or target)
     head = f"{target} could not be written: {reason}."

@@ -1,5 +1,7 @@
 """What the work shows while it runs: an interface, and the one that shows nothing."""
 
+import io
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -7,6 +9,16 @@ from typing import Any, Protocol
 
 LINES_PER_RUN = 10
 MOMENT = 2.0  # seconds that need no word
+
+
+def show_what_can_be_shown() -> None:
+    """Let standard output and error show a question mark for what they cannot show.
+
+    Not every terminal or log is UTF-8, and a label or text must not end a run for it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 class Screen(Protocol):
@@ -30,6 +42,9 @@ class PlainScreen:
 
     def note(self, text: str) -> None:
         """Print a line."""
+        # Standard output is the caller's, so it is not set to replace what it cannot show.
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "replace").decode(encoding)
         print(text, flush=True)  # noqa: T201 - that is what it is for
 
     def record(self, record: Mapping[str, Any]) -> None:

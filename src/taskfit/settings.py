@@ -5,7 +5,7 @@ knows no field by name; what a method does not read is found in `unread.py`. Uni
 names or in the first words below.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,7 +18,16 @@ from taskfit.method_settings import (
     LabelWordsSettings,
     as_method,
 )
-from taskfit.settings_base import Auto, Section, check_set_name, known
+from taskfit.search_settings import SearchSettings
+from taskfit.settings_base import (
+    MAX_SEED,
+    Auto,
+    Device,
+    PromptText,
+    Section,
+    check_set_name,
+    known,
+)
 from taskfit.start_settings import StartSettings
 
 __all__ = [
@@ -66,7 +75,7 @@ class DataSettings(Section):
     soft_labels: dict[str, str] = Field(default_factory=dict)
     """Label -> column with its share (such as the part of raters who chose it), for training on
     distributions. Shares of a row are divided by their sum; the largest one is the label."""
-    label_separator: str = Field(default="|", min_length=1)
+    label_separator: PromptText = Field(default="|", min_length=1)
     """Stands between the labels of a row where `task.multi_label` is set, as in `news|sports`."""
     slices: list[str] = Field(default_factory=list)
     """Columns of the evaluation sets by which metrics are cut up, each by itself and all crossed;
@@ -109,18 +118,20 @@ class TaskSettings(Section):
     name: str | None = None
     """Built-in task (cola, mnli, hans, sentiment) or a task file (.yaml). None: made from the
     columns of the table."""
-    instruction: str | None = None
+    instruction: PromptText | None = None
     """Text before the demonstrations; replaces the task's own."""
-    line: str | None = None
+    line: PromptText | None = None
     """One line for demonstrations and query alike, such as ` {sentence} -{label}`."""
-    separator: str | None = None
+    separator: PromptText | None = None
     """Text between instruction, demonstrations and query. None: the task's own (a line break)."""
-    label_words: dict[str, str | list[str]] = Field(default_factory=dict)
+    label_words: dict[str, PromptText | list[PromptText]] = Field(default_factory=dict)
     """Label -> its word or words, leading space included; replaces the task's own."""
     chat: bool = False
     """Put the same task through the model's chat template."""
     multi_label: bool = False
     """A text may have several of the labels, or none."""
+    allow_control_tokens: bool = False
+    """Read control tokens that stand in texts, labels or rows as tokens, not as characters."""
 
 
 class ModelSettings(Section):
@@ -133,7 +144,7 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and arithmetic. auto: bfloat16 where the device computes in it,
     else float16 (with loss scaling) on a GPU and float32 on a CPU."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     max_length: int | None = Field(default=None, ge=8)
     """Longest prompt with its completion (tokens). None: the model's own limit."""
@@ -203,11 +214,11 @@ class AdapterSettings(Section):
     targets: Literal["all", "attention", "mlp"] | list[str] = "all"
     """Which linear layers get adapters: all, those of attention, all others, or names such as
     [q_proj, v_proj]."""
-    lora_rank: int = Field(default=8, ge=1)
+    lora_rank: int = Field(default=8, ge=1, le=16_384)
     """Rank of the adapters."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Scale of the adapters; they are multiplied by lora_alpha / lora_rank."""
-    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    lora_dropout: float = Field(default=0.0, ge=0.0, le=0.99)
     """Dropout before the adapters, in training."""
     rank_stabilized: bool = False
     """Multiply adapters by lora_alpha / sqrt(lora_rank) instead (rsLoRA, arXiv:2312.03732)."""
@@ -290,34 +301,10 @@ class CalibrationSettings(Section):
     for this alone."""
 
 
-class SearchSettings(Section):
-    """A search for settings on the validation set, before the run itself; needs optuna."""
-
-    trials: int = Field(default=0, ge=0)
-    """Trials, the settings as given being the first. 0: no search, unless `budget_seconds` is set;
-    then as many as fit."""
-    budget_seconds: float | None = Field(default=None, gt=0)
-    """No trial is started after this time in the search (seconds). None: no limit."""
-    space: dict[str, Any] = Field(default_factory=dict)
-    """Setting -> what to try, in place of the method's own space: `[low, high]` is a range, any
-    other list are choices; {low: 1, high: 9, log: true} and {choices: [4, 8]} say so outright. A
-    range whose ends differ tenfold or more is searched by its logarithm. Any setting of training,
-    adapter, method and task that leaves data and base model as they are, and `template`: names of
-    wordings, as `taskfit prompts` shows them, `as given` among them."""
-    pruner: Literal["median", "halving", "none"] = "median"
-    """Which trials end early, judged at each validation. median: those below the median of earlier
-    trials; halving: all but the best quarter of those that came so far (ASHA); none."""
-
-    @property
-    def requested(self) -> bool:
-        """Return whether to search."""
-        return self.trials > 0 or self.budget_seconds is not None
-
-
 class RunSettings(Section):
     """All of one run."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of every draw: splits, demonstrations, order, dropout, adapter weights."""
     data: DataSettings = DataSettings()
     task: TaskSettings = TaskSettings()

@@ -4,21 +4,30 @@ Of all settings it knows one by name, `method.name`, which decides what section 
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from taskfit.errors import SettingsError
 from taskfit.files import write_text_atomic
 from taskfit.method_base import GUARDED, MethodSettings
 from taskfit.method_settings import METHOD_SETTINGS
+from taskfit.overrides import merge_overrides
 from taskfit.settings import RunSettings
-from taskfit.unread import is_read, method_of, read_only, refusals, takers_of, without_unread
-from taskfit.yaml_text import parse_yaml, read_yaml
+from taskfit.settings_base import merge_settings
+from taskfit.unread import (
+    is_read,
+    method_of,
+    read_only,
+    refusals,
+    takers_of,
+    unread_settings,
+    without_unread,
+)
+from taskfit.yaml_text import Kind, dump_yaml, members, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -51,15 +60,17 @@ def load_settings(
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     lenient_file: bool = False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> RunSettings:
     """Merge defaults, a settings file, command-line flags and `--set` overrides, in that order.
 
     Args:
         path: A YAML file with any of the settings, settings in its place, or None.
         flags: Nested dictionary of the settings given as flags.
-        overrides: `section.key=value` texts; values are read as YAML.
+        overrides: `section.key=value` texts; a text is taken as it stands, other values are YAML.
         lenient_file: Leave out what the method does not read of the file, and refuse it only where
-            it is given now.
+            it is given now. So it is, too, where another method is given now than the file has.
+        note: Called with a line that says what was left out because of another method.
 
     Raises:
         SettingsError: Listing everything that is wrong.
@@ -67,14 +78,23 @@ def load_settings(
     given: dict[str, Any] = {}
     problems: list[str] = []
     merge_settings(given, flags or {})
-    _merge_overrides(given, overrides, problems)
+    merge_overrides(given, overrides, problems)
     merged = path.model_dump() if isinstance(path, RunSettings) else {}
     if isinstance(path, Path):
         merged = _read(path)
+    before = method_of(merged)
     merge_settings(merged, given)
-    if not lenient_file:
+    changes_method = method_of(merged) not in (None, before) and path is not None
+    if not lenient_file and not changes_method:
         return settings_from_dict(merged, problems)
-    return read_only(settings_from_dict(merged, problems, asked=given))
+    settings = read_only(settings_from_dict(merged, problems, asked=given))
+    if changes_method and not lenient_file:
+        typed = unread_settings(merged, given)
+        left = [name for name in unread_settings(merged, merged) if name not in typed]
+        if left:
+            where = path.stem if isinstance(path, Path) and path.parent == PRESETS else path
+            note(f"{settings.method.name} does not read {', '.join(left)} of {where}: left out")
+    return settings
 
 
 def load_run_settings(path: Path) -> RunSettings:
@@ -84,40 +104,6 @@ def load_run_settings(path: Path) -> RunSettings:
         SettingsError: Listing everything that is wrong.
     """
     return load_settings(path, lenient_file=True)
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `section.key=value` texts as nested settings.
-
-    Raises:
-        SettingsError: If one is not of this form.
-    """
-    merged: dict[str, Any] = {}
-    problems: list[str] = []
-    _merge_overrides(merged, overrides, problems)
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return merged
-
-
-def _merge_overrides(merged: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> None:
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            problems.append(f"--set {override}: write it as section.key=value")
-            continue
-        merge_settings(merged, _nested(key.strip(), value))
-
-
-def _nested(key: str, value: str) -> dict[str, Any]:
-    """Return a dotted key with its value, read as YAML, as nested dictionaries."""
-    try:
-        nested: Any = parse_yaml(value)
-    except yaml.YAMLError:
-        nested = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return dict(nested)
 
 
 def settings_from_dict(
@@ -156,7 +142,8 @@ def _misfits(error: ValidationError) -> list[str]:
     for problem in error.errors():
         # Behind the setting's own path pydantic names the type of a union that was tried.
         path = _setting_path(problem["loc"])
-        message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+        message = problem["msg"].removeprefix("Value error, ")
+        message = f"{message[0].lower()}{message[1:]}"
         found.setdefault(path, (problem["input"], {}))[1].setdefault(message)
     lines = []
     for path, (value, told) in found.items():
@@ -190,8 +177,7 @@ def _setting_path(loc: Sequence[str | int]) -> str:
 
 def dump_settings(settings: RunSettings, path: Path) -> None:
     """Write every resolved setting as YAML."""
-    text = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
-    write_text_atomic(path, text)
+    write_text_atomic(path, dump_yaml(settings.model_dump()))
 
 
 def settings_differences(old: RunSettings, new: RunSettings) -> list[str]:
@@ -214,6 +200,12 @@ def settings_reference() -> str:
         "",
         "Every setting, as `--set section.key=value` or in a settings file (`--config run.yaml`).",
         "Precedence: defaults < file < command line. Made by `python -m taskfit.settings_file`.",
+        "",
+        "`--set` takes a text as it stands, leading spaces, # and : among it; in parts of prompts",
+        "`\\n` is a line break (`\\\\n` the two characters). Quotes around all of it are left out;",
+        "`null` is None. Other values are YAML: numbers, true and false, `[a, b]`, `{a: b}`. In a",
+        'file texts need quotes as YAML has it (`#`, leading spaces, `"\\n"`), but 010, 12:30, yes',
+        "and null stay what they are where a text belongs.",
         "",
         *head,
         *_rows(RunSettings, ""),
@@ -277,19 +269,10 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    data = read_yaml(path, "settings file", SettingsError)
+    data = read_yaml(path, "settings file", SettingsError, RunSettings)
     if not isinstance(data, dict):
         raise SettingsError(f"{path} holds no settings; see docs/settings.md.")
     return data
-
-
-def merge_settings(target: dict[str, Any], extra: Mapping[str, Any]) -> None:
-    """Put nested settings over others, in place; what is not mentioned stays."""
-    for key, value in extra.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            merge_settings(target[key], value)
-        else:
-            target[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def _split_known(
@@ -327,9 +310,16 @@ def _split_known(
                     f"{prefix}{key} is {value!r}, but it is a section with the settings "
                     f"{', '.join(kind.model_fields)}."
                 )
+        elif isinstance(value, bool) and not {bool, Any} & {*members(info)} and _is_number(info):
+            # Python would count with it.
+            problems.append(f"{prefix}{key} is {value}: input should be a number.")
         else:
             known[key] = value
     return known, problems
+
+
+def _is_number(kind: Kind) -> bool:
+    return any(one in (int, float) for one in members(kind))
 
 
 def _unknown_key(key: str, names: list[str], prefix: str) -> str:

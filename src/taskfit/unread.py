@@ -71,19 +71,28 @@ def refusals(data: Settings, asked: Settings) -> list[str]:
         return []
     name = str(_section(data, "method").get("name", "auto"))
     own = ", ".join(key for key in kind.model_fields if key != "name")
-    told = [
-        f"{_read_by(f'method.{key}')}, not by {name}, which reads: {own or 'none of this section'}."
-        for key in changed_unread(data)
-        if key in _section(asked, "method")
-    ]
+    told = []
+    for setting in unread_settings(data, asked):
+        reads = f", which reads: {own or 'none of this section'}" * setting.startswith("method.")
+        told.append(f"{_read_by(setting)}, not by {name}{reads}.")
+    return told
+
+
+def unread_settings(data: Settings, asked: Settings) -> list[str]:
+    """Return each `section.key` asked for that the method does not read; see `refusals`."""
+    kind = method_of(data)
+    if kind is None:
+        return []
+    name = str(_section(data, "method").get("name", "auto"))
+    found = [f"method.{key}" for key in changed_unread(data) if key in _section(asked, "method")]
     for section in GUARDED:
         usual = _usual(name, section)
         for key, value in _section(asked, section).items():
             setting = f"{section}.{key}"
             # What is no setting at all is told elsewhere.
             if key in usual and not is_read(setting, kind) and value not in usual[key]:
-                told.append(f"{_read_by(setting)}, not by {name}.")
-    return told
+                found.append(setting)
+    return found
 
 
 def read_only(settings: RunSettings) -> RunSettings:

@@ -12,7 +12,7 @@ def test_more_labels_go_on_from_a_run_and_it_is_said_listed_and_reported(shell) 
     code, out, err = shell("fit", "more.csv", "--from", "runs/mine", "--epochs", "1")
     assert code == 0, err
     assert "goes on from runs/mine: training starts from its adapter and head" in out
-    assert "12 of the 12 rows of more.csv are not in runs/mine" in out
+    assert "new to runs/mine: 12 of the 12 rows of more.csv" in out
     assert "training rows of runs/mine (train.csv) join those of more.csv" in out
     settings = (shell.folder / "runs" / "more" / "settings.yaml").read_text()
     assert "prompt: false" in settings
@@ -36,7 +36,10 @@ def test_what_contradicts_from_is_refused_and_leaves_nothing(
     assert "Give one of the two" in refused(*go_on, "--resume", "runs/mine")
     assert "Give one of the two" in refused(*go_on, "--config", "cola")
     assert "method.name is knn, and was tfidf" in refused(*go_on, "--method", "knn")
-    assert "holds no finished run" in refused("fit", "train.csv", "--from", "nowhere")
+    assert "nowhere is not there: give the folder" in refused("fit", "--from", "nowhere")
+    assert "train.csv is a file: give the folder" in refused("fit", "--from", "train.csv")
+    (shell.folder / "empty").mkdir()
+    assert "holds no finished run" in refused("fit", "train.csv", "--from", "empty")
     assert "Leave --search or --from out" in refused(*go_on, "--search", "2")
     (shell.folder / "test.csv").rename(shell.folder / "moved.csv")
     message = refused(*go_on)
@@ -55,5 +58,8 @@ def test_other_columns_and_unknown_labels_are_told(shell, refused: Callable[...,
     assert "data.text is body, and was text (rename the columns of the table)" in message
     (shell.folder / "more.csv").write_text("text,mood\nThe dog was warm.,good\n")
     assert "has no column 'label'" in refused("fit", "more.csv", "--from", "runs/mine")
-    code, _, err = shell("fit", "more.csv", "--from", "runs/mine", "--label", "mood")
+    assert [path.name for path in (shell.folder / "runs").iterdir()] == ["mine"]
+    (shell.folder / "more.csv").write_text("text,mood\nThe dog was warm.,1\n")
+    code, out, err = shell("fit", "more.csv", "--from", "runs/mine", "--label", "mood")
     assert code == 0, err
+    assert "are its labels written otherwise?" in out

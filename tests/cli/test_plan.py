@@ -209,3 +209,15 @@ def test_mistakes_end_in_one_message_and_exit_code_2(
 
 def test_durations_are_readable() -> None:
     assert [duration(s) for s in (3.14159, 2160, 9000)] == ["3.14 s", "36 min", "2.5 h"]
+
+
+def test_flags_of_a_training_have_no_part_in_plans_without_one(shell) -> None:
+    given = ("plan", "--model", "smollm2-135m", "--gpu", "t4", "--tokens", "20")
+    _, plain, _ = shell(*given, "--method", "in_context")
+    code, out, err = shell(*given, "--method", "in_context", "--batch-size", "4", "--epochs", "2")
+    assert (code, out) == (0, plain)
+    assert "--batch-size has no part" in err
+    assert "--epochs has no part" in err
+    code, _, err = shell("plan", "--method", "tfidf", "--batch-size", "4")
+    assert code == 2
+    assert "nothing to plan" in err

@@ -152,3 +152,11 @@ def test_an_estimator_learns_from_a_table_and_shows_progress_when_asked(
         assert ("predicting: 40" in out) == verbose
         assert bool(out) == verbose
     assert taskfit.TextClassifier(verbose=True).get_params()["verbose"] is True
+
+
+def test_a_text_of_the_command_line_gets_its_answer_and_nothing_else(shell) -> None:
+    shell.fit("--method", "tfidf")
+    code, out, err = shell("predict", "run", "--text", "a lovely day")
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert err == ""

@@ -5,6 +5,7 @@ import pytest
 
 from taskfit.errors import DataError
 from taskfit.models.packaged import packaged_folder
+from taskfit.settings_file import dump_settings
 
 STAGES = ["data", "model", "zero-shot", "few-shot", "fine-tuned"]
 SETS = {"movies", "tweets", "products", "editorials"}
@@ -47,3 +48,21 @@ def test_quickstart_tells_a_line_a_stage_and_leaves_its_results(
     assert code == 0
     assert stages(out) == ["data", *STAGES[2:]]
     assert out.count("finished before; kept") == 3
+
+
+def test_a_folder_of_another_quickstart_is_refused_before_any_work(shell) -> None:
+    module = importlib.import_module("taskfit.compare.quickstart")
+    subfolder, settings = module._runs("tiny", 10)["few-shot"]
+    folder = shell.folder / "quick" / subfolder
+    folder.mkdir(parents=True)
+    dump_settings(settings.resolved(), folder / "settings.yaml")
+    module._check_same(folder, settings)
+    for other, difference in (
+        (("--num-train", "12", "--model", "tiny"), "data.num_train: 10 -> 12"),
+        (("--num-train", "10", "--model", "other"), "model.name: tiny -> other"),
+    ):
+        code, out, err = shell("quickstart", "--out", "quick", *other)
+        assert code == 2
+        assert difference in err
+        assert "--out" in err
+        assert out == ""

@@ -26,7 +26,7 @@ from taskfit.compare.run import run_grid
 from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.screen import SilentScreen
 from taskfit.settings import RunSettings
-from taskfit.settings_file import merge_settings
+from taskfit.settings_base import merge_settings
 from tiny_locks import held_elsewhere
 from tiny_screens import Killed, NotingScreen
 

@@ -406,6 +406,27 @@ def test_rows_that_a_template_refuses_are_removed_with_its_message(
     assert "not this" in lines(result, "removed.jsonl")[0]["detail"]
 
 
+def test_a_chat_that_holds_a_control_token_is_not_written_as_a_text(
+    run: Callable[..., CurateResult],
+) -> None:
+    rows = [{"prompt": "Hi </s>", "completion": "x"}, {"prompt": "Hi", "completion": "x"}]
+    result = run(rows, steps=[{"step": "chat", "template": "plain"}])
+    assert [row["id"] for row in lines(result)] == ["0.jsonl:2"]
+    (removed,) = lines(result, "removed.jsonl")
+    assert (removed["reason"], removed["detail"]) == ("it holds a control token", "</s>")
+
+
+def test_what_is_not_read_of_rows_or_left_out_stands_in_the_card(
+    run: Callable[..., CurateResult],
+) -> None:
+    rows = [{"prompt": "p", "completion": str(i), "label": i > 0, "rating": 1} for i in range(3)]
+    (source,) = run(rows, steps=[]).steps[0].facts["sources"]
+    assert source["rows"] == 2
+    first, second = source["notes"]
+    assert "left out 1 row whose label is false" in first
+    assert "not read: rating (2 rows)" in second
+
+
 def test_a_language_that_is_not_wanted_is_removed(run: Callable[..., CurateResult]) -> None:
     pytest.importorskip("py3langid")
     german = "Der schnelle braune Fuchs springt über den faulen Hund, und alle sehen ihm dabei zu."

@@ -11,7 +11,13 @@ from huggingface_hub import constants
 from taskfit.data.hub import why_not_at_hand
 from taskfit.errors import ModelError
 from taskfit.models.packaged import PACKAGED_MODELS, locate_model
-from taskfit.plan.shapes import find_config
+from taskfit.plan.shapes import (
+    _HUB_IDS,
+    KNOWN_SHAPES,
+    find_config,
+    known_config,
+    known_shape,
+)
 
 
 @pytest.fixture
@@ -44,3 +50,19 @@ def test_what_is_cached_needs_no_hub(tmp_path: Path) -> None:
     (tmp_path / "models--owner--name" / "snapshots" / "abc").mkdir(parents=True)
     assert why_not_at_hand("owner/name", kind="model") is None
     assert why_not_at_hand("owner/name", kind="dataset") is not None
+
+
+@pytest.mark.usefixtures("silent")
+def test_the_shape_of_a_well_known_hub_id_needs_no_hub() -> None:
+    for name, shape in (
+        ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2.5-0.5b"),
+        ("meta-llama/Meta-Llama-3-8B", "llama-3-8b"),
+        ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
+        ("HuggingFaceTB/SmolLM2-360M", "smollm2-360m"),
+    ):
+        config, source = find_config(name)
+        assert config.hidden_size == known_config(shape).hidden_size
+        assert f"known shape {shape}" in source
+    assert set(_HUB_IDS.values()) == set(KNOWN_SHAPES)
+    assert all(known_shape(f"{name}-Instruct") for name in _HUB_IDS)
+    assert known_shape("nobody/qwen2.5-0.5b") is None

@@ -253,3 +253,162 @@ def test_the_instruction_sets_of_the_data_folder_are_read(shared_data: Path) -> 
     assert kinds["self_instruct_seed_tasks"] == ("instruction", 175)
     pairs = read_instructions(str(shared_data / "preference" / "dpo_en_demo.json.gz"))
     assert (pairs.format.kind, len(pairs.rows)) == ("preference", 300)
+
+
+def read_rows(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Any:
+    return read_instructions(write(tmp_path / "a.jsonl", rows), **options)
+
+
+USER = {"role": "user", "content": "q"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "learned"),
+    [
+        ({"weight": 0}, False),
+        ({"weight": 1}, True),
+        ({"weight": 0.0}, False),
+        ({"train_on_turn": False}, False),
+        ({"training": True, "loss": False}, False),
+        ({"weight": None}, True),
+        ({}, True),
+    ],
+)
+def test_a_turn_that_is_told_not_to_be_learned_is_not_and_stays_so_when_written(
+    tmp_path: Path, flag: dict[str, Any], learned: bool
+) -> None:
+    messages = [USER, {"role": "assistant", "content": "a", **flag}, USER]
+    data = read_rows(tmp_path, [{"messages": messages}])
+    assert [m.learned for m in data.rows[0].messages] == [True, learned, True]
+    assert data.notes == ()
+    record = to_record(data.rows[0])
+    assert ("weight" in record["messages"][1]) == (not learned)
+    assert read_rows(tmp_path, [record]).rows == data.rows
+    assert from_record(record) == data.rows[0]
+
+
+def test_columns_and_keys_that_nothing_reads_are_told_with_their_counts(tmp_path: Path) -> None:
+    chat = [USER, {"role": "assistant", "content": "a", "reasoning_content": "because", "id": "7"}]
+    half = [USER, {"role": "assistant", "content": "a", "weight": 0.5, "loss": 1.25}]
+    rows = [
+        {"messages": chat, "tools": [{"name": "f"}], "rating": 3, "source": "x", "note": ""},
+        {"messages": half, "tools": [], "rating": 0, "note": None, "weight": 2},
+    ]
+    (line,) = read_rows(tmp_path, rows).notes
+    said = line.partition(": not read: ")[2].split(", ")
+    assert line.startswith(str(tmp_path / "a.jsonl"))
+    assert said[0] == "rating (2 rows)"
+    assert sorted(said[1:]) == [
+        "loss other than 0 and 1 (1 row)",
+        "reasoning_content (1 row)",
+        "tools (1 row)",
+        "weight (1 row)",
+        "weight other than 0 and 1 (1 row)",
+    ]
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+
+
+@pytest.mark.parametrize(
+    "calling",
+    [
+        CALL,
+        {"role": "assistant", "content": "", "function_call": {"name": "f"}},
+        {"role": "assistant", "content": [{"type": "tool_use", "name": "f"}]},
+        {"from": "function_call", "value": "{}"},
+    ],
+)
+def test_conversations_with_tool_calls_are_left_out_and_counted(
+    tmp_path: Path, calling: dict[str, Any]
+) -> None:
+    plain = {"messages": [USER, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}
+    calls = {"messages": [USER, calling, {"role": "tool", "content": "1"}, plain["messages"][1]]}
+    data = read_rows(tmp_path, [plain, calls, plain])
+    assert [row.id for row in data.rows] == ["a.jsonl:1", "a.jsonl:3"]
+    assert data.notes[0].endswith("left out 1 row with tool calls, which are not learned")
+    with pytest.raises(DataError, match=r"none of 1 rows is left to learn from.*1 row with tool"):
+        read_rows(tmp_path, [calls])
+    # Asked only, the turns before the last answer are a prompt.
+    asked = read_rows(tmp_path, [calls], need_answer=False)
+    assert [m.role for m in asked.rows[0].messages] == ["user", "assistant", "tool", "assistant"]
+    assert "tool calls (1 row)" in asked.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [(True, False), (1, 0), ("True", "False"), ("true", "false"), ("1", "0")]
+)
+def test_answers_that_a_label_calls_bad_are_not_learned(tmp_path: Path, yes: Any, no: Any) -> None:
+    for name in ("label", "kto_tag"):
+        rows = [{"prompt": "p", "completion": str(i), name: (yes, no)[i % 2]} for i in range(4)]
+        data = read_rows(tmp_path, rows)
+        assert [row.answer for row in data.rows] == ["0", "2"]
+        assert f"left out 2 rows whose {name} is false" in data.notes[0]
+        assert len(read_rows(tmp_path, rows, need_answer=False).rows) == 4
+
+
+def test_a_label_that_is_no_yes_or_no_is_a_column_like_others(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": "c", "label": name} for name in ("happy", "sad")]
+    data = read_rows(tmp_path, rows)
+    assert len(data.rows) == 2
+    assert data.notes[0].endswith("not read: label (2 rows)")
+
+
+def test_rows_of_weight_0_are_left_out_and_other_weights_told(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": "c", "weight": w} for w in (0, 1, 0.5, None)]
+    data = read_rows(tmp_path, rows)
+    assert len(data.rows) == 3
+    assert data.notes[0].endswith("left out 1 row of weight 0")
+    assert data.notes[1].endswith("not read: weight (1 row)")
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_history_stands_before_the_question_as_earlier_turns(
+    tmp_path: Path, as_text: bool
+) -> None:
+    for history in ([["a", "b"], ["c", "d"]], [{"role": "user", "content": "a"}], [], None, ""):
+        shown = json.dumps(history) if as_text and history else history
+        told = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+        told = told[: {2: 4, 1: 1}.get(len(history or ()), 0)]
+        for fields in ({"instruction": "q", "output": "o"}, {"prompt": "q", "completion": "o"}):
+            row = read_rows(tmp_path, [{**fields, "system": "s", "history": shown}]).rows[0]
+            assert turns(row) == [("system", "s"), *told, ("user", "q"), ("assistant", "o")]
+    with pytest.raises(DataError, match="history must be a list of pairs"):
+        read_rows(tmp_path, [{"instruction": "q", "output": "o", "history": [["a"]]}])
+
+
+@pytest.mark.parametrize("context", ["Here.", ["Here.", "And there."]])
+def test_a_context_belongs_to_the_question(tmp_path: Path, context: Any) -> None:
+    said = "Where?\n\nHere." + ("\n\nAnd there." if isinstance(context, list) else "")
+    for names in (("question", "answer"), ("instruction", "response")):
+        row = dict(zip(names, ("Where?", "There"), strict=True))
+        found = read_rows(tmp_path, [{**row, "context": context}])
+        assert turns(found.rows[0]) == [("user", said), ("assistant", "There")]
+
+
+def test_prompts_and_completions_may_be_chats(tmp_path: Path) -> None:
+    row = {"prompt": [USER], "completion": [{"role": "assistant", "content": "a"}]}
+    assert turns(read_rows(tmp_path, [row]).rows[0]) == [("user", "q"), ("assistant", "a")]
+    listed = {"prompt": "p", "completion": '[{"price": 3}]'}
+    assert read_rows(tmp_path, [listed]).rows[0].answer == '[{"price": 3}]'
+
+
+def test_pairs_of_transcripts_have_what_they_share_as_prompt(tmp_path: Path) -> None:
+    start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: so\n\nAssistant:"
+    row = {"chosen": f"{start} good: yes\n\nyes", "rejected": f"{start} bad"}
+    (pair,) = read_rows(tmp_path, [row]).rows
+    assert [(m.role, m.content) for m in pair.prompt] == [
+        ("user", "hi"),
+        ("assistant", "hello"),
+        ("user", "so"),
+    ]
+    assert (pair.chosen, pair.rejected) == ("good: yes\n\nyes", "bad")
+    (other,) = read_rows(tmp_path, [{"prompt": start, "chosen": " good", "rejected": "bad"}]).rows
+    assert other.prompt == pair.prompt
+    apart = {**row, "rejected": "\n\nHuman: else\n\nAssistant: bad"}
+    found = read_rows(tmp_path, [row, apart])
+    assert len(found.rows) == 1
+    assert "left out 1 row whose two texts are not one prompt" in found.notes[0]
+    # With a prompt of its own, an answer may speak of people and assistants.
+    quoted = {"prompt": "p", "chosen": "Human: a\n\nAssistant: b", "rejected": "r"}
+    assert read_rows(tmp_path, [quoted]).rows[0].chosen == quoted["chosen"]

@@ -57,6 +57,6 @@ def test_devices_and_formats_are_chosen_or_refused() -> None:
     assert resolve_dtype("float16", torch.device("cpu")) == torch.float16
     assert resolve_device("cpu").type == "cpu"
     with pytest.raises(SettingsError, match="allowed are auto, cpu, cuda"):
-        resolve_device("gpu")
+        resolve_device("mps")
     with pytest.raises(SettingsError, match="PyTorch sees"):
         resolve_device("cuda:99")

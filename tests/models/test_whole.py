@@ -16,7 +16,7 @@ from taskfit.errors import CheckpointError, ModelError
 from taskfit.models.adapters import ADAPTER_WEIGHTS, add_adapter, load_adapter
 from taskfit.models.encoder import load_encoder
 from taskfit.models.load import LoadedModel, load_model
-from taskfit.models.whole import NotFiniteError, refuse_infinite, require_finite
+from taskfit.models.whole import NotFiniteError, check_files, refuse_infinite, require_finite
 from taskfit.settings import AdapterSettings, ModelSettings
 
 Weights = dict[str, Tensor]
@@ -110,8 +110,12 @@ def test_a_number_that_is_not_finite_is_found_in_every_weight(
 def test_what_does_not_fit_is_named_with_what_to_do(
     change: Change, said: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
+    folder = changed(folders["llama"], tmp_path / "m", change)
     with pytest.raises(ModelError, match=said):
-        load(changed(folders["llama"], tmp_path / "m", change))
+        load(folder)
+    if "not finite" not in said:  # names and shapes say so without the numbers
+        with pytest.raises(ModelError, match=said):
+            check_files(str(folder), "it", None)
 
 
 @pytest.mark.parametrize(

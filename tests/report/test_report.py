@@ -132,13 +132,15 @@ def test_whatever_comes_from_the_user_is_escaped(tmp_path: Path) -> None:
         tmp_path,
         [run_result(NASTY, **{NASTY: evaluation()})],
         title=NASTY,
-        notes=[NASTY],
+        notes=[NASTY, f"`taskfit {NASTY}` is one thing, ` another."],
         pictures=[Picture(NASTY, base64.b64encode(b"\x89PNG").decode(), 1, 1, NASTY)],
     )
     source = path.read_text(encoding="utf-8")
     assert NASTY not in source
-    # Title twice, note, run twice, set, caption and alternative text.
-    assert source.count(escape(NASTY).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")) == 8
+    # Title twice, notes, run twice, set, caption and alternative text.
+    assert source.count(escape(NASTY).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")) == 9
+    assert "<code>taskfit &lt;b&gt;" in source
+    assert "</code> is one thing, ` another." in source
     assert_self_contained(source)
 
 

@@ -285,3 +285,31 @@ def test_training_that_runs_away_ends_in_an_error_that_names_the_step(
         fit(settings, home / "run", baselines=False)
     assert not (home / "run" / "result.json").exists()
     assert not (home / "run" / ADAPTER).exists()
+
+
+def test_a_base_of_the_hub_is_the_commit_that_it_was(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, commits = tmp_path / "hub", {"a": "a" * 40, "b": "b" * 40}
+    model = hub / "models--me--tiny"
+    for commit in commits.values():
+        shutil.copytree(home / "base", model / "snapshots" / commit)
+    other_weights(model / "snapshots" / commits["b"])
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commits["a"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(hub))
+    os.chdir(home)
+    settings = load_settings(
+        home / "labels" / "settings.yaml", overrides=["model.name=me/tiny", "method.blend=[]"]
+    )
+    fit(settings, home / "run", baselines=False)
+    assert read_bases(home / "run")["model"].commit == commits["a"]
+    (model / "refs" / "main").write_text(commits["b"])  # the branch goes on
+    found = find_bases(home / "run", settings, own_weights=False)["model"]
+    assert (found.name, found.revision) == ("me/tiny", commits["a"])
+    predict_file(home / "run", "test.csv", Path("o.csv"), **OPTIONS)
+    shutil.rmtree(model / "snapshots" / commits["a"])
+    with pytest.raises(CheckpointError, match=r"me/tiny at a+ cannot be had"):
+        load_run(home / "run")
+    assert load_run(home / "run", allow_other_base=True)

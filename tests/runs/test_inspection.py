@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from taskfit.cli.inspect_view import show_inspection
-from taskfit.cli.screen import terminal
+from taskfit.cli.screen import Terminal
 from taskfit.data import Example
 from taskfit.errors import DataError, ModelError, PromptError, SettingsError
 from taskfit.runs.inspection import Inspection, inspect_task
@@ -35,7 +35,7 @@ def settings_for(folder: Path, /, **sections: Any) -> RunSettings:
 
 
 def screen(inspection: Inspection, width: int = 80) -> str:
-    console = terminal(file=io.StringIO(), width=width, color_system=None)
+    console = Terminal(file=io.StringIO(), width=width, color_system=None)
     show_inspection(inspection, console)
     output = console.file
     assert isinstance(output, io.StringIO)
@@ -201,3 +201,21 @@ def test_what_a_run_would_refuse_is_refused_here(
 ) -> None:
     with pytest.raises(kind, match=message):
         inspect_task(settings_for(model_folder, **sections))
+
+
+def test_texts_with_control_tokens_are_counted_and_one_is_shown(
+    folder: Path, model_folder: Path
+) -> None:
+    examples = tiny.toy_examples(20)
+    held = [Example(e.id, {"text": f"{e.texts['text']}</s>"}, e.label) for e in examples[:7]]
+    tiny.write_csv(folder / "train.csv", [*held, *examples[7:]])
+    settings = settings_for(model_folder, data={"train": "train.csv", "validation_fraction": 0})
+    (line,) = (s for s in inspect_task(settings).checkup.advice if "control tokens" in s)
+    assert " texts hold control tokens of the model (first: train.csv:" in line
+    assert line.split(" of ")[0] in ("5", "6", "7")  # some may stand in the prompt
+    allowed = settings_for(
+        model_folder,
+        data={"train": "train.csv", "validation_fraction": 0},
+        task={"allow_control_tokens": True},
+    )
+    assert any("can end a turn" in s for s in inspect_task(allowed).checkup.advice)

@@ -9,7 +9,8 @@ import tiny
 from taskfit.data.examples import Example
 from taskfit.errors import DataError, SettingsError
 from taskfit.runs.prepare import prepare_data
-from taskfit.settings_file import merge_settings, settings_from_dict
+from taskfit.settings_base import merge_settings
+from taskfit.settings_file import settings_from_dict
 
 
 def held_out(path: Path, **changes: Any) -> dict[str, set[str]]:

@@ -21,6 +21,7 @@ from taskfit.models.load import load_model
 from taskfit.report.pages import write_page
 from taskfit.runs.fit import FittedRun, fit
 from taskfit.runs.origin import continued_settings
+from taskfit.runs.tuning.data import prepare_tuning
 from taskfit.runs.tuning.generate import GeneratedFile, generate_file
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of
@@ -576,3 +577,84 @@ def test_preferences_go_on_from_instructions_and_their_reference_is_the_tuned_mo
     again = TunedModel.load(tmp_path / "dpo", device="cpu")
     template = TunedModel.load(tmp_path / "sft", device="cpu").model.tokenizer.chat_template
     assert again.model.tokenizer.chat_template == template
+
+
+def chat_rows(*answers: Any) -> list[dict[str, Any]]:
+    """A conversation for each list of answers, or texts of one."""
+    return [
+        {
+            "messages": [
+                turn
+                for number, answer in enumerate(one if isinstance(one, list) else [one])
+                for turn in (
+                    {"role": "user", "content": f"q{number}"},
+                    answer
+                    if isinstance(answer, dict)
+                    else {"role": "assistant", "content": answer},
+                )
+            ]
+        }
+        for one in answers
+    ]
+
+
+UNTOLD = {"role": "assistant", "content": "wrong", "weight": 0}
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "kept", "reason"),
+    [
+        ("sft", chat_rows("a", "", " \n", None), [1], "3 rows whose answers are empty"),
+        ("sft", chat_rows(["a", ""], [UNTOLD], "b"), [1, 3], "1 row whose turns are told not"),
+        ("sft", [{"text": " "}, {"text": "t"}], [2], "1 row whose text is empty"),
+        (
+            "dpo",
+            [
+                {"prompt": "p", "chosen": "a", "rejected": "a"},
+                {"prompt": "q", "chosen": "a", "rejected": ""},
+                {"prompt": "r", "chosen": "", "rejected": ""},
+                {"prompt": "s", "chosen": "a", "rejected": "b"},
+            ],
+            [2, 4],
+            "1 row whose two answers are the same; 1 row whose chosen answer is empty",
+        ),
+    ],
+)
+def test_rows_that_teach_nothing_are_left_out_and_counted(
+    settings_of: Make, tmp_path: Path, method: str, rows: Any, kept: list[int], reason: str
+) -> None:
+    path = write_rows(tmp_path / "mixed.jsonl", rows)
+    found = prepare_tuning(settings_of(method, f"data.train={path}"))
+    assert sorted(row.id for row in found.train) == [f"mixed.jsonl:{line}" for line in kept]
+    assert found.notes == (f"{path}: left out {reason}",) or reason in found.notes[0]
+    useless = [row for line, row in enumerate(rows, start=1) if line not in kept]
+    path = write_rows(tmp_path / "useless.jsonl", useless)
+    with pytest.raises(TaskfitError, match=f"none of {len(useless)} rows teaches anything"):
+        prepare_tuning(settings_of(method, f"data.train={path}"))
+
+
+def test_only_turns_that_say_something_and_are_not_told_apart_are_learned(
+    settings_of: Make, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", chat_rows(["good", UNTOLD, "", "yes"], "no"))
+    extra = (f"data.train={path}", "training.max_steps=1", "tuning.num_samples=0")
+    tuned = fit(settings_of("sft", *extra), tmp_path / "run").fitted
+    items, _ = tuned.encode(prepare_tuning(tuned.settings).train)
+    decode = tuned.model.tokenizer.decode
+    learned = [decode(item.ids[item.is_learned].tolist()) for item in items]  # type: ignore[union-attr]
+    assert sorted(learned) == ["good</s>yes</s>", "no</s>"]
+
+
+def test_what_is_not_read_and_control_tokens_are_told_once(
+    settings_of: Make, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"p{i}</s>", "completion": "good", "rating": i + 1} for i in range(3)]
+    path = write_rows(tmp_path / "rated.jsonl", rows)
+    screen = NotingScreen()
+    other = write_rows(tmp_path / "more.jsonl", [{"prompt": "x", "completion": "bad"}])
+    extra = (f"data.train={path}", f"data.tests.more={other}", "training.max_steps=1")
+    fit(settings_of("sft", *extra, "tuning.num_samples=0"), tmp_path / "run", screen=screen)
+    notes = "\n".join(screen.notes)
+    assert notes.count("not read: rating (3 rows)") == 1
+    assert "3 of 4 rows hold control tokens of the model (first: rated.jsonl:" in notes
+    assert "read as characters" in notes

@@ -111,7 +111,18 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_
     assert learned_text(tokenizer, item) == "no reason\n"
 
 
-def test_what_cannot_be_rendered_or_cut_is_one_message_with_the_row() -> None:
+def test_a_prompt_that_would_share_a_token_with_its_answer_is_read_as_when_it_is_asked() -> None:
+    # ' good' is one token, so a prompt that ends in a space would swallow the answer's start.
+    spaced = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+    for turn in (2, 4):
+        _, encoder = encoder_with(spaced, turns="last")
+        (item,) = encoder.conversations([Conversation("x", TURNS[: turn + 1])])
+        prompt = encoder.prompt_ids(TURNS[:turn])
+        assert item.ids[: len(prompt)].tolist() == prompt
+        assert item.is_learned[len(prompt)]
+
+
+def test_what_cannot_be_rendered_is_one_message_with_the_row() -> None:
     with pytest.raises(PromptError, match=r"no chat template.*alpaca, chatml, headings, plain"):
         encoder_with(None)[1].conversations([ROW])
     refusing = "{{ raise_exception('only two turns') }}"
@@ -120,10 +131,6 @@ def test_what_cannot_be_rendered_or_cut_is_one_message_with_the_row() -> None:
     silent = Conversation("s", TURNS[:2])
     with pytest.raises(PromptError, match="s has no turn of the assistant"):
         encoder_with(find_template("chatml"))[1].conversations([silent])
-    # ' good' is one token, so a prompt that ends in a space swallows the answer's start.
-    spaced = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
-    with pytest.raises(PromptError, match="spans the end of the prompt"):
-        encoder_with(spaced)[1].conversations([ROW])
     with pytest.raises(SettingsError, match=r"no chat template nonsense.*chatml"):
         find_template("nonsense")
 

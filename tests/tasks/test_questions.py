@@ -117,11 +117,11 @@ def test_everything_wrong_with_the_form_is_told_at_once() -> None:
     for part in (
         "text is missing",
         "unknown key verson, did you mean version?",
-        "questions[1].name: YAML reads a word of yours as True; put it into quotes",
+        "questions[1].name is True; it needs text",
         "questions[1].ask is missing",
         "unknown key questions[1].knd, did you mean kind?",
         "questions[1].kind is 'choise'",
-        "questions[1].options[1].name: YAML reads a word of yours as False",
+        "questions[1].options[1].name is False; it needs text",
         "unknown key questions[1].options[2].wrds, did you mean words?",
     ):
         assert part in message

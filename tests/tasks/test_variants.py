@@ -131,7 +131,7 @@ def test_all_problems_of_a_candidates_file_are_told_at_once(tmp_path: Path) -> N
     path = tmp_path / "candidates.yaml"
     path.write_text(
         "- {name: a, lines: '{text}{label}'}\n- {name: b, line: '{txt}:{label}'}\n- 7\n"
-        "- {name: c, label_words: {good: true}}\n- {name: d, label_words: {fine: ' ok'}}\n"
+        "- {name: c, label_words: {good: {a: b}}}\n- {name: d, label_words: {fine: ' ok'}}\n"
         "- {name: e, instruction: x}\n- {name: e, instruction: x}\n- {name: f, instruction: x}\n",
         encoding="utf-8",
     )
@@ -141,7 +141,7 @@ def test_all_problems_of_a_candidates_file_are_told_at_once(tmp_path: Path) -> N
     for part in (
         "did you mean line?",
         "did you mean {text}?",
-        "candidate 3 is 7",
+        "candidate 3 is '7'",
         "label_words.good",
         "'fine'",
         "two candidates are called 'e'",

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.flags import (
@@ -33,7 +32,7 @@ from taskfit.cli.limits import (
     parse_seconds,
 )
 from taskfit.cli.report import show_advice
-from taskfit.cli.screen import RichScreen, plain_table
+from taskfit.cli.screen import RichScreen, Terminal, plain_table
 from taskfit.cli.stopped import same_command, tell_of_comparison, told_when_stopped
 from taskfit.errors import SettingsError
 
@@ -103,7 +102,8 @@ def compare(
     allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
     """Fit many methods at many sample sizes and measure them side by side; resumes by itself."""
-    from taskfit.settings_file import merge_settings, parse_overrides
+    from taskfit.overrides import parse_overrides
+    from taskfit.settings_base import merge_settings
 
     seconds = parse_seconds("--budget", budget)
     numbers = None if sizes is None else [_number(part) for part in sizes.split(",")]
@@ -162,7 +162,7 @@ def compare(
         show_advice(report_comparison(out, limits=limits, screen=screen), console)
 
 
-def _summarize(outcome: "GridFolder", out: Path, console: Console) -> None:
+def _summarize(outcome: "GridFolder", out: Path, console: Terminal) -> None:
     """Print results, failures, and the command that goes on from here."""
     console.print(_means(outcome.results))
     for name, message in outcome.failures.items():
@@ -202,7 +202,7 @@ def _mean(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean}\n{min(values):.3f} to {max(values):.3f}"
 
 
-def _show_runs(grid: "Grid", out: Path, console: Console) -> None:
+def _show_runs(grid: "Grid", out: Path, console: Terminal) -> None:
     """Print every run in its order, and what became of it so far."""
     from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from taskfit.cli.flags import (
     ColumnOption,
@@ -14,7 +13,7 @@ from taskfit.cli.flags import (
     OverwriteOption,
     parse_pairs,
 )
-from taskfit.cli.screen import RichScreen, plain_table
+from taskfit.cli.screen import RichScreen, Terminal, plain_table
 from taskfit.cli.stopped import tell_of_curation, told_when_stopped
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def _with_evaluations(settings: "CurateSettings", against: Sequence[str]) -> "Cu
     return settings.model_copy(update={"steps": steps})
 
 
-def _show(result: "CurateResult", console: Console) -> None:
+def _show(result: "CurateResult", console: Terminal) -> None:
     counts = (">before", ">removed", ">kept", ">tokens kept")
     table = plain_table("step", *counts, "most frequent reasons")
     table.columns[-1].overflow = "fold"

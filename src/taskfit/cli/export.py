@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from taskfit.cli.flags import AllowOtherBaseOption, DeviceOption, RunArgument
-from taskfit.cli.screen import RichScreen, plain_table
+from taskfit.cli.screen import RichScreen, Terminal, plain_table
 from taskfit.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def _form(*, merge: bool, gguf: bool, as_: str | None, may_be_none: bool) -> "Fo
     return None
 
 
-def _show(upload: "Upload", console: Console) -> None:
+def _show(upload: "Upload", console: Terminal) -> None:
     table = plain_table("file", ">bytes")
     for name, size in upload.files:
         table.add_row(name, f"{size:,}")

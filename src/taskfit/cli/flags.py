@@ -79,7 +79,18 @@ OnlyPredictionsOption = Annotated[
 OutTableOption = Annotated[
     Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+
+
+def _device(name: str) -> str:
+    """Return a device, checked before anything is read."""
+    from taskfit.settings_base import check_device
+
+    return check_device(name)
+
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", callback=_device)
+]
 AllowOtherBaseOption = Annotated[
     bool,
     typer.Option("--allow-other-base", help="Go on although the run's base model is another now."),
@@ -181,6 +192,7 @@ def read_settings(
     overrides: Sequence[str] | None,
     *,
     lenient: bool = False,
+    is_told: bool = True,
 ) -> "RunSettings":
     """Return the settings of a command: of its --config, under flags, under --set.
 
@@ -189,6 +201,7 @@ def read_settings(
         flags: Nested settings.
         overrides: Of --set.
         lenient: Whether what the method does not read is dropped from the file.
+        is_told: Whether it is told what another method than the file's leaves out of it.
 
     Raises:
         SettingsError: Listing everything that is wrong.
@@ -196,7 +209,20 @@ def read_settings(
     from taskfit.settings_file import find_settings, load_settings
 
     base = find_settings(config) if config else None
-    return load_settings(base, flags=flags, overrides=overrides or (), lenient_file=lenient)
+    return load_settings(
+        base,
+        flags=flags,
+        overrides=overrides or (),
+        lenient_file=lenient,
+        note=tell if is_told else lambda _: None,
+    )
+
+
+def tell(text: str) -> None:
+    """Tell on standard error what was done with what was given."""
+    from taskfit.cli.screen import RichScreen, Terminal
+
+    RichScreen(Terminal(stderr=True)).note(text)
 
 
 def settings_from(

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
-from taskfit.cli.screen import plain_table
+from taskfit.cli.screen import Terminal, plain_table
 
 if TYPE_CHECKING:
     from taskfit.runs.inspection import Inspection
@@ -19,7 +18,7 @@ HEAD_LINES = 10
 TAIL_LINES = 8
 
 
-def show_inspection(inspection: "Inspection", console: Console) -> None:
+def show_inspection(inspection: "Inspection", console: Terminal) -> None:
     """Print what `taskfit inspect` found, readable on 80 columns."""
     say, checkup = console.print, inspection.checkup
     sizes = ", ".join(f"{name} {count:,}" for name, count in inspection.num_examples.items())
@@ -28,7 +27,7 @@ def show_inspection(inspection: "Inspection", console: Console) -> None:
     for note in inspection.notes:
         say(f"{note[0].upper()}{note[1:]}.", soft_wrap=True)
     say("\nA prompt, token by token; the label's tokens are in colour:")
-    for line in _prompt(checkup.prompt, console.width):
+    for line in _prompt(checkup.prompt, console.page_width):
         say(line)
     say("\nLabel words, and how many tokens they are with a leading space and without:")
     _say_words(checkup.words, console)
@@ -46,7 +45,7 @@ def show_inspection(inspection: "Inspection", console: Console) -> None:
         say(f"- {sentence}")
 
 
-def _say_savings(inspection: "Inspection", console: Console) -> None:
+def _say_savings(inspection: "Inspection", console: Terminal) -> None:
     """Print duplicates, and what prefix sharing saves."""
     overlap = inspection.overlap
     if overlap is not None:
@@ -64,7 +63,7 @@ def _say_savings(inspection: "Inspection", console: Console) -> None:
     )
 
 
-def _say_words(words: "tuple[WordReport, ...]", console: Console) -> None:
+def _say_words(words: "tuple[WordReport, ...]", console: Terminal) -> None:
     """Print a table of the first label words and of some that are split oddly further on."""
     odd = [report for report in words[MAX_WORDS:] if report.is_split]
     shown = (*words[:MAX_WORDS], *odd[:MAX_ODD_WORDS])

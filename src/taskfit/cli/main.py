@@ -4,7 +4,6 @@ What a command needs is imported in it, after its arguments are checked: a quest
 wrong command line is answered at once.
 """
 
-import io
 import os
 import sys
 import time
@@ -44,7 +43,13 @@ from taskfit.cli.flags import (
     settings_from,
     training_flags,
 )
-from taskfit.cli.new_run import FIT_HELP, new_folder, refuse_without_data, remove_unbegun
+from taskfit.cli.new_run import (
+    FIT_HELP,
+    new_folder,
+    refuse_without_data,
+    refuse_without_model,
+    remove_unbegun,
+)
 from taskfit.cli.plan import plan
 from taskfit.cli.predict import evaluate, predict
 from taskfit.cli.prompts import prompts
@@ -53,11 +58,11 @@ from taskfit.cli.runs import runs
 from taskfit.cli.screen import (
     RichScreen,
     StagesScreen,
+    Terminal,
     baselines_table,
     mistakes_table,
     plain_table,
     results_table,
-    terminal,
 )
 from taskfit.cli.search import SearchBudgetOption, SearchOption, search_flags, show_search
 from taskfit.cli.stopped import (
@@ -70,6 +75,7 @@ from taskfit.cli.stopped import (
 from taskfit.cli.tuning import chat, generate, judge, tuning_table
 from taskfit.errors import SettingsError, TaskfitError
 from taskfit.files import failed_write
+from taskfit.screen import show_what_can_be_shown
 
 if TYPE_CHECKING:
     from taskfit.settings import RunSettings
@@ -191,6 +197,7 @@ def fit(
         settings = read_settings(str(own) if goes_on else config, flags, set_, lenient=goes_on)
     if resume is None:
         refuse_without_data(settings)
+        refuse_without_model(settings)
     source = settings.data.train or settings.task.name
     folder = resume or out or new_folder(source, several_processes=under_torchrun())
     try:
@@ -210,7 +217,7 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_bas
 
     with process_group(folder, settings) as place:
         # Under torchrun, only the main process speaks.
-        console = terminal(quiet=not is_main())
+        console = Terminal(quiet=not is_main())
         where = where_it_goes_on(folder) if resume else None
         console.print(where or f"run: {folder}", style="dim", soft_wrap=True)
         with RichScreen(console) as screen:
@@ -265,11 +272,12 @@ def inspect(
         table=table, data=data, text=text, label=label, task=task, model=model, others=others
     )
     settings = read_settings(config, flags, set_)
+    refuse_without_model(settings)
 
     from taskfit.cli.inspect_view import show_inspection
     from taskfit.runs.inspection import inspect_task
 
-    show_inspection(inspect_task(settings), terminal())
+    show_inspection(inspect_task(settings), Terminal())
 
 
 for command in (prompts, compare, report, runs, plan, curate, export, generate, chat, judge):
@@ -288,7 +296,7 @@ def methods() -> None:
     )
     for name in METHODS:
         table.add_row(name, METHODS.summary(name))
-    console = terminal()
+    console = Terminal()
     console.print(table)
     console.print(f"\nReady settings files for --config: {', '.join(preset_names())}")
 
@@ -303,7 +311,7 @@ def models() -> None:
         table.add_row(name, packaged.description)
     table.add_row("OWNER/NAME", "any causal LM of pure attention on the hub, e.g. Qwen, Llama")
     table.add_row("FOLDER", "what save_pretrained wrote: config, *.safetensors, tokenizer")
-    terminal().print(table)
+    Terminal().print(table)
 
 
 @app.command()
@@ -314,7 +322,7 @@ def data(
     from taskfit.data import BUILTIN_NAMES, load_builtin
     from taskfit.data.examples import class_counts
 
-    console = terminal()
+    console = Terminal()
     if name is None:
         console.print(
             f"Built-in: {', '.join(BUILTIN_NAMES)}. `taskfit data NAME` shows one.\n"
@@ -338,7 +346,7 @@ def under_torchrun() -> bool:
 
 def _refuse(error: TaskfitError) -> NoReturn:
     """Show the user's error, and end."""
-    terminal(stderr=True).print(f"taskfit: {error}", style="red")
+    Terminal(stderr=True).print(f"taskfit: {error}", style="red")
     try:
         sys.stdout.flush()
     except OSError:
@@ -351,10 +359,7 @@ def main() -> None:
     """Run the command line; the user's errors end in one message and exit code 2."""
     # The hub's own retries and bars would bury our one message.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character shows a question mark.
-            stream.reconfigure(errors="replace")
+    show_what_can_be_shown()
     try:
         if under_torchrun() and sys.argv[1:2] != ["fit"]:
             raise SettingsError("Under torchrun only `taskfit fit` runs; start others without it.")
@@ -370,5 +375,5 @@ def main() -> None:
             raise
         _refuse(told)
     except KeyboardInterrupt:
-        terminal(stderr=True).print("stopped", style="red")
+        Terminal(stderr=True).print("stopped", style="red")
         sys.exit(INTERRUPTED)

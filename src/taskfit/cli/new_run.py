@@ -37,13 +37,13 @@ taskfit fit more.csv --from runs/mine   go on from a finished run with more labe
 Beside the flags below, --set takes every setting. Those that matter most:
 
 \b
---set adapter.rank=16                   size of the LoRA adapter
+--set adapter.lora_rank=16              size of the LoRA adapter
 --set model.max_length=512              longest text, in tokens
 --set data.num_train=200                learn from a part of the table
 --set training.max_steps=100            end earlier
 --set method.num_demonstrations=8       labelled examples in the prompt
 --set task.instruction="Which mood?"    what the prompt begins with
---set 'task.label_words.good=" fine"'   the word that stands for a label
+--set "task.label_words.good= fine"     the word that stands for a label
 --set calibration.temperature=true      probabilities that mean what they say
 
 \b
@@ -61,6 +61,18 @@ def refuse_without_data(settings: "RunSettings") -> None:
     named = settings.data.train or settings.task.name
     if named is None and not settings.method.is_tuning:  # tuning says which rows it needs
         raise SettingsError(WHAT_TO_TYPE)
+
+
+def refuse_without_model(settings: "RunSettings") -> None:
+    """Say at once, before data are read, that a model cannot be had.
+
+    Raises:
+        ModelError: If it cannot.
+    """
+    from taskfit.models.packaged import check_place
+
+    if settings.method.reads_model:
+        check_place(settings.model.name)
 
 
 def new_folder(source: str | None, *, several_processes: bool) -> Path:

@@ -1,11 +1,10 @@
 """`taskfit plan`: memory and time of a run, before anything is downloaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from taskfit.cli.flags import (
@@ -23,11 +22,13 @@ from taskfit.cli.flags import (
     TextOption,
     WeightsOption,
     data_flags,
+    nested,
     one_method,
     read_settings,
+    tell,
     training_flags,
 )
-from taskfit.cli.screen import plain_table, terminal
+from taskfit.cli.screen import Terminal, plain_table
 from taskfit.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -96,15 +97,19 @@ def plan(
     give --tokens 1.
     """
     others = {"method.name": one_method("plan", method, methods), "adapter.weights": weights}
-    others |= training_flags(epochs=epochs, batch_size=batch_size, test_fraction=test_fraction)
     flags = data_flags(
         table=table, data=data, text=text, label=label, task=task, model=model, others=others
     )
-    settings = read_settings(config, flags, set_)
+    training = training_flags(epochs=epochs, batch_size=batch_size, test_fraction=test_fraction)
+    settings = _read_settings(config, flags, training, set_)
+
+    from taskfit.plan.shapes import find_config, refuse_out_of_reach
+
+    if config_file is None and settings.method.reads_model:
+        refuse_out_of_reach(settings.model.name)
 
     from taskfit.plan.cards import find_card, names_card_at_hand
     from taskfit.plan.plan import make_plan, refuse_without_model
-    from taskfit.plan.shapes import find_config
 
     refuse_without_model(settings)
     card = find_card(gpu or names_card_at_hand())
@@ -119,7 +124,30 @@ def plan(
     }
     given = {flag: value for flag, value in lengths.items() if value is not None}
     workload = _workload(settings, found, given)
-    show_plan(make_plan(settings, card, workload, config=found, source=source), terminal())
+    show_plan(make_plan(settings, card, workload, config=found, source=source), Terminal())
+
+
+def _read_settings(
+    config: str | None,
+    flags: dict[str, Any],
+    training: Mapping[str, Any],
+    overrides: Sequence[str] | None,
+) -> "RunSettings":
+    """Return the settings of a plan; flags of a training that there is not are told, not refused.
+
+    Whoever compares plans of several methods changes --method alone.
+    """
+    from taskfit.settings_base import merge_settings
+    from taskfit.unread import is_read
+
+    kind = type(read_settings(config, flags, overrides, is_told=False).method)
+    for setting, value in training.items():
+        if value is None or is_read(setting, kind):
+            merge_settings(flags, nested({setting: value}))
+        else:
+            flag = setting.partition(".")[2].replace("_", "-")
+            tell(f"--{flag} has no part in a method that is not trained in steps: left out")
+    return read_settings(config, flags, overrides)
 
 
 def _workload(
@@ -183,7 +211,7 @@ def _workload(
     )
 
 
-def show_plan(plan: "Plan", console: Console) -> None:
+def show_plan(plan: "Plan", console: Terminal) -> None:
     """Print a plan, readable on 80 columns."""
     settings, memory = plan.settings, plan.memory
     dtype = str(plan.dtype).removeprefix("torch.")
@@ -283,7 +311,7 @@ def _dynamic_rows(plan: "Plan", dynamic: int) -> list[tuple[str, int, str]]:
     ]
 
 
-def _say_whether_it_fits(plan: "Plan", console: Console) -> None:
+def _say_whether_it_fits(plan: "Plan", console: Terminal) -> None:
     if plan.fits:
         console.print("It fits.", style="green")
         return

@@ -68,7 +68,7 @@ def evaluate(
         quotes=quotes,
         allow_other_base=allow_other_base,
     )
-    rows_table = plain_table("set", "n", "accuracy", "95 %", "MCC", "F1", "ECE")
+    rows_table = plain_table("set", ">n", ">accuracy", ">95 %", ">MCC", ">F1", ">ECE")
     for row, evaluation in rows.items():
         rows_table.add_row(row, *evaluation_cells(evaluation))
     screen.console.print(rows_table)

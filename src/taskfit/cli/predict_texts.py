@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from taskfit.cli.screen import RichScreen, terminal
+from taskfit.cli.screen import RichScreen, Terminal
 from taskfit.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def predict_at_once(
         refuse_over_input(Path(out), [file], overwrite=overwrite)
     form = form or ("text" if file in (None, STANDARD) else "csv")
     # What is not a prediction must not stand among them.
-    screen = RichScreen(terminal(stderr=True))
+    screen = RichScreen(Terminal(stderr=True), shows_progress=file is not None or out is not None)
     make: Callable[[tuple[str, ...]], pd.DataFrame]
     if file is None:
         source, make = "--text", partial(texts_table, texts)
@@ -151,7 +151,7 @@ def shortfalls(name: str, num_rows: int, num_errors: int, num_shortened: int) ->
         num_errors: Those without an answer.
         num_shortened: Texts that lost their end.
     """
-    from taskfit.runs.predict import count_errors
+    from taskfit.runs.predictions import count_errors
     from taskfit.tasks.shortening import shortened_note
 
     lines = [f"{name}: {count_errors(num_errors)}"] if num_errors else []
@@ -231,7 +231,7 @@ def _standard_input(
 
 def _show(found: "PredictedTable", texts: Sequence[str]) -> None:
     """Print each text of the command line with its answers and their probabilities."""
-    console = terminal()
+    console = Terminal()
     answers = {name: list(found.answers(name)) for name in found.labels}
     for row in range(len(found.table)):
         if len(found.table) > 1:
@@ -251,13 +251,16 @@ def _show(found: "PredictedTable", texts: Sequence[str]) -> None:
 
 
 def _write(found: "PredictedTable", form: str) -> None:
-    """Write predictions to standard output.
+    """Write predictions to standard output, in UTF-8 where it is no terminal.
 
     As lines of text each is label, probability and text between tabs; of several questions a label
     and a probability each.
     """
     from taskfit.runs.partial import write_text_table
 
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        # A pipe is a file, and files are UTF-8 whatever the terminal can show.
+        sys.stdout.reconfigure(encoding="utf-8")
     if form != "text":
         write_text_table(found.table, sys.stdout, kind=f".{form}")
         return

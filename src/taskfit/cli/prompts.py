@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from taskfit.cli.flags import (
@@ -23,7 +22,7 @@ from taskfit.cli.flags import (
     data_flags,
     read_settings,
 )
-from taskfit.cli.screen import RichScreen, plain_table
+from taskfit.cli.screen import RichScreen, Terminal, plain_table
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def prompts(
         console.print("  Or give --out FILE.yaml here, to keep the winner as a task file.")
 
 
-def show_search(search: "PromptSearch", console: Console) -> None:
+def show_search(search: "PromptSearch", console: Terminal) -> None:
     """Print what a search found, readable on 80 columns."""
     from taskfit.tasks.variants import AS_GIVEN
 
@@ -133,10 +132,10 @@ def show_search(search: "PromptSearch", console: Console) -> None:
     _say_comparison(search, console)
 
 
-def _say_prompt(search: "PromptSearch", console: Console) -> None:
+def _say_prompt(search: "PromptSearch", console: Terminal) -> None:
     lines = Text(search.prompt)
     lines.append(search.answer, style="bold white on dark_green")
-    wrapped = list(lines.wrap(console, console.width))
+    wrapped = list(lines.wrap(console, console.page_width))
     left, half = len(wrapped) - PROMPT_LINES, PROMPT_LINES // 2
     if left > 0:
         wrapped[half:-half] = [Text(f"... {left} lines left out ...")]
@@ -144,7 +143,7 @@ def _say_prompt(search: "PromptSearch", console: Console) -> None:
         console.print(line)
 
 
-def _say_comparison(search: "PromptSearch", console: Console) -> None:
+def _say_comparison(search: "PromptSearch", console: Terminal) -> None:
     winner, found = search.winner, search.comparison
     metric = winner.task.metric
     if found is None:

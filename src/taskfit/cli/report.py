@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from taskfit.cli.limits import MaxLatencyOption, MaxMemoryOption, MaxTrainTimeOption, parse_limits
-from taskfit.cli.screen import RichScreen, terminal
+from taskfit.cli.screen import RichScreen, Terminal
 
 
 def report(
@@ -23,7 +22,7 @@ def report(
 ) -> None:
     """Make the page of a run, or report and advice of a comparison, anew from its folder."""
     limits = parse_limits(max_memory, max_latency, max_train_time)
-    console = terminal()
+    console = Terminal()
     if (folder / "result.json").is_file():
         from taskfit.report.pages import write_page
 
@@ -37,7 +36,7 @@ def report(
     show_advice(path, console)
 
 
-def show_advice(path: Path, console: Console) -> None:
+def show_advice(path: Path, console: Terminal) -> None:
     """Print what the advice of a comparison says first, and where all of it and its page lie."""
     from taskfit.report.advice import DETAILS
 

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from taskfit.cli.screen import Terminal
 from taskfit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -29,17 +28,15 @@ def runs(
     from taskfit.runs.listing import find_runs
 
     found = find_runs(place)
-    console = Console()
+    console = Terminal()
     if not found:
-        console.print(f"No runs in {place}.", highlight=False, markup=False)
+        console.print(f"No runs in {place}.")
         return
-    console.print(_table(found, place, is_wide=console.width >= WIDE), highlight=False)
+    console.print(_table(found, place, is_wide=console.width >= WIDE))
     unfinished = [run for run in found if run.state == "interrupted"]
     if unfinished:
         console.print(
             f"\nGo on with an interrupted one: taskfit fit --resume {unfinished[0].folder}",
-            markup=False,
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -69,12 +66,12 @@ def _table(found: "list[FoundRun]", place: Path, *, is_wide: bool) -> Table:
         name = "." if run.folder == place else str(run.folder.relative_to(place))
         sets = list(run.scores.items())
         more = f" (+{len(sets) - 1})" if len(sets) > 1 else ""
-        cells = [escape(name), escape(run.method)]
-        cells += [escape(run.model)] if is_wide else []
+        cells = [name, run.method]
+        cells += [run.model] if is_wide else []
         cells.append("" if run.num_train is None else f"{run.num_train:,}")
-        cells.append(escape(f"{sets[0][0]}{more}") if sets else "")
+        cells.append(f"{sets[0][0]}{more}" if sets else "")
         if has_origin:
-            cells.append(escape(_from(run.origin, place)))
+            cells.append(_from(run.origin, place))
         cells += [f"{value:.3f}" for value in sets[0][1]] if sets else ["", ""]
         cells += [f"{run.num_bytes / 1e6:,.0f}"] if is_wide else []
         cells.append(run.created[:10] or run.state)

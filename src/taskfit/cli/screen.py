@@ -1,10 +1,11 @@
 """Progress, notes and tables on a terminal."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -14,6 +15,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
     from taskfit.stats import Evaluation
 
 LINES_PER_RUN = 10
+# Columns of a file, and of what is broken by hand in one.
+FILE_WIDTH, PAGE_WIDTH = 10_000, 100
+# Escape is the one that matters: it moves, colours and clears.
+PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {127: 0x2421}
+PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 # Confusions of two labels that are shown of each evaluation set.
 MOST_MISTAKES = 5
 # Letters of the longest stage of the quickstart.
@@ -36,25 +43,63 @@ SHOWN = {
 }
 
 
-def terminal(**options: Any) -> Console:  # noqa: ANN401 - those of `Console`
-    """Return a console that prints what it is given: a bracket in a user's text is a bracket."""
-    return Console(markup=False, highlight=False, **options)
+class Terminal(Console):
+    """Prints what it is given: brackets, colons and control characters of texts are shown.
+
+    A file or pipe has lines as long as they come, unless COLUMNS says otherwise.
+    """
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of `Console`
+        """Write to standard output, unless told otherwise."""
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+        if not self.is_terminal and "width" not in options and "COLUMNS" not in os.environ:
+            self.width = FILE_WIDTH
+
+    @property
+    def page_width(self) -> int:
+        """Return how wide a text that is broken by hand may be (characters)."""
+        return min(self.width, PAGE_WIDTH)
+
+    @property
+    def moves(self) -> bool:
+        """Return whether a line can be written over, as bars are."""
+        return self.is_terminal and not self.is_dumb_terminal
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render anything; what in it would steer the terminal is shown instead."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(shown(segment.text), segment.style)
+
+
+def shown(text: str) -> str:
+    """Return a text with its control characters, but for line breaks and tabs, made visible."""
+    return text.translate(PICTURES)
 
 
 def plain_table(*columns: str) -> Table:
-    """Return a table without lines; a column named with a `>` in front stands to the right."""
+    """Return a table without lines; a column named with a `>` in front stands to the right.
+
+    What is too wide for the terminal goes on in the next line, and nothing is cut off.
+    """
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name.removeprefix(">"), justify="right" if name[:1] == ">" else "left")
+        justify: JustifyMethod = "right" if name[:1] == ">" else "left"
+        table.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
     return table
 
 
 class RichScreen:
     """Shows a run as it goes, or several; gives the terminal back where a `with` ends."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        """Write to a console."""
-        self.console = terminal() if console is None else console
+    def __init__(self, console: Terminal | None = None, *, shows_progress: bool = True) -> None:
+        """Write to a terminal or file; of a text or two, nobody waits for a bar."""
+        self.console = Terminal() if console is None else console
+        self._shows_progress = shows_progress
         self._live: Progress | Live | None = None
         self._task = TaskID(0)
 
@@ -91,8 +136,9 @@ class RichScreen:
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show a bar over `total` things."""
-        if not self.console.is_terminal:
-            self.note(f"{label}: {total:,}")
+        if not (self.console.moves and self._shows_progress):
+            if self._shows_progress:
+                self.note(f"{label}: {total:,}")
             yield lambda _: None
             return
         with _bar(self.console) as bar:
@@ -105,7 +151,7 @@ class RichScreen:
             f"{record['tokens_per_second']:,.0f} tok/s {record['memory_bytes'] / 1e9:.1f} GB"
         )
         step, total = record["step"], record["total_steps"]
-        if not self.console.is_terminal:
+        if not self.console.moves:
             # A bar cannot move in a file; a line now and then can be read there.
             if step % max(1, total // LINES_PER_RUN) == 0:
                 left = record["seconds"] / step * (total - step)
@@ -121,7 +167,7 @@ class RichScreen:
 
     def update(self, lines: Sequence[str]) -> None:
         """Show a line for each of several workers, in place of the former ones."""
-        if not self.console.is_terminal:
+        if not self.console.moves:
             return
         if not isinstance(self._live, Live):
             self._live = Live(console=self.console, refresh_per_second=4, transient=True)
@@ -143,7 +189,7 @@ class StagesScreen(RichScreen):
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Move the bar of training on."""
-        if record["kind"] == "step" and self.console.is_terminal:
+        if record["kind"] == "step" and self.console.moves:
             super().record(record)
 
     def tell(self, stage: str, text: str) -> None:
@@ -156,13 +202,13 @@ class StagesScreen(RichScreen):
         self.console.print(line)
 
 
-def _bar(console: Console) -> Progress:
+def _bar(console: Terminal) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         console=console,
         transient=True,
     )

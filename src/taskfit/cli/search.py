@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from taskfit.cli.limits import parse_seconds
-from taskfit.cli.screen import plain_table
+from taskfit.cli.screen import Terminal, plain_table
 from taskfit.errors import SettingsError
 
 SearchOption = Annotated[
@@ -32,7 +31,7 @@ def search_flags(trials: int | None, budget: str | None) -> dict[str, Any]:
     return {"search.trials": trials, "search.budget_seconds": seconds}
 
 
-def show_search(folder: Path, console: Console) -> None:
+def show_search(folder: Path, console: Terminal) -> None:
     """Show the trials of a run's search, best first, if it had one."""
     from taskfit.search.records import (
         FOLDER,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from taskfit.cli.screen import terminal
+from taskfit.cli.screen import Terminal
 from taskfit.files import read_jsonl
 from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 
@@ -29,7 +29,7 @@ def told_when_stopped(tell: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":
             # The terminal shows ^C where the cursor was.
-            console = terminal(stderr=True)
+            console = Terminal(stderr=True)
             console.print(f"\nstopped. {tell()}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from stop
 

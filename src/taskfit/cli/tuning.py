@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +24,7 @@ from taskfit.cli.flags import (
     table_of,
 )
 from taskfit.cli.predict_texts import shortfalls
-from taskfit.cli.screen import RichScreen, plain_table, terminal
+from taskfit.cli.screen import RichScreen, Terminal, plain_table, shown
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import DataError, PromptError, SettingsError
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from taskfit.runs.records import RunResult
     from taskfit.runs.tuning.model import Decoding
 
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1  # that of the settings, which are not imported for --help
 
 ModelArgument = Annotated[
     str, typer.Argument(help="Folder of a tuning run, or a model (hub id, folder, packaged).")
@@ -140,10 +139,10 @@ def chat(
     from taskfit.data.messages import Message
     from taskfit.runs.tuning.generate import load_generator
 
-    console = terminal()
     tuned = load_generator(
         model, device=device, template=chat_template, allow_other_base=allow_other_base
     )
+    console = Terminal()
     torch.manual_seed(seed)
     start = [Message("system", system)] if system else []
     turns = list(start)
@@ -178,7 +177,7 @@ def chat(
         turns.append(Message("assistant", "".join(pieces).strip()))
 
 
-def _asked(console: Console) -> str | None:
+def _asked(console: Terminal) -> str | None:
     """Return the next line of standard input, shown where it was piped in; None at its end.
 
     Raises:
@@ -233,13 +232,15 @@ def judge(
     from taskfit.compare.judge import judgement_rows
     from taskfit.data.instructions import read_instructions
 
-    rows = None
+    read = None
     if file is not None:
-        rows = read_instructions(file, kind=kind, columns=columns, encoding=encoding).rows
+        read = read_instructions(file, kind=kind, columns=columns, encoding=encoding)
     with RichScreen() as screen:
+        for note in () if read is None else read.notes:
+            screen.note(note)
         found = judge_run(
             run,
-            rows=rows,
+            rows=None if read is None else read.rows,
             tasks=task or (),
             tests=tests,
             decoding=decoding,
@@ -288,5 +289,5 @@ def _decoding(
 
 def _write_at_once(pieces: list[str], piece: str) -> None:
     pieces.append(piece)
-    sys.stdout.write(piece)
+    sys.stdout.write(shown(piece))
     sys.stdout.flush()

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from taskfit.compare.fingerprint import Fingerprints
 from taskfit.data import BUILTIN_NAMES
@@ -13,11 +13,11 @@ from taskfit.errors import SettingsError, TaskfitError
 from taskfit.methods.table import WITHOUT_LEARNING
 from taskfit.runs.sources import share_sources
 from taskfit.settings import RunSettings
-from taskfit.settings_file import merge_settings, settings_from_dict
+from taskfit.settings_base import merge_settings
+from taskfit.settings_file import settings_from_dict
 from taskfit.unread import changed_unread, read_only, told_of_none
 from taskfit.yaml_text import read_yaml
 
-KEYS = ("base", "methods", "sizes", "seeds", "models")
 # One draw of everything comes first, and cheap runs first in it, so that the results are useful
 # from the first minute.
 COST = {"majority": 0, "tfidf": 0, "knn": 1, "probe": 2, "in_context": 3, "remote": 3, "encoder": 4}
@@ -75,13 +75,26 @@ class Grid:
     refused: dict[str, str] = field(default_factory=dict)
 
 
+class GridFile(TypedDict, total=False):
+    """What a grid file may have."""
+
+    base: RunSettings | None
+    methods: dict[str, RunSettings | None]
+    sizes: dict[Any, RunSettings | None] | list[int]
+    seeds: int | list[int]
+    models: list[str]
+
+
+KEYS = tuple(GridFile.__annotations__)
+
+
 def load_grid(path: Path) -> dict[str, Any]:
     """Read a grid file: `base` settings, `methods`, `sizes`, `seeds`, `models`.
 
     Raises:
         SettingsError: If it is no grid.
     """
-    data = read_yaml(path, "grid file", SettingsError)
+    data = read_yaml(path, "grid file", SettingsError, GridFile)
     if not isinstance(data, dict) or not data.get("methods"):
         raise SettingsError(
             f"{path} is no grid: it needs `methods` (name -> settings), and may have base, sizes, "

@@ -22,8 +22,10 @@ from taskfit.report.finished_run import FinishedRun
 from taskfit.runs.bases import Base, find_bases, with_found
 from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.fit import fit
+from taskfit.runs.known_texts import seen_note
 from taskfit.runs.records import RunResult
 from taskfit.runs.run_folder import run_lock
+from taskfit.runs.tuning.data import as_example
 from taskfit.runs.tuning.measure import TextMetrics, measure
 from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, reference_of
@@ -149,6 +151,8 @@ def _judge(
     bases = find_bases(folder, own, own_weights=False, allow_other=allow_other_base)
     if rows:
         rows = _with_room(tuned, rows, decoding, screen)
+        if note := seen_note(folder, [as_example(row) for row in rows], name="the rows"):
+            screen.note(note)
     found: dict[str, Any] = {"rows": {}, "tasks": {}}
     results: dict[str, dict[str, FinishedRun]] = {"tuned": {}, "base": {}}
     template = tuned.model.tokenizer.chat_template

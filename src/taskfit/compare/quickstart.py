@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from taskfit.compare.stale import set_aside
+from taskfit.errors import CheckpointError
 from taskfit.lock import only_one_at_a_time
 from taskfit.models.load import LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
@@ -13,9 +14,10 @@ from taskfit.runs.file_names import RESULT_FILE, SETTINGS_FILE
 from taskfit.runs.fit import fit
 from taskfit.runs.prepare import prepare_data
 from taskfit.runs.records import RunResult, write_results_csv
+from taskfit.runs.settle import as_settled
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
-from taskfit.settings_file import settings_from_dict
+from taskfit.settings_file import load_run_settings, settings_differences, settings_from_dict
 
 # A default fit takes as many steps for 64 labels; of these it makes more, in the same minutes.
 NUM_TRAIN = 256
@@ -44,6 +46,9 @@ def quickstart(
 
     Returns:
         The three results: zero-shot, few-shot, fine-tuned.
+
+    Raises:
+        CheckpointError: If the folder holds runs with other settings.
     """
     with only_one_at_a_time(folder):
         return _quickstart(folder, model, num_train, screen, tell)
@@ -53,6 +58,8 @@ def _quickstart(
     folder: Path, model: str, num_train: int, screen: Screen, tell: Tell
 ) -> list[RunResult]:
     runs = _runs(model, num_train)
+    for subfolder, settings in runs.values():
+        _check_same(folder / subfolder, settings)
     _tell_data(runs["fine-tuned"][1], tell)
     results = []
     loaded, known = None, dict[str, Base | None]()
@@ -93,6 +100,23 @@ def _quickstart(
         pictures=[comparison_picture(folder, results)],
     )
     return results
+
+
+def _check_same(folder: Path, settings: RunSettings) -> None:
+    """Refuse to keep a run, or to go on with one, that was asked for with other settings.
+
+    Raises:
+        CheckpointError: Naming what differs.
+    """
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    found = load_run_settings(folder / SETTINGS_FILE)
+    changed = settings_differences(found, as_settled(settings.resolved(), found))
+    if changed:
+        raise CheckpointError(
+            f"{folder.parent} holds a quickstart with other settings: {'; '.join(changed)}. Give "
+            "another folder with --out, or delete that one."
+        )
 
 
 def _runs(model: str, num_train: int) -> dict[str, tuple[str, RunSettings]]:

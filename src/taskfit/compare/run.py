@@ -66,8 +66,9 @@ def run_grid(
         pending = _skip_finished(records)
         try:
             if pending:
-                _check_some_can_run(pending, records)
-                pool = _open_pool(execution or Execution(), folder, screen, show, len(pending))
+                execution = execution or Execution()
+                _check_some_can_run(pending, records, is_here=execution.ray is None)
+                pool = _open_pool(execution, folder, screen, show, len(pending))
                 records.write()
                 try:
                     _Work(records, screen, deadline).through(pending, pool)
@@ -92,16 +93,29 @@ def _skip_finished(records: GridFolder) -> list[GridRun]:
     return pending
 
 
-def _check_some_can_run(pending: list[GridRun], records: GridFolder) -> None:
-    """Raise before anything runs if the first run of every method is sure to fail."""
+def _check_some_can_run(pending: list[GridRun], records: GridFolder, *, is_here: bool) -> None:
+    """Raise before anything runs if the first run of every method is sure to fail.
+
+    Args:
+        pending: What is to run.
+        records: What became of the others.
+        is_here: Whether they run on this machine, with its devices.
+    """
     if records.finished:
         return
+    from taskfit.models.load import resolve_device
+    from taskfit.models.packaged import check_place
+
     problems: dict[str, str] = {}
     for run in pending:
         if run.name in problems:
             continue
         try:
             check_run(run.settings)
+            if is_here:
+                resolve_device(run.settings.model.device)
+                if run.settings.method.reads_model:
+                    check_place(run.settings.model.name)
             return
         except TaskfitError as error:
             problems[run.name] = str(error)

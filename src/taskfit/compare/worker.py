@@ -17,6 +17,7 @@ from typing import Any
 from taskfit.compare.messages import Message, SendingScreen
 from taskfit.compare.runner import Runner
 from taskfit.runs.sources import share_sources
+from taskfit.screen import show_what_can_be_shown
 from taskfit.settings import RunSettings
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     """Do runs until the input ends."""
     # Asked to stop, it leaves through its `finally` clauses, which remove half-written files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    show_what_can_be_shown()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
         os.dup2(2, 1)
 

@@ -199,6 +199,10 @@ def _rows(
         for row in rows:
             told["rows"] += 1
             yield label, row
+        if notes := rows.notes():
+            told["notes"] = notes
+            for note in notes:
+                screen.note(note)
 
 
 def _run(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from taskfit.errors import SettingsError
-from taskfit.settings import Section
+from taskfit.settings_base import MAX_SEED, Section
 from taskfit.yaml_text import read_yaml
 
 Part = Literal["row", "prompt", "answer"]
@@ -199,7 +199,7 @@ class CurateSettings(Section):
     """What to curate; files on the command line come behind these."""
     steps: list[Step] = Field(default_factory=list)
     """In the order in which they run."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of clustering and of the hash functions of minhash."""
 
 
@@ -211,7 +211,7 @@ def load_curate_settings(path: Path | None) -> CurateSettings:
     """
     if path is None:
         return curate_settings({})
-    data = read_yaml(path, "steps file", SettingsError)
+    data = read_yaml(path, "steps file", SettingsError, CurateSettings)
     if not isinstance(data, dict):
         raise SettingsError(
             f"{path} holds no settings; it must have `steps:`, a list such as `- step: exact`."
@@ -250,4 +250,5 @@ def _told(problem: Any, data: dict[str, Any]) -> str:  # noqa: ANN401 - pydantic
         return f"{spot}: there is no such step. Allowed: {', '.join(STEP_NAMES)}."
     if problem["type"] == "extra_forbidden":
         return f"{spot}: there is no such setting; see docs/curate.md."
-    return f"{spot}: {problem['msg'][0].lower()}{problem['msg'][1:]} (found {problem['input']!r})."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{spot}: {message[0].lower()}{message[1:]} (found {problem['input']!r})."

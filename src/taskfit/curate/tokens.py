@@ -1,7 +1,6 @@
 """Count tokens as the target model would, and draw how they are spread."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -14,6 +13,7 @@ from taskfit.data.instructions import Conversation, InstructionRow, Raw
 from taskfit.data.messages import Message
 from taskfit.errors import ModelError, first_line
 from taskfit.models.packaged import locate_model
+from taskfit.tasks.text_encoder import TextEncoder
 
 # Lower edges of the histogram's bins (tokens).
 EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -32,6 +32,7 @@ class TokenCounter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Bind to a fast tokenizer."""
         self._tokenizer = tokenizer
+        self._text = TextEncoder(tokenizer)
         self.num_refused = 0
         self.first_refusal: str | None = None
 
@@ -44,21 +45,23 @@ class TokenCounter:
         source_rows = iter(rows)
         while batch := list(islice(source_rows, BATCH)):
             texts = [self._whole(row) for _, row in batch]
-            texts += [part_of(row, part) for part in PARTS[1:] for _, row in batch]
+            parts = [part_of(row, part) for part in PARTS[1:] for _, row in batch]
+            texts += map(self._text.shield, parts)
             # The tokenizer's own start and end tokens stand in the template, or not at all.
-            encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            lengths = np.array([len(ids) for ids in encoded]).reshape(len(PARTS), -1)
+            lengths = np.array(self._text.lengths(texts)).reshape(len(PARTS), -1)
             for (source, row), counts in zip(batch, lengths.T.tolist(), strict=True):
                 yield Item(row, source, *counts)
 
     def _whole(self, row: InstructionRow) -> str:
-        """Return the whole row as the model would read it; of a pair, the chosen side."""
+        """Return the whole row as the model would read it, shielded; of a pair, the chosen side."""
+        shield = self._text.shield
         if isinstance(row, Raw):
-            return row.text
+            return shield(row.text)
         if isinstance(row, Conversation):
             messages = row.messages
         else:
             messages = (*row.prompt, Message("assistant", row.chosen))
+        messages = tuple(Message(m.role, shield(m.content)) for m in messages)
         if self._tokenizer.chat_template is not None:
             try:
                 return render(self._tokenizer, messages, None)
@@ -81,7 +84,7 @@ def render(
     Raises:
         jinja2.TemplateError: If the template refuses the chat.
     """
-    turns = [asdict(message) for message in messages]
+    turns = [message.turn for message in messages]
     return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False))
 
 

@@ -24,8 +24,9 @@ from taskfit.data.instruction_rows import (
     rows_of,
     to_record,
 )
-from taskfit.data.messages import Message, RowProblem
+from taskfit.data.messages import LeftOut, Message, RowProblem
 from taskfit.data.records import Record, iter_records
+from taskfit.data.row_tally import RowTally, check_learned, label_column, unread_columns
 from taskfit.errors import DataError, suggestion
 
 __all__ = [
@@ -54,6 +55,7 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
         "input": ("input", "context"),
         "chosen": ("chosen", "preferred", "answer_chosen"),
         "rejected": ("rejected", "dispreferred", "answer_rejected"),
+        "history": ("history",),
         "system": ("system", "system_prompt"),
         "score": (),
     },
@@ -67,18 +69,21 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
         "input": ("input", "context"),
         "output": ("output", "response", "answer"),
         "instances": ("instances",),
+        "history": ("history",),
         "system": ("system", "system_prompt"),
         "score": (),
     },
     "completion": {
         "prompt": ("prompt", "question", "query"),
+        "input": ("input", "context"),
         "completion": ("completion", "response", "answer", "output"),
+        "history": ("history",),
         "system": ("system", "system_prompt"),
         "score": (),
     },
     "text": {"text": ("text", "content", "document"), "score": ()},
 }
-OPTIONAL = ("input", "system", "instances", "output", "score")
+OPTIONAL = ("input", "history", "system", "instances", "output", "score")
 ANSWERS = ("output", "completion")
 # Rows in which columns are looked for: the first ones may lack a field by mistake.
 LOOKED_AT = 100
@@ -110,10 +115,12 @@ class InstructionData:
     Attributes:
         format: How it was read; `kind` tells a completion from a chat.
         rows: In the order of the source.
+        notes: What is not read of them, and which were left out, in lines.
     """
 
     format: InstructionFormat
     rows: list[InstructionRow]
+    notes: tuple[str, ...] = ()
 
 
 def read_instructions(
@@ -127,9 +134,12 @@ def read_instructions(
 ) -> InstructionData:
     """Read instruction data.
 
-    An instruction and its input become one user message, with a blank line between. Lists of
-    instances (self-instruct) become one conversation each. In preference pairs that repeat the
-    conversation in both answers, the shared turns are the prompt.
+    An instruction and its input become one user message, with a blank line between; a history
+    stands before it as earlier turns. Lists of instances (self-instruct) become one conversation
+    each. In preference pairs that repeat the conversation in both answers, as messages or as texts
+    of `Human:` and `Assistant:` (hh-rlhf), the shared turns are the prompt. Where answers are
+    needed, conversations with tool calls and rows whose label says no (KTO) or whose weight is 0
+    are left out and counted.
 
     Args:
         source: A .json, .jsonl, .csv, .tsv or .parquet file, also with .gz behind, or a hub id.
@@ -151,7 +161,7 @@ def read_instructions(
         need_answer=need_answer,
         name=name,
     )
-    return InstructionData(found, list(rows))
+    return InstructionData(found, list(rows), tuple(rows.notes()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +187,7 @@ def read_prompts(
     kind: str | None = None,
     columns: Mapping[str, str] | None = None,
     encoding: str = "utf-8",
-) -> tuple[InstructionFormat, list[PromptRow]]:
+) -> tuple[InstructionFormat, list[PromptRow], list[str]]:
     """Read the prompts of a source; answers are not needed.
 
     Args:
@@ -187,7 +197,8 @@ def read_prompts(
         encoding: Of text files.
 
     Returns:
-        How the rows were read, and all of them in order, those too that cannot be asked.
+        How the rows were read; all of them in order, those too that cannot be asked; and what is
+        not read of them, in lines.
 
     Raises:
         DataError: If the source cannot be read, its kind cannot be told, or no row can be asked.
@@ -200,16 +211,18 @@ def read_prompts(
     shown = {c for field, c in found.columns.items() if field not in ("score", "rejected")}
     name = Path(source).name
     names = dict.fromkeys(column for record in records for column in record.values)
-    prompts: list[PromptRow] = []
+    prompts, tally = list[PromptRow](), RowTally()
     for record in records:
         place = f"{name}:{record.line}"
         others = {c: text_of(record.values.get(c)) for c in names if c not in shown}
         values = {field: record.values.get(column) for field, column in found.columns.items()}
+        unread = set(unread_columns(record.values, shown, None))
         try:
-            rows = list(rows_of(place, values, found.kind, need_answer=False))
+            rows = list(rows_of(place, values, found.kind, need_answer=False, unread=unread))
         except RowProblem as problem:
             prompts.append(PromptRow(place, None, str(problem), others))
             continue
+        tally.unread.update(sorted(unread))
         for row in rows:
             error = "" if _says_something(row) else "the row has no text"
             prompts.append(PromptRow(row.id, None if error else row, error, others))
@@ -219,7 +232,7 @@ def read_prompts(
             f"{source}, read as {found.describe()}: none of {len(prompts):,} rows can be asked.\n"
             f"{told}\nMend the rows, or give another kind or other columns."
         )
-    return found, prompts
+    return found, prompts, tally.notes(source)
 
 
 def _says_something(row: InstructionRow) -> bool:
@@ -236,7 +249,7 @@ def open_instructions(
     encoding: str = "utf-8",
     need_answer: bool = True,
     name: str | None = None,
-) -> tuple[InstructionFormat, Iterator[InstructionRow]]:
+) -> tuple[InstructionFormat, "RowReader"]:
     """Tell a source's format and yield its rows as they are read; see `read_instructions`.
 
     Rows that lack something raise only when all have been looked at.
@@ -248,7 +261,13 @@ def open_instructions(
     found = recognise(source, head, kind=kind, columns=columns, need_answer=need_answer)
     stem = Path(source).name if name is None else name
     everything = itertools.chain(head, records)
-    return found, _iter_rows(everything, source, stem, found, need_answer=need_answer)
+    used = found.columns.values()
+    label = None
+    if need_answer and found.kind in ("chat", "instruction", "completion"):
+        label = label_column((record.values for record in head), used)
+    return found, RowReader(
+        everything, source, stem, found=found, need_answer=need_answer, label=label
+    )
 
 
 def recognise(
@@ -335,39 +354,99 @@ def _lacking(kind: str, columns: Mapping[str, str], *, need_answer: bool) -> lis
 
 def _needs(kind: str) -> str:
     if kind == "instruction":
-        return "instruction and output (or instances); may have input, system"
+        return "instruction and output (or instances); may have input, history, system"
     if kind == "preference":
         return (
-            "chosen and rejected, and prompt where they are no whole chats; may have input, system"
+            "chosen and rejected, and prompt where they are no whole chats; may have input, "
+            "history, system"
         )
     needed = [field for field in KINDS[kind] if field not in OPTIONAL]
     extra = [field for field in KINDS[kind] if field in OPTIONAL]
     return " and ".join(needed) + (f"; may have {', '.join(extra)}" if extra else "")
 
 
-def _iter_rows(
-    records: Iterable[Record],
-    source: str,
-    name: str,
-    found: InstructionFormat,
-    *,
-    need_answer: bool,
-) -> Iterator[InstructionRow]:
-    problems: list[str] = []
-    count = total = 0
-    for record in records:
-        total += 1
-        values = {field: record.values.get(column) for field, column in found.columns.items()}
-        try:
-            yield from rows_of(f"{name}:{record.line}", values, found.kind, need_answer)
-        except RowProblem as problem:
-            count += 1
-            if count <= TOLD:
-                problems.append(f"  line {record.line}: {problem}")
-    if count:
+class RowReader:
+    """The rows of a source, read one by one; afterwards what was not read of them."""
+
+    def __init__(
+        self,
+        records: Iterable[Record],
+        source: str,
+        name: str,
+        *,
+        found: InstructionFormat,
+        need_answer: bool,
+        label: str | None,
+    ) -> None:
+        """Bind to records.
+
+        Args:
+            records: Of the source.
+            source: For messages.
+            name: In the rows' ids.
+            found: How they are read.
+            need_answer: Whether a row without an answer is an error.
+            label: The column that says whether an answer is to be learned, if there is one.
+        """
+        self._records = records
+        self._source = source
+        self._name = name
+        self._found = found
+        self._need_answer = need_answer
+        self._label = label
+        self._tally = RowTally()
+
+    def notes(self) -> list[str]:
+        """Return what people should know of the rows that were read, in lines."""
+        return self._tally.notes(self._source)
+
+    def __iter__(self) -> Iterator[InstructionRow]:
+        """Yield the rows.
+
+        Raises:
+            DataError: At the end, if rows lack something, or every one was left out.
+        """
+        tally = self._tally = RowTally()
+        problems: list[str] = []
+        count = num_read = 0
+        for record in self._records:
+            tally.total += 1
+            try:
+                for row in self._rows(record):
+                    num_read += 1
+                    yield row
+            except LeftOut as why:
+                tally.leave_out(str(why))
+            except RowProblem as problem:
+                count += 1
+                if count <= TOLD:
+                    problems.append(f"  line {record.line}: {problem}")
+        if count:
+            raise self._refusal(count, problems)
+        if not num_read:
+            raise DataError(
+                f"{self._source}, read as {self._found.describe()}: none of {tally.total:,} rows "
+                f"is left to learn from. Left out: {tally.reasons()}."
+            )
+
+    def _rows(self, record: Record) -> Iterator[InstructionRow]:
+        """Yield the rows of a record, and count what of it is not read."""
+        used, values = self._found.columns, record.values
+        if self._need_answer:
+            check_learned(values, self._label)
+        unread = set(unread_columns(values, used.values(), self._label))
+        keys: set[str] = set()
+        fields = {field: values.get(column) for field, column in used.items()}
+        yield from rows_of(
+            *(f"{self._name}:{record.line}", fields, self._found.kind, self._need_answer, keys)
+        )
+        self._tally.unread.update(sorted(unread | keys))
+
+    def _refusal(self, count: int, problems: list[str]) -> DataError:
         more = f"\n  and {count - TOLD:,} more" if count > TOLD else ""
-        raise DataError(
-            f"{source}, read as {found.describe()}: {count:,} of {total:,} rows cannot be used.\n"
+        return DataError(
+            f"{self._source}, read as {self._found.describe()}: {count:,} of "
+            f"{self._tally.total:,} rows cannot be used.\n"
             + "\n".join(problems)
             + more
             + "\nMend or remove these rows, or give another kind or other columns."

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 from taskfit.export.check import Check
 from taskfit.export.source import Source
 from taskfit.runs.file_names import DATA_FILE
+from taskfit.yaml_text import dump_yaml
 
 # Licences of the models that come out of packages, from their own model cards.
 PACKAGED_LICENSES = {"smollm2-135m": "apache-2.0"}
@@ -111,4 +112,4 @@ def _settings(source: Source) -> str:
     plain = source.settings.model_dump(mode="json", exclude_defaults=True)
     shown = {key: plain[key] for key in SHOWN_SETTINGS if plain.get(key)}
     shown = {"seed": source.settings.seed, **shown}
-    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+    return dump_yaml(shown)

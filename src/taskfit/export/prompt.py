@@ -12,6 +12,7 @@ from taskfit.data import Example
 from taskfit.errors import PromptError
 from taskfit.files import write_json_atomic
 from taskfit.tasks import BareEncoder, PromptEncoder
+from taskfit.tasks.control_tokens import as_written
 from taskfit.tasks.text_encoder import TextEncoder
 
 # Letters only, so that no chat template changes them.
@@ -58,14 +59,20 @@ def find_prompt(
         pieces = [piece for c in columns for piece in (between, ("column", c))][1:]
     else:
         marks = {column: f"{MARK}{index}X" for index, column in enumerate(columns)}
-        pieces = _split(encoder.render(marks), marks)
-    start = TextEncoder(tokenizer).start_ids
+        pieces = _split(as_written(encoder.render(marks)), marks)
+    reader = TextEncoder(tokenizer)
+    start = reader.start_ids
     if start and pieces[0][0] == "text":
         written = str(tokenizer.decode(start))
         pieces[0] = ("text", pieces[0][1].removeprefix(written))
     prompt = Prompt(tuple(pieces), encoder.max_length)
     items = encoder.encode(examples)
-    whole = [place for place, item in enumerate(items) if not item.num_tokens_cut]
+    # Other tools read a control token in a text as such, the run did not.
+    whole = [
+        place
+        for place, (item, example) in enumerate(zip(items, examples, strict=True))
+        if not (item.num_tokens_cut or any(map(reader.control.found_in, example.texts.values())))
+    ]
     for item, example in ((items[place], examples[place]) for place in whole):
         ids = tokenizer(prompt.fill(example.texts))["input_ids"]
         if not np.array_equal(ids, item.prompt_ids):
@@ -82,7 +89,7 @@ def find_prompt(
     if not whole:
         raise PromptError(
             f"None of {len(examples)} texts of this run fits into {encoder.max_length} tokens "
-            "whole, so nothing can be checked. Use --merge."
+            "whole and without control tokens, so nothing can be checked. Use --merge."
         )
     return prompt, whole
 

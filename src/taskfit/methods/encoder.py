@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.special import expit, softmax
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from taskfit.data import Example
@@ -98,7 +99,13 @@ class Encoder(TrainedMethod):
             ids=[example.id for example in examples],
             max_length=self.max_length,
             targets=[example.target_vector(names) for example in examples],
+            allow_control_tokens=self.task.allow_control_tokens,
         )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the encoder's."""
+        return self.encoder.tokenizer
 
     def objective(self) -> Objective[EncodedRow]:
         """Return the cross-entropy of the head's scores."""

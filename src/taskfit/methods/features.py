@@ -32,6 +32,7 @@ from taskfit.models.load import resolve_device
 from taskfit.models.quantize import count_parameters
 from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
+from taskfit.tasks.control_tokens import ControlTokens
 from taskfit.tree import IntArray, TokenTree
 
 Features = NDArray[np.float32]
@@ -181,6 +182,8 @@ class EncoderFeatures(CachedFeatures):
         device = resolve_device(context.settings.model.device)
         self._encoder = load_encoder(name, device=device, dtype=torch.float32, num_labels=None)
         self._columns = context.task.text
+        self._allows = context.task.allow_control_tokens
+        self._control = ControlTokens(self._encoder.tokenizer.backend_tokenizer)
         model = self._encoder.model
         # Rows of this cache have the text as key, not token ids.
         beside = f" {self._encoder.max_length} {self._encoder.reading}"
@@ -192,10 +195,16 @@ class EncoderFeatures(CachedFeatures):
         note_long(self._encoder, texts, [example.id for example in examples])
         return self._read(
             texts,
-            str.encode,
-            lambda texts: embed_texts(self._encoder, texts, advance=advance),
+            self._content,
+            lambda texts: embed_texts(
+                self._encoder, texts, allow_control_tokens=self._allows, advance=advance
+            ),
             advance,
         )
+
+    def _content(self, text: str) -> bytes:
+        """Return a text as a key: shielded, for the two ways of reading control tokens differ."""
+        return (text if self._allows else self._control.shield(text)).encode()
 
 
 def feature_reader(context: MethodContext, name: str) -> CachedFeatures:

@@ -95,11 +95,10 @@ class Head(TreeMethod):
         Where the text stands in the prompt, the first answers are then those of the model itself.
         """
         rows = self.model.tree.model.get_output_embeddings().weight
-        encoder = TextEncoder(self.model.tokenizer)
-        starts = [
-            rows[torch.tensor(encoder.ids(label.words[0]), device=rows.device)].float().mean(dim=0)
-            for label in self.task.labels
-        ]
+        allowed = self.task.allow_control_tokens
+        encoder = TextEncoder(self.model.tokenizer, allow_control_tokens=allowed)
+        words = (encoder.ids(encoder.shield(label.words[0])) for label in self.task.labels)
+        starts = [rows[torch.tensor(ids, device=rows.device)].float().mean(dim=0) for ids in words]
         weight = torch.stack(starts)  # (L, D)
         self.head.weight.copy_(weight - weight.mean(dim=0))
 

@@ -28,6 +28,7 @@ from taskfit.tasks.questions import Asked
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
     from taskfit.methods.losses import LossSum
     from taskfit.methods.objective import Item, Objective
@@ -177,6 +178,11 @@ class Method(MethodTraits, ABC):
     def report(self) -> Mapping[str, Any]:
         """Return what else is worth recording about the predictions made, as JSON values."""
         return {}
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """Return what makes tokens of its texts; None where nothing does."""
+        return None if self.context.model is None else self.context.model.tokenizer
 
     @property
     def cached_seconds(self) -> float:

@@ -272,7 +272,8 @@ def save_weights(
 ) -> None:
     """Write the adapter in PEFT's layout, or the whole model, with its tokenizer (safetensors)."""
     if adapter is not None:
-        adapter.save_pretrained(folder)
+        # Embeddings are never trained; asked to decide, PEFT looks for the base on the hub.
+        adapter.save_pretrained(folder, save_embedding_layers=False)
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -337,7 +338,6 @@ def _check_adapter(adapter: PeftModel, path: Path) -> None:
         CheckpointError: Naming the weights.
         NotFiniteError: Naming the weights.
     """
-    # Otherwise PEFT asks the hub for the base's configuration.
     own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
     with safe_open(path, "pt") as file:
         stored = set(file.keys())

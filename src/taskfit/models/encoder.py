@@ -168,6 +168,7 @@ def embed_texts(
     texts: Sequence[str],
     *,
     batch_tokens: int | None = None,
+    allow_control_tokens: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Return a vector of length 1 for every text; a product of two is their cosine similarity.
@@ -179,6 +180,7 @@ def embed_texts(
         encoder: Loaded without a head.
         texts: Any number of texts.
         batch_tokens: Most tokens of a batch; see `run_padded`.
+        allow_control_tokens: Whether control tokens that stand in texts are read as such.
         advance: Called with the number of texts just finished.
 
     Returns:
@@ -189,9 +191,16 @@ def embed_texts(
     """
     names = [f"text {number}" for number in range(1, len(texts) + 1)]
     length = min(EMBED_MAX_LENGTH, encoder.max_length)
+    rows = encode_texts(
+        encoder.tokenizer,
+        [[text] for text in texts],
+        ids=names,
+        max_length=length,
+        allow_control_tokens=allow_control_tokens,
+    )
     return run_padded(
         encoder,
-        encode_texts(encoder.tokenizer, [[t] for t in texts], ids=names, max_length=length),
+        rows,
         lambda batch: pool(*encoder.hidden(batch), encoder.pooling),
         int(encoder.model.config.hidden_size),
         token_budget=batch_tokens,

@@ -21,6 +21,7 @@ from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_diffe
 from taskfit.models.tree_model import TreeModel
 from taskfit.models.whole import check_files_finite, load_whole
 from taskfit.settings import AdapterSettings, ModelSettings
+from taskfit.settings_base import check_device
 
 DTYPES = {
     "float32": torch.float32,
@@ -62,16 +63,12 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         SettingsError: If the device is not there, or several processes would share it.
     """
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and under_torchrun():
         name = _own_gpu(name)
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(
-            f"model.device is {name!r}; allowed are auto, cpu, cuda and cuda:N."
-        ) from error
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(
             f"model.device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices. "

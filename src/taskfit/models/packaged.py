@@ -98,6 +98,29 @@ def locate_model(
         DataError: As `packaged_folder`.
         ModelError: If there is no such folder, it holds no model, or neither cache nor hub has it.
     """
+    check_place(name, packaged, kind=kind)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    return str(packaged_folder(name)) if name in packaged else name
+
+
+def check_place(
+    name: str,
+    packaged: Mapping[str, PackagedModel] = PACKAGED_MODELS,
+    *,
+    kind: str = "A model is a folder, a hub id such as HuggingFaceTB/SmolLM2-135M",
+) -> None:
+    """Refuse a model that cannot be had, in seconds and before anything large is imported.
+
+    Args:
+        name: As the user gave it.
+        packaged: The packaged models that will do; they are not fetched.
+        kind: What else will do, for the message.
+
+    Raises:
+        ModelError: If there is no such folder, it holds no model, or neither cache nor hub has it.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -112,9 +135,9 @@ def locate_model(
                 f"{name} holds no weights: no *.safetensors file in it{hint}. Save the model "
                 "with `model.save_pretrained(folder)` or copy its weights there."
             )
-        return str(folder)
+        return
     if name in packaged:
-        return str(packaged_folder(name))
+        return
     if name.startswith((".", "/", "~")):
         raise ModelError(f"There is no folder {name}. {kind}, or one of: {', '.join(packaged)}.")
     if reason := why_not_at_hand(name, kind="model"):
@@ -122,7 +145,6 @@ def locate_model(
             f"{name!r} is not a folder here and could not be had from the hub: {reason}. Give a "
             f"model's folder, or use a packaged one: {', '.join(packaged)}."
         )
-    return name
 
 
 def explain_failure(

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from taskfit.errors import DataError
+from taskfit.tasks.control_tokens import ControlTokens, spelling_backend
 from taskfit.tasks.shortening import note_shortened
 from taskfit.tasks.text_encoder import Tokenizer
 
@@ -46,6 +48,7 @@ def encode_texts(
     ids: Sequence[str],
     max_length: int,
     targets: Sequence[NDArray[np.float64] | None] | None = None,
+    allow_control_tokens: bool = False,
 ) -> list[EncodedRow]:
     """Tokenize rows of text columns; what is too long loses its end, the longer text first.
 
@@ -58,6 +61,7 @@ def encode_texts(
         ids: The rows' ids, (N,).
         max_length: Most tokens of a row, special tokens included (tokens).
         targets: Share of each label for each row, (L,), or None where it is not known; (N,).
+        allow_control_tokens: Whether control tokens that stand in texts are read as such.
 
     Raises:
         DataError: If a row has no token at all.
@@ -66,14 +70,19 @@ def encode_texts(
     backend.no_padding()
     backend.no_truncation()
     inputs = [tuple(row) if len(row) == 2 else "\n".join(row) for row in rows]
-    encodings = backend.encode_batch(inputs)
-    lengths = [len(encoding.ids) for encoding in encodings]
-    too_long = [i for i, length in enumerate(lengths) if length > max_length]
-    if too_long:
-        backend.enable_truncation(max_length, strategy="longest_first")
-        shortened = backend.encode_batch([inputs[i] for i in too_long])
-        for i, encoding in zip(too_long, shortened, strict=True):
-            encodings[i] = encoding
+    control = ControlTokens(backend)
+    spelled = [
+        place
+        for place, row in enumerate(rows)
+        if not allow_control_tokens and any(map(control.found_in, row))
+    ]
+    encodings, lengths = _encoded(backend, inputs, max_length)
+    if spelled:
+        # Nothing but texts goes in, so there is no token of a template to keep.
+        speller, _ = spelling_backend(backend)
+        again = _encoded(speller, [inputs[i] for i in spelled], max_length)
+        for i, encoding, length in zip(spelled, *again, strict=True):
+            encodings[i], lengths[i] = encoding, length
     for name, text, encoding in zip(ids, inputs, encodings, strict=True):
         if not encoding.ids:
             raise DataError(f"{name}: the text {text!r} has no tokens. Remove the row.")
@@ -91,6 +100,22 @@ def encode_texts(
     ]
     note_shortened(encoded)
     return encoded
+
+
+def _encoded(
+    backend: Backend, inputs: Sequence[str | tuple[str, ...]], max_length: int
+) -> tuple[list[Encoding], list[int]]:
+    """Tokenize inputs, those that are too long shortened; return also their whole lengths."""
+    backend.no_truncation()
+    encodings = backend.encode_batch(list(inputs))
+    lengths = [len(encoding.ids) for encoding in encodings]
+    too_long = [i for i, length in enumerate(lengths) if length > max_length]
+    if too_long:
+        backend.enable_truncation(max_length, strategy="longest_first")
+        shortened = backend.encode_batch([inputs[i] for i in too_long])
+        for i, encoding in zip(too_long, shortened, strict=True):
+            encodings[i] = encoding
+    return encodings, lengths
 
 
 def plan_padded(

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, first_line
 from taskfit.models.quantize import four_bit_layers
 
 # Tables that architectures once kept in their files and now compute: rotary angles, causal masks
@@ -45,7 +45,8 @@ class NotFiniteError(ModelError):
 
     def __init__(self, found: str, advice: str = "") -> None:
         """Make the message."""
-        super().__init__(f"{found[:1].upper()}{found[1:]}. {advice}".strip())
+        start = found.removeprefix("the ")
+        super().__init__(f"{'' if start == found else 'The '}{start}. {advice}".strip())
         self.found = found
 
 
@@ -111,6 +112,21 @@ def load_whole(
     names = check_names(model, info, name, heads=heads)
     check_finite(model, name)
     return model, names
+
+
+def check_files(source: str, name: str, revision: str | None) -> None:
+    """Check by the names and shapes in a causal model's files, without reading its weights.
+
+    Raises:
+        ModelError: As `load_whole`.
+    """
+    load = AutoModelForCausalLM.from_pretrained
+    try:
+        load_whole(load, source, name, revision=revision, device_map="meta")
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"The model {name} cannot be loaded: {first_line(error)}") from error
 
 
 def check_names(
@@ -255,6 +271,7 @@ def refuse_infinite(tensors: Mapping[str, Tensor], name: str) -> None:
         for key, tensor in tensors.items()
         # Formats of 8 bits have no infinity.
         if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel()
+        if not tensor.is_meta
     }
     # All at once, so that a GPU is waited for once.
     found = torch.stack(list(extremes.values())).tolist() if extremes else []
@@ -267,7 +284,8 @@ def refuse_infinite(tensors: Mapping[str, Tensor], name: str) -> None:
         raise NotFiniteError(
             f"{name} holds numbers that are not finite: {_count(bad, 'weight')} of "
             f"{len(tensors):,}, {_told(bad)}",
-            "It was damaged or its training went wrong; use an earlier state of it.",
+            "It was damaged, its training went wrong, or its numbers are too large for float16 "
+            "(model.dtype); use an earlier state of it.",
         )
 
 

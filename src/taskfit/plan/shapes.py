@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoConfig, PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from taskfit.data import cache_folder
 from taskfit.data.hub import why_not_at_hand
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, first_line
 from taskfit.models.packaged import PACKAGED_MODELS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Shapes of well-known models, as their config.json states them, so that a plan needs no network:
 # type, vocabulary, hidden and intermediate width, layers, query and key-value heads, longest
@@ -30,10 +31,41 @@ _SHAPES: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "qwen2.5-14b": ("qwen2", 152064, 5120, 13824, 48, 40, 8, 32768, False),
 }
 KNOWN_SHAPES = tuple(_SHAPES)
+# Hub ids of models of these shapes, but for their endings.
+_HUB_IDS = {
+    "huggingfacetb/smollm2-135m": "smollm2-135m",
+    "huggingfacetb/smollm2-360m": "smollm2-360m",
+    "huggingfacetb/smollm2-1.7b": "smollm2-1.7b",
+    "tinyllama/tinyllama-1.1b-chat-v1.0": "tinyllama-1.1b",
+    "tinyllama/tinyllama-1.1b-intermediate-step-1431k-3t": "tinyllama-1.1b",
+    "meta-llama/llama-2-7b": "llama-2-7b",
+    "meta-llama/llama-2-13b": "llama-2-13b",
+    "meta-llama/meta-llama-3-8b": "llama-3-8b",
+    "meta-llama/meta-llama-3-70b": "llama-3-70b",
+    "mistralai/mistral-7b-v0.3": "mistral-7b",
+    "mistralai/mistral-7b-instruct-v0.3": "mistral-7b",
+    "qwen/qwen2.5-0.5b": "qwen2.5-0.5b",
+    "qwen/qwen2.5-1.5b": "qwen2.5-1.5b",
+    "qwen/qwen2.5-7b": "qwen2.5-7b",
+    "qwen/qwen2.5-14b": "qwen2.5-14b",
+}
+_ENDINGS = ("-hf", "-chat", "-instruct")
 
 
-def known_config(name: str) -> PretrainedConfig:
+def known_shape(name: str) -> str | None:
+    """Return which of the shapes known here a model has, by its own name or its hub id."""
+    name = name.lower()
+    if name in _SHAPES:
+        return name
+    for ending in _ENDINGS:
+        name = name.removesuffix(ending)
+    return _HUB_IDS.get(name)
+
+
+def known_config(name: str) -> "PretrainedConfig":
     """Return the configuration of a well-known shape."""
+    from transformers import AutoConfig
+
     kind, vocabulary, hidden, intermediate, layers, heads, kv_heads, longest, tied = _SHAPES[name]
     extra: dict[str, Any] = {"sliding_window": None} if kind == "mistral" else {}
     return AutoConfig.for_model(
@@ -52,7 +84,7 @@ def known_config(name: str) -> PretrainedConfig:
 
 def find_config(
     name: str, *, revision: str | None = None, file: Path | None = None
-) -> tuple[PretrainedConfig, str]:
+) -> "tuple[PretrainedConfig, str]":
     """Return a model's configuration, and where it is from; weights are never fetched.
 
     Args:
@@ -65,23 +97,44 @@ def find_config(
     """
     if file is not None:
         return _from_file(file), str(file)
-    folder = tokenizer_folder(name)
-    if name.lower() in _SHAPES and folder is None:
-        return known_config(name.lower()), "known shape"
+    folder, shape = tokenizer_folder(name), known_shape(name)
+    if shape == name.lower() and folder is None:
+        return known_config(shape), "known shape"
+    if folder is None and refuse_out_of_reach(name) is not None and shape is not None:
+        return known_config(shape), f"known shape {shape}, as the hub is out of reach"
+
+    from transformers import AutoConfig
+
     source = folder or name
-    if folder is None and name.startswith((".", "/", "~")):
-        raise ModelError(f"There is no folder {name} with a config.json. {_what_to_do()}")
-    reason = why_not_at_hand(name, kind="model") if folder is None else None
-    if reason is not None:
-        raise ModelError(f"The configuration of {name!r} cannot be had: {reason}. {_what_to_do()}")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if shape is not None and folder is None:
+            return known_config(shape), f"known shape {shape}, as the hub did not give it"
         raise ModelError(
-            f"The configuration of {name!r} cannot be had: {first_line} {_what_to_do()}"
+            f"The configuration of {name!r} cannot be had: {first_line(error)} {_what_to_do()}"
         ) from error
     return config, source
+
+
+def refuse_out_of_reach(name: str) -> str | None:
+    """Return why a hub id cannot be asked for where its shape is known; None: it can, or need not.
+
+    Nothing large is imported for it.
+
+    Raises:
+        ModelError: If there is no such folder, or the hub does not answer and the shape is not
+            known.
+    """
+    shape = known_shape(name)
+    if shape == name.lower() or tokenizer_folder(name) is not None or name in PACKAGED_MODELS:
+        return None
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"There is no folder {name} with a config.json. {_what_to_do()}")
+    reason = why_not_at_hand(name, kind="model")
+    if reason is not None and shape is None:
+        raise ModelError(f"The configuration of {name!r} cannot be had: {reason}. {_what_to_do()}")
+    return reason
 
 
 def tokenizer_folder(name: str) -> str | None:
@@ -95,7 +148,9 @@ def tokenizer_folder(name: str) -> str | None:
     return None
 
 
-def _from_file(file: Path) -> PretrainedConfig:
+def _from_file(file: Path) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         kind = values.pop("model_type")
@@ -111,5 +166,6 @@ def _from_file(file: Path) -> PretrainedConfig:
 def _what_to_do() -> str:
     return (
         "Check the spelling and the network; or give a folder that holds config.json, "
-        f"--config-file config.json, or one of the shapes known here: {', '.join(KNOWN_SHAPES)}."
+        f"--config-file config.json, or one of the shapes known here, also by their hub ids: "
+        f"{', '.join(KNOWN_SHAPES)}."
     )

@@ -1,14 +1,18 @@
 """Pages that are one file: a template of this room, filled and escaped, with pictures inside."""
 
 import base64
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup, escape
 
 from taskfit.files import write_text_atomic
+
+BACKTICKS = re.compile(r"`([^`\n]+)`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,11 @@ def read_picture(path: Path, alt: str, *, caption: str | None = None) -> Picture
     return Picture(alt, data, width, height, alt if caption is None else caption)
 
 
+def prose(text: str) -> Markup:
+    """Return a sentence of ours, escaped, in which what stands between backticks is code."""
+    return Markup(BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))
+
+
 def write_html(folder: Path, template: str, *, file: str = "report.html", **values: object) -> Path:
     """Fill a template, write it into a folder and return its path.
 
@@ -57,6 +66,7 @@ def write_html(folder: Path, template: str, *, file: str = "report.html", **valu
             lambda name: resources.files("taskfit.report").joinpath(name).read_text("utf-8")
         ),
     )
+    environment.filters["prose"] = prose
     environment.tests["known"] = lambda value: value is not None and not pd.isna(value)
     path = folder / file
     write_text_atomic(path, environment.get_template(template).render(**values))

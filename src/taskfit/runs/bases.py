@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from taskfit.errors import CheckpointError, TaskfitError
+from taskfit.errors import CheckpointError, TaskfitError, first_line
 from taskfit.files import write_json_atomic
 from taskfit.models.identity import Identity, identify, model_folder
 from taskfit.models.packaged import PACKAGED_ENCODERS, locate_model
@@ -235,12 +235,7 @@ def blended_places(names: tuple[str, ...], found: Mapping[str, Found]) -> tuple[
 
 def _find(folder: Path, key: str, base: Base, settings: RunSettings, *, allow_other: bool) -> Found:
     if base.place is None:
-        # The commit that it was, whatever the branch holds now.
-        revision = base.revision or base.commit
-        home = model_folder(
-            base.name, revision, located=None if key == MODEL else _encoder(base.name)
-        )
-        candidates = [Found(base.name, revision, identify(home))]
+        candidates = [_fetched(key, base, allow_other=allow_other)]
     else:
         seen = folder.resolve() / (base.beside or base.place)
         homes = [
@@ -267,6 +262,28 @@ def _find(folder: Path, key: str, base: Base, settings: RunSettings, *, allow_ot
         f"holds {what}. Put back the one that lay in {base.place or base.name} when the run was "
         f"made, or use this one all the same with {ALLOW}."
     )
+
+
+def _fetched(key: str, base: Base, *, allow_other: bool) -> Found:
+    """Return a base of the hub or a package, at the commit that it was: branches go on.
+
+    Raises:
+        CheckpointError: If it cannot be had.
+    """
+    located = None if key == MODEL else _encoder(base.name)
+    revisions = [base.revision or base.commit, *([base.revision] if allow_other else [])]
+    for place, revision in enumerate(revisions, start=1):
+        try:
+            home = model_folder(base.name, revision, located=located)
+            return Found(base.name, revision, identify(home))
+        except OSError as error:
+            if place == len(revisions):
+                at = f" at {revision}" if revision else ""
+                raise CheckpointError(
+                    f"{_who(key)} {base.name}{at} cannot be had: {first_line(error)} Fetch it "
+                    "where there is a network."
+                ) from error
+    raise AssertionError("there is at least one revision")
 
 
 def _differences(base: Base, now: Identity, settings: RunSettings) -> list[str]:

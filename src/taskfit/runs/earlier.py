@@ -15,6 +15,8 @@ from taskfit.tasks import Task
 from taskfit.tasks.questions import Asked
 
 VALIDATION = "validation"
+# Sets that a method learns from and that come from tables of labels.
+OF_TABLES = ("train", "demonstrations")
 MOST_NAMES = 8
 
 
@@ -100,7 +102,7 @@ def find_earlier(
     others = [one for one in seen.tables if one.path not in own_paths]
     rows, notes = list[Example](), _about_table(asked, read, origin, seen, table)
     hashes = {text_hash(example) for example in read}
-    missing = sum(side in LEARNED for text, side in seen.sides.items() if text not in hashes)
+    missing = sum(side in OF_TABLES for text, side in seen.sides.items() if text not in hashes)
     if not seen.sides:
         notes = [
             f"{origin.run} does not tell which texts it held out, and its data are not as they "
@@ -108,7 +110,7 @@ def find_earlier(
         ]
     if missing and settings.start.earlier_rows:
         rows, unread = _rows_of_tables(others, asked, settings.data, seen, hashes)
-        joined = sum(seen.learned(example) for example in rows)
+        joined = sum(seen.side(example) in OF_TABLES for example in rows)
         where = ", ".join(one.source for one in others)
         if joined:
             notes.append(
@@ -175,7 +177,7 @@ def _about_table(
     """Say what is new in a table, which classes it lacks, and which labels changed."""
     notes = []
     num_new = sum(seen.side(example) is None for example in read)
-    notes.append(f"{num_new:,} of the {len(read):,} rows of {table} are not in {origin.run}")
+    notes.append(f"new to {origin.run}: {num_new:,} of the {len(read):,} rows of {table}")
     if isinstance(asked, Task) and origin.task is not None:
         before = origin.task.label_names
         there = {name for example in read for name in example.labels}
@@ -183,6 +185,11 @@ def _about_table(
             notes.append(f"new {_classes(new)}")
         if absent := [name for name in before if name not in there]:
             notes.append(f"without a row in {table}, and kept: {_classes(absent)}")
+        if there and not there & set(before):
+            notes.append(
+                f"none of the classes of {origin.run} stands in {table}: are its labels written "
+                "otherwise?"
+            )
         if gone := [name for name in before if name not in asked.label_names]:
             notes.append(f"no longer among the labels of the task: {_classes(gone)}")
     changed = [example.id for example in read if seen.is_relabelled(example)]

@@ -9,16 +9,19 @@ import pandas as pd
 from taskfit.data import Example, notes_of, read_table
 from taskfit.errors import DataError, suggestion
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.file_names import SETTINGS_FILE
+from taskfit.runs.known_texts import free_name, seen_note
 from taskfit.runs.load import load_classifier
 from taskfit.runs.measured import LEVELS, MeasuredSets
-from taskfit.runs.predict import answers_of, count_errors, named_columns, other_columns
-from taskfit.runs.predictions import checked_set_name, renaming_note
+from taskfit.runs.predict import answers_of, named_columns, other_columns
+from taskfit.runs.predictions import checked_set_name, count_errors, renaming_note
 from taskfit.runs.records import RunResult
 from taskfit.runs.rows import advice_on_columns, labelled_rows
 from taskfit.runs.run_folder import run_lock
 from taskfit.runs.slices import GOLD, group_examples
 from taskfit.screen import Screen
 from taskfit.settings import DataSettings
+from taskfit.settings_file import load_run_settings
 from taskfit.stats import Evaluation
 
 
@@ -43,7 +46,8 @@ def evaluate_file(
     Args:
         folder: A finished run of one question or several.
         source: File or hub id with the task's columns; of several questions at least one label.
-        name: What to call the evaluation set.
+        name: What to call the evaluation set; another set of this name keeps it, and the new one
+            gets a number behind it.
         encoding: Of the source.
         device: See `model.device`.
         screen: Where progress is shown.
@@ -68,9 +72,21 @@ def evaluate_file(
         labels = [task.label_column for task in asked.tasks.values()]
         table = named_columns(table, columns, [*asked.text, *labels], source)
         _check_carried(table, [c for c in by if c != GOLD], source)
-        kept = DataSettings(slices=other_columns(table, asked.text))
+        kept = DataSettings(
+            slices=other_columns(table, asked.text),
+            label_separator=load_run_settings(folder / SETTINGS_FILE).data.label_separator,
+        )
         advice = advice_on_columns(asked.text)
         examples = labelled_rows(table, asked, kept, source=source, advice=advice)
+        taken, name = name, free_name(folder, name, examples, classifier.questions)
+        if name != taken:
+            screen.note(
+                f"another set was evaluated as {taken}; this one is called {name} (--name gives it "
+                "another name)"
+            )
+        learns = classifier.method.learns or classifier.method.settings.retrieves
+        if note := seen_note(folder, examples, name=name, learns=learns):
+            screen.note(note)
         return _measure(folder, classifier, name, examples, screen, by)
 
 

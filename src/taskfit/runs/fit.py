@@ -93,6 +93,7 @@ def fit(
         stack.callback(clock.keep)  # a run that is interrupted goes on from here
         run = _make(settings, own, TickingScreen(screen or SilentScreen(), clock), name)
         check_trackers(run.settings)
+        resolve_device(run.settings.model.device)  # before any work
         open_folder(run.settings, own, resume=resume)
         clock.open()
         run.origin = take_origin(run.settings, own, resume=resume)

@@ -1,6 +1,7 @@
 """Everything `taskfit inspect` tells: the check-up, duplicates, and what prefix sharing saves."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,8 @@ class Inspection:
 
 def inspect_task(settings: RunSettings) -> Inspection:
     """Look at a task the way the model's tokenizer sees it; no weights are loaded.
+
+    Of a model in a local folder the names and shapes of its weights are checked.
 
     Raises:
         TaskfitError: As a run with these settings would.
@@ -112,6 +115,10 @@ def _tokenizer_and_limit(settings: ModelSettings) -> "tuple[PreTrainedTokenizerB
             f"{settings.name} has no fast tokenizer; its character offsets are needed to cut "
             "prompts from completions. Convert it with transformers' convert_slow_tokenizer."
         )
+    if Path(source).is_dir():
+        from taskfit.models.whole import check_files
+
+        check_files(source, settings.name, settings.revision)
     limit = int(config.get_text_config().max_position_embeddings)
     return tokenizer, min(limit, settings.max_length or limit)
 

@@ -29,12 +29,13 @@ from taskfit.runs.measured import LEVELS
 from taskfit.runs.predictions import renaming_note
 from taskfit.runs.prepare import PreparedData, prepare_data, with_seen
 from taskfit.runs.rows import check_every_question
-from taskfit.runs.run import Run, longest_texts, model_of
+from taskfit.runs.run import Run, longest_texts, model_of, no_validation_note
 from taskfit.runs.seen import Seen, seen_in, tables_of
 from taskfit.runs.slices import check_slices
 from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
+from taskfit.tasks.control_tokens import ControlTokens, control_note
 from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import TrainingState
 from taskfit.training.distributed import gather, on_main
@@ -77,6 +78,8 @@ class LabelRun(RunKind[Classifier]):
         self._held_out = hold_out(data.validation, self.settings)
         self.data = replace(data, validation=self._held_out.validation, notes=(*data.notes, *notes))
         _tell_about_data(self.data, self.screen)
+        if self.trains and not self.data.validation:
+            self.screen.note(no_validation_note(self.settings))
 
     @property
     def trains(self) -> bool:
@@ -98,6 +101,25 @@ class LabelRun(RunKind[Classifier]):
         self.fitted = Classifier(label_method(name)(context))
         for note in self.method.notes():
             self.screen.note(note)
+        self._tell_control_tokens()
+
+    def _tell_control_tokens(self) -> None:
+        """Say how many texts hold control tokens, and what is made of these."""
+        tokenizer, data = self.method.tokenizer, self.data
+        if tokenizer is None:
+            return
+        sets = [data.train, data.validation, data.demonstrations, *data.evaluations.values()]
+        texts = [example for found in (*sets, data.unlabeled) for example in found]
+        control = ControlTokens(tokenizer.backend_tokenizer)
+        words = [
+            (f"the label {label.name}", control.found_in(" ".join(label.words)))
+            for task in data.asked.tasks.values()
+            for label in task.labels
+        ]
+        allowed = self.settings.task.allow_control_tokens or data.asked.allow_control_tokens
+        for found, what in ((control.held_by(texts), "texts"), (words, "labels")):
+            if (note := control_note(found, allowed=allowed, what=what)) is not None:
+                self.screen.note(note)
 
     def start(self, *, resume: bool) -> None:
         """Predict the longest texts, and cross-validate a small table."""

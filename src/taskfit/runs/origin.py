@@ -21,6 +21,7 @@ from taskfit.errors import CheckpointError, SettingsError
 from taskfit.files import folder_atomic, write_json_atomic
 from taskfit.method_settings import TUNING
 from taskfit.methods.method import MethodState, StartingPoint
+from taskfit.overrides import parse_overrides
 from taskfit.runs.bases import find_bases, with_found
 from taskfit.runs.classifier import ARRAYS, FILE
 from taskfit.runs.file_names import DATA_FILE, RESULT_FILE, SETTINGS_FILE, START, TEXTS_FILE
@@ -28,7 +29,8 @@ from taskfit.runs.records import QUESTIONS_FILE, TUNED_FILE, RunResult
 from taskfit.runs.saved import ADAPTER, MODEL, saved_run
 from taskfit.runs.seen import Seen, read_seen
 from taskfit.settings import RunSettings, SearchSettings
-from taskfit.settings_file import load_run_settings, load_settings, merge_settings, parse_overrides
+from taskfit.settings_base import merge_settings
+from taskfit.settings_file import load_run_settings, load_settings
 from taskfit.start_settings import StartSettings
 from taskfit.tasks import Task, task_from_dict
 from taskfit.tasks.question_files import is_questionnaire
@@ -153,10 +155,13 @@ def continued_settings(
         SettingsError: Listing everything that is wrong with the settings, or if a table of the run
             that is read again is not there any more.
     """
+    if not run.is_dir():
+        what = "is a file" if run.exists() else "is not there"
+        raise CheckpointError(
+            f"{run} {what}: give the folder of a finished run (`taskfit runs` lists them)."
+        )
     RunResult.load(run)
-    before = load_run_settings(run / SETTINGS_FILE)
-    # Weights go on from the base that they were trained on.
-    before = with_found(before, find_bases(run, before, own_weights=(run / MODEL).is_dir()))
+    before = _settings_of(run)
     given: dict[str, Any] = {}
     merge_settings(given, flags)
     merge_settings(given, parse_overrides(overrides))
@@ -178,6 +183,16 @@ def continued_settings(
     )
     _check_tables(base, given.get("data", {}), run)
     return load_settings(base, flags=flags, overrides=overrides, lenient_file=True)
+
+
+def _settings_of(run: Path) -> RunSettings:
+    """Return the settings of a finished run, which name its models by where they are now.
+
+    Raises:
+        CheckpointError: If one is not there, or is another one than the weights were trained on.
+    """
+    settings = load_run_settings(run / SETTINGS_FILE)
+    return with_found(settings, find_bases(run, settings, own_weights=(run / MODEL).is_dir()))
 
 
 def _check_tables(base: RunSettings, given: Mapping[str, Any], run: Path) -> None:
@@ -230,10 +245,16 @@ def take_origin(settings: RunSettings, folder: Path, *, resume: bool) -> Origin 
     """
     if settings.start.run is None:
         return None
-    source, target = Path(settings.start.run), folder / START
-    if not (resume and target.is_dir()):
-        on_main(lambda: _take(settings, source, target))
-    return _read(target)
+    source = Path(settings.start.run)
+
+    def take() -> Path:
+        target = folder.resolve() / START
+        if not (resume and target.is_dir()):
+            _take(settings, source, target)
+        return target
+
+    # The folder of the main process is the run's; all others read what lies there.
+    return _read(on_main(take))
 
 
 def shown_path(run: str, place: Path | None = None) -> str:
@@ -251,7 +272,7 @@ def _take(settings: RunSettings, source: Path, target: Path) -> None:
             f"{source} holds a finished run without its weights: neither {ADAPTER}/ nor {MODEL}/ "
             "is in it. Copy the whole folder, or fit anew without --from."
         )
-    before = load_run_settings(source / SETTINGS_FILE)
+    before = _settings_of(source)
     _check_usable(settings, before, source, has_weights=has_weights)
     record = {
         "run": str(source),
@@ -286,10 +307,7 @@ def _read(folder: Path) -> Origin:
 def _check_usable(
     settings: RunSettings, before: RunSettings, run: Path, *, has_weights: bool
 ) -> None:
-    """Raise `SettingsError` where what a run learned does not fit what is asked for now.
-
-    This is the one place that decides whether a base model is the one the weights belong to.
-    """
+    """Raise `SettingsError` where what a run learned does not fit what is asked for now."""
     now, was = settings.method.name, before.method.name
     fixed: list[str] = []
     if has_weights:
@@ -315,4 +333,6 @@ def _check_usable(
 
 def _value(settings: RunSettings, key: str) -> Any:  # noqa: ANN401 - of any setting
     section, _, name = key.partition(".")
-    return settings.model_dump()[section].get(name)
+    value = settings.model_dump()[section].get(name)
+    is_folder = key == "model.name" and Path(value).expanduser().is_dir()
+    return str(Path(value).expanduser().resolve()) if is_folder else value

@@ -28,10 +28,7 @@ from taskfit.runs.predictions import (
     prediction_table,
     renaming_note,
 )
-from taskfit.runs.rows import (
-    fingerprint,
-    text_examples,
-)
+from taskfit.runs.rows import fingerprint, text_examples
 from taskfit.screen import Screen
 from taskfit.stats.conformal import prediction_sets
 from taskfit.tasks.shortening import noting_shortened
@@ -349,11 +346,6 @@ def answers_of(
 def other_columns(table: pd.DataFrame, texts: Sequence[str]) -> list[str]:
     """Return the columns of a table beside those of the texts."""
     return [str(name) for name in table.columns if name not in texts]
-
-
-def count_errors(num: int) -> str:
-    """Return words for rows that have no answer."""
-    return f"{num:,} row{'s' * (num != 1)} without a text, marked in the column {ERROR}"
 
 
 def named_columns(

@@ -167,6 +167,11 @@ def renaming_note(
     return f"in predictions the table's column {pairs}, as they have a column of that name"
 
 
+def count_errors(num: int) -> str:
+    """Return words for rows that have no answer."""
+    return f"{num:,} row{'s' * (num != 1)} without a text, marked in the column {ERROR}"
+
+
 def _renamed(
     example: Example, tasks: Mapping[str, Task], *, keeps_id: bool = False
 ) -> Mapping[str, str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from taskfit.data import (
 )
 from taskfit.data.overlap import text_key
 from taskfit.errors import DataError, SettingsError, TaskfitError
+from taskfit.runs.data_notes import answer_notes, lost_classes_note, unseparated_note
 from taskfit.runs.earlier import VALIDATION, Earlier, Kept, find_earlier
 from taskfit.runs.hold_out import TEST_SET, hold_out_test, hold_out_validation, share_of_test
 from taskfit.runs.origin import Origin
@@ -113,6 +114,7 @@ def prepare_data(
     if data.validation is not None:
         validation = read_test(data.validation, asked, data, notes=guessed)
     train, validation, overlap = _split(rows, validation, evaluations, settings, earlier)
+    whole = train
     if data.num_train is not None or data.shots_per_class is not None:
         drawn = {"num_examples": data.num_train, "shots_per_class": data.shots_per_class}
         train = draw(train, **drawn, seed=settings.seed)
@@ -131,7 +133,9 @@ def prepare_data(
             *guessed,
             *earlier.notes,
             *earlier.learned_tests({**evaluations, VALIDATION: validation}),
-            *_notes(asked, len(read) - len(answered), evaluations),
+            *unseparated_note(asked, read, data),
+            *lost_classes_note(whole, train),
+            *answer_notes(asked, len(read) - len(answered), evaluations),
             *_left_out(rows),
         ),
     )
@@ -209,18 +213,6 @@ def _left_out(rows: Kept) -> list[str]:
         f"left out {len(rows.left_out):,} rows that stood in an evaluation set of the run that "
         f"this one goes on from (first: {rows.left_out[0].id})"
     ]
-
-
-def _notes(
-    asked: Asked, num_unanswered: int, evaluations: Mapping[str, Sequence[Example]]
-) -> Iterator[str]:
-    """Say which labels of several questions are missing where."""
-    if num_unanswered:
-        yield f"left out {num_unanswered} training rows without any label"
-    for name, examples in evaluations.items():
-        unasked = [q for q in asked.tasks if q and all(e.of(q).label is None for e in examples)]
-        if unasked:
-            yield f"{name} has no label of {', '.join(unasked)}: not evaluated there"
 
 
 def _unlabeled(

@@ -308,4 +308,7 @@ def settings_questionnaire(settings: RunSettings) -> Questionnaire:
         questionnaire,
         instruction=questionnaire.instruction if instruction is None else instruction,
         chat=questionnaire.chat or settings.task.chat,
+        allow_control_tokens=(
+            questionnaire.allow_control_tokens or settings.task.allow_control_tokens
+        ),
     )

@@ -62,6 +62,13 @@ def evaluation_sets(
     return sets
 
 
+def no_validation_note(settings: RunSettings) -> str:
+    """Return what becomes of settings that need a validation set where there is none."""
+    stopping = settings.training.early_stopping
+    also = "" if stopping is None else f"; training.early_stopping={stopping} does nothing"
+    return f"no validation set: the weights of the last step are kept{also}"
+
+
 def model_of(
     settings: RunSettings,
     model: LoadedModel | None,

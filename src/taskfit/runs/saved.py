@@ -14,6 +14,7 @@ from taskfit.errors import CheckpointError, TaskfitError
 from taskfit.runs.bases import Found, find_bases, with_found
 from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.settings import RunSettings
+from taskfit.settings_base import check_device
 from taskfit.settings_file import load_run_settings, settings_from_dict
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def settings_for_prediction(
 
     Raises:
         CheckpointError: If a base is not there, or another one.
+        SettingsError: If a device cannot be called so, also for methods without a model.
     """
+    check_device(device)
     if "settings" in saved:  # several questions have theirs beside them
         settings = settings_from_dict(saved["settings"], asked={})
     else:

@@ -12,7 +12,8 @@ from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import METHODS
 from taskfit.runs.prepare import PreparedData
 from taskfit.settings import RunSettings, SearchSettings, known
-from taskfit.settings_file import merge_settings, settings_from_dict
+from taskfit.settings_base import merge_settings
+from taskfit.settings_file import settings_from_dict
 from taskfit.tasks import Task
 from taskfit.tasks.variants import AS_GIVEN, NamedTask
 from taskfit.unread import is_read, readers_of, told_of_none

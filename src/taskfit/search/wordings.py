@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
 from taskfit.data import Example, draw
@@ -31,6 +30,7 @@ from taskfit.search.wording_scores import SharedScorer, WordingResult
 from taskfit.settings import RunSettings
 from taskfit.stats.paired import paired_bootstrap
 from taskfit.tasks import Task, task_to_dict
+from taskfit.tasks.control_tokens import as_written
 from taskfit.tasks.variants import (
     NamedTask,
     RefusedVariant,
@@ -38,6 +38,7 @@ from taskfit.tasks.variants import (
     generate_variants,
     with_base,
 )
+from taskfit.yaml_text import dump_yaml
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -152,7 +153,7 @@ def search_prompts(
         rounds=tuple(rounds),
         num_tokens_run=scorer.num_tokens_run,
         num_tokens_separate=scorer.num_tokens_separate(),
-        prompt=encoders[first.name].render(sample[0].texts),
+        prompt=as_written(encoders[first.name].render(sample[0].texts)),
         answer=words[str(sample[0].label)],
     )
 
@@ -261,7 +262,7 @@ def write_winner(search: PromptSearch, path: Path, *, table: bool = False) -> No
     """
     check_free(path, table=table)
     data = task_to_dict(search.winner.task)
-    write_text_atomic(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    write_text_atomic(path, dump_yaml(data))
     if table:
         columns = ("rank", "name", data["metric"], "low", "high", "log_loss", "num_examples")
         rows = []

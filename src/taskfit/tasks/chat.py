@@ -2,14 +2,15 @@
 
 A conversation is rendered as one text and tokenized once. What the assistant says is found by
 rendering the turns before it, so any template serves that writes earlier turns the same whatever
-follows; tokens are marked by character offsets.
+follows; tokens are marked by character offsets. What turns say is shielded, so that none of it ends
+a turn or forges one (`control_tokens.py`).
 
 Legend: T tokens of one conversation.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from taskfit.data.instructions import Conversation, Preference, Raw
 from taskfit.data.messages import Message
 from taskfit.errors import PromptError, SettingsError
+from taskfit.tasks.control_tokens import as_written
 from taskfit.tasks.text_encoder import IntArray, TextEncoder, Tokenizer
 
 Turns = Literal["all", "last"]
@@ -117,21 +119,29 @@ def find_template(name: str) -> str:
 class ChatEncoder:
     """Encodes conversations, preferences and raw texts for one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_length: int, turns: Turns = "all") -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int,
+        turns: Turns = "all",
+        allow_control_tokens: bool = False,
+    ) -> None:
         """Bind to a tokenizer, whose chat template is used.
 
         Args:
             tokenizer: With the chat template that shall be learned.
             max_length: Longest text (tokens); what is longer loses its end.
             turns: Whether all turns of the assistant are learned, or the last only.
+            allow_control_tokens: Whether control tokens that stand in rows are read as such.
         """
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.turns = turns
-        self._text = TextEncoder(tokenizer)
+        self._text = TextEncoder(tokenizer, allow_control_tokens=allow_control_tokens)
 
     def conversations(self, rows: Sequence[Conversation]) -> list[EncodedText]:
-        """Encode conversations; what the assistant says is learned.
+        """Encode conversations; what the assistant says is learned, but for turns told apart.
 
         Raises:
             PromptError: If there is no template, it refuses a row, or rewrites earlier turns.
@@ -175,11 +185,11 @@ class ChatEncoder:
         Raises:
             PromptError: If there is no template, or it refuses these turns.
         """
-        return self._render("the prompt", messages, ask=True)
+        return as_written(self._render("the prompt", messages, ask=True))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of `prompt`."""
-        return self.text_ids(self.prompt(messages))
+        """Return the ids of `prompt`; none of its control tokens is one that a turn says."""
+        return self._started(self._text.ids(self._render("the prompt", messages, ask=True)))
 
     def end_of_turn(self) -> str:
         """Return what the template writes behind an answer.
@@ -192,12 +202,23 @@ class ChatEncoder:
         return whole.rpartition("!")[2]
 
     def plain_ids(self, text: str) -> list[int]:
-        """Return the ids of a piece of a text."""
+        """Return the ids of a piece of what the chat template writes."""
         return self._text.ids(text)
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the ids of a text, with the tokenizer's start token where it has one."""
-        return self._started(self._text.ids(text))
+        """Return the ids of a user's text, with the tokenizer's start token where it has one."""
+        return self._started(self._text.ids(self._text.shield(text)))
+
+    def control_tokens_in(self, row: Conversation | Preference | Raw) -> list[str]:
+        """Return the control tokens that are written in a row, each once."""
+        if isinstance(row, Raw):
+            texts = [row.text]
+        elif isinstance(row, Conversation):
+            texts = [message.content for message in row.messages]
+        else:
+            texts = [*(message.content for message in row.prompt), row.chosen, row.rejected]
+        found = (name for text in texts for name in self._text.control.found_in(text))
+        return list(dict.fromkeys(found))
 
     def _started(self, ids: list[int]) -> list[int]:
         """Put the start token in front, unless it is there: most chat templates write it."""
@@ -211,12 +232,14 @@ class ChatEncoder:
         if not spoken:
             raise PromptError(f"{name} has no turn of the assistant, so nothing to learn.")
         learned = spoken[-1:] if last_only or self.turns == "last" else spoken
-        # What comes after the last answer is neither learned nor seen by what is.
-        text = self._render(name, messages[: spoken[-1] + 1])
+        learned = [turn for turn in learned if messages[turn].learned]
+        # What comes after the last answer that is learned is not seen by it.
+        last = (learned or spoken)[-1]
+        text = self._render(name, messages[: last + 1])
         spans = []
         for turn in learned:
             before = self._render(name, messages[:turn], ask=True)
-            whole = self._render(name, messages[: turn + 1]) if turn != spoken[-1] else text
+            whole = self._render(name, messages[: turn + 1]) if turn != last else text
             if not whole.startswith(before):
                 raise PromptError(
                     f"{name}: what the chat template writes before turn {turn + 1} is not what it "
@@ -229,16 +252,26 @@ class ChatEncoder:
                     "follow it, so what the assistant says cannot be found in the whole. Set "
                     "tuning.turns=last, or another tuning.chat_template."
                 )
-            spans.append((len(before), len(whole)))
-        ids, offsets = self._text.ids_and_offsets(text)
-        ranges = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+            spans.append((len(as_written(before)), len(as_written(whole))))
+        ids, ranges = self._ids_and_ranges(text)
+        # Asked, the model reads the prompt alone. Where a token reaches over its end (a line break
+        # of the template with one that the answer starts with), both are read apart here, too.
+        cuts = [first for first, _ in spans if _is_across(ranges, first)]
+        if cuts:
+            ids, ranges = self._ids_and_ranges(text, cuts)
         is_learned = np.zeros(len(ids), dtype=bool)
         for first, end in spans:
-            _check_cut(name, text, ranges, first)
             is_learned |= (ranges[:, 0] >= first) & (ranges[:, 0] < end)
         started = self._started(ids)
         head = np.zeros(len(started) - len(ids), dtype=bool)
         return self._shortened(name, started, np.concatenate((head, is_learned)))
+
+    def _ids_and_ranges(
+        self, text: str, cuts: Sequence[int] = ()
+    ) -> tuple[list[int], NDArray[np.int64]]:
+        """Return the ids of a rendered text and the characters of each, (T, 2)."""
+        ids, offsets = self._text.ids_and_offsets(text, cuts=cuts)
+        return ids, np.array(offsets, dtype=np.int64).reshape(-1, 2)
 
     def _shortened(
         self, name: str, ids: Sequence[int], is_learned: NDArray[np.bool_]
@@ -254,7 +287,7 @@ class ChatEncoder:
                 "This model has no chat template. Name one with tuning.chat_template "
                 f"({', '.join(template_names())}, or a file of Jinja); it is saved with the run."
             )
-        turns = [asdict(message) for message in messages]
+        turns = [{**m.turn, "content": self._text.shield(m.content)} for m in messages]
         render = self.tokenizer.apply_chat_template
         try:
             return str(render(turns, tokenize=False, add_generation_prompt=ask))
@@ -267,13 +300,6 @@ class ChatEncoder:
             ) from error
 
 
-def _check_cut(name: str, text: str, ranges: IntArray, cut: int) -> None:
-    """Raise if a token spans the start of an answer."""
-    across = np.flatnonzero((ranges[:, 0] < cut) & (ranges[:, 1] > cut))
-    if len(across):
-        first, last = ranges[across[0]].tolist()
-        raise PromptError(
-            f"{name}: the token {text[first:last]!r} spans the end of the prompt and the start of "
-            f"the answer {text[cut : cut + 20]!r}. End what the chat template writes before an "
-            "answer with a line break or a special token."
-        )
+def _is_across(ranges: IntArray, cut: int) -> bool:
+    """Whether a token spans the start of an answer."""
+    return bool(((ranges[:, 0] < cut) & (ranges[:, 1] > cut)).any())

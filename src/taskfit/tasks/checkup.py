@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from taskfit.data import Example
+from taskfit.tasks.control_tokens import control_note
 from taskfit.tasks.encode import EncodedExample, PromptEncoder
 from taskfit.tasks.text_encoder import Tokenizer
 
@@ -129,7 +130,10 @@ def check_up(
         num_shortened=sum(e.num_tokens_cut > 0 for e in encoded),
         advice=(),
     )
-    return replace(found, advice=(*_space_advice(encoder, words), *_advice(found)))
+    held = encoder.text.control.held_by(examples)
+    note = control_note(held, allowed=encoder.task.allow_control_tokens)
+    told = () if note is None else (f"{note}.",)
+    return replace(found, advice=(*told, *_space_advice(encoder, words), *_advice(found)))
 
 
 def _token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -147,7 +151,8 @@ def _word_reports(
 ) -> tuple[WordReport, ...]:
     def added(text: str) -> int:
         # Alone, a word may get a space that it does not have behind other text.
-        return len(encoder.text.ids(":" + text)) - len(encoder.text.ids(":"))
+        shielded = encoder.text.shield(text)
+        return len(encoder.text.ids(":" + shielded)) - len(encoder.text.ids(":"))
 
     return tuple(
         WordReport(
@@ -162,7 +167,7 @@ def _word_reports(
 
 
 def _reads_spaces(encoder: PromptEncoder, word: str) -> bool:
-    bare = word.lstrip()
+    bare = encoder.text.shield(word.lstrip())
     return encoder.text.ids(":" + bare) != encoder.text.ids(": " + bare)
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import PromptError
+from taskfit.tasks.control_tokens import as_written
 from taskfit.tasks.prompt import after_answer, chat_prompt, prompt_head
 from taskfit.tasks.shortening import note_shortened
 from taskfit.tasks.task import Task
@@ -89,7 +90,7 @@ class PromptEncoder:
 
         Args:
             tokenizer: A fast tokenizer.
-            task: The task.
+            task: The task; of its texts and words no control token is made unless it allows it.
             demonstrations: What stands in every prompt.
             max_length: Longest prompt with its completion (tokens).
             end_id: Token that ends every completion; None: completions are the words alone.
@@ -104,12 +105,13 @@ class PromptEncoder:
         self.task = task
         self.demonstrations = list(demonstrations)
         self.max_length = max_length
-        self.text = TextEncoder(tokenizer)
+        self.text = TextEncoder(tokenizer, allow_control_tokens=task.allow_control_tokens)
         self._tokenizer = tokenizer
         self._made_like = partial(
             PromptEncoder, tokenizer, max_length=max_length, end_id=end_id, marks_ends=marks_ends
         )
-        self._head = prompt_head(task, demonstrations)
+        self._edges = self._open_fields()
+        self._head = self._prompt_head(demonstrations)
         self.candidates = tuple(
             Candidate(index, word.strip() if task.chat else word)
             for index, label in enumerate(task.labels)
@@ -136,12 +138,39 @@ class PromptEncoder:
     def render(
         self, texts: Mapping[str, str], demonstrations: Sequence[Example] | None = None
     ) -> str:
-        """Return the prompt of these texts, with other demonstrations than usual if given."""
+        """Return the prompt of these texts, shielded, with other demonstrations if given."""
         if self.task.chat:
             shown = self.demonstrations if demonstrations is None else demonstrations
-            return chat_prompt(self.task, texts, shown, self._tokenizer)
-        head = self._head if demonstrations is None else prompt_head(self.task, demonstrations)
-        return head + self.task.template.query(texts)
+            return chat_prompt(self.task, texts, shown, self._tokenizer, shield=self.text.shield)
+        head = self._head if demonstrations is None else self._prompt_head(demonstrations)
+        return head + self.task.template.query(self._shielded(texts))
+
+    def _prompt_head(self, demonstrations: Sequence[Example]) -> str:
+        """Return what stands before the query, demonstrations and their words shielded."""
+        labels = [
+            replace(label, words=tuple(map(self.text.shield, label.words)))
+            for label in self.task.labels
+        ]
+        shown = [replace(d, texts=self._shielded(d.texts)) for d in demonstrations]
+        return prompt_head(replace(self.task, labels=tuple(labels)), shown)
+
+    def _shielded(self, texts: Mapping[str, str]) -> dict[str, str]:
+        return {
+            name: self.text.shield(text, edges=name in self._edges) for name, text in texts.items()
+        }
+
+    def _open_fields(self) -> set[str]:
+        """Return columns whose texts could make a control token with what stands beside them.
+
+        Such as `s` in the line `<{text}>`.
+        """
+        parts = [("", False), *self.task.template.parts(), ("", False)]
+        found = set()
+        for before, (name, is_field), after in zip(parts, parts[1:], parts[2:], strict=False):
+            beside_field = before[1] or after[1]
+            if is_field and (beside_field or self.text.control.touches(before[0], after[0])):
+                found.add(name)
+        return found
 
     def encode(
         self,
@@ -190,7 +219,7 @@ class PromptEncoder:
     ) -> list[tuple[IntArray, tuple[IntArray, ...]]]:
         if self._tails is None:
             return [self._in_full(prompt) for prompt in prompts]
-        first = self.candidates[0].word
+        first = self.text.shield(self.candidates[0].word)
         pairs = self.text.encode_pairs(prompts, [first] * len(prompts))
         result = []
         for prompt, pair in zip(prompts, pairs, strict=True):
@@ -216,13 +245,15 @@ class PromptEncoder:
             PromptError: If the prompt's tokens depend on the candidate.
         """
         words = [candidate.word for candidate in self.candidates]
-        pairs = self.text.encode_pairs([prompt] * len(words), words)
+        shielded = [self.text.shield(word) for word in words]
+        pairs = self.text.encode_pairs([prompt] * len(words), shielded)
         heads = [pair.ids[: pair.completion_start] for pair in pairs]
         for head, word in zip(heads[1:], words[1:], strict=True):
             if not np.array_equal(head, heads[0]):
                 raise PromptError(
-                    f"The prompt {prompt[-20:]!r} is tokenized one way before {words[0]!r} and "
-                    f"another before {word!r}. End the template with punctuation, such as a colon."
+                    f"The prompt {as_written(prompt)[-20:]!r} is tokenized one way before "
+                    f"{words[0]!r} and another before {word!r}. End the template with "
+                    "punctuation, such as a colon."
                 )
         return heads[0], tuple(pair.ids[pair.completion_start :] for pair in pairs)
 
@@ -271,7 +302,7 @@ class PromptEncoder:
             excess = len(prompt_ids) + longest_answer - self.max_length
             if excess <= 0:
                 return prompt_ids, completions, original - len(prompt_ids)
-            by_column = {name: self.text.offsets(texts[name]) for name in columns}
+            by_column = {name: self.text.offsets(self.text.shield(texts[name])) for name in columns}
             longest, offsets = max(by_column.items(), key=lambda item: len(item[1]))
             if not offsets:
                 raise PromptError(
@@ -331,14 +362,14 @@ class BareEncoder:
         """Bind to a tokenizer."""
         self.task = task
         self.max_length = max_length
-        self._text = TextEncoder(tokenizer)
+        self._text = TextEncoder(tokenizer, allow_control_tokens=task.allow_control_tokens)
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """Encode texts; those that are too long lose their end, and that is counted."""
         start = self._text.start_ids
         result = []
         for example in examples:
-            text = "\n".join(example.texts[name] for name in self.task.text)
+            text = self._text.shield("\n".join(example.texts[name] for name in self.task.text))
             # A text of nothing but what the tokenizer drops still needs a token to be read at.
             ids = start + (self._text.ids(text) or self._text.ids("."))
             kept = np.array(ids[: self.max_length], dtype=np.int64)

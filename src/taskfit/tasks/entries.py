@@ -27,7 +27,7 @@ Texts = Annotated[list[str], BeforeValidator(_listed)]
 class Entry(BaseModel):
     """Keys and values; a key with nothing behind it is a key that is not there."""
 
-    # YAML reads 1 as a number, and a name or a word may be one.
+    # What is made in Python may have a number as a name or a word.
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     @model_validator(mode="before")
@@ -68,8 +68,6 @@ def _describe(problem: Mapping[str, Any], kind: type[Entry], where: str) -> str:
         return f"unknown key {where}{hint} (allowed: {', '.join(known)})"
     if what == "missing":
         return f"{where} is missing"
-    if isinstance(given, bool) and what.startswith("string"):
-        return f"{where}: YAML reads a word of yours as {given}; put it into quotes, as in 'true'"
     if what == "model_type":
         return f"{where} is {given!r}; it needs keys: {', '.join(_keys(kind, problem['loc']))}"
     if what in NEEDED:

@@ -38,6 +38,7 @@ class _Task(Entry):
     num_demonstrations: int = Field(0, strict=True)
     chat: bool = Field(False, strict=True)
     multi_label: bool = Field(False, strict=True)
+    allow_control_tokens: bool = Field(False, strict=True)
 
 
 def load_task(name_or_path: str) -> Task:
@@ -50,9 +51,10 @@ def load_task(name_or_path: str) -> Task:
     builtin = sorted(Path(e.name).stem for e in folder.iterdir() if e.name.endswith(".yaml"))
     path = Path(name_or_path).expanduser()
     if name_or_path in builtin:
-        data = parse_yaml((folder / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
+        text = (folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        data = parse_yaml(text, _Task)
     elif path.is_file():
-        data = read_yaml(path, "task file", PromptError)
+        data = read_yaml(path, "task file", PromptError, _Task)
     else:
         raise PromptError(
             f"There is no task {name_or_path!r}: neither a file nor one of the built-in tasks "
@@ -96,11 +98,14 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         num_demonstrations=found.num_demonstrations,
         chat=found.chat,
         multi_label=found.multi_label,
+        allow_control_tokens=found.allow_control_tokens,
     )
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:
     """Return the contents of a task file; `task_from_dict` gives the same task again."""
+    # Said only where it is so: tasks of earlier versions have the same contents.
+    allowed = {"allow_control_tokens": True} if task.allow_control_tokens else {}
     return {
         "name": task.name,
         "version": task.version,
@@ -119,4 +124,5 @@ def task_to_dict(task: Task) -> dict[str, Any]:
         "num_demonstrations": task.num_demonstrations,
         "chat": task.chat,
         "multi_label": task.multi_label,
+        **allowed,
     }

@@ -1,6 +1,6 @@
 """A task's prompt of a text, as plain text and as a chat."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jinja2 import TemplateError
 
@@ -32,11 +32,20 @@ def chat_prompt(
     texts: Mapping[str, str],
     demonstrations: Sequence[Example],
     tokenizer: Tokenizer,
+    *,
+    shield: Callable[[str], str],
 ) -> str:
     """Return the same prompt as a chat: system, turns of user and assistant, and the query.
 
     The answer then starts a turn, so label words lose their leading space. Chat templates that
     know no system turn get the instruction at the head of the first user's turn.
+
+    Args:
+        task: The task.
+        texts: Of the query, by column.
+        demonstrations: What is shown.
+        tokenizer: With a chat template.
+        shield: What no turn may be forged by goes through it, see `TextEncoder.shield`.
 
     Raises:
         PromptError: If the tokenizer has no chat template, or it refuses turns like these.
@@ -46,7 +55,10 @@ def chat_prompt(
             "task.chat is set, but this model has no chat template. Use an instruction-tuned "
             "model, or leave out task.chat."
         )
-    messages = chat_messages(task, texts, demonstrations)
+    messages = [
+        {**message, "content": shield(message["content"])}
+        for message in chat_messages(task, texts, demonstrations)
+    ]
 
     def render(turns: list[dict[str, str]]) -> str:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

@@ -49,6 +49,7 @@ class _Questionnaire(Entry):
     instruction: str = ""
     metric: str = "accuracy"
     chat: bool = False
+    allow_control_tokens: bool = False
     questions: list[_Question] = Field(min_length=1)
 
 
@@ -70,7 +71,7 @@ def load_questionnaire(path: str) -> Questionnaire:
     Raises:
         PromptError: If there is no such file, or it is not a sound one.
     """
-    data = read_yaml(Path(path).expanduser(), "file of questions", PromptError)
+    data = read_yaml(Path(path).expanduser(), "file of questions", PromptError, _Questionnaire)
     if not isinstance(data, dict):
         needed = ", ".join(_Questionnaire.model_fields)
         raise PromptError(f"{path} holds no questions; it needs: {needed}.")
@@ -95,11 +96,13 @@ def questionnaire_from_dict(data: Mapping[str, Any]) -> Questionnaire:
         instruction=found.instruction,
         metric=found.metric,
         chat=found.chat,
+        allow_control_tokens=found.allow_control_tokens,
     )
 
 
 def questionnaire_to_dict(questionnaire: Questionnaire) -> dict[str, Any]:
     """Return the contents of a file; `questionnaire_from_dict` gives the same questions again."""
+    allowed = {"allow_control_tokens": True} if questionnaire.allow_control_tokens else {}
     return {
         "name": questionnaire.name,
         "version": questionnaire.version,
@@ -107,6 +110,7 @@ def questionnaire_to_dict(questionnaire: Questionnaire) -> dict[str, Any]:
         "instruction": questionnaire.instruction,
         "metric": questionnaire.metric,
         "chat": questionnaire.chat,
+        **allowed,
         "questions": [
             {
                 "name": question.name,

@@ -153,6 +153,7 @@ class Questionnaire:
         instruction: Stands first in every prompt; may be empty.
         metric: accuracy, mcc or macro_f1; its mean over questions chooses the best checkpoint.
         chat: Whether prompts go through the model's chat template.
+        allow_control_tokens: Whether control tokens that stand in texts and words are read as such.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Questionnaire:
     instruction: str = ""
     metric: str = "accuracy"
     chat: bool = False
+    allow_control_tokens: bool = False
     num_demonstrations: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
@@ -252,6 +254,7 @@ class Questionnaire:
             chat=self.chat,
             levels=tuple(question.levels) if question.kind == "score" else (),
             weight=question.weight,
+            allow_control_tokens=self.allow_control_tokens,
         )
 
     def with_options(self, options: Mapping[str, Sequence[str]]) -> "Questionnaire":

@@ -44,6 +44,7 @@ class Task:
         multi_label: Whether a text may have several of the labels, or none.
         levels: Of a score, the numbers of its labels, ascending; empty for others.
         weight: Factor of its loss among several questions.
+        allow_control_tokens: Whether control tokens that stand in texts and words are read as such.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Task:
     multi_label: bool = False
     levels: tuple[float, ...] = ()
     weight: float = 1.0
+    allow_control_tokens: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without a tokenizer; collect all problems.
@@ -205,6 +207,7 @@ def override_task(task: Task, settings: TaskSettings, num_demonstrations: int | 
         template=replace(task.template, **wording),
         chat=task.chat or settings.chat,
         multi_label=task.multi_label or settings.multi_label,
+        allow_control_tokens=task.allow_control_tokens or settings.allow_control_tokens,
         num_demonstrations=(
             task.num_demonstrations if num_demonstrations is None else num_demonstrations
         ),

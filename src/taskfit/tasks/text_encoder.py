@@ -2,6 +2,7 @@
 
 Subword tokenizers do not compose: ids(a) + ids(b) need not be ids(a + b). So prompt and completion
 are tokenized as ONE text and cut by character offsets, and a token across the cut is an error.
+What users wrote comes shielded, so that no control token is made of it (`control_tokens.py`).
 """
 
 from collections.abc import Sequence
@@ -10,10 +11,19 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import ByteLevel
 
 from taskfit.errors import PromptError
+from taskfit.tasks.control_tokens import (
+    LITERAL,
+    SIGN,
+    ControlTokens,
+    Spelled,
+    as_written,
+    split_marks,
+)
 
 IntArray = NDArray[np.int64]
 
@@ -65,10 +75,20 @@ class TokenSequence:
 
 
 class TextEncoder:
-    """Encodes pairs of prompt and completion for one tokenizer."""
+    """Encodes pairs of prompt and completion for one tokenizer.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Copy the tokenizer's backend, so that no state of the original is changed."""
+    Attributes:
+        start_ids: What the tokenizer writes in front of every text.
+        control: Its control tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, allow_control_tokens: bool = False) -> None:
+        """Copy the tokenizer's backend, so that no state of the original is changed.
+
+        Args:
+            tokenizer: A fast tokenizer.
+            allow_control_tokens: Whether control tokens that users write are read as such.
+        """
         original = tokenizer.backend_tokenizer
         self._backend = Backend.from_str(original.to_str())
         self._backend.no_padding()
@@ -79,19 +99,55 @@ class TextEncoder:
         # Byte-level post-processors trim the space off a token's offsets; then a token that
         # swallowed the prompt's last space would look as if it began right behind it.
         self._backend.post_processor = ByteLevel(trim_offsets=False)
+        self.control = ControlTokens(self._backend)
+        self._allows = allow_control_tokens
+
+    def shield(self, text: str, *, edges: bool = False) -> str:
+        """Return what a user wrote so that it is read as text; see `ControlTokens.shield`."""
+        if self._allows:
+            return text.replace(SIGN, LITERAL)
+        return self.control.shield(text, edges=edges)
 
     def ids(self, text: str) -> list[int]:
         """Return the ids of a text alone, without special tokens."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self.ids_and_offsets(text)[0]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text alone."""
+        return [len(found.ids) for found in self._encodings(texts)]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the character range of each token of a text alone."""
         return self.ids_and_offsets(text)[1]
 
-    def ids_and_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of a text alone, and the character range of each."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        return list(encoding.ids), list(encoding.offsets)
+    def ids_and_offsets(
+        self, text: str, *, cuts: Sequence[int] = ()
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text alone, and the character range of each.
+
+        Args:
+            text: The text; ranges do not count the marks in it.
+            cuts: Places at which it is taken apart, as if a special token stood there.
+        """
+        (found,) = self._encodings([text], cuts=cuts)
+        return list(found.ids), list(found.offsets)
+
+    def _encodings(
+        self, texts: Sequence[str], *, cuts: Sequence[int] = ()
+    ) -> list[Encoding | Spelled]:
+        """Tokenize shielded texts; ids and offsets are those of the texts as they were written."""
+        split = [split_marks(text) for text in texts]
+        plain = [text for text, _ in split]
+        found: list[Encoding | Spelled] = list(
+            self._backend.encode_batch(plain, add_special_tokens=False)
+            if len(plain) > 1
+            else [self._backend.encode(text, add_special_tokens=False) for text in plain]
+        )
+        for place, (text, covered) in enumerate(split):
+            if covered or cuts:
+                spelled = self.control.spell(text, found[place].ids, covered, cuts=cuts)
+                found[place] = found[place] if spelled is None else spelled
+        return found
 
     def encode_pair(self, prompt: str, completion: str) -> TokenSequence:
         """Tokenize prompt and completion as one text and mark where the completion starts.
@@ -105,10 +161,11 @@ class TextEncoder:
         self, prompts: Sequence[str], completions: Sequence[str]
     ) -> list[TokenSequence]:
         """Encode many pairs at once; see `encode_pair`."""
-        texts = [p + c for p, c in zip(prompts, completions, strict=True)]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        encodings = self._encodings([p + c for p, c in zip(prompts, completions, strict=True)])
         sequences = []
-        for prompt, text, encoding in zip(prompts, texts, encodings, strict=True):
+        for shielded, completion, encoding in zip(prompts, completions, encodings, strict=True):
+            prompt = as_written(shielded)
+            text = prompt + as_written(completion)
             start = self._cut(encoding.offsets, len(prompt), text)
             ids = list(encoding.ids)
             # A chat template writes the start token itself.

@@ -166,7 +166,7 @@ def load_candidates(path: Path, base: Task) -> list[NamedTask]:
     Raises:
         PromptError: Listing everything that is wrong with the file.
     """
-    data = read_yaml(path, "candidates file", PromptError)
+    data = read_yaml(path, "candidates file", PromptError, list[_Wording])
     if not isinstance(data, list) or not data:
         raise PromptError(
             f"The candidates file {path} needs a list, each entry with any of "

@@ -15,12 +15,13 @@ from taskfit.data.instructions import (
     Raw,
     read_instructions,
 )
+from taskfit.data.row_tally import RowTally
 from taskfit.errors import DataError, SettingsError
 from taskfit.runs.earlier import Earlier
 from taskfit.runs.hold_out import validation_share
 from taskfit.runs.seen import Seen
 from taskfit.runs.tuning.rows import hash_rows
-from taskfit.settings import RunSettings
+from taskfit.settings import RunSettings, TaskSettings
 
 # Settings of classifiers, by section; empty: all of it.
 UNREAD: dict[str, tuple[str, ...]] = {
@@ -28,7 +29,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
         *("unlabeled", "text", "label", "soft_labels", "slices", "folder", "shots_per_class"),
         "test_fraction",
     ),
-    "task": (),
+    "task": tuple(name for name in TaskSettings.model_fields if name != "allow_control_tokens"),
     "calibration": (),
     "search": (),
 }
@@ -45,7 +46,8 @@ class TuningData:
         format: How the training rows were read, for people.
         num_dropped: Training rows that stand in another set too, and were left out.
         fingerprint: Hash of each set, by name.
-        notes: What people should know about them.
+        notes: What is not read of the rows, which of them teach nothing, and what an earlier run
+            knew of them.
     """
 
     train: list[InstructionRow]
@@ -60,7 +62,7 @@ class TuningData:
     def examples(self) -> dict[str, list[Example]]:
         """Return the texts of all sets by name, training rows with them."""
         sets = {"train": self.train, **self.sets}
-        return {name: [_as_example(row) for row in rows] for name, rows in sets.items()}
+        return {name: [as_example(row) for row in rows] for name, rows in sets.items()}
 
     @property
     def sets(self) -> dict[str, list[InstructionRow]]:
@@ -90,14 +92,15 @@ def prepare_tuning(settings: RunSettings, *, seen: Seen | None = None) -> Tuning
             "(JSON, JSONL, CSV, Parquet) or a hub id."
         )
     names = _names([data.train, data.validation, *data.tests.values()])
-    rows, described = _read(settings, data.train, names)
+    notes: dict[str, None] = {}  # a source may serve as two sets
+    rows, described = _read(settings, data.train, names, notes)
     num_read = len(rows)
     rows, learned, before, num_left_out = _by_side(rows, seen or Seen())
     generator = np.random.default_rng([settings.seed, 1])
     order = generator.permutation(len(rows))
     if data.validation is not None:
         validation = _drawn(
-            settings, _read(settings, data.validation, names)[0], limit=data.max_validation
+            settings, _read(settings, data.validation, names, notes)[0], limit=data.max_validation
         )
         train = [*before, *(rows[i] for i in order)]
     else:
@@ -108,7 +111,7 @@ def prepare_tuning(settings: RunSettings, *, seen: Seen | None = None) -> Tuning
     train = [*train, *learned]
     evaluations = {}
     for name, source in data.tests.items():
-        found = _read(settings, source, names)[0]
+        found = _read(settings, source, names, notes)[0]
         evaluations[name] = _drawn(settings, found, limit=data.max_test)
     held_out = {"validation": validation, **evaluations} if validation else evaluations
     single, num_dropped = _without(train, held_out)
@@ -123,7 +126,10 @@ def prepare_tuning(settings: RunSettings, *, seen: Seen | None = None) -> Tuning
         format=described,
         num_dropped=num_dropped,
         fingerprint={name: hash_rows(found) for name, found in sets.items()},
-        notes=() if seen is None else _notes(num_read, len(rows), num_left_out),
+        notes=(
+            *notes,
+            *(() if seen is None else _notes(num_read, len(rows), num_left_out)),
+        ),
     )
 
 
@@ -136,7 +142,7 @@ def _by_side(
     """
     if not seen.sides:
         return rows, [], [], 0
-    examples = [replace(_as_example(row), id=str(place)) for place, row in enumerate(rows)]
+    examples = [replace(as_example(row), id=str(place)) for place, row in enumerate(rows)]
     kept = Earlier(seen).kept(examples, keeps_test=False)
     fresh, learned, validation = (
         [rows[int(example.id)] for example in part]
@@ -193,8 +199,9 @@ def _names(sources: Sequence[str | None]) -> dict[str, str]:
 
 
 def _read(
-    settings: RunSettings, source: str, names: Mapping[str, str]
+    settings: RunSettings, source: str, names: Mapping[str, str], notes: dict[str, None]
 ) -> tuple[list[InstructionRow], str]:
+    """Return the rows of a source that teach something, and how they were read; add notes."""
     tuning = settings.tuning
     found = read_instructions(
         source,
@@ -212,7 +219,48 @@ def _read(
             f"{settings.method.name} does not learn from. Use --method {other}, or say what the "
             "rows are with tuning.kind and tuning.columns."
         )
-    return found.rows, found.format.describe()
+    rows, tally = _telling(found.rows, last_only=tuning.turns == "last")
+    notes |= dict.fromkeys((*found.notes, *tally.notes(source)))
+    if not rows:
+        raise DataError(
+            f"{source}, read as {found.format.describe()}: none of {len(found.rows):,} rows "
+            f"teaches anything. Left out: {tally.reasons()}."
+        )
+    return rows, found.format.describe()
+
+
+def _telling(
+    rows: Sequence[InstructionRow], *, last_only: bool
+) -> tuple[list[InstructionRow], RowTally]:
+    """Return the rows that teach something, and why others do not; empty turns are not learned."""
+    kept, tally = list[InstructionRow](), RowTally()
+    for row in rows:
+        if isinstance(row, Conversation):
+            messages = tuple(
+                replace(m, learned=m.learned and bool(m.content.strip())) for m in row.messages
+            )
+            row = replace(row, messages=messages)
+        if (reason := _teaches_nothing(row, last_only=last_only)) is None:
+            kept.append(row)
+        else:
+            tally.leave_out(reason)
+    return kept, tally
+
+
+def _teaches_nothing(row: InstructionRow, *, last_only: bool) -> str | None:
+    """Return why there is nothing to learn from a row; None: there is."""
+    if isinstance(row, Preference):
+        if not row.chosen.strip():
+            return "whose chosen answer is empty"
+        return "whose two answers are the same" if row.chosen == row.rejected else None
+    if isinstance(row, Raw):
+        return None if row.text.strip() else "whose text is empty"
+    spoken = [message for message in row.messages if message.role == "assistant"]
+    asked = spoken[-1:] if last_only else spoken
+    if any(message.learned for message in asked):
+        return None
+    empty = all(not message.content.strip() for message in asked)
+    return "whose answers are empty" if empty else "whose turns are told not to be learned"
 
 
 def _without(
@@ -220,13 +268,13 @@ def _without(
 ) -> tuple[list[InstructionRow], int]:
     """Return the training rows that stand in no other set, and how many do."""
     by_id = {str(index): row for index, row in enumerate(train)}
-    examples = [replace(_as_example(row), id=index) for index, row in by_id.items()]
-    others = {name: [_as_example(row) for row in rows] for name, rows in held_out.items()}
+    examples = [replace(as_example(row), id=index) for index, row in by_id.items()]
+    others = {name: [as_example(row) for row in rows] for name, rows in held_out.items()}
     kept, overlap = drop_overlap(examples, others)
     return [by_id[example.id] for example in kept], overlap.num_dropped
 
 
-def _as_example(row: InstructionRow) -> Example:
+def as_example(row: InstructionRow) -> Example:
     """Return the texts by which two rows are the same: prompts of pairs, else everything."""
     if isinstance(row, Raw):
         return Example(row.id, {"0": row.text})

@@ -128,10 +128,12 @@ def generate_file(
     check_target(target)
     refuse_over_input(target, [source], overwrite=overwrite)
     with only_one_at_a_time(target, beside=True):
-        form, rows = read_prompts(source, kind=kind, columns=columns, encoding=encoding)
+        form, rows, unread = read_prompts(source, kind=kind, columns=columns, encoding=encoding)
         if only_predictions:
             rows = [replace(row, others={}) for row in rows]
         screen.note(f"{len(rows):,} prompts, read as {form.describe()}")
+        for note in unread:
+            screen.note(note)
         tuned = load_generator(
             name, device=device, template=template, allow_other_base=allow_other_base
         )

@@ -62,6 +62,7 @@ class TunedModel:
             model.tokenizer,
             max_length=min(limit, requested) if requested else limit,
             turns=settings.tuning.turns,
+            allow_control_tokens=settings.task.allow_control_tokens,
         )
 
     def encode(

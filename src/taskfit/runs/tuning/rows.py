@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from taskfit.data.instructions import Conversation, InstructionRow, Preference, Raw
 from taskfit.data.messages import Message
@@ -38,9 +39,15 @@ def for_people(prompt: Prompt) -> str:
 
 def hash_rows(rows: Sequence[InstructionRow]) -> str:
     """Return a hash of rows in their order."""
+
+    def without_usual(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # What earlier versions did not know of enters only where it says something.
+        return {name: value for name, value in pairs if (name, value) != ("learned", True)}
+
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(asdict(row), sort_keys=True, ensure_ascii=False).encode())
+        plain = asdict(row, dict_factory=without_usual)
+        digest.update(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
 
 

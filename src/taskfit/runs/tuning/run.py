@@ -12,7 +12,7 @@ from taskfit.methods.sft import Reference, Sft, share_of_tokens_saved
 from taskfit.methods.table import METHODS
 from taskfit.models.load import LoadedModel
 from taskfit.runs.kind import Measured, RunKind, Size
-from taskfit.runs.run import base_model
+from taskfit.runs.run import base_model, no_validation_note
 from taskfit.runs.seen import Seen, seen_in
 from taskfit.runs.train_method import train_items
 from taskfit.runs.tuning.data import TuningData, prepare_tuning
@@ -27,6 +27,7 @@ from taskfit.runs.tuning.model import Decoding, TunedModel
 from taskfit.runs.tuning.rows import prompt_of, prompt_text, reference_of
 from taskfit.screen import Screen, SilentScreen
 from taskfit.tasks.chat import EncodedPreference, EncodedText
+from taskfit.tasks.control_tokens import control_note
 from taskfit.tasks.shortening import shortened_note
 from taskfit.training.checkpoint import TrainingState
 from taskfit.training.distributed import gather, on_main
@@ -66,9 +67,9 @@ class TuningRun(RunKind[TunedModel]):
         return seen_in(self.data.examples, (), before)
 
     def tell(self) -> None:
-        """Say what an earlier run knew of the rows, which are counted once they are encoded."""
-        for note in self.data.notes:
-            self.screen.note(note)
+        """Say what there is no validation set for; rows are counted once they are encoded."""
+        if not self.data.validation:
+            self.screen.note(no_validation_note(self.settings))
 
     @property
     def trains(self) -> bool:
@@ -176,6 +177,15 @@ class TuningRun(RunKind[TunedModel]):
                 f"left out {num_empty:,} rows whose answers lie behind "
                 f"{self.fitted.encoder.max_length} tokens (model.max_length)"
             )
+        found = [
+            (row.id, self.fitted.encoder.control_tokens_in(row))
+            for rows in sets.values()
+            for row in rows
+        ]
+        allowed = self.settings.task.allow_control_tokens
+        control = control_note(found, allowed=allowed, what="rows")
+        for note in (*data.notes, *([] if control is None else [control])):
+            screen.note(note)
         texts = [text for item in self.items["train"] for text in _texts_of(item)]
         learned = sum(text.num_learned for text in texts)
         total = sum(text.num_tokens for text in texts)
