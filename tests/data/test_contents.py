@@ -20,7 +20,7 @@ def archive(*names: str) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as made:
         for name in names:
-            made.writestr(name, "text,label\na,x\n")
+            made.writestr(zipfile.ZipInfo(name), "text,label\na,x\n")
     return file.getvalue()
 
 
@@ -60,6 +60,7 @@ def test_a_file_that_was_unpacked_but_not_renamed_is_read(tmp_path: Path) -> Non
         (b"%PDF-1.7", "a PDF"),
         (b"\n <!DOCTYPE HTML><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (b'<table border="1">', "a table of a web page"),
         (gzip.compress(b"text,label\na,x\n", mtime=0)[:-9], "cannot be read"),
     ],
 )
@@ -93,6 +94,13 @@ def test_utf_16_without_a_mark_is_named_and_read_when_it_is_given(
     with pytest.raises(DataError, match=f"UTF-16 without a byte order mark.*--encoding {encoding}"):
         read_table(str(path))
     assert read_table(str(path), encoding=encoding)["text"].tolist() == ["hé日"]
+
+
+def test_bytes_that_are_no_text_in_any_encoding_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text,label\n\xe9\x00\xff,x\n")
+    with pytest.raises(DataError, match="is no text, as it seems"):
+        read_table(str(path))
 
 
 def test_a_cut_character_of_utf_16_is_named() -> None:

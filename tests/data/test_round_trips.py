@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from taskfit.data import notes_of, read_table
 from taskfit.data.delimited import read_delimited
+from taskfit.data.instructions import read_instructions
 from taskfit.data.records import iter_records
 from taskfit.data.tables import parse_table
 from taskfit.errors import DataError
@@ -63,15 +64,16 @@ def test_what_pandas_writes_comes_back(
     assert not notes_of(table)
 
 
-@settings(LAW, max_examples=25)
+@settings(LAW, max_examples=10)
 @given(ROWS)
 def test_what_pandas_writes_into_excel_files_comes_back(
     tmp_path: Path, rows: list[tuple[str, str]]
 ) -> None:
     pytest.importorskip("openpyxl")
     # XML has no control characters and no carriage returns, and = begins a formula.
+    # Nor can an escape of Excel's for characters be told from a text that is written like one.
     rows = [
-        (f".{''.join(c for c in text if c >= ' ' or c in chr(10) + chr(9))}".replace("_x", "x"), b)
+        (f".{''.join(c for c in text if c >= ' ' or c in chr(10) + chr(9))}".replace("_", "-"), b)
         for text, b in rows
     ]
     rows = [(t.translate({0xFFFE: None, 0xFFFF: None}), label) for t, label in rows]
@@ -226,6 +228,8 @@ def test_bytes_are_decoded_and_other_values_are_known_as_no_texts(tmp_path: Path
     assert found["text"][1].what == "bytes that are not UTF-8"
     assert (found["words"][0], found["words"][0].value) == ('["a"]', ["a"])
     assert found["words"][1] == ""
+    with pytest.raises(DataError, match="line 2: text is bytes that are not UTF-8"):
+        read_instructions(str(tmp_path / "a.parquet"), kind="text")
 
 
 def test_a_category_and_a_day_are_texts(tmp_path: Path) -> None:

@@ -173,6 +173,9 @@ def texts_table(texts: Sequence[str], columns: tuple[str, ...]) -> "pd.DataFrame
     """
     import pandas as pd
 
+    from taskfit.data.cells import sound
+
+    texts = [sound(text, f"--text {place}") for place, text in enumerate(texts, start=1)]
     if len(columns) == 1:
         return pd.DataFrame({columns[0]: list(texts)}, index=range(1, len(texts) + 1), dtype=str)
     by_column: dict[str, list[str]] = {name: [] for name in columns}

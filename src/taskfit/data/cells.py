@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from taskfit.errors import DataError
+
 SHOWN_CHARACTERS = 60
 
 
@@ -56,6 +58,27 @@ def text_of(value: object) -> str:
     if isinstance(value, list | tuple | set):
         return NotText("a list", list(value))
     return str(value)
+
+
+def sound(text: str, where: str) -> str:
+    """Return a text that any file can hold.
+
+    Args:
+        text: From memory or the command line; what is read from files is sound.
+        where: What messages call it.
+
+    Raises:
+        DataError: If it holds half of a surrogate pair.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} holds half of a surrogate pair at character {error.start + 1} "
+            f"({text[error.start]!a}), which is no character. Read the text anew from its source, "
+            "or remove it."
+        ) from error
+    return text
 
 
 def text_table(columns: dict[str, list[str]], index: Any) -> pd.DataFrame:  # noqa: ANN401 - pandas has no one name for these

@@ -27,6 +27,8 @@ OTHER = {
     b"version https://git-lfs": ("a pointer of Git LFS, not the file", "Fetch it: git lfs pull"),
     b"<!doctype html": ("a web page", "Download the file itself"),
     b"<html": ("a web page", "Download the file itself"),
+    b"<table": ("a table of a web page (HTML)", "Save it as .xlsx or CSV UTF-8"),
+    b"<?xml": ("an XML file", "Save it as .xlsx or CSV UTF-8"),
 }
 # Byte order marks and the encodings that they tell; the longer ones come first.
 MARKS = {

@@ -1,7 +1,6 @@
 """Texts and labels that are given in Python: checked, with positions, before any work."""
 
 import numbers
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from taskfit.data.cells import sound
 from taskfit.data.tables import as_text
 from taskfit.errors import DataError, suggestion
 
 # Positions that a message lists.
 SHOWN = 5
-SURROGATE = re.compile("[\ud800-\udfff]")
 # Values of a column that are no text.
 NO_TEXT = (bytes, bytearray, Mapping, list, tuple, set, frozenset, np.ndarray, pd.Series)
 WHAT_TO_GIVE = "give strings, or mappings from column names to strings"
@@ -198,18 +197,8 @@ def _check_values(values: Sequence[object], column: str, *, is_only: bool) -> No
             raise DataError(
                 f"texts[{i}][{column!r}] is a {type(value).__name__}; texts are strings."
             )
-        if isinstance(value, str) and SURROGATE.search(value):
-            raise _half_pair(f"texts[{i}]{where}", value)
-
-
-def _half_pair(where: str, text: str) -> DataError:
-    place = SURROGATE.search(text)
-    assert place is not None
-    return DataError(
-        f"{where} holds half of a surrogate pair at character {place.start() + 1} "
-        f"({place.group()!a}), which is no character. Read the text anew from its source, or "
-        "remove it."
-    )
+        if isinstance(value, str):
+            sound(value, f"texts[{i}]{where}")
 
 
 def _check_name(name: str, where: str) -> None:
@@ -220,8 +209,7 @@ def _check_name(name: str, where: str) -> None:
             f"{where} is {name!r}, with white space around it, which label columns do not keep. "
             "Remove it (label.strip())."
         )
-    if SURROGATE.search(name):
-        raise _half_pair(where, name)
+    sound(name, where)
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from taskfit.data.cells import NotText
+
 # Names of roles in data sets, and the ones that chat templates know.
 ROLES = {
     "system": "system",
@@ -188,6 +190,8 @@ def text_of(value: Any, field: str) -> str | None:  # noqa: ANN401 - from a file
     Raises:
         RowProblem: If it is a list or an object.
     """
+    if isinstance(value, NotText):
+        raise RowProblem(f"{field} is {value.what}; it must be a text")
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool | int | float):

@@ -65,7 +65,7 @@ def _folder(path: Path, source: str) -> DataError:
     return DataError(
         f"{source} is a folder; give a file of it"
         + (f", such as {path / names[0]} (it holds {shown})." if names else ".")
-        + (" Several files are one table when they stand in one." if len(names) > 1 else "")
+        + (" Put several into one file first." if len(names) > 1 else "")
     )
 
 
@@ -146,6 +146,8 @@ def decode_lines(file: IO[bytes], source: str, encoding: str) -> Iterator[tuple[
 
 
 def _wrong_encoding(raw: bytes, source: str, encoding: str, name: str) -> DataError:
+    if b"\0" in raw and not name.startswith(("utf-16", "utf-32")):
+        return DataError(f"{source} is no text, as it seems: it holds bytes of value 0.")
     place = min(_undecoded(raw, name) or 0, len(raw) - 1)
     line = raw[:place].count(b"\n") + 1
     fits = [other for other in OTHER_ENCODINGS if _undecoded(raw, other) is None]
