@@ -15,7 +15,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from taskfit.data import Example
-from taskfit.data.in_memory import check_some_text, label_array, label_name, text_rows
+from taskfit.data.in_memory import (
+    check_same_kind,
+    check_some_text,
+    label_array,
+    label_name,
+    text_rows,
+)
 from taskfit.errors import CheckpointError, DataError, SettingsError
 from taskfit.overrides import nested_setting
 from taskfit.report.pages import write_page
@@ -153,13 +159,16 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         run, screen = folder / "run", self._screen()
         # Baselines are measured on test texts, which whoever uses an estimator mostly keeps.
         told = bool(settings.data.tests or settings.data.test_fraction)
-        found = search_and_fit(settings, run, report=write_page, screen=screen, baselines=told)
-        fitted = found.fitted
+        searched = search_and_fit(settings, run, report=write_page, screen=screen, baselines=told)
+        fitted = searched.fitted
         assert isinstance(fitted, Classifier), "a table of labels is one question"
         columns = list(rows[0]) if isinstance(texts, pd.DataFrame) else None
         by_name = with_earlier(start, dict(zip(names, classes.tolist(), strict=True)))
         labels = fitted.task.label_names
-        write_classes(run, np.array([by_name[name] for name in labels]), labels, columns)
+        # Earlier classes may have longer names.
+        kind = None if classes.dtype.kind == "U" else classes.dtype
+        found = np.array([by_name[name] for name in labels], dtype=kind)
+        write_classes(run, found, labels, columns)
         self._take(fitted, run)
         return self
 
@@ -235,12 +244,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted = self.classes_[self._probabilities(texts).argmax(axis=1)]
         if len(predicted) != len(values):
             raise DataError(f"{len(predicted)} texts, but {len(values)} labels; give one for each.")
-        if _is_text(values) != _is_text(self.classes_):
-            kinds = ("text", "numbers") if _is_text(self.classes_) else ("numbers", "text")
-            raise DataError(
-                f"The classes are {kinds[0]} ({self.classes_[0]!r}, ...), but the labels are "
-                f"{kinds[1]} ({values[0]!r}, ...). Turn the labels into the classes' type."
-            )
+        check_same_kind(values, self.classes_)
         weights = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
         return float(np.average(predicted == values, weights=weights))
 
@@ -394,7 +398,3 @@ def load_any(
         assert isinstance(found, TunedModel)
         return found
     return TextClassifier.load(folder, device=device, allow_other_base=allow_other_base)
-
-
-def _is_text(values: NDArray[Any]) -> bool:
-    return bool(len(values)) and isinstance(values.tolist()[0], str)

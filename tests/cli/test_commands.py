@@ -57,7 +57,8 @@ def test_a_fit_leaves_a_whole_run_and_predict_and_evaluate_agree_with_it(
     assert ("adapter" in names, "model" in names) == (trained == "lora", trained == "full")
 
     stored = pd.read_parquet(run / "predictions" / "new.parquet")
-    assert list(stored.columns) == ["id", "text", "gold", "predicted", "p_bad", "p_good"]
+    columns = ["id", "text", "gold", "predicted", "p_bad", "p_good", "shortened", "error"]
+    assert list(stored.columns) == columns
     np.testing.assert_allclose(stored[["p_bad", "p_good"]].sum(axis=1), 1, atol=1e-9)
 
     pd.read_csv("test.csv")[["text"]].to_csv("unlabelled.csv", index=False)

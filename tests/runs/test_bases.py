@@ -276,7 +276,7 @@ def test_training_that_runs_away_ends_in_an_error_that_names_the_step(
     settings = load_settings(
         home / "labels" / "settings.yaml",
         overrides=[
-            "training.learning_rate=1e30",
+            "training.learning_rate=1e15",
             f"data.validation_fraction={validation}",
             "method.blend=[]",
         ],

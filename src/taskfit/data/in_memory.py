@@ -97,6 +97,21 @@ def label_array(labels: Any) -> Labels:  # noqa: ANN401
     return array if array.dtype.kind != "O" or "strings" in kinds else np.array(values)
 
 
+def check_same_kind(labels: Labels, classes: Labels) -> None:
+    """Raise unless labels are texts where the classes are.
+
+    Raises:
+        DataError: Naming both kinds.
+    """
+    texts = [bool(len(v)) and isinstance(v.tolist()[0], str) for v in (labels, classes)]
+    if texts[0] != texts[1]:
+        kinds = ("text", "numbers") if texts[1] else ("numbers", "text")
+        raise DataError(
+            f"The classes are {kinds[0]} ({classes[0]!r}, ...), but the labels are {kinds[1]} "
+            f"({labels[0]!r}, ...). Turn the labels into the classes' type."
+        )
+
+
 def label_name(value: object) -> str:
     """Return what a label is called in tables and prompts: 1.0 is 1, as in a table's column."""
     if isinstance(value, float) and value.is_integer():

@@ -23,7 +23,7 @@ Take {{ named(taken) }}: {{ evidence }}
 {{ best.method }} scores {{ num(best.score) }}, higher by {{ by(to_best) }}, which is
 not beyond chance (adjusted {{ p_value(to_best.adjusted_p_value) }}).
 {% endif %}
-{% if majority and choice.contenders|length > 1 %}
+{% if majority and choice.candidates|length > 1 %}
 No method {{ "within the limits" if facts.limits }}
 beats the majority class beyond chance.
 {% endif %}
@@ -177,7 +177,7 @@ The limits exclude nothing.
 
 {% macro methods() %}
 {% if not recommended %}
-{% elif choice.contenders|length < 2 %}
+{% elif choice.candidates|length < 2 %}
 Only one method could be compared.
 {% else %}
 In domain, by {{ metric }}, with the time of its fastest whole run: {{ joined(scores) }}.

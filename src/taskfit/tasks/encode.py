@@ -391,10 +391,10 @@ def _encoded(
     *,
     num_tokens_cut: int,
 ) -> EncodedExample:
-    names = task.label_names
-    index = names.index(example.label) if example.label in names else None
-    target = example.target_vector(names)
-    return EncodedExample(example.id, prompt_ids, completions, index, num_tokens_cut, target)
+    names, label = task.label_names, example.label
+    index = names.index(label) if label in names else None
+    given = prompt_ids, completions, index, num_tokens_cut, example.target_vector(names)
+    return EncodedExample(example.id, *given)
 
 
 def _same(first: Sequence[IntArray], second: Sequence[IntArray]) -> bool:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from taskfit.data.instructions import InstructionRow, PromptRow, Raw, read_prompts
+from taskfit.data.instructions import InstructionRow, Raw
+from taskfit.data.prompt_rows import PromptRow, read_prompts
 from taskfit.errors import CheckpointError, PromptError
 from taskfit.files import refuse_over_input
 from taskfit.lock import only_one_at_a_time
