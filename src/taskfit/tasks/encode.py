@@ -18,8 +18,7 @@ from taskfit.tasks.template import LABEL
 from taskfit.tasks.text_encoder import IntArray, TextEncoder, Tokenizer
 
 FloatArray = NDArray[np.float64]
-# Examples on which the shortcut for many label words is checked before it is used.
-NUM_CHECKED = 4
+NUM_CHECKED = 4  # examples on which the shortcut for many label words is checked before its use
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,10 +390,10 @@ def _encoded(
     *,
     num_tokens_cut: int,
 ) -> EncodedExample:
-    names, label = task.label_names, example.label
-    index = names.index(label) if label in names else None
-    given = prompt_ids, completions, index, num_tokens_cut, example.target_vector(names)
-    return EncodedExample(example.id, *given)
+    names = task.label_names
+    index = names.index(example.label) if example.label in names else None
+    given = prompt_ids, completions, index, num_tokens_cut
+    return EncodedExample(example.id, *given, example.target_vector(names))
 
 
 def _same(first: Sequence[IntArray], second: Sequence[IntArray]) -> bool:
