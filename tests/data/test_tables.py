@@ -10,6 +10,7 @@ from taskfit.data import (
     guess_columns,
     guess_note,
     label_names,
+    notes_of,
     read_table,
     to_examples,
 )
@@ -58,12 +59,25 @@ def test_every_format_gives_the_same_examples(tmp_path: Path, suffix: str) -> No
     assert [(t, label) for _, t, label in read(str(path))] == [("a b", "x"), ("é 日", "y")]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_what_separates_columns_is_seen_and_told_whatever_the_name_says(
+    tmp_path: Path, name: str, delimiter: str
+) -> None:
+    rows = pd.DataFrame({"text": ["a, b; c", 'd "e"\tf|', "1,5"], "label": ["x", "y", "x"]})
+    rows.to_csv(tmp_path / name, sep=delimiter, index=False)
+    table = read_table(str(tmp_path / name))
+    assert table.reset_index(drop=True).equals(rows.astype("str"))
+    usual = delimiter == ("," if name.endswith("csv") else "\t")
+    assert any("separated by" in note for note in notes_of(table)) is not usual
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "is empty"),
         ("text,label\n", "no row below its header"),
-        ("text;label\na;b\n", "separated by semicolons"),
+        ("text;label\na;b\nc\n", r"train\.csv:3 has 1 fields, its header 2"),
         ("text,label\na,b,c\n", r"train\.csv:2 has 3 fields, its header 2"),
         ('text,label\na,b\n"c,d\n', "not proper CSV"),
         ("text,text\na,b\n", "several columns named text"),
@@ -177,6 +191,10 @@ def test_columns_are_guessed_only_where_there_is_one_way() -> None:
         guess_columns(odd, text=[], label=None)
     with pytest.raises(DataError, match="Which column holds the labels"):
         guess_columns(table[["notes", "body"]], text=[], label=None)
+    tagged = pd.DataFrame({"text": ["a", "b", "c", "d"], "tags": ["x", "y", "x", "y"]})
+    assert guess_columns(tagged, text=[], label=None) == Columns(("text",), "tags")
+    with pytest.raises(DataError, match="Which column holds the labels"):
+        guess_columns(tagged.assign(tags=["1", "2", "3", "4"]), text=[], label=None)
     with pytest.raises(DataError, match=r"no column 'labell'.*Did you mean Label"):
         guess_columns(table, text=["body"], label="labell")
 

@@ -14,6 +14,8 @@ from taskfit.errors import DataError
 # What quotes at both ends of a field are: marks around it, characters of it, or to be found out.
 QUOTES = ("auto", "marks", "text")
 NOTES = "notes"
+# What separates columns beside what the name of a file says, the likeliest first.
+NAMES = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 CLOSED = re.compile(r'"(?:[^"]|"")*+"')
 LONE_RETURN = re.compile(r"\r(?!\n)")
 # Unicode keeps these from being characters, so hardly any text holds one.
@@ -43,7 +45,7 @@ def read_delimited(text: str, source: str, delimiter: str, *, quotes: str = "aut
     Quotes around a field of a CSV file are marks. TSV files are written both ways, with quotes as
     marks (pandas, Excel) and as plain characters (many published sets), so `auto` looks: see
     `_are_marks`. Where a file could be meant either way, the table's attribute `notes` says what
-    was taken.
+    was taken; so it does where the names in the first line are separated by something else.
 
     Args:
         text: The file's.
@@ -63,6 +65,10 @@ def read_delimited(text: str, source: str, delimiter: str, *, quotes: str = "aut
     skipped = 0
     if found := re.fullmatch(r'"?sep=(.)"?\r?', first):
         text, delimiter, skipped = rest, found[1], 1
+    notes: list[str] = []
+    if not found and (other := _other_delimiter(text, delimiter)) is not None:
+        delimiter = other
+        notes.append(f"{source}: its columns are separated by {NAMES[other]}")
     # pandas on Python before 3.13 writes a carriage return in a text without quotes around it. In a
     # file whose lines end with line feeds it is no end of a line.
     stand_in = None
@@ -70,9 +76,9 @@ def read_delimited(text: str, source: str, delimiter: str, *, quotes: str = "aut
         stand_in = next((c for c in STAND_INS if c not in text), None)
     if stand_in is not None:
         text = LONE_RETURN.sub(stand_in, text)
-    notes: list[str] = []
     if quotes == "auto" and delimiter == "\t" and '"' in text:
-        found_rows, notes = _of_either_kind(text, source, delimiter, skipped)
+        found_rows, told = _of_either_kind(text, source, delimiter, skipped)
+        notes += told
     else:
         found_rows = _parse(text, source, delimiter, skipped, marks=quotes != "text")
     if stand_in is not None:
@@ -82,6 +88,21 @@ def read_delimited(text: str, source: str, delimiter: str, *, quotes: str = "aut
     )
     table.attrs[NOTES] = notes
     return table
+
+
+def _other_delimiter(text: str, delimiter: str) -> str | None:
+    """Return what separates the names of the first line, if it is not the delimiter.
+
+    Spreadsheets write semicolons where a comma stands in numbers, and names of files lie.
+    """
+    first = next((line for line in text.split("\n", 20) if line.strip()), "").strip()
+    if delimiter in first:
+        return None
+    for other in NAMES:
+        names = [name.strip(' "') for name in first.split(other)]
+        if len(names) > 1 and all(names) and len(set(names)) == len(names):
+            return other
+    return None
 
 
 def _of_either_kind(
@@ -201,7 +222,8 @@ def _parse(text: str, source: str, delimiter: str, skipped: int, *, marks: bool)
             line, start = start, reader.line_num + 1
             if header is None:
                 if any(field.strip() for field in row):
-                    header = _check_header([name.strip() for name in row], source, delimiter)
+                    header = [name.strip() for name in row]
+                    check_columns(header, source)
                 continue
             if len(row) != len(header):
                 if not any(field.strip() for field in row) and len(row) <= 1:
@@ -293,15 +315,3 @@ def check_columns(header: list[str], source: str) -> None:
     if twice:
         shown = ", ".join(name or "'' (no name)" for name in twice)
         raise DataError(f"{source} has several columns named {shown}. Rename them.")
-
-
-def _check_header(header: list[str], source: str, delimiter: str) -> list[str]:
-    check_columns(header, source)
-    if len(header) == 1:
-        for other, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-            if other != delimiter and other in header[0]:
-                raise DataError(
-                    f"{source} has one column, {header[0]!r}: it seems to be separated by {name}. "
-                    "Save it with commas, or as .tsv with tabs."
-                )
-    return header

@@ -61,6 +61,7 @@ def guess_columns(
     check_present(named, present, "The table")
     if label is None and not shares:
         candidates = [n for n in present if n.casefold() in LABEL_NAMES and n not in text]
+        candidates = candidates or _only_other(table, text or _usual_names(present))
         if len(candidates) != 1:
             raise DataError(
                 f"Which column holds the labels? The table has: {', '.join(present)}. "
@@ -78,6 +79,14 @@ def guess_columns(
     return Columns(text=tuple(text), label=label, shares=dict(shares), separator=separator)
 
 
+def _only_other(table: pd.DataFrame, text: Sequence[str]) -> list[str]:
+    """Return the only column beside the texts, if its values occur again and again."""
+    left = [str(name) for name in table.columns if str(name) and str(name) not in text]
+    if not text or len(left) != 1:
+        return []
+    return left if 2 * table[left[0]].nunique() <= len(table) else []
+
+
 def guess_note(columns: Columns, table: pd.DataFrame) -> str | None:
     """Say which text columns were chosen among several; None where there was no other.
 
@@ -86,7 +95,7 @@ def guess_note(columns: Columns, table: pd.DataFrame) -> str | None:
         table: The table.
     """
     used = {*columns.text, columns.label, *columns.shares.values()}
-    left = [str(name) for name in table.columns if str(name) not in used]
+    left = [str(name) for name in table.columns if str(name) not in used and str(name)]
     if not left:
         return None
     several = "s" * (len(columns.text) > 1)

@@ -43,7 +43,7 @@ from taskfit.training.trackers import Trackers
 
 # Bars of classes on the screen, and their measures (characters).
 MOST_BARS = 12
-NAME_WIDTH = 24
+NAME_WIDTH = 34
 BAR_WIDTH = 40
 
 
@@ -311,8 +311,9 @@ def class_bars(examples: Sequence[Example], labels: Sequence[str]) -> list[str]:
         (most, first), (least, last) = ordered[0], ordered[-1]
         return [f"{len(ordered)} classes, from {first!r} ({most:.0f}) to {last!r} ({least:.0f})"]
     width = min(NAME_WIDTH, max(len(label) for label in labels))
+    shown = {name: name if len(name) <= width else f"{name[: width - 1]}…" for name in labels}
     return [
-        f"  {label[:width]:<{width}} {count / len(examples):>4.0%} "
+        f"  {shown[label]:<{width}} {count / len(examples):>4.0%} "
         f"{'#' * round(BAR_WIDTH * count / len(examples))}".rstrip()
         for count, label in ordered
     ]

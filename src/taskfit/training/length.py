@@ -50,10 +50,12 @@ def settle_length(
     reason = ""
     if training.epochs == "auto":
         steps = count_steps(max(1, num_train), settled)
+        times = f"{steps / per_epoch:.3g}"
+        classes = f" in {num_labels} classes" if num_labels else ""
         reason = (
-            f"training: {steps:,} steps of {batch_size} texts, each seen {steps / per_epoch:.3g} "
-            f"times, by the rule for {num_train:,} texts in {num_labels} classes; training.epochs "
-            "sets it"
+            f"training: {steps:,} steps of {batch_size} texts, each seen "
+            f"{'once' if times == '1' else f'{times} times'}, by the rule for {num_train:,} "
+            f"texts{classes}; training.epochs sets it"
         )
     return settings.model_copy(update={"training": settled}), reason
 
