@@ -191,6 +191,8 @@ def test_columns_are_guessed_only_where_there_is_one_way() -> None:
         guess_columns(odd, text=[], label=None)
     with pytest.raises(DataError, match="Which column holds the labels"):
         guess_columns(table[["notes", "body"]], text=[], label=None)
+    pairs = pd.DataFrame({"id": ["1"], "Sentence_1": ["a"], "sentence 2": ["b"], "label": ["c"]})
+    assert guess_columns(pairs, text=[], label=None).text == ("Sentence_1", "sentence 2")
     tagged = pd.DataFrame({"text": ["a", "b", "c", "d"], "tags": ["x", "y", "x", "y"]})
     assert guess_columns(tagged, text=[], label=None) == Columns(("text",), "tags")
     with pytest.raises(DataError, match="Which column holds the labels"):
@@ -223,3 +225,11 @@ def test_of_several_columns_those_with_the_usual_names_are_taken_and_told(
     if left:
         assert f"{' and '.join(chosen)}, not from {left};" in str(note)
     assert guess_note(found, table[[*chosen, "label"]]) is None
+
+
+def test_labels_that_are_several_joined_name_the_settings_that_read_them() -> None:
+    table = pd.DataFrame({"text": ["t", "u", "v", "w"], "tags": ["a", "b", "a;b", ""]})
+    with pytest.raises(DataError, match=r"1 row \(line 3\) without a label.*multi_label=true.*';'"):
+        to_examples(table, Columns(("text",), "tags"), source="t")
+    with pytest.raises(DataError, match=r"`taskfit predict`\.$"):
+        to_examples(table.replace("a;b", "c;d"), Columns(("text",), "tags"), source="t")

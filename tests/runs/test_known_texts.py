@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from taskfit.data import Example
-from taskfit.runs.data_notes import lost_classes_note, unseparated_note
+from taskfit.runs.data_notes import joined_note, lost_classes_note, unseparated_note
 from taskfit.runs.evaluate import evaluate_file
 from taskfit.runs.file_names import TEXTS_FILE
 from taskfit.runs.fit import fit
@@ -108,3 +108,9 @@ def test_classes_that_a_draw_leaves_out_are_named(tmp_path: Path, num_train: int
     assert ("the draw of 2 of 40 texts leaves none of" in notes) == (num_train == 2)
     assert ("and 1 more: nothing is learned about them" in notes) == (num_train == 2)
     assert list(lost_classes_note(rows, rows)) == []
+
+
+def test_classes_that_are_several_labels_joined_are_told() -> None:
+    found = [Example(str(i), {"text": "t"}, label) for i, label in enumerate(("a", "b", "a; b"))]
+    assert "'a; b' is several labels" in str(joined_note(found))
+    assert joined_note(found[:2]) is None

@@ -245,7 +245,7 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_bas
     console.print(f"\nRun: {folder}   report: {made}", soft_wrap=True)
     use = f"predict {folder} new.csv -o labelled.csv"
     if settings.method.is_tuning:
-        use = f"generate {folder} --data prompts.jsonl -o answers.jsonl"
+        use = f"generate {folder} prompts.jsonl -o answers.jsonl"
     console.print(f"Next: taskfit {use}", soft_wrap=True)
 
 

@@ -1,5 +1,6 @@
 """Which columns of a table hold text and label, where the user does not say."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -14,6 +15,8 @@ TEXT_NAMES = (
     ("sentence1", "sentence2"),
     ("question1", "question2"),
     ("text1", "text2"),
+    ("texta", "textb"),
+    ("sentencea", "sentenceb"),
     ("text",),
     ("question", "title", "body"),
     ("title", "body"),
@@ -107,7 +110,7 @@ def guess_note(columns: Columns, table: pd.DataFrame) -> str | None:
 
 def _usual_names(present: Sequence[str]) -> list[str]:
     """Return the columns that are text by their names; none where that is not clear."""
-    by_name = {name.casefold(): name for name in present}
+    by_name = {re.sub(r"[ _-]", "", name.casefold()): name for name in present}
     for names in TEXT_NAMES:
         if all(name in by_name for name in names):
             return [by_name[name] for name in names]

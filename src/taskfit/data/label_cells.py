@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ from taskfit.data.cells import NotText, not_texts, shortened, text_of
 from taskfit.data.columns import Columns, some_rows
 from taskfit.errors import DataError
 
+# What people put between several labels of a text.
+SEPARATORS = (",", ";", "|", "/", "\t", "+")
 # Joins the names of several labels of one text.
 SEVERAL = "|"
 # How NumPy writes an array of texts, and the texts in it.
@@ -36,11 +39,30 @@ def read_labels(
     if required:
         without = [str(line) for line, value in zip(table.index, raw, strict=True) if not value]
         if without:
+            joined = joined_labels(raw)
+            several = "" if joined is None else f" Or {joined}: then a text may have none, too."
             raise DataError(
                 f"{source}: {some_rows(without)} without a label in column {columns.label!r}. Fill "
-                "them in or remove them; to label texts, use `taskfit predict`."
+                f"them in or remove them; to label texts, use `taskfit predict`.{several}"
             )
     return [(columns.values.get(value, value) or None, None) for value in raw]
+
+
+def joined_labels(labels: Iterable[str]) -> str | None:
+    """Return what to set where labels seem to be several of the others joined; None: they do not.
+
+    Args:
+        labels: Of all rows.
+    """
+    names = set(labels)
+    for mark in SEPARATORS:
+        for name in sorted(names):
+            if mark in name and all(part.strip() in names - {""} for part in name.split(mark)):
+                return (
+                    f"if {name!r} is several labels, set task.multi_label=true and "
+                    f"data.label_separator={mark!r}"
+                )
+    return None
 
 
 def _several(column: "pd.Series[str]", separator: str, source: str) -> list[list[str]]:

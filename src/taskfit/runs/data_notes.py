@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from taskfit.data import Example
+from taskfit.data.label_cells import SEPARATORS, joined_labels
 from taskfit.settings import DataSettings
 from taskfit.tasks import Task
 from taskfit.tasks.questions import Asked
 
-# What else stands between several labels in people's tables.
-OTHER_SEPARATORS = (",", ";", "|", "/", "\t", "+")
 MOST_NAMED = 5
 
 
@@ -17,13 +16,19 @@ def unseparated_note(asked: Asked, read: Sequence[Example], data: DataSettings) 
     several = isinstance(asked, Task) and asked.multi_label and not data.soft_labels
     if not several or not read or any(len(example.target or {}) > 1 for example in read):
         return
-    counts = {mark: sum(mark in (e.label or "") for e in read) for mark in OTHER_SEPARATORS}
+    counts = {mark: sum(mark in (e.label or "") for e in read) for mark in SEPARATORS}
     mark, most = max(counts.items(), key=lambda pair: pair[1])
     hint = f"; {mark!r} stands in {most:,} of {len(read):,} labels" if most else ""
     yield (
         f"data.label_separator {data.label_separator!r} stands in no label, so every text has one "
         f"label or none{hint}"
     )
+
+
+def joined_note(read: Sequence[Example]) -> str | None:
+    """Say that some classes may be several labels, in a task of one label a text."""
+    joined = joined_labels(example.label or "" for example in read)
+    return None if joined is None else f"every different label is a class of its own; {joined}"
 
 
 def lost_classes_note(whole: Sequence[Example], drawn: Sequence[Example]) -> Iterator[str]:

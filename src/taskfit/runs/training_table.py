@@ -19,6 +19,7 @@ from taskfit.data import (
     to_examples,
 )
 from taskfit.errors import DataError, SettingsError
+from taskfit.runs.data_notes import joined_note
 from taskfit.runs.origin import Origin
 from taskfit.runs.rows import labelled_examples, reading_notes, settings_questionnaire, task_columns
 from taskfit.runs.sources import read_builtin, read_source
@@ -98,6 +99,7 @@ def asked_and_train(
             guessed,
             *reading_notes(table, examples, data.train),
             _look_alikes(table, columns, examples),
+            None if settings.task.multi_label else joined_note(examples),
         ]
         return asked, examples, {}, [note for note in notes if note]
     examples = labelled_examples(table, asked, data, source=data.train)
