@@ -137,6 +137,12 @@ def test_a_failed_run_is_told_and_the_others_stand(shell) -> None:
     assert "needs the model's name at the endpoint" in " ".join(out.split())
 
 
+def test_a_comparison_of_which_nothing_finished_does_not_end_well(shell) -> None:
+    code, out, _ = shell(*["compare", *flags(shell), "--methods", "remote", "--out", "grid"])
+    assert code == 2
+    assert "1 runs failed" in out
+
+
 def test_methods_are_listed_with_the_ready_settings(shell) -> None:
     code, out, _ = shell("methods")
     assert code == 0

@@ -160,6 +160,8 @@ def compare(
     _summarize(outcome, out, console)
     if outcome.results:
         show_advice(report_comparison(out, limits=limits, screen=screen), console)
+    elif outcome.failures:
+        raise typer.Exit(2)  # each was told above
 
 
 def _summarize(outcome: "GridFolder", out: Path, console: Terminal) -> None:
