@@ -34,7 +34,6 @@ from taskfit.settings_file import load_run_settings, load_settings
 from taskfit.start_settings import StartSettings
 from taskfit.tasks import Task, task_from_dict
 from taskfit.tasks.question_files import is_questionnaire
-from taskfit.training.distributed import on_main
 
 RECORD = "origin.json"
 # Settings of data that name a table.
@@ -252,6 +251,8 @@ def take_origin(settings: RunSettings, folder: Path, *, resume: bool) -> Origin 
         if not (resume and target.is_dir()):
             _take(settings, source, target)
         return target
+
+    from taskfit.training.distributed import on_main  # loads PyTorch
 
     # The folder of the main process is the run's; all others read what lies there.
     return _read(on_main(take))
