@@ -1,7 +1,7 @@
 """`taskfit evaluate` and `taskfit predict`: use a finished run on other texts."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from taskfit.cli.predict_texts import check_places, predict_at_once, shortfalls
 from taskfit.cli.screen import RichScreen, evaluation_cells, plain_table
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from taskfit.runs.predict import Asking
 
 COLUMNS = "TASK'S=TABLE'S"
 
@@ -123,6 +126,14 @@ def predict(
     asked, columns = parse_options(options or []), parse_pairs("--column", COLUMNS, renamed)
     checked_quotes(quotes)
     check_places(run, file, text, out, format_)
+    asking: Asking = {
+        "device": device,
+        "options": asked,
+        "coverage": coverage,
+        "per_class": per_class,
+        "allow_other_base": allow_other_base,
+        "only_predictions": only_predictions,
+    }
     if text or "-" in (file, out):
         predict_at_once(
             run,
@@ -131,15 +142,10 @@ def predict(
             out,
             form=format_,
             encoding=encoding,
-            device=device,
-            options=asked,
-            coverage=coverage,
-            per_class=per_class,
             columns=columns,
             quotes=quotes,
-            allow_other_base=allow_other_base,
-            only_predictions=only_predictions,
             overwrite=overwrite,
+            **asking,
         )
         return
     assert file is not None
@@ -153,17 +159,12 @@ def predict(
             run,
             file,
             target,
-            encoding=encoding,
-            device=device,
             screen=screen,
-            options=asked,
-            coverage=coverage,
-            per_class=per_class,
+            encoding=encoding,
             columns=columns,
             quotes=quotes,
-            allow_other_base=allow_other_base,
-            only_predictions=only_predictions,
             overwrite=overwrite,
+            **asking,
         )
     several = len(found.counts) > 1
     counts = "; ".join(

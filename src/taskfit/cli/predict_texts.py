@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from rich.text import Text
 
@@ -15,7 +15,7 @@ from taskfit.errors import DataError, SettingsError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from taskfit.runs.predict import PredictedTable
+    from taskfit.runs.predict import Asking, PredictedTable
 
 STANDARD = "-"
 FORMATS = ("text", "csv", "tsv", "jsonl")
@@ -65,15 +65,10 @@ def predict_at_once(
     *,
     form: str | None,
     encoding: str,
-    device: str,
-    options: Mapping[str, Sequence[str]],
-    coverage: float | None,
-    per_class: bool,
     columns: Mapping[str, str],
     quotes: str,
-    allow_other_base: bool,
-    only_predictions: bool = False,
-    overwrite: bool = False,
+    overwrite: bool,
+    **asking: Unpack["Asking"],
 ) -> None:
     """Predict texts that are read whole, and show or write what comes of it.
 
@@ -84,15 +79,10 @@ def predict_at_once(
         out: A file, or - for standard output; None: the screen.
         form: Of standard input and output, one of `FORMATS`; None: of a table CSV, else text.
         encoding: Of the table.
-        device: See `model.device`.
-        options: See `predict_file`.
-        coverage: See `predict_file`.
-        per_class: See `predict_file`.
         columns: See `predict_file`.
         quotes: See `predict_file`.
-        allow_other_base: See `predict_file`.
-        only_predictions: See `predict_file`.
         overwrite: See `predict_file`.
+        asking: See `Asking`.
 
     Raises:
         TaskfitError: If the run, the texts, the file or the coverage does not allow it.
@@ -118,19 +108,7 @@ def predict_at_once(
             lambda _: read_table(file, encoding=encoding, split="test", quotes=quotes),
         )
     with screen:
-        found = predict_table(
-            run,
-            make,
-            source=source,
-            device=device,
-            screen=screen,
-            options=options,
-            coverage=coverage,
-            per_class=per_class,
-            columns=columns,
-            allow_other_base=allow_other_base,
-            only_predictions=only_predictions,
-        )
+        found = predict_table(run, make, source=source, screen=screen, columns=columns, **asking)
     if out is None:
         _show(found, texts)
     elif out == STANDARD:

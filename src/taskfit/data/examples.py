@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from taskfit.data.cells import not_texts, shortened
 from taskfit.data.columns import Columns, check_present, some_rows
-from taskfit.data.label_cells import LabelAndTarget, read_labels, read_shares
+from taskfit.data.label_cells import LabelAndTarget, joined_label, read_labels, read_shares
 from taskfit.data.visible import visible
 from taskfit.errors import DataError, suggestion
 
@@ -220,15 +220,11 @@ def check_one_label_each(examples: Sequence[Example], separator: str) -> None:
         DataError: Naming the first such labels and what to do.
     """
     names = {example.label for example in examples if example.label is not None}
-    joined = sorted(
-        name
-        for name in names
-        if separator in name and all(part.strip() in names for part in name.split(separator))
-    )
-    if joined:
-        where = next(example.id for example in examples if example.label == joined[0])
+    joined = joined_label(names, separator)
+    if joined is not None:
+        where = next(example.id for example in examples if example.label == joined)
         raise DataError(
-            f"Some rows have several labels, such as {joined[0]!r} ({where}), but this task gives "
+            f"Some rows have several labels, such as {joined!r} ({where}), but this task gives "
             "a text one label. Set task.multi_label=true for several (with method head, probe, "
             f"tfidf or encoder), or another data.label_separator if {separator!r} is part of a "
             "name."

@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import numpy as np
 import pandas as pd
@@ -54,15 +54,25 @@ def joined_labels(labels: Iterable[str]) -> str | None:
     Args:
         labels: Of all rows.
     """
-    names = set(labels)
-    for mark in SEPARATORS:
-        for name in sorted(names):
-            if mark in name and all(part.strip() in names - {""} for part in name.split(mark)):
-                return (
-                    f"if {name!r} is several labels, set task.multi_label=true and "
-                    f"data.label_separator={mark!r}"
-                )
-    return None
+    names = set(labels) - {""}
+    found = ((mark, joined_label(names, mark)) for mark in SEPARATORS)
+    return next(
+        (
+            f"if {name!r} is several labels, set task.multi_label=true and "
+            f"data.label_separator={mark!r}"
+            for mark, name in found
+            if name is not None
+        ),
+        None,
+    )
+
+
+def joined_label(names: Set[str], mark: str) -> str | None:
+    """Return the first name that is several of the others with a mark between; None: none is."""
+    return next(
+        (n for n in sorted(names) if mark in n and all(p.strip() in names for p in n.split(mark))),
+        None,
+    )
 
 
 def _several(column: "pd.Series[str]", separator: str, source: str) -> list[list[str]]:

@@ -305,21 +305,16 @@ def fill_adapter(adapter: PeftModel, folder: Path) -> None:
 
     Raises:
         CheckpointError: If the folder holds no adapter of this shape.
+        NotFiniteError: If some of its weights are not finite.
     """
     _check_adapter_files(folder)
     try:
-        saved = load_file(folder / ADAPTER_WEIGHTS)
-        found = set_peft_model_state_dict(adapter, saved)
+        set_peft_model_state_dict(adapter, load_file(folder / ADAPTER_WEIGHTS))
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"The adapter in {folder} does not fit the one to train: {first_line(error)}"
         ) from error
-    missing = [name for name in found.missing_keys if "lora_" in name]
-    if wrong := [*missing, *found.unexpected_keys]:
-        raise CheckpointError(
-            f"The adapter in {folder} does not fit the one to train: {len(wrong)} of their weights "
-            f"have no partner, such as {wrong[0]}."
-        )
+    _check_adapter(adapter, folder / ADAPTER_WEIGHTS)
 
 
 def _check_adapter_files(folder: Path) -> None:

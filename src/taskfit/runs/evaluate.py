@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from taskfit.data import Example, notes_of, read_table
+from taskfit.data import Example, read_table
 from taskfit.errors import DataError, suggestion
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.file_names import SETTINGS_FILE
@@ -67,10 +67,8 @@ def evaluate_file(
         classifier = load_classifier(folder, device=device, allow_other_base=allow_other_base)
         asked = classifier.asked
         table = read_table(source, encoding=encoding, split="test", quotes=quotes)
-        for told in notes_of(table):
-            screen.note(told)
         labels = [task.label_column for task in asked.tasks.values()]
-        table = named_columns(table, columns, [*asked.text, *labels], source)
+        table = named_columns(table, columns, [*asked.text, *labels], source, screen)
         _check_carried(table, [c for c in by if c != GOLD], source)
         kept = DataSettings(
             slices=other_columns(table, asked.text),

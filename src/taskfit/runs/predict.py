@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -89,22 +90,37 @@ class PredictedFile:
     set_sizes: dict[str, dict[int, int]]
 
 
+class Asking(TypedDict, total=False):
+    """What is asked of a run beside the texts; all may be left out.
+
+    Attributes:
+        device: See `model.device`.
+        options: Several questions: question -> names of its options, where they are others.
+        coverage: Adds sets of labels that hold the right one with this probability; None: none.
+        per_class: Whether the coverage is to hold for the texts of every label.
+        allow_other_base: Whether a base will do that is not the one of the run.
+        only_predictions: Whether id, texts and predictions are written alone.
+    """
+
+    device: str
+    options: Mapping[str, Sequence[str]] | None
+    coverage: float | None
+    per_class: bool
+    allow_other_base: bool
+    only_predictions: bool
+
+
 def predict_file(
     folder: Path,
     source: str,
     target: Path,
     *,
     encoding: str,
-    device: str,
     screen: Screen,
-    options: Mapping[str, Sequence[str]] | None = None,
-    coverage: float | None = None,
-    per_class: bool = False,
     columns: Mapping[str, str] = MappingProxyType({}),
     quotes: str = "auto",
-    allow_other_base: bool = False,
-    only_predictions: bool = False,
     overwrite: bool = False,
+    **asking: Unpack[Asking],
 ) -> PredictedFile:
     """Predict the labels of a file's texts and write them with all probabilities.
 
@@ -118,43 +134,23 @@ def predict_file(
         source: File or hub id with the task's text columns; labels are not needed.
         target: File to write: .csv, .tsv, .jsonl or .parquet.
         encoding: Of the source.
-        device: See `model.device`.
         screen: Where progress is shown.
-        options: Several questions: question -> names of its options, where they are others.
-        coverage: Adds sets of labels that hold the right one with this probability; None: none.
-        per_class: Whether the coverage is to hold for the texts of every label.
         columns: Column of the task -> column of the source, where it has another name.
         quotes: Of a CSV or TSV file; see `data.quotes`.
-        allow_other_base: Whether a base will do that is not the one of the run.
-        only_predictions: Whether id, texts and predictions are written alone.
         overwrite: Whether the source may be the target.
+        asking: See `Asking`.
 
     Raises:
         TaskfitError: If the run, the source, the target or the coverage does not allow it.
     """
     check_target(target)
     refuse_over_input(target, [source], overwrite=overwrite)
-    predictor = functools.partial(
-        _Predictor,
-        *(folder, device, options or {}, coverage),
-        per_class=per_class,
-        allow_other_base=allow_other_base,
-        only_predictions=only_predictions,
-    )
-    given = (
-        f"{dict(options or {})}, coverage {coverage}, per class {per_class}, only predictions "
-        f"{only_predictions}"
-    )
     with only_one_at_a_time(target, beside=True):
-        loaded = predictor()
-        if allow_other_base:  # its own is part of the run
-            given += f", base {loaded.describe_base()}"
+        predictor = _Predictor(folder, **asking)
         table = read_table(source, encoding=encoding, split="test", quotes=quotes)
-        for note in notes_of(table):
-            screen.note(note)
-        table = named_columns(table, columns, loaded.columns, source)
-        made_from = {"run": describe_run(folder), "options": given}
-        return _predict_file(loaded, table, source, target, screen, made_from=made_from)
+        table = named_columns(table, columns, predictor.columns, source, screen)
+        made_from = {"run": describe_run(folder), "options": predictor.describe()}
+        return _predict_file(predictor, table, source, target, screen, made_from=made_from)
 
 
 def _predict_file(
@@ -195,14 +191,9 @@ def predict_table(
     make_table: Callable[[tuple[str, ...]], pd.DataFrame],
     *,
     source: str,
-    device: str,
     screen: Screen,
-    options: Mapping[str, Sequence[str]] | None = None,
-    coverage: float | None = None,
-    per_class: bool = False,
     columns: Mapping[str, str] = MappingProxyType({}),
-    allow_other_base: bool = False,
-    only_predictions: bool = False,
+    **asking: Unpack[Asking],
 ) -> PredictedTable:
     """Predict the labels of texts at hand, such as a few lines; nothing is written.
 
@@ -211,31 +202,15 @@ def predict_table(
         make_table: Given the text columns of the run's task, returns the texts with at least these
             columns, as `read_table` would.
         source: What messages and ids call it.
-        device: See `model.device`.
         screen: Where progress is shown.
-        options: See `predict_file`.
-        coverage: See `predict_file`.
-        per_class: See `predict_file`.
         columns: See `predict_file`.
-        allow_other_base: See `predict_file`.
-        only_predictions: See `predict_file`.
+        asking: See `Asking`.
 
     Raises:
         TaskfitError: If the run, the texts or the coverage does not allow it.
     """
-    predictor = _Predictor(
-        folder,
-        device,
-        options or {},
-        coverage,
-        per_class=per_class,
-        allow_other_base=allow_other_base,
-        only_predictions=only_predictions,
-    )
-    table = make_table(predictor.columns)
-    for note in notes_of(table):
-        screen.note(note)
-    table = named_columns(table, columns, predictor.columns, source)
+    predictor = _Predictor(folder, **asking)
+    table = named_columns(make_table(predictor.columns), columns, predictor.columns, source, screen)
     texts = predictor.read(table, source=source)
     predictor.say_renamed(texts[:1], screen)
     with screen.progress(f"predicting {source}", len(texts)) as advance:
@@ -255,32 +230,31 @@ class _Predictor:
     def __init__(
         self,
         folder: Path,
-        device: str,
-        options: Mapping[str, Sequence[str]],
-        coverage: float | None,
         *,
-        per_class: bool,
-        allow_other_base: bool,
-        only_predictions: bool,
+        device: str = "auto",
+        options: Mapping[str, Sequence[str]] | None = None,
+        coverage: float | None = None,
+        per_class: bool = False,
+        allow_other_base: bool = False,
+        only_predictions: bool = False,
     ) -> None:
-        """Load the run.
-
-        Args:
-            folder: The run's folder.
-            device: See `model.device`.
-            options: See `predict_file`.
-            coverage: See `predict_file`.
-            per_class: See `predict_file`.
-            allow_other_base: See `predict_file`.
-            only_predictions: See `predict_file`.
+        """Load the run of a folder; see `Asking`.
 
         Raises:
             TaskfitError: If the run does not allow it.
         """
         found = load_classifier(folder, device=device, allow_other_base=allow_other_base)
-        self._classifier = found.with_options(options)
+        self._classifier = found.with_options(options or {})
         self.questions = self._classifier.questions
         self._only_predictions = only_predictions
+        self._described = (
+            f"{dict(options or {})}, coverage {coverage}, per class {per_class}, only predictions "
+            f"{only_predictions}"
+        )
+        if allow_other_base:  # its own is part of the run
+            model = self._classifier.method.context.model
+            base = "" if model is None else describe_model(model.name, model.revision)
+            self._described += f", base {base}"
         self.limits = {}
         if coverage is not None:
             self.limits = {
@@ -293,10 +267,9 @@ class _Predictor:
         """Return the text columns that are read."""
         return tuple(self._classifier.asked.text)
 
-    def describe_base(self) -> str:
-        """Return a digest of the language model's files; empty where none is read."""
-        model = self._classifier.method.context.model
-        return "" if model is None else describe_model(model.name, model.revision)
+    def describe(self) -> str:
+        """Return what predictions hang on beside run and texts."""
+        return self._described
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -349,19 +322,26 @@ def other_columns(table: pd.DataFrame, texts: Sequence[str]) -> list[str]:
 
 
 def named_columns(
-    table: pd.DataFrame, columns: Mapping[str, str], known: Sequence[str], source: str
+    table: pd.DataFrame,
+    columns: Mapping[str, str],
+    known: Sequence[str],
+    source: str,
+    screen: Screen,
 ) -> pd.DataFrame:
-    """Return a table whose columns have the names of the task's; see `rename_columns`.
+    """Return a table whose columns have the names of the task's; say how it was read.
 
     Args:
         table: As it was read.
         columns: Column of the task -> column of the table.
         known: Columns of the task.
         source: What messages call the table.
+        screen: Where it is said.
 
     Raises:
         DataError: If the task or the table has no such column.
     """
+    for note in notes_of(table):
+        screen.note(note)
     for name in columns:
         if name not in known:
             raise DataError(
