@@ -59,7 +59,9 @@ def _folder(path: Path, source: str) -> DataError:
     names = sorted(
         other.name
         for other in path.iterdir()
-        if other.is_file() and any(s.lower() in (*FORMATS, *SAME) for s in other.suffixes)
+        if other.is_file()
+        and not other.name.startswith(".")
+        and any(s.lower() in (*FORMATS, *SAME) for s in other.suffixes)
     )
     shown = ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
     return DataError(
