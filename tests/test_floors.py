@@ -38,6 +38,8 @@ FLOORS = {
     "plan": 7,
     "export": 7,
     "compare": 8,
+    "serve": 8,
+    "ui": 8,
     "cli": 9,
     "estimator": 9,
     "__main__": 10,

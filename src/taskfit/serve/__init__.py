@@ -1,0 +1,1 @@
+"""One or many finished runs behind HTTP and in the browser."""
