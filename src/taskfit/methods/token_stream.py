@@ -98,7 +98,7 @@ def _next(
     if sampling.temperature == 0:
         token = int(scores.argmax())
     else:
-        token = _sampled(scores / sampling.temperature, sampling.top_p, generator)
+        token = sample(scores / sampling.temperature, sampling.top_p, generator)
     if sampling.num_top is None:
         return NextToken(token)
     log_probs = torch.log_softmax(scores, dim=-1)
@@ -107,7 +107,7 @@ def _next(
     return NextToken(token, float(log_probs[token]), top)
 
 
-def _sampled(scores: Tensor, top_p: float, generator: torch.Generator) -> int:
+def sample(scores: Tensor, top_p: float, generator: torch.Generator) -> int:
     """Draw a token from the likeliest ones that have a probability of at least `top_p` together.
 
     Holtzman et al. 2020 (arXiv:1904.09751), section 3.1.

@@ -83,6 +83,10 @@ class SharedBases:
             device,
             f"nf4 {adapter.double_quantization}" if in_four_bits else "",
         )
+        if model.dtype == "auto":  # one that is there already will do
+            for other, base in self._bases.items():
+                if replace(other, dtype=key.dtype) == key:
+                    return base
         if key not in self._bases:
             self._bases[key] = _Base(load_model(model, quantization=adapter))
         return self._bases[key]

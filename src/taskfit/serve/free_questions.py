@@ -18,7 +18,7 @@ from taskfit.methods.reading import PrefixCache, run_in_trees, static_start
 from taskfit.methods.scoring import JOINT, scores_per_token
 from taskfit.models.load import LoadedModel
 from taskfit.models.whole import require_finite
-from taskfit.serve.own_questions import NOUL, too_long
+from taskfit.serve.own_questions import NOUL, part_of_text, too_long
 from taskfit.serve.work import Content, Question, RequestError
 from taskfit.tasks import EncodedExample, PromptEncoder, Task
 from taskfit.tasks.questions import YES_NO, Option, Questionnaire
@@ -44,12 +44,12 @@ class FreeQuestion:
     Attributes:
         options: Names of its options.
         encoded: Prompt and words of the options; None: there is but one.
-        per_token: Whether log-probabilities of words are divided by their tokens.
+        encoder: What made it.
     """
 
     options: tuple[str, ...]
     encoded: EncodedExample | None = None
-    per_token: bool = False
+    encoder: PromptEncoder | None = None
 
 
 class FreeQuestions:
@@ -87,12 +87,12 @@ class FreeQuestions:
             encoder = self._compiled(question)
             (item,) = encoder.encode([Example(STATE, {STATE: rendered(state)})])
         except TaskfitError as error:
-            raise RequestError(422, str(error), where=where) from error
+            found = str(error).removeprefix("Questions request: question 'question': ")
+            raise RequestError(422, f"It cannot be asked so: {found}", where=where) from error
         if item.num_tokens_cut and not shorten:
-            found = item.num_tokens + item.num_tokens_cut
-            raise too_long(found, self.max_length, (STATE,))
-        per_token = scores_per_token(encoder, None)
-        return FreeQuestion(names, item, per_token), bool(item.num_tokens_cut)
+            tokens = item.num_tokens + item.num_tokens_cut
+            raise too_long(tokens, self.max_length, (STATE,))
+        return FreeQuestion(names, item, encoder), bool(item.num_tokens_cut)
 
     def count(self, questions: Sequence[FreeQuestion]) -> tuple[int, int]:
         """Return the tokens of questions about a state beyond the cached prefix, and all."""
@@ -137,10 +137,10 @@ class FreeQuestions:
 
     def first_prompt(self, question: FreeQuestion) -> tuple[list[int], int, int]:
         """Return the ids of a prompt, and where the state starts and ends in them."""
-        if question.encoded is None:
+        if question.encoded is None or question.encoder is None:
             return [], 0, 0
         ids = question.encoded.prompt_ids.tolist()
-        return ids, self._num_static, len(ids)
+        return ids, *part_of_text(question.encoder, question.encoded)
 
     def decode(self, token: int) -> str:
         """Return a token's characters."""
@@ -168,7 +168,8 @@ def _shares(
     question: FreeQuestion, scores: np.ndarray[tuple[int], np.dtype[np.float64]]
 ) -> dict[str, float]:
     assert question.encoded is not None
-    if question.per_token:
+    assert question.encoder is not None
+    if scores_per_token(question.encoder, None):
         scores = scores / [len(ids) for ids in question.encoded.completions]
     return dict(zip(question.options, softmax(scores).tolist(), strict=True))
 

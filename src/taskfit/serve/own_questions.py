@@ -14,7 +14,7 @@ from taskfit.methods.reading import static_start
 from taskfit.runs.asked import AskedQuestion
 from taskfit.runs.classifier import Classifier
 from taskfit.serve.work import Content, Option, Question, RequestError, Text
-from taskfit.tasks import EncodedExample
+from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.tasks.questions import Question as RunQuestion
 from taskfit.tasks.questions import Questionnaire
 from taskfit.tasks.shortening import noting_shortened
@@ -152,10 +152,7 @@ class OwnQuestions:
         """Return the ids of a text's prompt, and where its own part starts and ends in them."""
         for reading in self._classifier.readings(examples[:1]):
             if reading.encoder is not None and isinstance(item := reading.items[0], EncodedExample):
-                first, other = (one.prompt_ids for one in reading.encoder.content_free(["a", "0"]))
-                behind = common_prefix_length(first[::-1], other[::-1])
-                start, ids = self._static_length(reading), item.prompt_ids.tolist()
-                return ids, start, max(start, len(ids) - behind)
+                return item.prompt_ids.tolist(), *part_of_text(reading.encoder, item)
         return [], 0, 0
 
     def decode(self, token: int) -> str:
@@ -231,6 +228,14 @@ class OwnQuestions:
         if id(encoder) not in self._static:  # lives as long as the run
             self._static[id(encoder)] = len(static_start(encoder))
         return self._static[id(encoder)]
+
+
+def part_of_text(encoder: PromptEncoder | BareEncoder, item: EncodedExample) -> tuple[int, int]:
+    """Return where what is not the same in all prompts of an encoder starts and ends in one."""
+    first, other = (one.prompt_ids for one in encoder.content_free(["a", "0"]))
+    start = common_prefix_length(first, other)
+    behind = common_prefix_length(first[::-1], other[::-1])
+    return start, max(start, len(item.prompt_ids) - behind)
 
 
 def _too_long(name: str, readings: Sequence[Reading], where: tuple[str | int, ...]) -> RequestError:
