@@ -155,10 +155,14 @@ class Scheduler:
         """Take no more requests; those that were accepted go on."""
         self._is_draining = True
 
-    def stop(self) -> None:
-        """End the threads; whoever still waits gets a 503."""
+    def close(self) -> None:
+        """Let the engine end after what runs; whoever waits then gets a 503."""
         self.drain()
         self._room.close()
+
+    def stop(self) -> None:
+        """End the threads, and wait for that."""
+        self.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._worker.join(self.limits.grace)
 

@@ -195,7 +195,10 @@ async def systemone(body: SystemOneRequest, request: Request) -> Response:
     found = answers.probabilities[0]
     content = {
         "model": card.name,
-        "answers": {name: question.answer(found[name]) for name, question in questions.items()},
+        "answers": {
+            name: question.answer(typed.in_order(work.questions[name], found[name]))
+            for name, question in questions.items()
+        },
         "usage": {"input_tokens": answers.num_tokens, "output_tokens": 0},
     }
     return reply(content, answers)
