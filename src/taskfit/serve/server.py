@@ -1,12 +1,15 @@
 """The process around the app: its socket, its signals, its log."""
 
+import asyncio
 import logging
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -63,7 +66,40 @@ def run_server(
         lifespan="on",
         timeout_graceful_shutdown=CLOSING_SECONDS,
     )
+    config.load()
+    config.http_protocol_class = impatient(config.http_protocol_class, limits.read_timeout)
     DrainingServer(config, app, grace=limits.grace, started=started).run(sockets=[held])
+
+
+def impatient(protocol: Any, seconds: float) -> Any:  # noqa: ANN401
+    """Return one of uvicorn's protocols that ends connections whose headers do not arrive.
+
+    uvicorn's wait for ever, and each holds a socket. `cycle` is a request from the end of its
+    headers on.
+    """
+
+    class Impatient(protocol):  # type: ignore[misc]
+        timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.timer = self.loop.call_later(seconds, transport.close)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            waits_for_head = self.cycle is None or self.cycle.response_complete
+            if not waits_for_head and self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+            elif waits_for_head and self.timer is None:
+                self.timer = self.loop.call_later(seconds, self.transport.close)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.timer is not None:
+                self.timer.cancel()
+            super().connection_lost(exc)
+
+    return Impatient
 
 
 class DrainingServer(uvicorn.Server):
@@ -86,6 +122,9 @@ class DrainingServer(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take the signals while serving."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may listen to signals
+            return
         before = {one: signal.signal(one, self.handle_exit) for one in SIGNALS}
         try:
             yield
