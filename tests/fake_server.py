@@ -169,8 +169,18 @@ class Handler(BaseHTTPRequestHandler):
         for delta in deltas:
             part = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
             chunk = of | {"object": "chat.completion.chunk", "choices": [part]}
-            events.append(f"data: {json.dumps(chunk)}\n\n")
-        self.reply(200, "".join([*events, "data: [DONE]\n\n"]).encode(), "text/event-stream")
+            events.append(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
+        self.stream("".join([*events, "data: [DONE]\n\n"]).encode())
+
+    def stream(self, content: bytes) -> None:
+        """Send it in pieces that end anywhere, within characters too."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for start in range(0, len(content), 97):
+            self.wfile.write(content[start : start + 97])
+            self.wfile.flush()
 
 
 class Server(ThreadingHTTPServer):

@@ -43,7 +43,9 @@ def show_question(page: Page) -> None:
 def show_many(page: Page) -> None:
     """Many texts as a table."""
     page.get_by_label("Many texts").check()
-    page.get_by_label("Texts, one a line").fill("\n".join([TEXT, "Dull.", "A joy from start to end."] * 4))
+    page.get_by_label("Texts, one a line").fill(
+        "\n".join([TEXT, "Dull.", "A joy from start to end."] * 4)
+    )
     page.get_by_role("button", name="Answer all").click()
     page.get_by_role("button", name="Save as CSV").wait_for()
 
@@ -67,7 +69,9 @@ def take(folder: Path, address: str | None) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for width in (390, 1280):
             for scheme in ("light", "dark"):
-                page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+                page = browser.new_page(
+                    viewport={"width": width, "height": 900}, color_scheme=scheme
+                )  # type: ignore[arg-type]
                 for view in (show_one, show_question, show_many, show_chat):
                     page.goto(server.url)
                     page.locator("#work").wait_for()

@@ -15,7 +15,7 @@ export function table(caption, head, rows) {
   const header = el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)));
   const body = rows.map((row) => el("tr", {}, ...row.map((cell, i) => (i ? el("td", {}, cell) : el("th", { scope: "row" }, cell)))));
   const whole = el("table", {}, el("caption", {}, caption), el("thead", {}, header), el("tbody", {}, ...body));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, whole);
+  return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption }, whole);
 }
 
 const FEW = 10;
@@ -54,8 +54,8 @@ function legend() {
   const step = (side, level) => el("span", { class: `${side} level-${level}` }, ` ${100 * STEPS[level - 1]} `);
   const steps = (side) => STEPS.map((_, i) => step(side, i + 1));
   return el("p", { class: "legend soft" },
-    "Speaks for the answer (line below): ", ...steps("for"), " or more points; against it (wavy line): ", ...steps("against"),
-    "; ", el("span", { class: "flips" }, "boxed"), ": without it the answer is another.");
+    "Points for the answer (straight line): ", ...steps("for"), " or more; against it (wavy line): ", ...steps("against"),
+    " or more; ", el("span", { class: "flips" }, " boxed "), ": without it the answer is another.");
 }
 
 // A text whose words are shaded by what leaving them out does to the most probable option.
@@ -74,7 +74,7 @@ export function words(explained, question, text) {
   const rows = explained.words.map((word, i) => [word.text, percent(word.probabilities[top]), points(effects[i].change), name(effects[i].without)]);
   const lead = `What each word does to “${name(top)}” (${percent(explained.probabilities[top])})`;
   return [
-    el("h3", {}, lead), body, legend(),
+    el("h4", {}, lead), body, legend(),
     el("details", {}, el("summary", {}, "The same as a table"), table(lead, ["left out", "probability", "word's part, points", "answer"], rows)),
   ];
 }
@@ -82,11 +82,11 @@ export function words(explained, question, text) {
 const PARTS = { prompt: "prompt, the same for every text", text: "your text", question: "question" };
 
 // Blanks and line ends are shown, since the model reads them as well.
-const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "⏎\n");
+const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "⏎");
 
 export function tokens(found) {
   const parts = Object.keys(PARTS).filter((part) => found.some((token) => token.part === part));
   const key = parts.flatMap((part) => [el("span", { class: `token ${part}` }, PARTS[part]), " "]);
-  const body = el("p", { class: "tokens scroll", tabindex: "0", role: "region", "aria-label": "Tokens" }, ...found.map(({ text, part }) => el("span", { class: `token ${part}` }, visible(text))));
+  const body = el("p", { class: "tokens scroll", tabindex: "0", role: "group", "aria-label": "Tokens" }, ...found.flatMap(({ text, part }) => [el("span", { class: `token ${part}` }, visible(text)), text.endsWith("\n") ? "\n" : ""]));
   return el("details", {}, el("summary", {}, `The prompt as the model reads it: ${found.length} tokens`), el("p", { class: "legend soft" }, ...key), body);
 }

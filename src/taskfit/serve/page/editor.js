@@ -71,6 +71,7 @@ export function readQuestion() {
     if (bare >= 0) throw new Error(`Level ${bare} has no words: say what it means, or remove it.`);
     return { type: "score", instructions, criteria: given.map(({ description }) => description) };
   }
+  // Options called 0, 1, ... are sent in the order of these numbers: so JavaScript's objects keep them.
   const names = given.map(({ name }) => name);
   const bare = names.indexOf("");
   if (bare >= 0) throw new Error(`Option ${bare + 1} has no name: name it, or remove it.`);

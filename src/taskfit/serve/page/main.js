@@ -127,8 +127,16 @@ async function copy() {
   }
 }
 
-async function load() {
-  const found = await call("v1/taskfit/models");
+async function load(signal) {
+  let found;
+  while (!found) {
+    found = await call("v1/taskfit/models", { signal }).catch(async (error) => {
+      if (error.status !== 503) throw error;
+      tell(error); // models are being loaded
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    });
+  }
+  tell(null);
   models.splice(0, models.length, ...found.models);
   choices(at("model"), models.map(({ name }) => [name, name]));
   at("key-form").hidden = true;
@@ -150,9 +158,9 @@ setUpEditor();
 onSubmit("one", answerOne);
 onSubmit("many", answerMany);
 onSubmit("chat", () => sendMessage(first().name));
-onSubmit("key-form", () => {
+onSubmit("key-form", (signal) => {
   setKey(at("key").value.trim());
-  return load();
+  return load(signal);
 });
 at("explain").addEventListener("click", () => work(explainOne));
 at("stop").addEventListener("click", () => running?.abort());

@@ -18,6 +18,12 @@ export function comparable(a, b) {
   return same && readsTexts(b) && a !== b;
 }
 
+// A row of fields, in the order of the first model's columns, as another model takes it.
+export function textOf(one, fields) {
+  const { columns } = first();
+  return fields.length === 1 ? fields[0] : Object.fromEntries(one.columns.map((column) => [column, fields[columns.indexOf(column)]]));
+}
+
 export function about(one) {
   const parts = [one.description, one.method === "none" ? "" : `Method ${one.method} over ${one.base}.`, one.max_length ? `Reads up to ${one.max_length.toLocaleString("en")} tokens.` : ""];
   return parts.filter(Boolean).join(" ");

@@ -4,12 +4,12 @@ import { call } from "./api.js";
 import { at, bars, el, tokens, words } from "./draw.js";
 import { readQuestion } from "./editor.js";
 import { asked, best, percent, shares, shown } from "./format.js";
-import { both, first } from "./models.js";
+import { both, second, textOf } from "./models.js";
 
 function state(one) {
   const values = [...at("fields").querySelectorAll("textarea")].map((field) => field.value);
   if (values.every((value) => !value.trim())) throw new Error("There is no text yet: write or paste one.");
-  return values.length === 1 ? values[0] : Object.fromEntries(one.columns.map((column) => [column, values[first().columns.indexOf(column)]]));
+  return textOf(one, values);
 }
 
 function questions(one) {
@@ -28,6 +28,9 @@ function names(question, probabilities) {
   return Object.keys(question.criteria).sort((a, b) => probabilities[b] - probabilities[a]);
 }
 
+// Of a model; its name is a heading where there are two.
+const section = (name, parts) => el("section", {}, ...(second() ? [el("h3", {}, name)] : []), ...parts);
+
 function drawAnswers(one, body, found) {
   const parts = Object.entries(found.answers).flatMap(([name, answer]) => {
     const question = body.questions[name];
@@ -36,7 +39,7 @@ function drawAnswers(one, body, found) {
     return [el("h4", {}, question.instructions || name), ...bars(question, probabilities, names(question, probabilities)), el("p", { class: "soft" }, sure)];
   });
   if (one.multi_label) parts.push(el("p", { class: "soft" }, "A text may have several labels: probabilities do not add up to 100 %."));
-  return el("section", {}, el("h3", {}, one.name), ...parts);
+  return section(one.name, parts);
 }
 
 function summary(body, found) {
@@ -66,7 +69,7 @@ export async function explainOne(signal) {
   const parts = found.map((explained, i) => {
     const { model, state: about, question } = asks[i];
     const text = typeof about === "string" ? about : null;
-    return el("section", {}, el("h3", {}, model), ...words(explained, question, text), tokens(explained.tokens));
+    return section(model, [...words(explained, question, text), tokens(explained.tokens)]);
   });
   at("words").replaceChildren(...parts);
   at("status").textContent = `${found[0].words.length} words, each left out once.`;
