@@ -1,0 +1,92 @@
+// Pieces of the page. What users and models write enters as text nodes only.
+
+import { best, cut, effect, percent, points, shown, STEPS } from "./format.js";
+
+export const at = (id) => document.getElementById(id);
+
+export function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+export function table(caption, head, rows) {
+  const header = el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)));
+  const body = rows.map((row) => el("tr", {}, ...row.map((cell, i) => (i ? el("td", {}, cell) : el("th", { scope: "row" }, cell)))));
+  const whole = el("table", {}, el("caption", {}, caption), el("thead", {}, header), el("tbody", {}, ...body));
+  return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption }, whole);
+}
+
+const FEW = 10;
+
+// Probabilities of a question's options as bars, in the order of `names`.
+export function bars(question, probabilities, names) {
+  const top = best(probabilities);
+  const items = names.map((name, i) => {
+    const fill = el("div", { class: "fill" });
+    fill.style.setProperty("--share", probabilities[name]);
+    const item = el("li", {}, el("span", { class: "option" }, shown(name, question)), el("div", { class: "bar", "aria-hidden": "true" }, fill), el("span", { class: "share" }, percent(probabilities[name])));
+    if (name === top) item.classList.add("best");
+    item.hidden = i >= FEW && name !== top;
+    return item;
+  });
+  const list = el("ul", { class: "bars" }, ...items);
+  if (items.every((item) => !item.hidden)) return [list];
+  const more = el("button", { type: "button" }, `All ${names.length}`);
+  more.addEventListener("click", () => {
+    items.forEach((item) => (item.hidden = false));
+    list.tabIndex = -1;
+    list.focus();
+    more.remove();
+  });
+  return [list, more];
+}
+
+function shaded(text, { change, level, without }, top) {
+  const attributes = { class: level ? `${change > 0 ? "for" : "against"} level-${level}` : "", title: `${points(change)} points; without it ${without}` };
+  const mark = el("span", attributes, text);
+  if (without !== top) mark.classList.add("flips");
+  return mark;
+}
+
+function legend() {
+  const step = (side, level) => el("span", { class: `${side} level-${level}` }, ` ${100 * STEPS[level - 1]} `);
+  const steps = (side) => STEPS.map((_, i) => step(side, i + 1));
+  return el("p", { class: "legend soft" },
+    "Points for the answer (straight line): ", ...steps("for"), " or more; against it (wavy line): ", ...steps("against"),
+    " or more; ", el("span", { class: "flips" }, " boxed "), ": without it the answer is another.");
+}
+
+// A text whose words are shaded by what leaving them out does to the most probable option.
+export function words(explained, question, text) {
+  const top = best(explained.probabilities);
+  const effects = explained.words.map((word) => effect(top, explained.probabilities, word));
+  const body = el("p", { class: "shaded" });
+  let end = 0;
+  explained.words.forEach((word, i) => {
+    if (text !== null) body.append(cut(text, end, word.start));
+    body.append(shaded(word.text, effects[i], top), text === null ? " " : "");
+    end = word.end;
+  });
+  if (text !== null) body.append(cut(text, end));
+  const name = (option) => shown(option, question);
+  const rows = explained.words.map((word, i) => [word.text, percent(word.probabilities[top]), points(effects[i].change), name(effects[i].without)]);
+  const lead = `What each word does to “${name(top)}” (${percent(explained.probabilities[top])})`;
+  return [
+    el("h4", {}, lead), body, legend(),
+    el("details", {}, el("summary", {}, "The same as a table"), table(lead, ["left out", "probability", "word's part, points", "answer"], rows)),
+  ];
+}
+
+const PARTS = { prompt: "prompt, the same for every text", text: "your text", question: "question" };
+
+// Blanks and line ends are shown, since the model reads them as well.
+const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "⏎");
+
+export function tokens(found) {
+  const parts = Object.keys(PARTS).filter((part) => found.some((token) => token.part === part));
+  const key = parts.flatMap((part) => [el("span", { class: `token ${part}` }, PARTS[part]), " "]);
+  const body = el("p", { class: "tokens scroll", tabindex: "0", role: "group", "aria-label": "Tokens" }, ...found.flatMap(({ text, part }) => [el("span", { class: `token ${part}` }, visible(text)), text.endsWith("\n") ? "\n" : ""]));
+  return el("details", {}, el("summary", {}, `The prompt as the model reads it: ${found.length} tokens`), el("p", { class: "legend soft" }, ...key), body);
+}

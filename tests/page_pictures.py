@@ -1,0 +1,86 @@
+"""Pictures of the playground, narrow and wide, light and dark, to be looked at.
+
+    PYTHONPATH=tests python tests/page_pictures.py [FOLDER] [ADDRESS]
+
+Without an address they are of a server with made-up answers; CHROMIUM is the browser's path.
+"""
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+from fake_server import serving
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+TEXT = "The first half is slow, but the ending is warm, funny and worth the wait."
+
+
+def show_one(page: Page) -> None:
+    """One text: bars, words, tokens, two models side by side, code."""
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    page.get_by_label("Beside it").select_option(index=1)
+    page.get_by_role("button", name="Answer", exact=True).click()
+    page.locator(".bars").first.wait_for()
+    page.get_by_role("button", name="What each word does").click()
+    page.get_by_text("The prompt as the model reads it").first.click()
+    page.get_by_text("This request as code").click()
+
+
+def show_question(page: Page) -> None:
+    """The editor of questions."""
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    page.get_by_label("Question").select_option("new")
+    page.get_by_label("What is asked").fill("Which part is praised?")
+    for number, name in enumerate(["beginning", "ending"], 1):
+        page.get_by_label(f"Name of option {number}").fill(name)
+    page.get_by_role("button", name="Answer", exact=True).click()
+    page.locator(".bars").first.wait_for()
+
+
+def show_many(page: Page) -> None:
+    """Many texts as a table."""
+    page.get_by_label("Many texts").check()
+    page.get_by_label("Texts, one a line").fill(
+        "\n".join([TEXT, "Dull.", "A joy from start to end."] * 4)
+    )
+    page.get_by_role("button", name="Answer all").click()
+    page.get_by_role("button", name="Save as CSV").wait_for()
+
+
+def show_chat(page: Page) -> None:
+    """A conversation; only where a generator is served."""
+    names = page.get_by_label("Model", exact=True).locator("option").all_inner_texts()
+    if "writer" not in names:
+        return
+    page.get_by_label("Model", exact=True).select_option("writer")
+    page.get_by_label("Message").fill("Write a line about rain.")
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("Answered.").wait_for()
+
+
+def take(folder: Path, address: str | None) -> None:
+    """Write FOLDER/VIEW-WIDTH-SCHEME.png for each view, width and scheme."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = nullcontext(SimpleNamespace(url=address)) if address else serving()
+    with source as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for width in (390, 1280):
+            for scheme in ("light", "dark"):
+                page = browser.new_page(
+                    viewport={"width": width, "height": 900}, color_scheme=scheme
+                )  # type: ignore[arg-type]
+                for view in (show_one, show_question, show_many, show_chat):
+                    page.goto(server.url)
+                    page.locator("#work").wait_for()
+                    view(page)
+                    name = f"{view.__name__.removeprefix('show_')}-{width}-{scheme}.png"
+                    page.screenshot(path=folder / name, full_page=True)
+                page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    take(Path((sys.argv[1:] or ["build/page"])[0]), (sys.argv[2:] or [None])[0])
