@@ -4,7 +4,7 @@ Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +117,7 @@ class TreeModel:
         """
         record = KeyValueCache(len(ids), ids)
         # Validations come in the middle of training; a prefix must not be read with dropout.
-        with evaluation_mode(self.model):
+        with self.evaluating():
             self._decode(TokenTree.build([ids]), prefix=None, record=record)
         return record
 
@@ -347,6 +347,14 @@ class TreeModel:
             before = np.empty(0, np.int64) if prefix is None else prefix.ids
             states = self._depth.hidden(run, tree, before, recorded=record is not None)
         return states[0, :num_tokens]
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return what keeps the model in evaluation mode for a while.
+
+        A model that is seen through an adapter by name only predicts and is never in another mode;
+        walking through its thousands of modules takes as long as some of their work.
+        """
+        return evaluation_mode(self.model) if self.adapter is None else nullcontext()
 
     def _switch(self) -> None:
         """Let this object's adapter compute; others may share the model with theirs."""
