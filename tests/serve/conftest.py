@@ -27,9 +27,13 @@ class Server(DrainingServer):
 
 @contextmanager
 def serving(
-    engine: FakeEngine | Callable[[], FakeEngine], *, api_key: str | None = None, **limits: Any
+    engine: FakeEngine | Callable[[], FakeEngine],
+    *,
+    api_key: str | None = None,
+    waits: bool = True,
+    **limits: Any,
 ) -> Iterator[httpx2.Client]:
-    """Serve an engine; the client's `base_url` is where."""
+    """Serve an engine, once it is loaded unless told not to wait; `base_url` is where."""
     held_to = Limits(**{"grace": 2.0, **limits})
     make = engine if not isinstance(engine, FakeEngine) else lambda: engine
     app = create_app(make, held_to, api_key=api_key)
@@ -38,7 +42,7 @@ def serving(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [held]})
     thread.start()
     try:
-        assert server.is_up.wait(10)
+        assert not waits or server.is_up.wait(10)
         base = f"http://127.0.0.1:{held.getsockname()[1]}"
         with httpx2.Client(base_url=base, timeout=10) as client:
             yield client
