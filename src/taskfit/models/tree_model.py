@@ -24,6 +24,8 @@ from taskfit.models.attention import (
 )
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
+from taskfit.models.lean import LeanDecoder, forget_weights
+from taskfit.models.lean_weights import NotLeanError, active_adapter, adapted_layer
 from taskfit.models.served import refuse_unserved
 from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray, TokenTree, attention_blocks
@@ -50,6 +52,7 @@ class TreeModel:
         adapter: Of several on the model, the one that this object computes with; empty: with none;
             None: with whatever is active.
         device: Where it lives.
+        not_lean: Why scoring takes the stock decoder after `prepare_scoring`; None: it does not.
         num_tokens_run: Unique tokens run through the decoder so far.
     """
 
@@ -82,6 +85,10 @@ class TreeModel:
             self._config_number("logits_scaling") or 1.0
         )
         self._depth: FrozenDepth | None = None
+        self._fold: bool | None = None  # None: scoring takes the stock pass
+        self._lean: dict[str | None, LeanDecoder | None] = {}
+        self._adapted: LoraLayer | None = None
+        self.not_lean: str | None = None
         model.set_attn_implementation(IMPLEMENTATION)
         if verify:
             self._verify()
@@ -289,6 +296,74 @@ class TreeModel:
         finally:
             self._depth.keeps = before
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run without dropout meanwhile."""
+        if self._lean_decoder() is not None:
+            # The lean pass knows no dropout, and to switch thousands of modules takes as long.
+            yield
+            return
+        with evaluation_mode(self.model):
+            yield
+
+    def prepare_scoring(self, *, fold: bool = True) -> None:
+        """Score with the lean pass from now on, where it knows the model (`models/lean.py`).
+
+        On a CPU only. What it needs is made at the first pass without gradients, for the adapter
+        that is on then, and checked against the stock decoder; `not_lean` says why not.
+
+        Args:
+            fold: Whether adapters go into copies of the weights that they touch; without, runs
+                over one base need hardly more memory than one.
+        """
+        self.forget_scoring()
+        if self.device.type == "cpu":
+            self._fold = fold
+            self._adapted = adapted_layer(self.model)
+
+    def forget_scoring(self) -> None:
+        """Take the stock pass again; call it before weights change."""
+        self._fold = self.not_lean = None
+        self._lean = {}
+        forget_weights(self.model)
+
+    def _lean_decoder(self) -> LeanDecoder | None:
+        """Return what runs the lean pass now, or None for the stock pass."""
+        if self._fold is None or torch.is_grad_enabled() or self._depth is not None:
+            return None
+        adapter = active_adapter(self._adapted)
+        if adapter not in self._lean:
+            self._lean[adapter] = self._make_lean(adapter, fold=self._fold)
+        return self._lean[adapter]
+
+    def _make_lean(self, adapter: str | None, *, fold: bool) -> LeanDecoder | None:
+        """Make a lean decoder, unless a small tree tells it from the stock one."""
+        self._lean[adapter] = None
+        with evaluation_mode(self.model):
+            stock = self._checked_states()
+        try:
+            self._lean[adapter] = LeanDecoder(self.model, adapter, fold=fold)
+        except NotLeanError as found:
+            self.not_lean = str(found)
+            return None
+        # The mean of the errors, as in 16 bits single states may be anything.
+        error = float((self._checked_states() - stock).norm() / (stock.norm() + 1e-6))
+        if not error < (1e-4 if self.model.dtype == torch.float32 else 0.1):
+            self._lean[adapter] = None
+            self.not_lean = f"its states differ from those of the stock decoder by {error:.2g}"
+        return self._lean[adapter]
+
+    def _checked_states(self) -> Tensor:
+        """Return the last hidden states of a branching tree behind a prefix, (T, D)."""
+        generator = np.random.default_rng(0)
+        stem, *tails = (generator.integers(0, self._head.weight.shape[0], n) for n in (6, 4, 3))
+        tree = TokenTree.build([np.concatenate((stem[3:], tail)) for tail in tails])
+        before = self.num_tokens_run
+        prefix = self.encode_prefix(stem[:3])
+        states = self._decode(tree, prefix=prefix, record=None)
+        self.num_tokens_run = before
+        return states.float()
+
     @torch.no_grad()
     def _small_hidden(self) -> Tensor:
         """Return the last hidden states of a small branching tree, (T, D)."""
@@ -314,7 +389,9 @@ class TreeModel:
         # Just over one block, gathering the keys of a second costs more than it saves.
         whole = len(padded) <= 1.5 * block_size
         blocks = attention_blocks(padded, len(padded) if whole else block_size)
-        like = torch.empty((), dtype=self.model.dtype, device=self.device)
+        lean = self._lean_decoder()
+        dtype = self.model.dtype if lean is None else torch.float32
+        like = torch.empty((), dtype=dtype, device=self.device)
         layout = TreeLayout(
             blocks=[
                 block_tensors(
@@ -333,6 +410,9 @@ class TreeModel:
         self.num_tokens_run += num_tokens
         ids = torch.from_numpy(padded.ids).to(self.device)[None]
         positions = torch.from_numpy(padded.positions + offset).to(self.device)[None]
+
+        if lean is not None:
+            return lean.hidden(ids, positions, layout)[0, :num_tokens]
 
         def run() -> Tensor:
             output = self._decoder(
