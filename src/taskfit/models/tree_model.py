@@ -4,8 +4,7 @@ Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,8 +21,9 @@ from taskfit.models.attention import (
     TreeLayout,
     block_tensors,
 )
+from taskfit.models.cut_model import CutModel
 from taskfit.models.evaluation_mode import evaluation_mode
-from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
+from taskfit.models.frozen_depth import decoder_layers
 from taskfit.models.lean import LeanDecoder, forget_weights
 from taskfit.models.lean_weights import NotLeanError, active_adapter, adapted_layer
 from taskfit.models.served import refuse_unserved
@@ -41,7 +41,7 @@ CPU_MULTIPLE = 16
 LOGIT_ROWS = 128
 
 
-class TreeModel:
+class TreeModel(CutModel):
     """A causal LM that reads token trees: hidden states at nodes, log-probabilities of tokens.
 
     The model object stays transformers' own (with PEFT's layers inside where there is an adapter);
@@ -84,7 +84,6 @@ class TreeModel:
         self._logit_scale = (self._config_number("logit_scale") or 1.0) / (
             self._config_number("logits_scaling") or 1.0
         )
-        self._depth: FrozenDepth | None = None
         self._fold: bool | None = None  # None: scoring takes the stock pass
         self._lean: dict[str | None, LeanDecoder | None] = {}
         self._adapted: LoraLayer | None = None
@@ -223,84 +222,13 @@ class TreeModel:
         """Return the number of decoder layers."""
         return len(decoder_layers(self._decoder))
 
-    def freeze_below(self, first: int) -> None:
-        """Run the layers below `first` apart from the others, without gradients; 0: none.
-
-        Args:
-            first: Index of the first layer in training.
-
-        Raises:
-            ModelError: If the architecture cannot be cut there.
-        """
-        self._depth = None
-        if first == 0:
-            return
-        depth = FrozenDepth(self._decoder, decoder_layers(self._decoder), first)
-        whole = self._small_hidden()
-        self._depth = depth
-        error = float((self._small_hidden() - whole).abs().max() / (whole.abs().max() + 1e-6))
-        if not error < 1e-3:
-            self._depth = None
-            raise ModelError(
-                f"{type(self.model).__name__} cannot be cut below layer {first}: upper layers read "
-                f"more than what the one below gives out (difference {error:.2g}). Set "
-                "adapter.layers=all."
-            )
-
-    @property
-    def first_trained(self) -> int:
-        """Return the index of the first layer in training; 0: all are, or none is."""
-        return 0 if self._depth is None else self._depth.first
-
-    @torch.no_grad()
-    def keep_tree(self, tree: TokenTree, *, prefix: KeyValueCache | None = None) -> None:
-        """Put the states of a tree that enter the first trained layer into the store."""
-        if self._depth is None:
-            return
-        self._depth.only_lower = True
-        try:
-            with self.keeping():
-                self._decode(tree, prefix=prefix, record=None)
-        finally:
-            self._depth.only_lower = False
-
-    def forget_states(self) -> None:
-        """Drop the store."""
-        if self._depth is not None:
-            self._depth.store = None
-
-    def keep_states(self, *, memory_bytes: int, folder: Path) -> StateStore:
-        """Make an empty store of the states that enter the first trained layer; return it.
-
-        Args:
-            memory_bytes: Most bytes of it in main memory.
-            folder: Where the rest lies, in memory-mapped files.
-        """
-        assert self._depth is not None, "all layers are in training"
-        self._depth.store = StateStore(memory_bytes=memory_bytes, folder=folder)
-        return self._depth.store
-
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """Put what the lower layers compute meanwhile into the store, if there is one.
-
-        What is kept must not hang on chance, or a resumed run would not be bitwise the same: keep
-        what is cut into trees the same way every time, not the steps of training.
-        """
-        if self._depth is None:
-            yield
-            return
-        before, self._depth.keeps = self._depth.keeps, True
-        try:
-            yield
-        finally:
-            self._depth.keeps = before
-
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Run without dropout meanwhile."""
-        if self._lean_decoder() is not None:
-            # The lean pass knows no dropout, and to switch thousands of modules takes as long.
+        self._switch()
+        # The lean pass knows no dropout, and a model that is seen through an adapter by name only
+        # predicts; to switch thousands of modules takes as long as their work.
+        if self.adapter is not None or self._lean_decoder() is not None:
             yield
             return
         with evaluation_mode(self.model):
@@ -364,16 +292,6 @@ class TreeModel:
         self.num_tokens_run = before
         return states.float()
 
-    @torch.no_grad()
-    def _small_hidden(self) -> Tensor:
-        """Return the last hidden states of a small branching tree, (T, D)."""
-        ids = np.arange(1, 9) % self._head.weight.shape[0]
-        tree = TokenTree.build([ids[:6], np.concatenate((ids[:3], ids[5:]))])
-        with evaluation_mode(self.model):
-            states = self._decode(tree, prefix=None, record=None)
-        self.num_tokens_run -= len(tree)
-        return states.float()
-
     def _decode(
         self, tree: TokenTree, *, prefix: KeyValueCache | None, record: KeyValueCache | None
     ) -> Tensor:
@@ -427,14 +345,6 @@ class TreeModel:
             before = np.empty(0, np.int64) if prefix is None else prefix.ids
             states = self._depth.hidden(run, tree, before, recorded=record is not None)
         return states[0, :num_tokens]
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Return what keeps the model in evaluation mode for a while.
-
-        A model that is seen through an adapter by name only predicts and is never in another mode;
-        walking through its thousands of modules takes as long as some of their work.
-        """
-        return evaluation_mode(self.model) if self.adapter is None else nullcontext()
 
     def _switch(self) -> None:
         """Let this object's adapter compute; others may share the model with theirs."""
