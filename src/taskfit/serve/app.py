@@ -98,16 +98,25 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 def _add_health(app: FastAPI) -> None:
-    not_so = {503: {"description": "It is not so.", "model": Status}}
+    not_so: dict[int | str, dict[str, Any]] = {
+        503: {"description": "It is not so.", "model": Status}
+    }
 
-    @app.get("/health", summary="Whether the process should live on", responses=not_so)
-    async def health(request: Request) -> Status:
+    @app.get(
+        "/health",
+        summary="Whether the process should live on",
+        response_model=Status,
+        responses=not_so,
+    )
+    async def health(request: Request) -> Response:
         """Answer 200 while the server works or loads, 503 once its engine has ended."""
         has_failed = request.app.state.service.scheduler.has_failed
         return _status("failed" if has_failed else "alive", is_good=not has_failed)
 
-    @app.get("/readyz", summary="Whether requests are taken", responses=not_so)
-    async def readyz(request: Request) -> Status:
+    @app.get(
+        "/readyz", summary="Whether requests are taken", response_model=Status, responses=not_so
+    )
+    async def readyz(request: Request) -> Response:
         """Answer 200 when requests are taken, 503 while models load and while the server stops."""
         is_ready = request.app.state.service.scheduler.is_ready
         return _status("ready" if is_ready else "not ready", is_good=is_ready)
@@ -124,7 +133,7 @@ def _add_health(app: FastAPI) -> None:
         return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-def _status(word: str, *, is_good: bool) -> Any:  # noqa: ANN401 - FastAPI documents the model
+def _status(word: str, *, is_good: bool) -> Response:
     return JsonResponse({"status": word}, status_code=200 if is_good else 503)
 
 
