@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from taskfit.cli.serve import is_loopback, named_runs
 from taskfit.errors import SettingsError
 from taskfit.serve.limits import Limits
+from taskfit.serve.server import bind, run_server
 
 Refused = Callable[..., str]
 
@@ -58,3 +60,15 @@ def test_only_loopback_needs_no_key() -> None:
 def test_every_limit_is_positive(name: str) -> None:
     with pytest.raises(SettingsError, match=f"--{name.replace('_', '-')} is -1"):
         Limits(**{name: -1})
+
+
+def test_an_address_is_held_but_refuses_until_there_is_a_server() -> None:
+    with bind("127.0.0.1", 0) as held:
+        host, port = held.getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port))
+        # Whoever listens there first has it, and the other is told.
+        with bind(host, port) as other:
+            other.listen()
+            with pytest.raises(SettingsError, match="cannot be listened at"):
+                run_server(FastAPI(), held, limits=Limits(), started=print)

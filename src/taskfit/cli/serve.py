@@ -54,7 +54,7 @@ def serve(
     ] = 256,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", help="Tokens of a request; more get a 422.")
-    ] = 65_536,
+    ] = 16_384,
     timeout: Annotated[
         float, typer.Option("--timeout", help="Seconds until a request is given up with a 504.")
     ] = 60.0,

@@ -27,27 +27,32 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket that holds an address, before models are loaded for nothing.
 
+    It does not listen yet: who connects before there is a server is refused, not kept waiting.
+
     Raises:
         SettingsError: If the address cannot be had.
     """
     if not 0 <= port <= 65_535:
         raise SettingsError(f"--port is {port}; ports are 0 to 65535.")
-    try:
+    with told_if_taken(f"{host}:{port}"), ExitStack() as stack:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
-        with ExitStack() as stack:
-            held = stack.enter_context(socket.socket(family, kind, protocol))
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.bind(address)
-            # An address that another process listens at can be bound, and only then is refused.
-            held.listen(BACKLOG)
-            stack.pop_all()
+        held = stack.enter_context(socket.socket(family, kind, protocol))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(address)
+        stack.pop_all()
+    return held
+
+
+@contextmanager
+def told_if_taken(address: str) -> Iterator[None]:
+    """Turn the system's refusal of an address into one message."""
+    try:
+        yield
     except OSError as error:
         raise SettingsError(
-            f"{host}:{port} cannot be listened at: {error}. Free it, or give another --host or "
-            "--port."
+            f"{address} cannot be listened at: {error}. Free it, or give another --host or --port."
         ) from None
-    return held
 
 
 def run_server(
@@ -60,7 +65,13 @@ def run_server(
         held: Where to listen.
         limits: `grace` is what requests have left then; a second signal ends them at once.
         started: Called once the server answers.
+
+    Raises:
+        SettingsError: If another process listens there by now.
     """
+    # Another process may have bound it as well, and begun to listen first.
+    with told_if_taken("{}:{}".format(*held.getsockname()[:2])):
+        held.listen(BACKLOG)
     server = DrainingServer(configuration(app, limits), app, grace=limits.grace, started=started)
     server.run(sockets=[held])
 
