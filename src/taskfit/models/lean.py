@@ -90,10 +90,15 @@ class LeanDecoder:
         return states
 
 
+def free_bytes() -> int:
+    """Return the main memory that nobody uses (bytes)."""
+    return int(psutil.virtual_memory().available)
+
+
 def _check_memory(model: PreTrainedModel) -> None:
     """Raise unless a second copy of the decoder leaves half of the free memory."""
     needed = sum(p.numel() * p.element_size() for p in model.get_decoder().parameters())
-    free = psutil.virtual_memory().available
+    free = free_bytes()
     if needed > free / 2:
         raise NotLeanError(
             f"its copy of the weights takes {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB free"

@@ -36,6 +36,8 @@ BLOCK_SIZE = {"cpu": 128, "cuda": 1024}
 # length would cost time and memory at every step. Rounded up, a few shapes serve all. (Products in
 # float32 are another library's, which does not.)
 CPU_MULTIPLE = 16
+# Scoring answers single short texts, whose time is that of their tokens, with few kinds of product.
+SHORT, SHORT_MULTIPLE = 64, 4
 # Rows of logits in memory at once: 128 x 50,000 words x 4 bytes = 26 MB.
 LOGIT_ROWS = 128
 
@@ -290,8 +292,10 @@ class TreeModel:
             fold: Whether adapters go into copies of the weights that they touch; without, runs
                 over one base need hardly more memory than one.
         """
-        self.forget_scoring()
+        self._fold = self.not_lean = None
+        self._lean = {}
         if self.device.type == "cpu":
+            self.freeze_below(0)  # all layers run, whatever was trained
             self._fold = fold
             self._adapted = adapted_layer(self.model)
 
@@ -303,7 +307,7 @@ class TreeModel:
 
     def _lean_decoder(self) -> LeanDecoder | None:
         """Return what runs the lean pass now, or None for the stock pass."""
-        if self._fold is None or torch.is_grad_enabled() or self._depth is not None:
+        if self._fold is None or torch.is_grad_enabled():
             return None
         adapter = active_adapter(self._adapted)
         if adapter not in self._lean:
@@ -356,13 +360,14 @@ class TreeModel:
         num_tokens = len(tree)
         on_cpu = self.device.type == "cpu"
         rounds = on_cpu and self.model.dtype != torch.float32
-        multiple = CPU_MULTIPLE if rounds else 1
+        lean = self._lean_decoder()
+        is_short = lean is not None and num_tokens <= SHORT
+        multiple = (SHORT_MULTIPLE if is_short else CPU_MULTIPLE) if rounds else 1
         padded = tree.padded(multiple)
         block_size = BLOCK_SIZE["cpu" if on_cpu else "cuda"]
         # Just over one block, gathering the keys of a second costs more than it saves.
         whole = len(padded) <= 1.5 * block_size
         blocks = attention_blocks(padded, len(padded) if whole else block_size)
-        lean = self._lean_decoder()
         dtype = self.model.dtype if lean is None else torch.float32
         like = torch.empty((), dtype=dtype, device=self.device)
         layout = TreeLayout(
