@@ -1,4 +1,4 @@
-"""The lean pass says what the stock decoder says, and steps aside where it does not know a model."""
+"""The lean pass says what the stock decoder says, and steps aside where it knows no model."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 import tiny
-from taskfit.models.adapters import add_adapter, adapters_off, trainable_parameters
+from taskfit.models.adapters import adapters_off, add_adapter, trainable_parameters
 from taskfit.models.lean import LeanDecoder, shared_weights
-from taskfit.models.lean_layers import READERS
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings
 from taskfit.tree import TokenTree
@@ -65,9 +64,9 @@ def assert_same(model: TreeModel, rows: list[np.ndarray], *, fold: bool = True) 
         stock = states(model, rows, prefix=prefix)
         model.prepare_scoring(fold=fold)
         lean = states(model, rows, prefix=prefix)
-        assert model.not_lean is None
+        assert model.lean.refusal is None
         assert not torch.equal(lean, stock), "the stock pass ran"
-        model.forget_scoring()
+        model.lean.forget()
         assert (lean - stock).norm() < 2e-6 * stock.norm()
 
 
@@ -100,8 +99,8 @@ def test_models_that_it_does_not_know_keep_the_stock_pass_with_the_reason(
     stock = states(model, sequences())
     model.prepare_scoring()
     assert torch.equal(states(model, sequences()), stock)
-    assert model.not_lean is not None
-    assert model.model.config.model_type in model.not_lean
+    assert model.lean.refusal is not None
+    assert model.model.config.model_type in model.lean.refusal
 
 
 def _other_activation(model: TreeModel) -> None:
@@ -140,7 +139,7 @@ def test_what_it_cannot_do_is_noticed_and_left_to_the_stock_pass(
     stock = states(model, sequences())
     model.prepare_scoring()
     assert torch.equal(states(model, sequences()), stock)
-    assert reason in str(model.not_lean)
+    assert reason in str(model.lean.refusal)
 
 
 def test_an_adapter_that_is_off_does_not_count() -> None:
@@ -165,7 +164,7 @@ def test_training_goes_through_the_stock_pass_and_new_weights_are_read_anew() ->
         for parameter in trainable_parameters(model.model).values():
             assert parameter.grad is not None
             parameter.add_(parameter.grad, alpha=-0.1)
-    model.forget_scoring()
+    model.lean.forget()
     expected = states(model, sequences())
     model.prepare_scoring()
     found = states(model, sequences())
@@ -192,7 +191,7 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_the_stock_pass() -> None
     for fold in (True, False):
         model.prepare_scoring(fold=fold)
         errors[f"fold={fold}"] = (states(model, sequences(40)).double() - exact).norm()
-        assert model.not_lean is None
+        assert model.lean.refusal is None
     assert errors["fold=True"] < 1.1 * errors["stock"]
     assert errors["fold=False"] < 1.1 * errors["stock"]
     assert errors["stock"] < 0.05 * exact.norm()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -23,8 +22,7 @@ from taskfit.models.attention import (
 )
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
-from taskfit.models.lean import LeanDecoder, forget_weights
-from taskfit.models.lean_weights import NotLeanError, active_adapter, adapted_layer
+from taskfit.models.lean import LeanPass
 from taskfit.models.served import refuse_unserved
 from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray, TokenTree, attention_blocks
@@ -51,7 +49,7 @@ class TreeModel:
     Attributes:
         model: The transformers model.
         device: Where it lives.
-        not_lean: Why scoring takes the stock decoder after `prepare_scoring`; None: it does not.
+        lean: What decodes in scoring after `prepare_scoring`, where it knows the model.
         num_tokens_run: Unique tokens run through the decoder so far.
     """
 
@@ -79,10 +77,7 @@ class TreeModel:
             self._config_number("logits_scaling") or 1.0
         )
         self._depth: FrozenDepth | None = None
-        self._fold: bool | None = None  # None: scoring takes the stock pass
-        self._lean: dict[str | None, LeanDecoder | None] = {}
-        self._adapted: LoraLayer | None = None
-        self.not_lean: str | None = None
+        self.lean = LeanPass(model)
         model.set_attn_implementation(IMPLEMENTATION)
         if verify:
             self._verify()
@@ -272,80 +267,25 @@ class TreeModel:
         finally:
             self._depth.keeps = before
 
+    def prepare_scoring(self, *, fold: bool = True) -> None:
+        """Score with the lean pass from now on, where it knows the model; see `LeanPass.use`."""
+        self.freeze_below(0)  # all layers run, whatever was trained
+        self.lean.use(fold=fold)
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Run without dropout meanwhile."""
-        if self._lean_decoder() is not None:
+        if self.lean.decoder(self._small_hidden) is None:
+            with evaluation_mode(self.model):
+                yield
+        else:
             # The lean pass knows no dropout, and to switch thousands of modules takes as long.
             yield
-            return
-        with evaluation_mode(self.model):
-            yield
-
-    def prepare_scoring(self, *, fold: bool = True) -> None:
-        """Score with the lean pass from now on, where it knows the model (`models/lean.py`).
-
-        On a CPU only. What it needs is made at the first pass without gradients, for the adapter
-        that is on then, and checked against the stock decoder; `not_lean` says why not.
-
-        Args:
-            fold: Whether adapters go into copies of the weights that they touch; without, runs
-                over one base need hardly more memory than one.
-        """
-        self._fold = self.not_lean = None
-        self._lean = {}
-        if self.device.type == "cpu":
-            self.freeze_below(0)  # all layers run, whatever was trained
-            self._fold = fold
-            self._adapted = adapted_layer(self.model)
-
-    def forget_scoring(self) -> None:
-        """Take the stock pass again; call it before weights change."""
-        self._fold = self.not_lean = None
-        self._lean = {}
-        forget_weights(self.model)
-
-    def _lean_decoder(self) -> LeanDecoder | None:
-        """Return what runs the lean pass now, or None for the stock pass."""
-        if self._fold is None or torch.is_grad_enabled():
-            return None
-        adapter = active_adapter(self._adapted)
-        if adapter not in self._lean:
-            self._lean[adapter] = self._make_lean(adapter, fold=self._fold)
-        return self._lean[adapter]
-
-    def _make_lean(self, adapter: str | None, *, fold: bool) -> LeanDecoder | None:
-        """Make a lean decoder, unless a small tree tells it from the stock one."""
-        self._lean[adapter] = None
-        with evaluation_mode(self.model):
-            stock = self._checked_states()
-        try:
-            self._lean[adapter] = LeanDecoder(self.model, adapter, fold=fold)
-        except NotLeanError as found:
-            self.not_lean = str(found)
-            return None
-        # The mean of the errors, as in 16 bits single states may be anything.
-        error = float((self._checked_states() - stock).norm() / (stock.norm() + 1e-6))
-        if not error < (1e-4 if self.model.dtype == torch.float32 else 0.1):
-            self._lean[adapter] = None
-            self.not_lean = f"its states differ from those of the stock decoder by {error:.2g}"
-        return self._lean[adapter]
-
-    def _checked_states(self) -> Tensor:
-        """Return the last hidden states of a branching tree behind a prefix, (T, D)."""
-        generator = np.random.default_rng(0)
-        stem, *tails = (generator.integers(0, self._head.weight.shape[0], n) for n in (6, 4, 3))
-        tree = TokenTree.build([np.concatenate((stem[3:], tail)) for tail in tails])
-        before = self.num_tokens_run
-        prefix = self.encode_prefix(stem[:3])
-        states = self._decode(tree, prefix=prefix, record=None)
-        self.num_tokens_run = before
-        return states.float()
 
     @torch.no_grad()
     def _small_hidden(self) -> Tensor:
         """Return the last hidden states of a small branching tree, (T, D)."""
-        ids = np.arange(1, 9) % self._head.weight.shape[0]
+        ids = np.random.default_rng(0).integers(0, self._head.weight.shape[0], 8)
         tree = TokenTree.build([ids[:6], np.concatenate((ids[:3], ids[5:]))])
         with evaluation_mode(self.model):
             states = self._decode(tree, prefix=None, record=None)
@@ -360,7 +300,7 @@ class TreeModel:
         num_tokens = len(tree)
         on_cpu = self.device.type == "cpu"
         rounds = on_cpu and self.model.dtype != torch.float32
-        lean = self._lean_decoder()
+        lean = self.lean.decoder(self._small_hidden)
         is_short = lean is not None and num_tokens <= SHORT
         multiple = (SHORT_MULTIPLE if is_short else CPU_MULTIPLE) if rounds else 1
         padded = tree.padded(multiple)
