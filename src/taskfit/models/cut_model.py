@@ -112,7 +112,9 @@ class CutModel(ABC):
     @torch.no_grad()
     def _small_hidden(self) -> Tensor:
         """Return the last hidden states of a small branching tree, (T, D)."""
-        ids = np.arange(1, 9) % self.model.get_input_embeddings().weight.shape[0]
+        ids = np.random.default_rng(0).integers(
+            0, self.model.get_input_embeddings().weight.shape[0], 8
+        )
         tree = TokenTree.build([ids[:6], np.concatenate((ids[:3], ids[5:]))])
         with evaluation_mode(self.model):
             states = self._decode(tree, prefix=None, record=None)

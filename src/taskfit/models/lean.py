@@ -9,17 +9,25 @@ Legend: T tokens, D hidden width, H query heads, N key-value heads, G = H / N qu
 head, E head width, P prefix tokens, Q queries of a block, K keys of a block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import psutil
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from taskfit.models.attention import BlockTensors, TreeLayout, visible
 from taskfit.models.lean_layers import Angles, DecoderParts, LayerParts, read_decoder
-from taskfit.models.lean_weights import NotLeanError, Product, Weights, read_layer
+from taskfit.models.lean_weights import (
+    NotLeanError,
+    Product,
+    Weights,
+    active_adapter,
+    adapted_layer,
+    read_layer,
+)
 
 # Joined and packed weights by base model: runs over one base share them.
 _SHARED: "WeakKeyDictionary[PreTrainedModel, Weights]" = WeakKeyDictionary()
@@ -36,6 +44,72 @@ def shared_weights(model: PreTrainedModel) -> Weights:
 def forget_weights(model: PreTrainedModel) -> None:
     """Give back what is kept ready of a base model whose weights are about to change."""
     _SHARED.pop(model, None)
+
+
+class LeanPass:
+    """Which decoder a model scores with: a lean one for each adapter, or the stock one.
+
+    Attributes:
+        refusal: Why the stock decoder scores although the lean one was asked for, or None.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Leave all to the stock decoder."""
+        self._model = model
+        self._fold: bool | None = None
+        self._decoders: dict[str | None, LeanDecoder | None] = {}
+        self._adapted: LoraLayer | None = None
+        self.refusal: str | None = None
+
+    def use(self, *, fold: bool = True) -> None:
+        """Score with lean decoders from now on; call it again when weights have changed.
+
+        On a CPU only. One is made at the first pass without gradients under an adapter, and checked
+        against the stock decoder.
+
+        Args:
+            fold: Whether adapters go into copies of the weights that they touch; without, runs
+                over one base need hardly more memory than one.
+        """
+        self._decoders, self.refusal = {}, None
+        self._fold = fold if self._model.device.type == "cpu" else None
+        self._adapted = adapted_layer(self._model)
+
+    def forget(self) -> None:
+        """Leave all to the stock decoder again; call it before weights change."""
+        self._decoders, self._fold, self.refusal = {}, None, None
+        forget_weights(self._model)
+
+    def decoder(self, check: Callable[[], Tensor]) -> "LeanDecoder | None":
+        """Return what scores now; None: the stock decoder.
+
+        Args:
+            check: Decodes a small tree with what scores.
+        """
+        if self._fold is None or torch.is_grad_enabled():
+            return None
+        try:
+            adapter = active_adapter(self._adapted)
+        except NotLeanError as found:
+            self.refusal = str(found)
+            return None
+        if adapter not in self._decoders:
+            self._make(adapter, check, fold=self._fold)
+        return self._decoders[adapter]
+
+    def _make(self, adapter: str | None, check: Callable[[], Tensor], *, fold: bool) -> None:
+        self._decoders[adapter] = None
+        stock = check()
+        try:
+            self._decoders[adapter] = LeanDecoder(self._model, adapter, fold=fold)
+        except NotLeanError as found:
+            self.refusal = str(found)
+            return
+        # The mean of the errors, as in 16 bits single states may be anything.
+        error = float((check() - stock).norm() / (stock.norm() + 1e-6))
+        if not error < (1e-4 if self._model.dtype == torch.float32 else 0.1):
+            self._decoders[adapter] = None
+            self.refusal = f"its states differ from those of the stock decoder by {error:.2g}"
 
 
 class LeanDecoder:
@@ -90,10 +164,15 @@ class LeanDecoder:
         return states
 
 
+def free_bytes() -> int:
+    """Return the main memory that nobody uses (bytes)."""
+    return int(psutil.virtual_memory().available)
+
+
 def _check_memory(model: PreTrainedModel) -> None:
     """Raise unless a second copy of the decoder leaves half of the free memory."""
     needed = sum(p.numel() * p.element_size() for p in model.get_decoder().parameters())
-    free = psutil.virtual_memory().available
+    free = free_bytes()
     if needed > free / 2:
         raise NotLeanError(
             f"its copy of the weights takes {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB free"
@@ -159,11 +238,12 @@ class _Layer:
         turned = heads[:, : num_heads + num_kv]  # (T, H + N, E)
         if parts.head_norms is not None:
             of_queries, of_keys = parts.head_norms
-            pair = turned.float().split([num_heads, num_kv], dim=1)
+            pair = torch.split(turned.float(), [num_heads, num_kv], dim=1)
             turned = torch.cat((of_queries(pair[0]), of_keys(pair[1])), dim=1).to(flat.dtype)
         if parts.kind is not None:
             turned = _rotate(turned, *angles[parts.kind])
-        queries = turned[:, :num_heads].unflatten(1, (num_kv, -1)).permute(1, 2, 0, 3)
+        queries = turned[:, :num_heads].view(num_tokens, num_kv, -1, heads.shape[-1])
+        queries = queries.permute(1, 2, 0, 3)  # (N, G, T, E)
         keys = turned[:, num_heads:].transpose(0, 1)  # (N, T, E)
         values = heads[:, num_heads + num_kv :].transpose(0, 1)
         prefix, record = layout.prefix, layout.record

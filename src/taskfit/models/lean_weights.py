@@ -5,6 +5,7 @@ Legend: T tokens, I inputs, O outputs, R rank of the adapters side by side.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -60,7 +61,7 @@ class Layer:
         return total.to(self.weight.dtype)
 
 
-def read_layer(module: nn.Module, adapter: str | None) -> Layer:
+def read_layer(module: Any, adapter: str | None) -> Layer:  # noqa: ANN401 - PEFT's or not
     """Return what a module of transformers or PEFT computes.
 
     Args:

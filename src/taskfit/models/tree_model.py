@@ -24,8 +24,7 @@ from taskfit.models.attention import (
 from taskfit.models.cut_model import CutModel
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import decoder_layers
-from taskfit.models.lean import LeanDecoder, forget_weights
-from taskfit.models.lean_weights import NotLeanError, active_adapter, adapted_layer
+from taskfit.models.lean import LeanPass
 from taskfit.models.served import refuse_unserved
 from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray, TokenTree, attention_blocks
@@ -37,6 +36,8 @@ BLOCK_SIZE = {"cpu": 128, "cuda": 1024}
 # length would cost time and memory at every step. Rounded up, a few shapes serve all. (Products in
 # float32 are another library's, which does not.)
 CPU_MULTIPLE = 16
+# Scoring answers single short texts, whose time is that of their tokens, with few kinds of product.
+SHORT, SHORT_MULTIPLE = 64, 4
 # Rows of logits in memory at once: 128 x 50,000 words x 4 bytes = 26 MB.
 LOGIT_ROWS = 128
 
@@ -52,7 +53,7 @@ class TreeModel(CutModel):
         adapter: Of several on the model, the one that this object computes with; empty: with none;
             None: with whatever is active.
         device: Where it lives.
-        not_lean: Why scoring takes the stock decoder after `prepare_scoring`; None: it does not.
+        lean: What decodes in scoring after `prepare_scoring`, where it knows the model.
         num_tokens_run: Unique tokens run through the decoder so far.
     """
 
@@ -84,10 +85,7 @@ class TreeModel(CutModel):
         self._logit_scale = (self._config_number("logit_scale") or 1.0) / (
             self._config_number("logits_scaling") or 1.0
         )
-        self._fold: bool | None = None  # None: scoring takes the stock pass
-        self._lean: dict[str | None, LeanDecoder | None] = {}
-        self._adapted: LoraLayer | None = None
-        self.not_lean: str | None = None
+        self.lean = LeanPass(model)
         model.set_attn_implementation(IMPLEMENTATION)
         if verify:
             self._verify()
@@ -222,75 +220,21 @@ class TreeModel(CutModel):
         """Return the number of decoder layers."""
         return len(decoder_layers(self._decoder))
 
+    def prepare_scoring(self, *, fold: bool = True) -> None:
+        """Score with the lean pass from now on, where it knows the model; see `LeanPass.use`."""
+        self.freeze_below(0)  # all layers run, whatever was trained
+        self.lean.use(fold=fold)
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Run without dropout meanwhile."""
         self._switch()
-        # The lean pass knows no dropout, and a model that is seen through an adapter by name only
-        # predicts; to switch thousands of modules takes as long as their work.
-        if self.adapter is not None or self._lean_decoder() is not None:
+        if self.lean.decoder(self._small_hidden) is None:
+            with evaluation_mode(self.model):
+                yield
+        else:
+            # The lean pass knows no dropout, and to switch thousands of modules takes as long.
             yield
-            return
-        with evaluation_mode(self.model):
-            yield
-
-    def prepare_scoring(self, *, fold: bool = True) -> None:
-        """Score with the lean pass from now on, where it knows the model (`models/lean.py`).
-
-        On a CPU only. What it needs is made at the first pass without gradients, for the adapter
-        that is on then, and checked against the stock decoder; `not_lean` says why not.
-
-        Args:
-            fold: Whether adapters go into copies of the weights that they touch; without, runs
-                over one base need hardly more memory than one.
-        """
-        self.forget_scoring()
-        if self.device.type == "cpu":
-            self._fold = fold
-            self._adapted = adapted_layer(self.model)
-
-    def forget_scoring(self) -> None:
-        """Take the stock pass again; call it before weights change."""
-        self._fold = self.not_lean = None
-        self._lean = {}
-        forget_weights(self.model)
-
-    def _lean_decoder(self) -> LeanDecoder | None:
-        """Return what runs the lean pass now, or None for the stock pass."""
-        if self._fold is None or torch.is_grad_enabled() or self._depth is not None:
-            return None
-        adapter = active_adapter(self._adapted)
-        if adapter not in self._lean:
-            self._lean[adapter] = self._make_lean(adapter, fold=self._fold)
-        return self._lean[adapter]
-
-    def _make_lean(self, adapter: str | None, *, fold: bool) -> LeanDecoder | None:
-        """Make a lean decoder, unless a small tree tells it from the stock one."""
-        self._lean[adapter] = None
-        with evaluation_mode(self.model):
-            stock = self._checked_states()
-        try:
-            self._lean[adapter] = LeanDecoder(self.model, adapter, fold=fold)
-        except NotLeanError as found:
-            self.not_lean = str(found)
-            return None
-        # The mean of the errors, as in 16 bits single states may be anything.
-        error = float((self._checked_states() - stock).norm() / (stock.norm() + 1e-6))
-        if not error < (1e-4 if self.model.dtype == torch.float32 else 0.1):
-            self._lean[adapter] = None
-            self.not_lean = f"its states differ from those of the stock decoder by {error:.2g}"
-        return self._lean[adapter]
-
-    def _checked_states(self) -> Tensor:
-        """Return the last hidden states of a branching tree behind a prefix, (T, D)."""
-        generator = np.random.default_rng(0)
-        stem, *tails = (generator.integers(0, self._head.weight.shape[0], n) for n in (6, 4, 3))
-        tree = TokenTree.build([np.concatenate((stem[3:], tail)) for tail in tails])
-        before = self.num_tokens_run
-        prefix = self.encode_prefix(stem[:3])
-        states = self._decode(tree, prefix=prefix, record=None)
-        self.num_tokens_run = before
-        return states.float()
 
     def _decode(
         self, tree: TokenTree, *, prefix: KeyValueCache | None, record: KeyValueCache | None
@@ -301,13 +245,14 @@ class TreeModel(CutModel):
         num_tokens = len(tree)
         on_cpu = self.device.type == "cpu"
         rounds = on_cpu and self.model.dtype != torch.float32
-        multiple = CPU_MULTIPLE if rounds else 1
+        lean = self.lean.decoder(self._small_hidden)
+        is_short = lean is not None and num_tokens <= SHORT
+        multiple = (SHORT_MULTIPLE if is_short else CPU_MULTIPLE) if rounds else 1
         padded = tree.padded(multiple)
         block_size = BLOCK_SIZE["cpu" if on_cpu else "cuda"]
         # Just over one block, gathering the keys of a second costs more than it saves.
         whole = len(padded) <= 1.5 * block_size
         blocks = attention_blocks(padded, len(padded) if whole else block_size)
-        lean = self._lean_decoder()
         dtype = self.model.dtype if lean is None else torch.float32
         like = torch.empty((), dtype=dtype, device=self.device)
         layout = TreeLayout(
