@@ -229,12 +229,13 @@ class TreeModel(CutModel):
     def evaluating(self) -> Iterator[None]:
         """Run without dropout meanwhile."""
         self._switch()
-        if self.lean.decoder(self._small_hidden) is None:
+        # The lean pass knows no dropout, and a model that is seen through an adapter by name only
+        # predicts; to switch thousands of modules takes as long as their work.
+        if self.adapter is not None or self.lean.decoder(self._small_hidden) is not None:
+            yield
+        else:
             with evaluation_mode(self.model):
                 yield
-        else:
-            # The lean pass knows no dropout, and to switch thousands of modules takes as long.
-            yield
 
     def _decode(
         self, tree: TokenTree, *, prefix: KeyValueCache | None, record: KeyValueCache | None
