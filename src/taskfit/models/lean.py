@@ -61,7 +61,7 @@ class LeanPass:
         self._adapted: LoraLayer | None = None
         self.refusal: str | None = None
 
-    def use(self, *, fold: bool = True) -> None:
+    def use(self, *, fold: bool | None = None) -> None:
         """Score with lean decoders from now on; call it again when weights have changed.
 
         On a CPU only. One is made at the first pass without gradients under an adapter, and checked
@@ -69,9 +69,12 @@ class LeanPass:
 
         Args:
             fold: Whether adapters go into copies of the weights that they touch; without, runs
-                over one base need hardly more memory than one.
+                over one base need hardly more memory than one. None: in float32 only, since the
+                sum of a weight and its small change loses much of the change in 16 bits.
         """
         self._decoders, self.refusal = {}, None
+        if fold is None:
+            fold = self._model.dtype == torch.float32
         self._fold = fold if self._model.device.type == "cpu" else None
         self._adapted = adapted_layer(self._model)
 

@@ -168,19 +168,19 @@ class Product:
         self._bias = _joined_bias(layers)
         self._down: Tensor | None = None
         if adapted and not sums:
-            self._down, self._up = _side_by_side(layers)
+            down, self._up = _side_by_side(layers)
+            self._down = weights.ready([down])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the layers to rows, (T, I); return a tensor of its own, (T, O)."""
-        if self._packed:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._weight, self._bias, "none", [], ""
-            )
-        else:
-            y = nn.functional.linear(x, self._weight, self._bias)
-        if self._down is None:
-            return y
-        return torch.addmm(y, nn.functional.linear(x, self._down), self._up)
+        y = self._apply(x, self._weight, self._bias)
+        return y if self._down is None else y.addmm_(self._apply(x, self._down, None), self._up)
+
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._packed:
+            return nn.functional.linear(x, weight, bias)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
 
 
 def _joined_bias(layers: Sequence[Layer]) -> Tensor | None:

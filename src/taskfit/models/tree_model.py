@@ -267,7 +267,7 @@ class TreeModel:
         finally:
             self._depth.keeps = before
 
-    def prepare_scoring(self, *, fold: bool = True) -> None:
+    def prepare_scoring(self, *, fold: bool | None = None) -> None:
         """Score with the lean pass from now on, where it knows the model; see `LeanPass.use`."""
         self.freeze_below(0)  # all layers run, whatever was trained
         self.lean.use(fold=fold)
