@@ -143,6 +143,7 @@ class Product:
 
     Attributes:
         dtype: Number format of input and output.
+        is_adapted: Whether an adapter changes one of the layers.
         num_bytes: Memory that this product alone needs, beside the model's and what is shared.
     """
 
@@ -159,7 +160,7 @@ class Product:
         sums = fold or any(layer.adapted.magnitude is not None for layer in adapted)  # type: ignore[union-attr]
         self._packed = weights.packs
         self.dtype = layers[0].weight.dtype
-        self.num_bytes = 0
+        self.num_bytes, self.is_adapted = 0, bool(adapted)
         if adapted and sums:
             self._weight = weights.ready([layer.merged for layer in layers])
             self.num_bytes = self._weight.numel() * self._weight.element_size()
