@@ -9,7 +9,7 @@ from torch import nn
 
 import tiny
 from taskfit.models.adapters import adapters_off, add_adapter, trainable_parameters
-from taskfit.models.lean import LeanDecoder, shared_weights
+from taskfit.models.lean import LeanDecoder, LowerStates, _Layer, shared_weights
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings
 from taskfit.tree import TokenTree
@@ -181,6 +181,42 @@ def test_runs_over_one_base_share_what_no_adapter_touches() -> None:
     assert shared_weights(model.model).num_bytes == shared
     assert bare.num_bytes == beside.num_bytes == 0
     assert tuned.num_bytes == shared / 2  # one of two layers
+
+
+def test_layers_below_an_adapter_run_once_for_who_reads_with_it_and_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = adapted("llama", ADAPTERS["upper half"])
+    bare = states(adapted("llama", None), sequences())
+    model.prepare_scoring()
+    states(model, sequences(3))
+    with adapters_off(model.model):
+        states(model, sequences(3))
+    ran: list[int] = []
+    run = _Layer.run
+    monkeypatch.setattr(_Layer, "run", lambda *given: (ran.append(given[-1]), run(*given)))
+    tuned = [states(model, rows, prefix=False) for rows in (sequences(), sequences(9))]
+    assert ran == [0, 1] * 2
+    with adapters_off(model.model):
+        found = [states(model, rows, prefix=False) for rows in (sequences(), sequences(9))]
+        assert ran == [0, 1] * 2 + [1] * 2
+        torch.testing.assert_close(states(model, sequences()), bare)
+    model.lean.forget()
+    with adapters_off(model.model):
+        expected = [states(model, rows, prefix=False) for rows in (sequences(), sequences(9))]
+    for own, other, apart in zip(found, expected, tuned, strict=True):
+        torch.testing.assert_close(own, other)
+        assert (own - apart).abs().max() > 0.01
+
+
+def test_states_below_an_adapter_stay_within_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskfit.models.lean.LOWER_BYTES", 1000)
+    kept = LowerStates()
+    for number in range(5):
+        kept.keep(bytes([number]), 1, torch.full((10, 10), float(number)))
+    assert [kept.find(bytes([number])) is not None for number in range(5)] == [False] * 3 + [
+        True
+    ] * 2
 
 
 def test_in_bfloat16_it_is_no_further_from_float32_than_the_stock_pass() -> None:

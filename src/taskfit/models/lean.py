@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taskfit.models.attention import BlockTensors, TreeLayout, visible
-from taskfit.models.lean_layers import Angles, DecoderParts, LayerParts, read_decoder
+from taskfit.models.lean_layers import Angles, LayerParts, read_decoder
 from taskfit.models.lean_weights import (
     NotLeanError,
     Product,
@@ -29,6 +29,8 @@ from taskfit.models.lean_weights import (
     read_layer,
 )
 
+# Most memory of states below adapters: those of some 7,000 tokens of the 135M model.
+LOWER_BYTES = 16 * 1024 * 1024
 # Joined and packed weights by base model: runs over one base share them.
 _SHARED: "WeakKeyDictionary[PreTrainedModel, Weights]" = WeakKeyDictionary()
 
@@ -59,9 +61,10 @@ class LeanPass:
         self._fold: bool | None = None
         self._decoders: dict[str | None, LeanDecoder | None] = {}
         self._adapted: LoraLayer | None = None
+        self._lower = LowerStates()
         self.refusal: str | None = None
 
-    def use(self, *, fold: bool = True) -> None:
+    def use(self, *, fold: bool | None = None) -> None:
         """Score with lean decoders from now on; call it again when weights have changed.
 
         On a CPU only. One is made at the first pass without gradients under an adapter, and checked
@@ -69,15 +72,19 @@ class LeanPass:
 
         Args:
             fold: Whether adapters go into copies of the weights that they touch; without, runs
-                over one base need hardly more memory than one.
+                over one base need hardly more memory than one. None: in float32 only, since the
+                sum of a weight and its small change loses much of the change in 16 bits.
         """
-        self._decoders, self.refusal = {}, None
+        self._decoders, self.refusal, self._lower = {}, None, LowerStates()
+        if fold is None:
+            fold = self._model.dtype == torch.float32
         self._fold = fold if self._model.device.type == "cpu" else None
         self._adapted = adapted_layer(self._model)
 
     def forget(self) -> None:
         """Leave all to the stock decoder again; call it before weights change."""
-        self._decoders, self._fold, self.refusal = {}, None, None
+        self._decoders, self.refusal, self._lower = {}, None, LowerStates()
+        self._fold = None
         forget_weights(self._model)
 
     def decoder(self, check: Callable[[], Tensor]) -> "LeanDecoder | None":
@@ -101,15 +108,48 @@ class LeanPass:
         self._decoders[adapter] = None
         stock = check()
         try:
-            self._decoders[adapter] = LeanDecoder(self._model, adapter, fold=fold)
-        except NotLeanError as found:
-            self.refusal = str(found)
+            found = LeanDecoder(self._model, adapter, fold=fold, lower=self._lower)
+        except NotLeanError as error:
+            self.refusal = str(error)
             return
+        self._decoders[adapter] = found
         # The mean of the errors, as in 16 bits single states may be anything.
-        error = float((check() - stock).norm() / (stock.norm() + 1e-6))
-        if not error < (1e-4 if self._model.dtype == torch.float32 else 0.1):
+        difference = float((check() - stock).norm() / (stock.norm() + 1e-6))
+        if not difference < (1e-4 if self._model.dtype == torch.float32 else 0.1):
             self._decoders[adapter] = None
-            self.refusal = f"its states differ from those of the stock decoder by {error:.2g}"
+            self.refusal = f"its states differ from those of the stock decoder by {difference:.2g}"
+        self._lower.are_asked_for |= adapter is None
+
+
+class LowerStates:
+    """What the layers below an adapter say of trees, for who reads the same trees without it.
+
+    A head and the probe that it is blended with read the same prompts: what lies below the first
+    adapter is the same for both. Of a few trees, the last ones, in float32.
+
+    Attributes:
+        are_asked_for: Whether somebody reads without the adapter.
+    """
+
+    def __init__(self) -> None:
+        """Keep nothing yet."""
+        self.are_asked_for = False
+        self._kept: dict[bytes, tuple[int, Tensor]] = {}
+        self._num_bytes = 0
+
+    def keep(self, key: bytes, num_layers: int, states: Tensor) -> None:
+        """Keep the states behind so many layers, (T, D)."""
+        if key not in self._kept:
+            self._kept[key] = num_layers, states.clone()
+            self._num_bytes += states.nbytes
+        while self._num_bytes > LOWER_BYTES:
+            _, dropped = self._kept.pop(next(iter(self._kept)))
+            self._num_bytes -= dropped.nbytes
+
+    def find(self, key: bytes) -> tuple[int, Tensor] | None:
+        """Return a number of layers with the states behind them, to be changed, or None."""
+        found = self._kept.get(key)
+        return None if found is None else (found[0], found[1].clone())
 
 
 class LeanDecoder:
@@ -121,7 +161,14 @@ class LeanDecoder:
         num_bytes: Memory that it needs beside the model and what is shared.
     """
 
-    def __init__(self, model: PreTrainedModel, adapter: str | None, *, fold: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        adapter: str | None,
+        *,
+        fold: bool = True,
+        lower: LowerStates | None = None,
+    ) -> None:
         """Read a model and make its weights ready.
 
         Args:
@@ -129,6 +176,7 @@ class LeanDecoder:
             adapter: Name of the adapter that counts; None: none.
             fold: Whether the adapter goes into copies of the weights that it touches, which costs
                 their memory and is fastest; else it is applied beside them.
+            lower: Shared by the decoders of one model with its adapter and without.
 
         Raises:
             NotLeanError: If the lean pass does not know the model, or memory does not suffice.
@@ -140,6 +188,9 @@ class LeanDecoder:
         self._dtype = model.dtype
         self._layers = [_Layer(one, adapter, weights, fold=fold) for one in parts.layers]
         self.num_bytes = sum(layer.num_bytes for layer in self._layers)
+        self._lower = lower or LowerStates()
+        adapted = [place for place, layer in enumerate(self._layers) if layer.is_adapted]
+        self._first = adapted[0] if adapted else None
 
     def hidden(self, ids: Tensor, positions: Tensor, layout: TreeLayout) -> Tensor:
         """Return the last hidden states in the model's number format, (1, T, D).
@@ -151,13 +202,22 @@ class LeanDecoder:
         """
         entering = self._parts.embed(ids, positions)
         angles = _signed(self._parts.angles(entering, positions))
+        key = None
+        if self._lower.are_asked_for and layout.record is None:
+            before = b"" if layout.prefix is None else layout.prefix.ids.tobytes()
+            # Depths of tokens in this order are the whole tree.
+            key = b"|".join((before, ids.numpy().tobytes(), positions.numpy().tobytes()))
+        found = self._lower.find(key) if key is not None and self._first is None else None
         # A copy: embeddings in float32 would be changed in place.
-        x = entering[0].to(torch.float32, copy=True)  # (T, D)
-        for place, layer in enumerate(self._layers):
-            layer.run(x, angles, layout, place)
-        return self._leave(x, self._parts)[None]
+        start, x = found or (0, entering[0].to(torch.float32, copy=True))  # (T, D)
+        for place in range(start, len(self._layers)):
+            if place == self._first and place and key is not None:
+                self._lower.keep(key, place, x)
+            self._layers[place].run(x, angles, layout, place)
+        return self._leave(x)[None]
 
-    def _leave(self, x: Tensor, parts: DecoderParts) -> Tensor:
+    def _leave(self, x: Tensor) -> Tensor:
+        parts = self._parts
         states = (x if parts.final is None else parts.final(x)).to(self._dtype)
         if parts.project_out is not None:
             states = parts.project_out(states)
@@ -213,6 +273,7 @@ class _Layer:
         self._leaving = product([parts.leaving])
         products = (self._entering_heads, self._mixed, self._entering, self._leaving)
         self.num_bytes = sum(one.num_bytes for one in products)
+        self.is_adapted = any(one.is_adapted for one in products)
 
     def run(self, x: Tensor, angles: Angles, layout: TreeLayout, place: int) -> None:
         """Add what this layer says to the states, (T, D) in float32, in place."""

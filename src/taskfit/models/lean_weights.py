@@ -143,6 +143,7 @@ class Product:
 
     Attributes:
         dtype: Number format of input and output.
+        is_adapted: Whether an adapter changes one of the layers.
         num_bytes: Memory that this product alone needs, beside the model's and what is shared.
     """
 
@@ -159,7 +160,7 @@ class Product:
         sums = fold or any(layer.adapted.magnitude is not None for layer in adapted)  # type: ignore[union-attr]
         self._packed = weights.packs
         self.dtype = layers[0].weight.dtype
-        self.num_bytes = 0
+        self.num_bytes, self.is_adapted = 0, bool(adapted)
         if adapted and sums:
             self._weight = weights.ready([layer.merged for layer in layers])
             self.num_bytes = self._weight.numel() * self._weight.element_size()
@@ -168,19 +169,19 @@ class Product:
         self._bias = _joined_bias(layers)
         self._down: Tensor | None = None
         if adapted and not sums:
-            self._down, self._up = _side_by_side(layers)
+            down, self._up = _side_by_side(layers)
+            self._down = weights.ready([down])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the layers to rows, (T, I); return a tensor of its own, (T, O)."""
-        if self._packed:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._weight, self._bias, "none", [], ""
-            )
-        else:
-            y = nn.functional.linear(x, self._weight, self._bias)
-        if self._down is None:
-            return y
-        return torch.addmm(y, nn.functional.linear(x, self._down), self._up)
+        y = self._apply(x, self._weight, self._bias)
+        return y if self._down is None else y.addmm_(self._apply(x, self._down, None), self._up)
+
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._packed:
+            return nn.functional.linear(x, weight, bias)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
 
 
 def _joined_bias(layers: Sequence[Layer]) -> Tensor | None:

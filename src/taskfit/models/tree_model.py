@@ -220,7 +220,7 @@ class TreeModel(CutModel):
         """Return the number of decoder layers."""
         return len(decoder_layers(self._decoder))
 
-    def prepare_scoring(self, *, fold: bool = True) -> None:
+    def prepare_scoring(self, *, fold: bool | None = None) -> None:
         """Score with the lean pass from now on, where it knows the model; see `LeanPass.use`."""
         self.freeze_below(0)  # all layers run, whatever was trained
         self.lean.use(fold=fold)
