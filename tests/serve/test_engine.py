@@ -314,4 +314,8 @@ def test_the_tokens_of_a_prompt_say_which_part_they_are(engine: RunsEngine) -> N
     text = "".join(token.text for token in tokens)
     assert text.startswith("State: It rains.\nQuestion: Does it rain?")
     assert "".join(t.text for t in tokens if t.part == "text").strip() == "It rains."
+    # A run of several questions is asked others in the words that it was trained in.
+    for state in ("It rains.", {"text": "It rains."}):
+        tokens = engine.tokens(StateRequest("several", state, {"rain": RAIN}))
+        assert "".join(token.text for token in tokens).startswith("Text: It rains.\nQuestion: Does")
     assert not engine.tokens(TextsRequest("tfidf", ["The dog was lovely."]))

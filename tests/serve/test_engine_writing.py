@@ -97,7 +97,7 @@ def test_log_probabilities_are_those_of_the_model(engine: RunsEngine) -> None:
 
 
 def test_sampled_tokens_come_as_often_as_the_model_says() -> None:
-    """Frequencies of 5,000 draws against the probabilities that are kept, within five deviations."""
+    """Frequencies of 5,000 draws lie within five deviations of the probabilities that are kept."""
     scores = torch.tensor([1.0, -3.0, 2.0, 0.5, 1.5])
     shares, draws = scores.softmax(-1), 5000
     likeliest = [2, 4, 0]  # 0.85 of the probability; the first two have 0.69

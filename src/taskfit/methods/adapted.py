@@ -65,6 +65,7 @@ class AdaptedModel(Trainable):
         Raises:
             CheckpointError: If the one to go on from does not fit the model.
         """
+        self.model.tree.lean.forget()
         if self.adapter is not None:
             return
         model, settings = self.model.tree.model, self._settings
@@ -99,6 +100,7 @@ class AdaptedModel(Trainable):
         """Unload the adapter; return whether the model is as it was before."""
         if self.adapter is None:
             return False
+        self.model.tree.lean.forget()
         self.adapter.unload()
         self.model.tree.freeze_below(0)
         self.model.tree.model.requires_grad_(False)

@@ -9,18 +9,28 @@ Legend: T tokens, D hidden width, H query heads, N key-value heads, G = H / N qu
 head, E head width, P prefix tokens, Q queries of a block, K keys of a block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import psutil
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from taskfit.models.attention import BlockTensors, TreeLayout, visible
-from taskfit.models.lean_layers import Angles, DecoderParts, LayerParts, read_decoder
-from taskfit.models.lean_weights import NotLeanError, Product, Weights, read_layer
+from taskfit.models.lean_layers import Angles, LayerParts, read_decoder
+from taskfit.models.lean_weights import (
+    NotLeanError,
+    Product,
+    Weights,
+    active_adapter,
+    adapted_layer,
+    read_layer,
+)
 
+# Most memory of states below adapters: those of some 7,000 tokens of the 135M model.
+LOWER_BYTES = 16 * 1024 * 1024
 # Joined and packed weights by base model: runs over one base share them.
 _SHARED: "WeakKeyDictionary[PreTrainedModel, Weights]" = WeakKeyDictionary()
 
@@ -38,6 +48,110 @@ def forget_weights(model: PreTrainedModel) -> None:
     _SHARED.pop(model, None)
 
 
+class LeanPass:
+    """Which decoder a model scores with: a lean one for each adapter, or the stock one.
+
+    Attributes:
+        refusal: Why the stock decoder scores although the lean one was asked for, or None.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Leave all to the stock decoder."""
+        self._model = model
+        self._fold: bool | None = None
+        self._decoders: dict[str | None, LeanDecoder | None] = {}
+        self._adapted: LoraLayer | None = None
+        self._lower = LowerStates()
+        self.refusal: str | None = None
+
+    def use(self, *, fold: bool | None = None) -> None:
+        """Score with lean decoders from now on; call it again when weights have changed.
+
+        On a CPU only. One is made at the first pass without gradients under an adapter, and checked
+        against the stock decoder.
+
+        Args:
+            fold: Whether adapters go into copies of the weights that they touch; without, runs
+                over one base need hardly more memory than one. None: in float32 only, since the
+                sum of a weight and its small change loses much of the change in 16 bits.
+        """
+        self._decoders, self.refusal, self._lower = {}, None, LowerStates()
+        if fold is None:
+            fold = self._model.dtype == torch.float32
+        self._fold = fold if self._model.device.type == "cpu" else None
+        self._adapted = adapted_layer(self._model)
+
+    def forget(self) -> None:
+        """Leave all to the stock decoder again; call it before weights change."""
+        self._decoders, self.refusal, self._lower = {}, None, LowerStates()
+        self._fold = None
+        forget_weights(self._model)
+
+    def decoder(self, check: Callable[[], Tensor]) -> "LeanDecoder | None":
+        """Return what scores now; None: the stock decoder.
+
+        Args:
+            check: Decodes a small tree with what scores.
+        """
+        if self._fold is None or torch.is_grad_enabled():
+            return None
+        try:
+            adapter = active_adapter(self._adapted)
+        except NotLeanError as found:
+            self.refusal = str(found)
+            return None
+        if adapter not in self._decoders:
+            self._make(adapter, check, fold=self._fold)
+        return self._decoders[adapter]
+
+    def _make(self, adapter: str | None, check: Callable[[], Tensor], *, fold: bool) -> None:
+        self._decoders[adapter] = None
+        stock = check()
+        try:
+            found = LeanDecoder(self._model, adapter, fold=fold, lower=self._lower)
+        except NotLeanError as error:
+            self.refusal = str(error)
+            return
+        self._decoders[adapter] = found
+        # The mean of the errors, as in 16 bits single states may be anything.
+        difference = float((check() - stock).norm() / (stock.norm() + 1e-6))
+        if not difference < (1e-4 if self._model.dtype == torch.float32 else 0.1):
+            self._decoders[adapter] = None
+            self.refusal = f"its states differ from those of the stock decoder by {difference:.2g}"
+        self._lower.are_asked_for |= adapter is None
+
+
+class LowerStates:
+    """What the layers below an adapter say of trees, for who reads the same trees without it.
+
+    A head and the probe that it is blended with read the same prompts: what lies below the first
+    adapter is the same for both. Of a few trees, the last ones, in float32.
+
+    Attributes:
+        are_asked_for: Whether somebody reads without the adapter.
+    """
+
+    def __init__(self) -> None:
+        """Keep nothing yet."""
+        self.are_asked_for = False
+        self._kept: dict[bytes, tuple[int, Tensor]] = {}
+        self._num_bytes = 0
+
+    def keep(self, key: bytes, num_layers: int, states: Tensor) -> None:
+        """Keep the states behind so many layers, (T, D)."""
+        if key not in self._kept:
+            self._kept[key] = num_layers, states.clone()
+            self._num_bytes += states.nbytes
+        while self._num_bytes > LOWER_BYTES:
+            _, dropped = self._kept.pop(next(iter(self._kept)))
+            self._num_bytes -= dropped.nbytes
+
+    def find(self, key: bytes) -> tuple[int, Tensor] | None:
+        """Return a number of layers with the states behind them, to be changed, or None."""
+        found = self._kept.get(key)
+        return None if found is None else (found[0], found[1].clone())
+
+
 class LeanDecoder:
     """A model's decoder with one of its adapters, or none, for scoring.
 
@@ -47,7 +161,14 @@ class LeanDecoder:
         num_bytes: Memory that it needs beside the model and what is shared.
     """
 
-    def __init__(self, model: PreTrainedModel, adapter: str | None, *, fold: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        adapter: str | None,
+        *,
+        fold: bool = True,
+        lower: LowerStates | None = None,
+    ) -> None:
         """Read a model and make its weights ready.
 
         Args:
@@ -55,6 +176,7 @@ class LeanDecoder:
             adapter: Name of the adapter that counts; None: none.
             fold: Whether the adapter goes into copies of the weights that it touches, which costs
                 their memory and is fastest; else it is applied beside them.
+            lower: Shared by the decoders of one model with its adapter and without.
 
         Raises:
             NotLeanError: If the lean pass does not know the model, or memory does not suffice.
@@ -66,6 +188,9 @@ class LeanDecoder:
         self._dtype = model.dtype
         self._layers = [_Layer(one, adapter, weights, fold=fold) for one in parts.layers]
         self.num_bytes = sum(layer.num_bytes for layer in self._layers)
+        self._lower = lower or LowerStates()
+        adapted = [place for place, layer in enumerate(self._layers) if layer.is_adapted]
+        self._first = adapted[0] if adapted else None
 
     def hidden(self, ids: Tensor, positions: Tensor, layout: TreeLayout) -> Tensor:
         """Return the last hidden states in the model's number format, (1, T, D).
@@ -77,23 +202,37 @@ class LeanDecoder:
         """
         entering = self._parts.embed(ids, positions)
         angles = _signed(self._parts.angles(entering, positions))
+        key = None
+        if self._lower.are_asked_for and layout.record is None:
+            before = b"" if layout.prefix is None else layout.prefix.ids.tobytes()
+            # Depths of tokens in this order are the whole tree.
+            key = b"|".join((before, ids.numpy().tobytes(), positions.numpy().tobytes()))
+        found = self._lower.find(key) if key is not None and self._first is None else None
         # A copy: embeddings in float32 would be changed in place.
-        x = entering[0].to(torch.float32, copy=True)  # (T, D)
-        for place, layer in enumerate(self._layers):
-            layer.run(x, angles, layout, place)
-        return self._leave(x, self._parts)[None]
+        start, x = found or (0, entering[0].to(torch.float32, copy=True))  # (T, D)
+        for place in range(start, len(self._layers)):
+            if place == self._first and place and key is not None:
+                self._lower.keep(key, place, x)
+            self._layers[place].run(x, angles, layout, place)
+        return self._leave(x)[None]
 
-    def _leave(self, x: Tensor, parts: DecoderParts) -> Tensor:
+    def _leave(self, x: Tensor) -> Tensor:
+        parts = self._parts
         states = (x if parts.final is None else parts.final(x)).to(self._dtype)
         if parts.project_out is not None:
             states = parts.project_out(states)
         return states
 
 
+def free_bytes() -> int:
+    """Return the main memory that nobody uses (bytes)."""
+    return int(psutil.virtual_memory().available)
+
+
 def _check_memory(model: PreTrainedModel) -> None:
     """Raise unless a second copy of the decoder leaves half of the free memory."""
     needed = sum(p.numel() * p.element_size() for p in model.get_decoder().parameters())
-    free = psutil.virtual_memory().available
+    free = free_bytes()
     if needed > free / 2:
         raise NotLeanError(
             f"its copy of the weights takes {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB free"
@@ -134,6 +273,7 @@ class _Layer:
         self._leaving = product([parts.leaving])
         products = (self._entering_heads, self._mixed, self._entering, self._leaving)
         self.num_bytes = sum(one.num_bytes for one in products)
+        self.is_adapted = any(one.is_adapted for one in products)
 
     def run(self, x: Tensor, angles: Angles, layout: TreeLayout, place: int) -> None:
         """Add what this layer says to the states, (T, D) in float32, in place."""
@@ -159,11 +299,12 @@ class _Layer:
         turned = heads[:, : num_heads + num_kv]  # (T, H + N, E)
         if parts.head_norms is not None:
             of_queries, of_keys = parts.head_norms
-            pair = turned.float().split([num_heads, num_kv], dim=1)
+            pair = torch.split(turned.float(), [num_heads, num_kv], dim=1)
             turned = torch.cat((of_queries(pair[0]), of_keys(pair[1])), dim=1).to(flat.dtype)
         if parts.kind is not None:
             turned = _rotate(turned, *angles[parts.kind])
-        queries = turned[:, :num_heads].unflatten(1, (num_kv, -1)).permute(1, 2, 0, 3)
+        queries = turned[:, :num_heads].view(num_tokens, num_kv, -1, heads.shape[-1])
+        queries = queries.permute(1, 2, 0, 3)  # (N, G, T, E)
         keys = turned[:, num_heads:].transpose(0, 1)  # (N, T, E)
         values = heads[:, num_heads + num_kv :].transpose(0, 1)
         prefix, record = layout.prefix, layout.record

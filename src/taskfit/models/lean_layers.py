@@ -137,11 +137,11 @@ def _read_llama(decoder: Any, config: Any) -> DecoderParts:  # noqa: ANN401
     def read(layer: Any) -> LayerParts:  # noqa: ANN401
         attention, mlp = layer.self_attn, layer.mlp
         if family == "phi3":
-            qkv, entering = (attention.qkv_proj,), (mlp.gate_up_proj,)
+            qkv, entering = [attention.qkv_proj], [mlp.gate_up_proj]
             activation = mlp.activation_fn
         else:
-            qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
-            entering, activation = (mlp.gate_proj, mlp.up_proj), mlp.act_fn
+            qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+            entering, activation = [mlp.gate_proj, mlp.up_proj], mlp.act_fn
         norms: tuple[Norm, Norm | None, Norm, Norm | None]
         before, after = norm(layer.input_layernorm), norm(layer.post_attention_layernorm)
         norms = (before, None, after, None)
@@ -152,9 +152,9 @@ def _read_llama(decoder: Any, config: Any) -> DecoderParts:  # noqa: ANN401
         windowed = family in ("qwen2", "qwen3", "gemma2", "gemma3_text")
         window = attention.sliding_window if windowed else _window(config)
         return LayerParts(
-            queries_keys_values=qkv,
+            queries_keys_values=tuple(qkv),
             mixed=attention.o_proj,
-            entering=entering,
+            entering=tuple(entering),
             leaving=mlp.down_proj,
             activation=activation,
             is_gated=True,

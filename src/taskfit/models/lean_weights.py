@@ -5,6 +5,7 @@ Legend: T tokens, I inputs, O outputs, R rank of the adapters side by side.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -60,7 +61,7 @@ class Layer:
         return total.to(self.weight.dtype)
 
 
-def read_layer(module: nn.Module, adapter: str | None) -> Layer:
+def read_layer(module: Any, adapter: str | None) -> Layer:  # noqa: ANN401 - PEFT's or not
     """Return what a module of transformers or PEFT computes.
 
     Args:
@@ -142,6 +143,7 @@ class Product:
 
     Attributes:
         dtype: Number format of input and output.
+        is_adapted: Whether an adapter changes one of the layers.
         num_bytes: Memory that this product alone needs, beside the model's and what is shared.
     """
 
@@ -158,7 +160,7 @@ class Product:
         sums = fold or any(layer.adapted.magnitude is not None for layer in adapted)  # type: ignore[union-attr]
         self._packed = weights.packs
         self.dtype = layers[0].weight.dtype
-        self.num_bytes = 0
+        self.num_bytes, self.is_adapted = 0, bool(adapted)
         if adapted and sums:
             self._weight = weights.ready([layer.merged for layer in layers])
             self.num_bytes = self._weight.numel() * self._weight.element_size()
@@ -167,19 +169,19 @@ class Product:
         self._bias = _joined_bias(layers)
         self._down: Tensor | None = None
         if adapted and not sums:
-            self._down, self._up = _side_by_side(layers)
+            down, self._up = _side_by_side(layers)
+            self._down = weights.ready([down])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the layers to rows, (T, I); return a tensor of its own, (T, O)."""
-        if self._packed:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._weight, self._bias, "none", [], ""
-            )
-        else:
-            y = nn.functional.linear(x, self._weight, self._bias)
-        if self._down is None:
-            return y
-        return torch.addmm(y, nn.functional.linear(x, self._down), self._up)
+        y = self._apply(x, self._weight, self._bias)
+        return y if self._down is None else y.addmm_(self._apply(x, self._down, None), self._up)
+
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._packed:
+            return nn.functional.linear(x, weight, bias)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
 
 
 def _joined_bias(layers: Sequence[Layer]) -> Tensor | None:

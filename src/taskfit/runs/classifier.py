@@ -266,6 +266,7 @@ class Classifier:
         method = label_method(settings.method.name)
         if settings.method.reads_model and not is_given:
             model = load_fitted_model(settings, folder, weights, bases=bases)
+            model.tree.prepare_scoring()
         saved_weights = folder / MODEL if weights == "full" and model is None else None
         context = MethodContext(
             settings,

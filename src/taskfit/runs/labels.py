@@ -99,6 +99,9 @@ class LabelRun(RunKind[Classifier]):
         loaded = model_of(self.settings, model, self.memory, self.screen, origin=origin)
         context = MethodContext(self.settings, data.asked, data.demonstrations, loaded, start=start)
         self.fitted = Classifier(label_method(name)(context))
+        if loaded is not None and not self.trains:
+            # As a loaded run does it, so that it says what was measured here to the last digit.
+            loaded.tree.prepare_scoring()
         for note in self.method.notes():
             self.screen.note(note)
         self._tell_control_tokens()
@@ -146,6 +149,8 @@ class LabelRun(RunKind[Classifier]):
         found = TrainingState(), 0
         if isinstance(method, TrainedMethod):
             found = train_method(self._run, method, trackers=trackers)
+            if method.tree is not None:
+                method.tree.prepare_scoring()
         self._details: dict[str, Any] = {}
         self.fitted.blend = make_blend(method, probes, data.validation)
         if self.fitted.blend is not None:

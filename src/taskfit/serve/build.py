@@ -15,6 +15,7 @@ from taskfit.serve.served import ServedModel
 from taskfit.serve.work import ModelCard
 from taskfit.serve.writer import Writer
 from taskfit.settings import ModelSettings, RunSettings
+from taskfit.tasks.questions import Questionnaire
 
 
 def served_run(name: str, folder: Path, found: Classifier | TunedModel) -> ServedModel:
@@ -42,12 +43,16 @@ def served_run(name: str, folder: Path, found: Classifier | TunedModel) -> Serve
             generates=True,
             max_length=found.model.tree.max_length,
         )
-        return ServedModel(card, writer=Writer(found))
+        return ServedModel(card, writer=Writer(found), tree=found.model.tree)
     own, free = OwnQuestions(found), _free(found)
-    asked, by = ", ".join(own.cards), found.method.settings.name
+    by = found.method.settings.name
+    asked = "; ".join(
+        f"{name} ({', '.join(option.name for option in question.options)})"
+        for name, question in own.cards.items()
+    )
     card = ModelCard(
         name,
-        f"Answers {asked} of {', '.join(own.columns)}, fitted by {by}.",
+        f"Answers about {', '.join(own.columns)}: {asked}. Fitted by {by}.",
         base=found.model_name,
         method=by,
         created=created,
@@ -57,7 +62,8 @@ def served_run(name: str, folder: Path, found: Classifier | TunedModel) -> Serve
         asks_anything=free is not None,
         max_length=own.max_length,
     )
-    return ServedModel(card, own=own, free=free)
+    model = found.method.context.model
+    return ServedModel(card, own=own, free=free, tree=None if model is None else model.tree)
 
 
 def served_base(name: str, bases: SharedBases, *, device: str) -> ServedModel:
@@ -84,16 +90,24 @@ def served_base(name: str, bases: SharedBases, *, device: str) -> ServedModel:
         generates=True,
         max_length=tuned.model.tree.max_length,
     )
-    return ServedModel(card, free=FreeQuestions(tuned.model), writer=Writer(tuned))
+    return ServedModel(
+        card, free=FreeQuestions(tuned.model), writer=Writer(tuned), tree=tuned.model.tree
+    )
 
 
 def _free(classifier: Classifier) -> FreeQuestions | None:
     """Return what asks a run other questions; None where its method cannot be asked any.
 
-    Methods that read label words off the model answer with their own weights.
+    Methods that read label words off the model answer with their own weights: measured, an adapter
+    that was trained on one question does not answer others worse than the base.
     """
     method = classifier.method
     if not isinstance(method, WordMethod | InContext):
         return None
     limit = method.context.settings.model.max_length
-    return FreeQuestions(method.context.need_model(), max_length=limit)
+    model, asked = method.context.need_model(), classifier.asked
+    if isinstance(asked, Questionnaire) and len(asked.text) == 1:
+        return FreeQuestions(
+            model, max_length=limit, column=asked.text[0], instruction=asked.instruction
+        )
+    return FreeQuestions(model, max_length=limit)

@@ -5,7 +5,7 @@ the state runs once.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -59,12 +59,28 @@ class FreeQuestions:
         max_length: Most tokens of a prompt with its longest option.
     """
 
-    def __init__(self, model: LoadedModel, *, max_length: int | None = None) -> None:
-        """Bind to a model; `max_length` is less than what it was made for, or None."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        max_length: int | None = None,
+        column: str = STATE,
+        instruction: str = "",
+    ) -> None:
+        """Bind to a model.
+
+        Args:
+            model: The model.
+            max_length: Most tokens of a prompt, where that is less than the model was made for.
+            column: What a state is called in the prompt: runs of several questions were trained in
+                prompts like these, with a name of their own.
+            instruction: Stands first in the prompt.
+        """
         limit = model.tree.max_length
+        self._column, self._instruction = column, instruction
         self.max_length = min(limit, max_length or limit)
         self._model = model
-        first = _task(Question("noul", "", ()))
+        first = self._task(Question("noul", "", ()))
         self._first = PromptEncoder(
             model.tokenizer, first, [], max_length=self.max_length, marks_ends=True
         )
@@ -85,7 +101,7 @@ class FreeQuestions:
             return FreeQuestion(names), False
         try:
             encoder = self._compiled(question)
-            (item,) = encoder.encode([Example(STATE, {STATE: rendered(state)})])
+            (item,) = encoder.encode([Example(STATE, {self._column: self._rendered(state)})])
         except TaskfitError as error:
             found = str(error).removeprefix("Questions request: question 'question': ")
             raise RequestError(422, f"It cannot be asked so: {found}", where=where) from error
@@ -147,17 +163,34 @@ class FreeQuestions:
         return str(self._model.tokenizer.decode([token]))
 
     def _compile(self, question: Question) -> PromptEncoder:
-        task = _task(question)
+        task = self._task(question)
         if not task.chat:
             # What clients ask stands in the line itself.
             line = self._first.text.shield(task.template.line)
             task = replace(task, template=replace(task.template, line=line))
         return self._first.for_task(task, demonstrations=[])
 
+    def _rendered(self, state: Content) -> str:
+        """Return a state as the model reads it: text as it stands, JSON on one line."""
+        if isinstance(state, Mapping) and list(state) == [self._column]:
+            text = state[self._column]
+            return text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+        return state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)
 
-def rendered(state: Content) -> str:
-    """Return a state as the model reads it: text as it stands, JSON on one line."""
-    return state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)
+    def _task(self, question: Question) -> Task:
+        """Return a question as a task over one column, its options in their order."""
+        names = [option.name for option in question.options]
+        words = default_words(names)
+        if question.kind == "noul":
+            words = {name: f" {word}" for name, word in zip(NOUL, YES_NO, strict=True)}
+            names = list(NOUL)
+        told = {option.name: option.description for option in question.options}
+        options = tuple(Option(name, (words[name],), told.get(name, "")) for name in names)
+        ask = question.instructions.strip() or ASKED[question.kind]
+        # A choice to the compiler: kinds differ in what is done with the probabilities alone.
+        asked = Asked("question", ask, "choice", f"answer to {self._column}", options)
+        columns = (self._column,)
+        return Questionnaire("request", 1, columns, (asked,), self._instruction).tasks["question"]
 
 
 def _sequences(item: EncodedExample, skip: int) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
@@ -172,18 +205,3 @@ def _shares(
     if scores_per_token(question.encoder, None):
         scores = scores / [len(ids) for ids in question.encoded.completions]
     return dict(zip(question.options, softmax(scores).tolist(), strict=True))
-
-
-def _task(question: Question) -> Task:
-    """Return a question as a task over one column, its options in the order they are named in."""
-    names = [option.name for option in question.options]
-    words = default_words(names)
-    if question.kind == "noul":
-        words = {name: f" {word}" for name, word in zip(NOUL, YES_NO, strict=True)}
-        names = list(NOUL)
-    told = {option.name: option.description for option in question.options}
-    options = tuple(Option(name, (words[name],), told.get(name, "")) for name in names)
-    ask = question.instructions.strip() or ASKED[question.kind]
-    # A choice to the compiler: kinds differ in what is done with the probabilities alone.
-    asked = Asked("question", ask, "choice", "answer", options)
-    return Questionnaire("request", 1, (STATE,), (asked,)).tasks["question"]

@@ -45,7 +45,7 @@ class Limits:
     max_questions: int = 400
     max_options: int = 255
     max_words: int = 200
-    max_tokens: int = 65_536
+    max_tokens: int = 16_384
     max_new_tokens: int = 4096
     max_generations: int = 4
     encode_threads: int = 2

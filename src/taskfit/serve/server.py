@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -20,29 +20,39 @@ from taskfit.serve.scheduler import Scheduler
 
 # What writes of answers that are ready may still take once nothing is computed any more.
 CLOSING_SECONDS = 5
+BACKLOG = 2048
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket that holds an address, before models are loaded for nothing.
 
+    It does not listen yet: who connects before there is a server is refused, not kept waiting.
+
     Raises:
         SettingsError: If the address cannot be had.
     """
-    try:
+    if not 0 <= port <= 65_535:
+        raise SettingsError(f"--port is {port}; ports are 0 to 65535.")
+    with told_if_taken(f"{host}:{port}"), ExitStack() as stack:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
-        held = socket.socket(family, kind, protocol)
+        held = stack.enter_context(socket.socket(family, kind, protocol))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(address)
-        # An address that another process listens at can be bound, and only then is refused.
-        held.listen(2048)
-    except (OSError, OverflowError) as error:
-        raise SettingsError(
-            f"{host}:{port} cannot be listened at: {error}. Free it, or give another --host or "
-            "--port."
-        ) from None
+        stack.pop_all()
     return held
+
+
+@contextmanager
+def told_if_taken(address: str) -> Iterator[None]:
+    """Turn the system's refusal of an address into one message."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"{address} cannot be listened at: {error}. Free it, or give another --host or --port."
+        ) from None
 
 
 def run_server(
@@ -55,7 +65,19 @@ def run_server(
         held: Where to listen.
         limits: `grace` is what requests have left then; a second signal ends them at once.
         started: Called once the server answers.
+
+    Raises:
+        SettingsError: If another process listens there by now.
     """
+    # Another process may have bound it as well, and begun to listen first.
+    with told_if_taken("{}:{}".format(*held.getsockname()[:2])):
+        held.listen(BACKLOG)
+    server = DrainingServer(configuration(app, limits), app, grace=limits.grace, started=started)
+    server.run(sockets=[held])
+
+
+def configuration(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """Return how uvicorn serves an app here."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -68,7 +90,7 @@ def run_server(
     )
     config.load()
     config.http_protocol_class = impatient(config.http_protocol_class, limits.read_timeout)
-    DrainingServer(config, app, grace=limits.grace, started=started).run(sockets=[held])
+    return config
 
 
 def impatient(protocol: Any, seconds: float) -> Any:  # noqa: ANN401
