@@ -173,6 +173,18 @@ def test_each_word_is_shaded_by_what_leaving_it_out_does(page):
         assert row[2].replace("−", "-") == f"{100 * change:+.1f}"
 
 
+def test_of_several_columns_each_is_shaded(page, server):
+    choose(page, "Model", "pairs")
+    choose(page, "Question", "own topic")
+    page.get_by_label("premise", exact=True).fill("It rains.")
+    page.get_by_label("hypothesis", exact=True).fill("It is wet.")
+    button(page, "What each word does")
+    page.locator(".shaded").nth(1).wait_for()
+    assert page.locator(".shaded").all_inner_texts() == ["It rains.", "It is wet."]
+    assert page.locator(".shaded span").count() == 5
+    assert server.asked[-1][1]["model"] == "pairs/topic"
+
+
 def test_tokens_are_marked_by_their_part(page):
     explain(page)
     page.get_by_text("The prompt as the model reads it").click()
@@ -296,10 +308,13 @@ def test_a_chat_is_streamed_and_remembers(page, server):
     assert page.locator("#status").inner_text() == "Ended at the most tokens."
 
 
-@pytest.mark.parametrize(("message", "words"), [("explode a b", ""), ("word " * 9999, "")])
-def test_a_message_that_is_not_answered_stands_in_the_form_again(page, message, words):
+@pytest.mark.parametrize(
+    ("message", "most", "words"),
+    [("explode a b", "7", "failed"), ("a b", "99999", "4,096"), ("a b", "", "a number is needed")],
+)
+def test_a_message_that_is_not_answered_stands_in_the_form_again(page, message, most, words):
     choose(page, "Model", "writer")
-    page.get_by_label("Most tokens").fill("99999" if message.startswith("word") else "7")
+    page.get_by_label("Most tokens").fill(most)
     page.get_by_label("Message").fill(message)
     button(page, "Send")
     alert(page, words)
@@ -311,7 +326,8 @@ def test_events_are_read_whatever_the_network_cuts(page):
     """Pieces of any size give the same events, within characters and line ends too."""
     script = """async (sizes) => {
       const data = (text) => `data: ${JSON.stringify({ text })}\\r\\n\\r\\n`;
-      const bytes = new TextEncoder().encode(`: hi\\n\\n${data("漢🙂")}${data("é")}data: [DONE]\\n\\n`);
+      const sent = `: hi\\n\\n${data("漢🙂")}${data("é")}data: [DONE]\\n\\n`;
+      const bytes = new TextEncoder().encode(sent);
       const { events } = await import("./page/api.js");
       const all = [];
       for (const size of sizes) {

@@ -58,23 +58,27 @@ function legend() {
     " or more; ", el("span", { class: "flips" }, " boxed "), ": without it the answer is another.");
 }
 
-// A text whose words are shaded by what leaving them out does to the most probable option.
-export function words(explained, question, text) {
+// A text with marks in the place of its words.
+function marked(text, words, marks) {
+  const ends = [0, ...words.map(({ end }) => end)];
+  const between = words.map(({ start }, i) => [cut(text, ends[i], start), marks[i]]);
+  return el("p", { class: "shaded" }, ...between.flat(), cut(text, ends.at(-1)));
+}
+
+// A state whose words are shaded by what leaving them out does to the most probable option.
+export function words(explained, question, state) {
   const top = best(explained.probabilities);
   const effects = explained.words.map((word) => effect(top, explained.probabilities, word));
-  const body = el("p", { class: "shaded" });
-  let end = 0;
-  explained.words.forEach((word, i) => {
-    if (text !== null) body.append(cut(text, end, word.start));
-    body.append(shaded(word.text, effects[i], top), text === null ? " " : "");
-    end = word.end;
+  const bodies = (typeof state === "string" ? [null] : Object.keys(state)).flatMap((column) => {
+    const own = [...explained.words.keys()].filter((i) => explained.words[i].column === column);
+    const body = marked(column === null ? state : state[column], own.map((i) => explained.words[i]), own.map((i) => shaded(explained.words[i].text, effects[i], top)));
+    return column === null ? [body] : [el("p", { class: "soft" }, column), body];
   });
-  if (text !== null) body.append(cut(text, end));
   const name = (option) => shown(option, question);
   const rows = explained.words.map((word, i) => [word.text, percent(word.probabilities[top]), points(effects[i].change), name(effects[i].without)]);
   const lead = `What each word does to “${name(top)}” (${percent(explained.probabilities[top])})`;
   return [
-    el("h4", {}, lead), body, legend(),
+    el("h4", {}, lead), ...bodies, legend(),
     el("details", {}, el("summary", {}, "The same as a table"), table(lead, ["left out", "probability", "word's part, points", "answer"], rows)),
   ];
 }
