@@ -65,6 +65,7 @@ from taskfit.cli.screen import (
     results_table,
 )
 from taskfit.cli.search import SearchBudgetOption, SearchOption, search_flags, show_search
+from taskfit.cli.serve import serve
 from taskfit.cli.stopped import (
     INTERRUPTED,
     tell_of_comparison,
@@ -251,6 +252,7 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_bas
 
 app.command()(evaluate)
 app.command()(predict)
+app.command()(serve)
 
 
 @app.command()

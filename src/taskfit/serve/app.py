@@ -83,8 +83,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error = RequestError(error.status_code, error.detail)
     assert isinstance(error, RequestError)
-    path = request.scope["path"]
-    return error_response(wire_of(path), error, request_id=request.scope["state"]["request_id"])
+    return error_response(wire_of(request.scope["path"]), error)
 
 
 def _add_health(app: FastAPI) -> None:

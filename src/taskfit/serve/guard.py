@@ -13,6 +13,7 @@ from taskfit.serve.body import decompress, too_large
 from taskfit.serve.limits import Limits
 from taskfit.serve.metrics import Metrics
 from taskfit.serve.replies import Wire, error_response, wire_of
+from taskfit.serve.waiting import REQUEST_ID
 from taskfit.serve.work import RequestError
 from taskfit.serve.worker import log_failure
 
@@ -194,7 +195,7 @@ class Exchange:
         self._send = send
         scope.setdefault("state", {})
         scope["state"]["begun"] = self.begun
-        scope["state"]["request_id"] = self.request_id
+        REQUEST_ID.set(self.request_id)
 
     def header(self, name: bytes) -> bytes:
         """Return a header's value; nothing where it is missing."""
@@ -229,7 +230,7 @@ class Exchange:
         if self._is_begun:
             self.outcome = "error"
             return
-        response = error_response(self.wire, error, request_id=self.request_id)
+        response = error_response(self.wire, error)
         await response(self.scope, _nothing, self.send)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from taskfit.serve.waiting import BusyError
+from taskfit.serve.waiting import REQUEST_ID, BusyError
 from taskfit.serve.work import RequestError
 
 Where = Sequence[str | int]
@@ -117,20 +117,19 @@ def wire_of(path: str) -> Wire:
     return WIRES.get(path, OTHER)
 
 
-def error_response(wire: Wire, error: RequestError, *, request_id: str) -> Response:
-    """Return an error in the shape of a wire.
+def error_body(wire: Wire, error: RequestError) -> Mapping[str, Any]:
+    """Return an error in the shape of a wire; where the log has more, with the request's id."""
+    message = str(error)
+    if error.status >= 500:
+        message = f"{message} (request {REQUEST_ID.get()})"
+    return wire.error(wire.status(error.status), message, error.where)
 
-    Args:
-        wire: Whose request it was.
-        error: What is wrong.
-        request_id: Told where the log has more.
-    """
-    status, message = wire.status(error.status), str(error)
-    if status >= 500:
-        message = f"{message} (request {request_id})"
+
+def error_response(wire: Wire, error: RequestError) -> Response:
+    """Return an error as an answer."""
     headers = {}
     if isinstance(error, BusyError):
         headers["retry-after"] = str(error.retry_after)
     return JsonResponse(
-        wire.error(status, message, error.where), status_code=status, headers=headers
+        error_body(wire, error), status_code=wire.status(error.status), headers=headers
     )

@@ -9,14 +9,14 @@ next batch: batches grow with the load, and a lone request never waits.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 from taskfit.serve.limits import Limits
 from taskfit.serve.metrics import Metrics
-from taskfit.serve.waiting import STOPPING, BusyError, Ticket, WaitingRoom, Writing
+from taskfit.serve.waiting import REQUEST_ID, STOPPING, BusyError, Ticket, WaitingRoom, Writing
 from taskfit.serve.work import (
     Answers,
     Engine,
@@ -123,7 +123,9 @@ class Scheduler:
         with self._place():
             return await _in_time(self._in_thread(lambda: engine.tokens(request)), deadline)
 
-    async def generate(self, request: GenerateRequest, *, deadline: float) -> AsyncIterator[Piece]:
+    async def generate(
+        self, request: GenerateRequest, *, deadline: float
+    ) -> AsyncGenerator[Piece, None]:
         """Write a text; closing the iterator stops the writing.
 
         Args:
@@ -155,20 +157,22 @@ class Scheduler:
         """Take no more requests; those that were accepted go on."""
         self._is_draining = True
 
-    def stop(self) -> None:
-        """End the threads; whoever still waits gets a 503."""
+    def close(self) -> None:
+        """Let the engine end after what runs; whoever waits then gets a 503."""
         self.drain()
         self._room.close()
+
+    def stop(self) -> None:
+        """End the threads, and wait for that."""
+        self.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._worker.join(self.limits.grace)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoders, work)
-        except RequestError:
-            raise
         except Exception as error:
-            raise as_request_error(error) from None
+            raise as_request_error(error, REQUEST_ID.get()) from None
 
     def _ticket(self, jobs: Sequence[Job], deadline: float) -> Ticket:
         ticket = Ticket(jobs, deadline=deadline)

@@ -6,10 +6,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 from taskfit.serve.work import Answers, GenerateRequest, Job, Piece, RequestError
 
 Result = Answers | Exception
+# Of the request that is served, for answers and the log.
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
 STOPPING = "This server is stopping; ask another."
 
 
@@ -34,6 +37,7 @@ class Ticket:
         num_tokens: Of all.
         deadline: Of `time.monotonic`; not begun after it.
         queued_at: Of `time.monotonic`.
+        request_id: Of the request.
         is_dropped: Whether nobody waits any more.
         answer: The answers in order, or the first exception.
     """
@@ -44,6 +48,7 @@ class Ticket:
         self.num_tokens = sum(job.num_tokens for job in jobs)
         self.deadline = deadline
         self.queued_at = time.monotonic()
+        self.request_id = REQUEST_ID.get()
         self.is_dropped = False
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[list[Answers]] = self.loop.create_future()
@@ -67,6 +72,7 @@ class Writing:
     Attributes:
         request: What to write.
         deadline: Of `time.monotonic`; not begun after it.
+        request_id: Of the request.
         is_dropped: Whether nobody reads any more.
         pieces: What was written, or the exception that ended it.
         iterator: The engine's, once it has begun.
@@ -76,6 +82,7 @@ class Writing:
         """Begin to wait, on the loop that runs."""
         self.request = request
         self.deadline = deadline
+        self.request_id = REQUEST_ID.get()
         self.is_dropped = False
         self.loop = asyncio.get_running_loop()
         self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()

@@ -31,14 +31,18 @@ def log_failure(what: str, error: BaseException) -> None:
     log.error("%s: %s\n%s", what, type(error).__name__, frames)
 
 
-def as_request_error(error: Exception) -> RequestError:
+def as_request_error(error: Exception, request_id: str) -> RequestError:
     """Return what a client is told of an exception; our own mistakes go to the log."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, TaskfitError):
         return RequestError(422, str(error))
-    log_failure("A request failed", error)
+    log_failure(f"Request {request_id} failed", error)
     return RequestError(500, "The server failed on this request; its log says where.")
+
+
+def _told(result: Result, request_id: str) -> Result:
+    return as_request_error(result, request_id) if isinstance(result, Exception) else result
 
 
 class Worker:
@@ -126,7 +130,7 @@ class Worker:
             if len(results) != len(jobs):
                 raise RuntimeError("The engine returned another number of answers than of jobs.")
         except Exception as error:
-            results = [as_request_error(error)] * len(jobs)
+            results = [error] * len(jobs)
         finally:
             self._room.finished(batch)
         seconds = max(time.monotonic() - begun, 1e-6)
@@ -135,16 +139,14 @@ class Worker:
         settled = []
         for ticket in batch:
             own, results = results[: len(ticket.jobs)], results[len(ticket.jobs) :]
-            settled.append(
-                (ticket, [as_request_error(r) if isinstance(r, Exception) else r for r in own])
-            )
+            settled.append((ticket, [_told(result, ticket.request_id) for result in own]))
         deliver(settled)
 
     def _begin(self, engine: Engine, writing: Writing) -> None:
         try:
             writing.iterator = engine.generate(writing.request)
         except Exception as error:
-            writing.put(as_request_error(error))
+            writing.put(as_request_error(error, writing.request_id))
         else:
             self._writings.append(writing)
 
@@ -156,7 +158,7 @@ class Worker:
         try:
             piece = next(writing.iterator)
         except Exception as error:  # also StopIteration: a text without a finish reason
-            writing.put(as_request_error(error))
+            writing.put(as_request_error(error, writing.request_id))
             return False
         self._metrics.generated.inc()
         writing.put(piece)

@@ -53,6 +53,11 @@ def score(instructions: str, levels: Sequence[Json]) -> Question:
     return Question("score", instructions, options)
 
 
+def in_order(question: Question, probabilities: Mapping[str, float]) -> dict[str, float]:
+    """Return probabilities in the order in which a question names its options."""
+    return {option.name: probabilities[option.name] for option in question.options}
+
+
 def choice_confidence(probabilities: Sequence[float]) -> float:
     """Return how far the best of n options stands above chance, (p - 1/n) / (1 - 1/n).
 

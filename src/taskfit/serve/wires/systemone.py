@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from taskfit.serve.limits import Limits, refuse_more
@@ -16,15 +16,25 @@ from taskfit.serve.service import reply, service_of
 from taskfit.serve.wires import questions as typed
 from taskfit.serve.wires.questions import Json
 from taskfit.serve.wires.route import JsonRoute, errors
+from taskfit.serve.wires.strict import Strict
 from taskfit.serve.work import ModelCard, Question, RequestError, StateRequest
 
 router = APIRouter(route_class=JsonRoute)
 
-
-class Strict(BaseModel):
-    """A request in which a misspelt name is an error."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+EXAMPLE_TEXT = "I was charged twice. Please help."
+EXAMPLE_QUESTIONS = {
+    "billing": {"type": "noul", "instructions": "Is this about billing?"},
+    "tone": {
+        "type": "choice",
+        "instructions": "What is the tone?",
+        "criteria": {"angry": "An upset message", "calm": None},
+    },
+    "urgency": {
+        "type": "score",
+        "instructions": "How urgent is it?",
+        "criteria": ["Can wait", "This week", "Today"],
+    },
+}
 
 
 class NoulCriteria(Strict):
@@ -195,7 +205,10 @@ async def systemone(body: SystemOneRequest, request: Request) -> Response:
     found = answers.probabilities[0]
     content = {
         "model": card.name,
-        "answers": {name: question.answer(found[name]) for name, question in questions.items()},
+        "answers": {
+            name: question.answer(typed.in_order(work.questions[name], found[name]))
+            for name, question in questions.items()
+        },
         "usage": {"input_tokens": answers.num_tokens, "output_tokens": 0},
     }
     return reply(content, answers)
@@ -226,38 +239,19 @@ def checked(
 def example(cards: Sequence[ModelCard]) -> dict[str, Any] | None:
     """Return a request that the served models answer; None where none does."""
     for card in cards:
-        if card.asks_anything:
-            return {
-                "model": card.name,
-                "state": "I was charged twice. Please help.",
-                "questions": {
-                    "billing": {"type": "noul", "instructions": "Is this about billing?"},
-                    "tone": {
-                        "type": "choice",
-                        "instructions": "What is the tone?",
-                        "criteria": {"angry": "An upset message", "calm": None},
-                    },
-                    "urgency": {
-                        "type": "score",
-                        "instructions": "How urgent is it?",
-                        "criteria": ["Can wait", "This week", "Today"],
-                    },
-                },
-            }
-    for card in cards:
         if card.questions:
-            return {
-                "model": card.name,
-                "state": example_text(card),
-                "questions": {name: as_json(question) for name, question in card.questions.items()},
-            }
+            own = {name: as_json(question) for name, question in card.questions.items()}
+            return {"model": card.name, "state": example_text(card), "questions": own}
+    for card in cards:
+        if card.asks_anything:
+            return {"model": card.name, "state": EXAMPLE_TEXT, "questions": EXAMPLE_QUESTIONS}
     return None
 
 
 def example_text(card: ModelCard) -> Any:  # noqa: ANN401
     """Return a text for a run, or one for each of its columns."""
-    text = "I was charged twice. Please help."
-    return text if len(card.columns) == 1 else dict.fromkeys(card.columns, text)
+    one = len(card.columns) == 1
+    return EXAMPLE_TEXT if one else dict.fromkeys(card.columns, EXAMPLE_TEXT)
 
 
 def as_json(question: Question) -> dict[str, Any]:
