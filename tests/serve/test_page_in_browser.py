@@ -163,14 +163,31 @@ def test_each_word_is_shaded_by_what_leaving_it_out_does(page):
     marks = page.locator(".shaded span").all()
     for word, mark, row in zip(found["words"], marks, rows, strict=True):
         without = word["probabilities"][top]
-        change = found["probabilities"][top] - without
-        level = sum(abs(change) >= step for step in (0.01, 0.05, 0.15, 0.4))
+        factor = odds(found["probabilities"][top]) / odds(without)
+        level = sum(max(factor, 1 / factor) >= step for step in (1.5, 2, 4, 10))
         kinds = (mark.get_attribute("class") or "").split()
-        assert ("for" in kinds) == (level > 0 and change > 0)
+        assert ("for" in kinds) == (level > 0 and factor > 1)
         assert (f"level-{level}" in kinds) == (level > 0)
         assert ("flips" in kinds) == (without < 0.5)
         assert row[1] == percent(without)
-        assert row[2].replace("−", "-") == f"{100 * change:+.1f}"
+        assert row[2] == (f"÷ {factor:.1f}" if factor >= 1 else f"× {1 / factor:.1f}")
+
+
+def odds(share: float) -> float:
+    return share / (1 - share)
+
+
+def test_a_sure_answer_is_shaded_by_its_odds_and_rounding_is_not(page):
+    for full, without, level in [
+        (0.999, 0.996, 3),
+        (0.5, 0.61, 1),
+        (0.5, 0.5, 0),
+        (1.0, 1 - 1e-6, 0),
+        (1.0, 0.0, 4),
+    ]:
+        shares = [{"a": share, "b": 1 - share} for share in (full, without)]
+        found = in_page(page, "format", "effect('a', value[0], {probabilities: value[1]})", shares)
+        assert found["level"] == level, (full, without)
 
 
 def test_of_several_columns_each_is_shaded(page, server):

@@ -3,8 +3,8 @@
 import { at, el } from "./draw.js";
 
 const TITLES = {
-  choice: ["Options", "name", "when it applies (may be empty)"],
-  noul: ["Yes and no", "", "when it applies (may be empty)"],
+  choice: ["Options", "name", "when it applies"],
+  noul: ["Yes and no", "", "when it applies"],
   score: ["Levels, lowest first", "", "what the level means"],
 };
 const FEWEST = { choice: 2, noul: 2, score: 2 };

@@ -28,6 +28,6 @@ export function textOf(one, fields) {
 export const ownName = (one, question) => (Object.keys(one.questions).length > 1 ? `${one.name}/${question}` : one.name);
 
 export function about(one) {
-  const parts = [one.description, one.method === "none" ? "" : `Method ${one.method} over ${one.base}.`, one.max_length ? `Reads up to ${one.max_length.toLocaleString("en")} tokens.` : ""];
+  const parts = [one.description, one.base === one.name ? "" : `Over ${one.base}.`, one.max_length ? `Reads up to ${one.max_length.toLocaleString("en")} tokens.` : ""];
   return parts.filter(Boolean).join(" ");
 }

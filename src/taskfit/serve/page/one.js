@@ -1,7 +1,7 @@
 // One text: what the chosen models answer, and what each of its words does.
 
 import { call } from "./api.js";
-import { at, bars, el, tokens, words } from "./draw.js";
+import { at, bars, el, legend, tokens, words } from "./draw.js";
 import { readQuestion } from "./editor.js";
 import { asked, best, percent, shares, shown } from "./format.js";
 import { both, ownName, second, textOf } from "./models.js";
@@ -70,9 +70,10 @@ export async function explainOne(signal) {
   });
   at("status").textContent = "Leaving out one word after the other…";
   const found = await Promise.all(asks.map(({ body }) => call("v1/taskfit/explain", { body, signal })));
-  at("words").replaceChildren(...found.map((explained, i) => {
+  const parts = found.map((explained, i) => {
     const { question, body } = asks[i];
     return section(chosen[i].name, [...words(explained, question, body.state), tokens(explained.tokens)]);
-  }));
+  });
+  at("words").replaceChildren(...parts, legend());
   at("status").textContent = `${found[0].words.length} words, each left out once.`;
 }
