@@ -25,7 +25,9 @@ HEAD = ModelCard("head", "", "tiny", "head", 0, questions={"label": FEELING}, ma
 PAIRS = ModelCard("pairs", "", "tiny", "head", 0, columns=("premise", "hypothesis"),
                   questions={"label": FOLLOWS, "topic": TOPIC}, max_length=64)  # fmt: skip
 WRITER = ModelCard("writer", "", "tiny", "sft", 0, generates=True, max_length=64)
-CARDS = (WORDS, HEAD, PAIRS, WRITER)
+BASE = ModelCard("tiny", "", "tiny", "none", 0, columns=(), asks_anything=True, generates=True,
+                 max_length=64)  # fmt: skip
+CARDS = (WORDS, HEAD, PAIRS, WRITER, BASE)
 
 
 class Server:

@@ -145,9 +145,22 @@ def test_two_runs_stand_side_by_side(page, server):
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
 
 
+def test_a_bare_model_beside_a_run_is_asked_the_runs_question(page, server):
+    choose(page, "Beside it", "tiny")
+    answer(page)
+    page.locator(".bars").nth(1).wait_for()
+    questions = [body["questions"] for _, body in server.asked]
+    assert questions[0] == questions[1]
+    choose(page, "Beside it", "")
+    choose(page, "Model", "tiny")
+    assert options(page, "Question") == ["another question"]
+    assert page.get_by_label("What is asked").is_visible()
+    assert page.get_by_label("Text", exact=True).input_value() == TEXT
+
+
 def test_models_that_read_other_columns_are_not_offered_beside(page):
     assert options(page, "Model") == [card.name for card in CARDS]
-    assert options(page, "Beside it") == ["nothing", "head"]
+    assert options(page, "Beside it") == ["nothing", "head", "tiny"]
     choose(page, "Model", "pairs")
     assert page.locator("#beside").is_hidden()
 

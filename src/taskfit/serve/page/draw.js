@@ -54,8 +54,8 @@ export function legend() {
   const step = (side, level) => el("span", { class: `${side} level-${level}` }, ` ${STEPS[level - 1]} `);
   const steps = (side) => STEPS.map((_, i) => step(side, i + 1));
   return el("p", { class: "legend soft" },
-    "Without the word the answer's odds are divided by", ...steps("for"), "or more (straight line), or multiplied by", ...steps("against"),
-    "or more (wavy line); ", el("span", { class: "flips" }, " boxed "), ": without it the answer is another.");
+    "Without the word the answer's odds are divided by ", ...steps("for"), " or more (straight line), or multiplied by ", ...steps("against"),
+    " or more (wavy line); ", el("span", { class: "flips" }, " boxed "), ": without it the answer is another.");
 }
 
 // A text with marks in the place of its words.

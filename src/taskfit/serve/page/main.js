@@ -137,7 +137,8 @@ async function load(signal) {
     });
   }
   tell(null);
-  models.splice(0, models.length, ...found.models);
+  // A bare model has no columns: it is asked about one text.
+  models.splice(0, models.length, ...found.models.map((one) => ({ ...one, columns: one.columns.length ? one.columns : ["text"] })));
   choices(at("model"), models.map(({ name }) => [name, name]));
   at("key-form").hidden = true;
   at("work").hidden = false;

@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { at, bars, el, legend, tokens, words } from "./draw.js";
 import { readQuestion } from "./editor.js";
 import { asked, best, percent, shares, shown } from "./format.js";
-import { both, ownName, second, textOf } from "./models.js";
+import { both, first, ownName, second, textOf } from "./models.js";
 
 function state(one) {
   const values = [...at("fields").querySelectorAll("textarea")].map((field) => field.value);
@@ -12,10 +12,12 @@ function state(one) {
   return textOf(one, values);
 }
 
+// A model beside the first is asked its own question of that name; one that has none, what the first is asked.
 function questions(one) {
   const chosen = at("question").value;
   if (chosen === "new") return { question: readQuestion() };
-  const found = Object.entries(one.questions).filter(([name]) => chosen === "own" || chosen === `own ${name}`);
+  const own = (of) => Object.entries(of.questions).filter(([name]) => chosen === "own" || chosen === `own ${name}`);
+  const found = own(one).length || !one.asks_anything ? own(one) : own(first());
   if (!found.length) throw new Error(`${one.name} has no such question of its own: choose one that both models answer.`);
   return Object.fromEntries(found.map(([name, question]) => [name, asked(question)]));
 }
@@ -65,7 +67,7 @@ export async function explainOne(signal) {
   const chosen = both();
   const asks = chosen.map((one) => {
     const [name, question] = Object.entries(questions(one))[0];
-    const isOwn = at("question").value !== "new";
+    const isOwn = at("question").value !== "new" && name in one.questions;
     return { question, body: { model: isOwn ? ownName(one, name) : one.name, state: state(one), ...(isOwn ? {} : { question }) } };
   });
   at("status").textContent = "Leaving out one word after the other…";
