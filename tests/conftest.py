@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from taskfit.models.load import LoadedModel
+    from taskfit.serve.engine import RunsEngine
 
 # What a picture that is not rendered leaves.
 NO_SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'
@@ -98,6 +99,22 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny
 
     return tiny.save_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, Path]:
+    """Finished runs of many kinds over one tiny base, by name."""
+    from tiny_runs import fit_runs
+
+    return fit_runs(tmp_path_factory.mktemp("runs"), model_folder)
+
+
+@pytest.fixture(scope="session")
+def engine(runs: dict[str, Path], model_folder: Path) -> "RunsEngine":
+    """All of them in memory together, with the base."""
+    from taskfit.serve.engine import load_engine
+
+    return load_engine(runs, base=str(model_folder), device="cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tiny
 from taskfit.errors import CheckpointError
 from taskfit.models.adapters import (
     CpuDropout,
+    adapters_off,
     add_adapter,
     load_adapter,
     save_weights,
@@ -123,3 +125,44 @@ def test_dropout_passes_gradients_only_where_it_kept_the_input() -> None:
     out = CpuDropout(0.5, draw=0)(x)
     out.sum().backward()
     torch.testing.assert_close(x.grad, (out / x).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_by_name_on_one_model_compute_as_each_does_alone(tmp_path: Path) -> None:
+    """Also those that touch other layers, and none at all; no pass sees what another chose."""
+    wanted = {"": scores(TreeModel(tiny.tiny_model("llama", 61)))}
+    for name, settings in {
+        "a": AdapterSettings(lora_rank=2),
+        "b": AdapterSettings(targets="mlp", layers=1, dora=True),
+        "c": AdapterSettings(targets="attention", lora_alpha=64),
+    }.items():
+        alone = TreeModel(tiny.tiny_model("llama", 61))
+        adapter = add_adapter(alone.model.requires_grad_(False), settings, seed=len(wanted))
+        disturb(alone)
+        alone.model.eval()
+        wanted[name] = scores(alone)
+        assert adapter is not None
+        adapter.save_pretrained(tmp_path / name, save_embedding_layers=False)
+    model, beside = tiny.tiny_model("llama", 61).requires_grad_(False), None
+    for name in "abc":
+        beside = load_adapter(model, tmp_path / name, name=name, beside=beside)
+    model.eval()
+    trees = {name: TreeModel(model, verify=False, adapter=name) for name in wanted}
+    for name in ("a", "b", "", "c", "a", "", "b"):
+        torch.testing.assert_close(scores(trees[name]), wanted[name])
+        with adapters_off(model):
+            torch.testing.assert_close(scores(trees[name]), wanted[""])
+    assert not torch.allclose(wanted["a"], wanted["b"])
+
+
+def test_an_adapter_beside_others_is_checked_as_the_first_is(tmp_path: Path) -> None:
+    model = tiny.tiny_model("llama", 61)
+    adapter = add_adapter(model.requires_grad_(False), AdapterSettings(), seed=0)
+    assert adapter is not None
+    adapter.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    other = tiny.tiny_model("llama", 61)
+    beside = load_adapter(other, tmp_path / "a", name="first")
+    weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    weights.pop(min(weights))
+    save_file(weights, tmp_path / "a" / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="1 of its weights missing"):
+        load_adapter(other, tmp_path / "a", name="second", beside=beside)

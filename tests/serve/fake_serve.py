@@ -3,8 +3,9 @@
 import os
 import sys
 
-import taskfit.cli.serve
 from fake_engine import FakeEngine
+
+import taskfit.cli.serve
 from taskfit.cli.main import main
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from taskfit.methods.losses import (
     label_targets,
     multi_label_loss_sum,
 )
-from taskfit.methods.method import Advance, FloatArray, MethodContext, TrainedMethod
+from taskfit.methods.method import Advance, FloatArray, MethodContext, Reading, TrainedMethod
 from taskfit.methods.objective import Objective
 from taskfit.models.encoder import LoadedEncoder, load_encoder, run_padded
 from taskfit.models.load import DTYPES, resolve_device
@@ -101,6 +101,10 @@ class Encoder(TrainedMethod):
             targets=[example.target_vector(names) for example in examples],
             allow_control_tokens=self.task.allow_control_tokens,
         )
+
+    def readings(self, examples: Sequence[Example]) -> list[Reading]:
+        """Return the texts as the encoder reads them."""
+        return [Reading(self.encode(examples), self.max_length)]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 
 from taskfit.data import Example
 from taskfit.data.fetch import cache_folder, writing_to_cache
-from taskfit.methods.method import Advance, MethodContext
+from taskfit.methods.method import Advance, MethodContext, Reading
 from taskfit.methods.reading import PrefixCache, read_prompts
-from taskfit.methods.tree_method import prompt_encoder
+from taskfit.methods.tree_method import prompt_encoder, prompts_of
 from taskfit.models.adapters import adapters_off
 from taskfit.models.attention import KeyValueCache
-from taskfit.models.encoder import embed_texts, load_encoder, note_long
+from taskfit.models.encoder import EMBED_MAX_LENGTH, embed_texts, load_encoder, note_long
 from taskfit.models.fingerprint import fingerprint
 from taskfit.models.load import resolve_device
 from taskfit.models.quantize import count_parameters
@@ -83,6 +83,10 @@ class CachedFeatures(ABC):
     @abstractmethod
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
         """Return the features of texts in float32, (N, D)."""
+
+    @abstractmethod
+    def readings(self, examples: Sequence[Example]) -> list[Reading]:
+        """Return texts as they are read; see `Method.readings`."""
 
     def keep_no_more(self) -> None:
         """Leave the cache as it is: texts that a fitted run predicts are nobody's to keep."""
@@ -165,6 +169,10 @@ class FeatureReader(CachedFeatures):
         # Instruction, demonstrations and the cut of long texts are all in the tokens themselves.
         return self._read(items, lambda item: item.prompt_ids.tobytes(), compute, advance)
 
+    def readings(self, examples: Sequence[Example]) -> list[Reading]:
+        """Return the prompts."""
+        return [prompts_of(self._encoder, examples)]
+
 
 class EncoderFeatures(CachedFeatures):
     """Embeds texts with a sentence encoder; columns of text are joined by line breaks."""
@@ -191,7 +199,7 @@ class EncoderFeatures(CachedFeatures):
 
     def features(self, examples: Sequence[Example], *, advance: Advance | None = None) -> Features:
         """Return embeddings of length 1."""
-        texts = ["\n".join(e.texts[name] for name in self._columns) for e in examples]
+        texts = self._joined(examples)
         note_long(self._encoder, texts, [example.id for example in examples])
         return self._read(
             texts,
@@ -201,6 +209,15 @@ class EncoderFeatures(CachedFeatures):
             ),
             advance,
         )
+
+    def readings(self, examples: Sequence[Example]) -> list[Reading]:
+        """Return the texts that may be too long, as the encoder reads them."""
+        names = [example.id for example in examples]
+        long = note_long(self._encoder, self._joined(examples), names)
+        return [Reading(long, min(EMBED_MAX_LENGTH, self._encoder.max_length))]
+
+    def _joined(self, examples: Sequence[Example]) -> list[str]:
+        return ["\n".join(e.texts[name] for name in self._columns) for e in examples]
 
     def _content(self, text: str) -> bytes:
         """Return a text as a key: shielded, for the two ways of reading control tokens differ."""

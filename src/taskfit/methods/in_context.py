@@ -14,10 +14,17 @@ from taskfit.methods.calibration import (
     domain_prior,
     text_prior,
 )
-from taskfit.methods.method import Advance, FloatArray, Method, MethodContext, MethodState
+from taskfit.methods.method import (
+    Advance,
+    FloatArray,
+    Method,
+    MethodContext,
+    MethodState,
+    Reading,
+)
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.scoring import LabelScorer
-from taskfit.methods.tree_method import end_notes, prompt_encoders
+from taskfit.methods.tree_method import end_notes, prompt_encoders, prompts_of
 from taskfit.models.quantize import count_parameters
 
 
@@ -87,6 +94,12 @@ class InContext(Method):
         """Return label probabilities after the prompt, divided by the prior, (N, L)."""
         found = self._log_probs(examples, advance)
         return apply_prior(found, self.log_prior, num_labels=self.scorers[0].num_labels)
+
+    def readings(self, examples: Sequence[Example]) -> list[Reading]:
+        """Return the prompts of each order; with retrieval, the texts as they are compared."""
+        if self.retriever is not None:
+            return super().readings(examples)
+        return [prompts_of(scorer.encoder, examples) for scorer in self.scorers]
 
     def notes(self) -> Sequence[str]:
         """Return how words are told apart of which one starts another."""

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from taskfit.methods.losses import LossSum
     from taskfit.methods.objective import Item, Objective
     from taskfit.models.load import LoadedModel
+    from taskfit.models.padded import EncodedRow
     from taskfit.models.tree_model import TreeModel
+    from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 
 FloatArray = NDArray[np.float64]
 Advance = Callable[[int], None]
@@ -102,6 +104,21 @@ class MethodContext:
         return self.model
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Texts as a method reads them.
+
+    Attributes:
+        items: Each text as token ids; of an encoder perhaps only those that are long.
+        max_length: Most tokens of one, its prompt and answer with it.
+        encoder: What makes prompts of texts; None: they go in without one.
+    """
+
+    items: "Sequence[EncodedExample | EncodedRow]"
+    max_length: int
+    encoder: "PromptEncoder | BareEncoder | None" = None
+
+
 class MethodTraits:
     """What every row of the table of methods says of itself, before there is data or a model.
 
@@ -153,6 +170,13 @@ class Method(MethodTraits, ABC):
             examples: Texts; labels are not looked at.
             advance: Called with the number of examples just finished.
         """
+
+    def readings(self, examples: Sequence[Example]) -> list[Reading]:
+        """Return texts as they are read: no model runs for it, and any thread may ask.
+
+        Empty where nothing reads tokens, or prompts are only known once a model has run.
+        """
+        return [one for reader in self._readers for one in reader.readings(examples)]
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Learn what is learned at once, before any training in steps.

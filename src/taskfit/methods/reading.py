@@ -10,7 +10,6 @@ from torch import Tensor
 
 from taskfit.errors import ModelError
 from taskfit.models.attention import KeyValueCache
-from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.tree_model import TreeModel
 from taskfit.models.whole import require_finite
@@ -78,7 +77,7 @@ def run_in_trees(
     When memory runs out, what is left is cut into trees of half the size.
 
     Args:
-        model: Put into evaluation mode meanwhile.
+        model: In evaluation mode meanwhile.
         groups: What must stand in one tree; see `plan_trees`.
         run: Called with the indices of a tree's groups; may be called again for the same ones
             after memory ran out.
@@ -91,7 +90,7 @@ def run_in_trees(
     largest = max(map(unique_tokens, groups))
     budget = token_budget or max(TOKEN_BUDGET, largest)
     waiting = list(range(len(groups)))
-    with evaluation_mode(model.model):
+    with model.evaluating():
         while waiting:
             trees = plan_trees(
                 [groups[i] for i in waiting], budget, names=[names[i] for i in waiting]

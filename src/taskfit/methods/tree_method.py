@@ -8,7 +8,7 @@ from taskfit.errors import PromptError
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.branches import BranchWords
 from taskfit.methods.calibration import apply_prior
-from taskfit.methods.method import Advance, FloatArray, MethodContext, TrainedMethod
+from taskfit.methods.method import Advance, FloatArray, MethodContext, Reading, TrainedMethod
 from taskfit.methods.objective import Item
 from taskfit.methods.scoring import LabelScorer, WordReader, scores_per_token
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder, Task, Tokenizer
@@ -31,6 +31,10 @@ class TreeMethod(AdaptedModel, TrainedMethod):
     def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
         """Return prompts with completions as token ids."""
         return self.encoder.encode(examples)
+
+    def readings(self, examples: Sequence[Example]) -> list[Reading]:
+        """Return the prompts."""
+        return [prompts_of(self.encoder, examples)]
 
     def rendered(self, examples: Sequence[Example]) -> list[str]:
         """Return prompts with what is learned between guillemets."""
@@ -74,6 +78,10 @@ class WordMethod(TreeMethod):
         found = self.scorer.log_probs(examples, advance=advance)
         return apply_prior(found, None, num_labels=self.scorer.num_labels)
 
+    def readings(self, examples: Sequence[Example]) -> list[Reading]:
+        """Return the prompts of each question."""
+        return [prompts_of(encoder, examples) for encoder in self.encoders.values()]
+
     def notes(self) -> Sequence[str]:
         """Return how words are told apart of which one starts another."""
         return end_notes(self.scorer, self.model.tokenizer)
@@ -95,6 +103,11 @@ class WordMethod(TreeMethod):
         """Return the gold label's first word, each token between guillemets."""
         decode, gold = self.model.tokenizer.decode, self.gold_word(item, encoder)
         return "".join(f"«{decode([int(i)])}»" for i in item.completions[gold])
+
+
+def prompts_of(encoder: PromptEncoder | BareEncoder, examples: Sequence[Example]) -> Reading:
+    """Return texts as an encoder's prompts."""
+    return Reading(encoder.encode(examples), encoder.max_length, encoder)
 
 
 def end_notes(scorer: LabelScorer, tokenizer: Tokenizer) -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -250,10 +250,29 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return parameters + quantization_bytes(model)
 
 
+def adapter_layers(model: nn.Module) -> list[LoraLayer]:
+    """Return the layers of a model that hold adapters, one or several each."""
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def use_adapter(layers: Sequence[LoraLayer], name: str) -> None:
+    """Let a model compute with the adapter of this name alone; with none for an empty name.
+
+    Args:
+        layers: All that `adapter_layers` finds in the model.
+        name: As `load_adapter` was given it.
+    """
+    chosen = [name] if name else []
+    for layer in layers:
+        # What PEFT's own methods set; these would also change what is trainable.
+        if layer._active_adapter != chosen:
+            layer._active_adapter = chosen
+
+
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Let a model compute as before training, where adapters alone were trained."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers = adapter_layers(model)
     for layer in layers:
         # PEFT's own switch; its method of this name would also change what is trainable.
         layer._disable_adapters = True
@@ -279,8 +298,20 @@ def save_weights(
     tokenizer.save_pretrained(folder)
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+def load_adapter(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    name: str = "default",
+    beside: PeftModel | None = None,
+) -> PeftModel:
     """Put a saved LoRA adapter on a model for prediction.
+
+    Args:
+        model: The model.
+        folder: Of the adapter.
+        name: What the adapter is called; no other on the model may be called so.
+        beside: What an earlier call returned for the same model: its adapters stay.
 
     Raises:
         CheckpointError: If the folder holds no adapter that fits the model.
@@ -290,12 +321,23 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         with _peft_warnings_off():
             # Of keys that are missing it only warns; they are checked below.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
-            wrapped = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+            if beside is None:
+                wrapped = PeftModel.from_pretrained(
+                    model, folder, adapter_name=name, autocast_adapter_dtype=False
+                )
+            else:
+                wrapped = beside
+                beside.load_adapter(
+                    str(folder),
+                    name,
+                    torch_device=str(model.device),
+                    autocast_adapter_dtype=False,
+                )
     except RuntimeError as error:
         raise CheckpointError(
             f"The adapter in {folder} does not fit {type(model).__name__}: {error}"
         ) from error
-    _check_adapter(wrapped, folder / ADAPTER_WEIGHTS)
+    _check_adapter(wrapped, folder / ADAPTER_WEIGHTS, name=name)
     _adapters_in_model_dtype(model)
     return wrapped
 
@@ -324,7 +366,7 @@ def _check_adapter_files(folder: Path) -> None:
         raise CheckpointError(f"{folder} holds no adapter: {' and '.join(missing)} missing.")
 
 
-def _check_adapter(adapter: PeftModel, path: Path) -> None:
+def _check_adapter(adapter: PeftModel, path: Path, *, name: str = "default") -> None:
     """Raise unless a file holds all weights of an adapter, no others, and all are finite.
 
     PEFT starts what is missing anew, and leaves out what it does not know.
@@ -333,7 +375,7 @@ def _check_adapter(adapter: PeftModel, path: Path) -> None:
         CheckpointError: Naming the weights.
         NotFiniteError: Naming the weights.
     """
-    own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    own = get_peft_model_state_dict(adapter, adapter_name=name, save_embedding_layers=False)
     with safe_open(path, "pt") as file:
         stored = set(file.keys())
     problems = [

@@ -47,6 +47,15 @@ class KeyValueCache:
             {layer: value[:, :length] for layer, value in self.values.items()},
         )
 
+    def followed_by(self, other: "KeyValueCache") -> "KeyValueCache":
+        """Return the prefix with what comes behind it."""
+        return KeyValueCache(
+            self.length + other.length,
+            np.concatenate((self.ids, other.ids)),
+            {layer: torch.cat((own, other.keys[layer]), 1) for layer, own in self.keys.items()},
+            {layer: torch.cat((own, other.values[layer]), 1) for layer, own in self.values.items()},
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class BlockTensors:

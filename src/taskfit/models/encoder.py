@@ -208,8 +208,10 @@ def embed_texts(
     )
 
 
-def note_long(encoder: LoadedEncoder, texts: Sequence[str], ids: Sequence[str]) -> None:
+def note_long(encoder: LoadedEncoder, texts: Sequence[str], ids: Sequence[str]) -> list[EncodedRow]:
     """Note the texts whose end `embed_texts` leaves out, also where their vectors are kept already.
+
+    Returns those that may be too long, as tokens; none where nobody listens.
 
     Args:
         encoder: Loaded without a head.
@@ -217,18 +219,19 @@ def note_long(encoder: LoadedEncoder, texts: Sequence[str], ids: Sequence[str]) 
         ids: Of their rows.
     """
     if not is_asked():
-        return
+        return []
     length = min(EMBED_MAX_LENGTH, encoder.max_length)
     # A token is a byte at least, so that most texts need not be tokenized for this.
     room = length - encoder.tokenizer.num_special_tokens_to_add()
     long = [i for i, text in enumerate(texts) if len(text.encode()) > room]
-    if long:
-        encode_texts(
-            encoder.tokenizer,
-            [[texts[i]] for i in long],
-            ids=[ids[i] for i in long],
-            max_length=length,
-        )
+    if not long:
+        return []
+    return encode_texts(
+        encoder.tokenizer,
+        [[texts[i]] for i in long],
+        ids=[ids[i] for i in long],
+        max_length=length,
+    )
 
 
 def load_encoder(

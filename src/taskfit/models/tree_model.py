@@ -4,16 +4,18 @@ Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from taskfit.errors import ModelError
+from taskfit.models.adapters import adapter_layers, use_adapter
 from taskfit.models.attention import (
     IMPLEMENTATION,
     KeyValueCache,
@@ -45,15 +47,20 @@ class TreeModel:
 
     Attributes:
         model: The transformers model.
+        adapter: Of several on the model, the one that this object computes with; empty: with none;
+            None: with whatever is active.
         device: Where it lives.
         num_tokens_run: Unique tokens run through the decoder so far.
     """
 
-    def __init__(self, model: PreTrainedModel, *, verify: bool = True) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, verify: bool = True, adapter: str | None = None
+    ) -> None:
         """Take over a model's attention.
 
         Args:
             model: A causal LM of pure attention.
+            adapter: See the attribute; it must be on the model before the first pass.
             verify: Compare a small tree with plain forward passes (a few tokens; do not skip it
                 for models from outside).
 
@@ -62,6 +69,8 @@ class TreeModel:
         """
         refuse_unserved(model)
         self.model = model
+        self.adapter = adapter
+        self._adapter_layers: list[LoraLayer] | None = None
         self.device = model.device
         self.num_tokens_run = 0
         window = self._config_number("sliding_window")
@@ -108,9 +117,26 @@ class TreeModel:
         """
         record = KeyValueCache(len(ids), ids)
         # Validations come in the middle of training; a prefix must not be read with dropout.
-        with evaluation_mode(self.model):
+        with self.evaluating():
             self._decode(TokenTree.build([ids]), prefix=None, record=record)
         return record
+
+    @torch.no_grad()
+    def extend(
+        self, ids: IntArray, *, prefix: KeyValueCache | None = None
+    ) -> tuple[Tensor, KeyValueCache]:
+        """Run tokens behind a prefix, to write on from there; the model must be in evaluation mode.
+
+        Args:
+            ids: Token ids, (T,), T >= 1.
+            prefix: Keys and values of what stands before.
+
+        Returns:
+            The last hidden state of the last token, (1, D), and keys and values of prefix and ids.
+        """
+        record = KeyValueCache(len(ids), ids)
+        states = self._decode(TokenTree.build([ids]), prefix=prefix, record=record)
+        return states[-1:], record if prefix is None else prefix.followed_by(record)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the LM head: (R, D) to scores in float32, (R, V)."""
@@ -173,6 +199,7 @@ class TreeModel:
     @contextmanager
     def plain_attention(self) -> Iterator[PreTrainedModel]:
         """Lend the model with transformers' own attention, for padded batches and generation."""
+        self._switch()
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         try:
             yield self.model
@@ -276,6 +303,7 @@ class TreeModel:
         self, tree: TokenTree, *, prefix: KeyValueCache | None, record: KeyValueCache | None
     ) -> Tensor:
         """Run the decoder over a tree; return its last hidden states, (T, D)."""
+        self._switch()
         offset = prefix.length if prefix is not None else 0
         num_tokens = len(tree)
         on_cpu = self.device.type == "cpu"
@@ -319,6 +347,22 @@ class TreeModel:
             before = np.empty(0, np.int64) if prefix is None else prefix.ids
             states = self._depth.hidden(run, tree, before, recorded=record is not None)
         return states[0, :num_tokens]
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return what keeps the model in evaluation mode for a while.
+
+        A model that is seen through an adapter by name only predicts and is never in another mode;
+        walking through its thousands of modules takes as long as some of their work.
+        """
+        return evaluation_mode(self.model) if self.adapter is None else nullcontext()
+
+    def _switch(self) -> None:
+        """Let this object's adapter compute; others may share the model with theirs."""
+        if self.adapter is None:
+            return
+        if self._adapter_layers is None:
+            self._adapter_layers = adapter_layers(self.model)
+        use_adapter(self._adapter_layers, self.adapter)
 
     def _config_number(self, name: str) -> float | None:
         value = self.model.config.get_text_config().to_dict().get(name)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from taskfit.data import Example
 from taskfit.errors import SettingsError
 from taskfit.files import file_atomic, write_json_atomic
-from taskfit.methods.method import Method, MethodContext, MethodState
+from taskfit.methods.method import Method, MethodContext, MethodState, Reading
 from taskfit.methods.table import label_method
 from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.bases import Found, blended_places
@@ -36,6 +36,7 @@ from taskfit.tasks.questions import Asked, Questionnaire
 
 if TYPE_CHECKING:
     from taskfit.models.load import LoadedModel
+    from taskfit.runs.shared_bases import SharedBases
 
 FILE = "classifier.json"
 ARRAYS = "method.safetensors"
@@ -134,6 +135,14 @@ class Classifier:
             for source, tell, weight in zip(sources, told, self.blend.weights, strict=True)
         ]
 
+    def readings(self, examples: Sequence[Example]) -> list[Reading]:
+        """Return texts as all parts that have a weight read them; see `Method.readings`."""
+        if self.blend is None:
+            return self.method.readings(examples)
+        sources = (self.method, *self.blend.probes)
+        used = [s for s, weight in zip(sources, self.blend.weights, strict=True) if weight]
+        return [one for source in used for one in source.readings(examples)]
+
     def combined(self, parts: Sequence[FloatArray | None]) -> FloatArray:
         """Return what `parts` gives, blended and calibrated, (N, L)."""
         if self.blend is None:
@@ -223,6 +232,7 @@ class Classifier:
         device: str = "auto",
         model: "LoadedModel | None" = None,
         allow_other_base: bool = False,
+        bases: "SharedBases | None" = None,
     ) -> "Classifier":
         """Load the classifier of a finished run.
 
@@ -232,6 +242,7 @@ class Classifier:
             model: What reads texts in place of the run's own model. Then the method stands alone,
                 without the probes that it is averaged with.
             allow_other_base: Whether a base will do that is not the one of the run.
+            bases: Models in memory that runs share; None: the run has its own.
 
         Raises:
             CheckpointError: If the folder holds no finished run, or part of it is missing, or its
@@ -254,7 +265,7 @@ class Classifier:
             blended = _blend_of(saved.get("blend"), arrays, found)
         method = label_method(settings.method.name)
         if settings.method.reads_model and not is_given:
-            model = load_fitted_model(settings, folder, weights)
+            model = load_fitted_model(settings, folder, weights, bases=bases)
         saved_weights = folder / MODEL if weights == "full" and model is None else None
         context = MethodContext(
             settings,

@@ -8,11 +8,16 @@ from taskfit.runs.classifier import Classifier
 from taskfit.runs.records import TUNED_FILE
 
 if TYPE_CHECKING:
+    from taskfit.runs.shared_bases import SharedBases
     from taskfit.runs.tuning.model import TunedModel
 
 
 def load_run(
-    folder: Path, *, device: str = "auto", allow_other_base: bool = False
+    folder: Path,
+    *,
+    device: str = "auto",
+    allow_other_base: bool = False,
+    bases: "SharedBases | None" = None,
 ) -> "Classifier | TunedModel":
     """Load what a finished run fitted.
 
@@ -20,6 +25,7 @@ def load_run(
         folder: The run's folder.
         device: Where to put it; see `model.device`.
         allow_other_base: Whether a base will do that is not the one of the run.
+        bases: Models in memory that runs share; None: the run has its own.
 
     Raises:
         CheckpointError: If the folder holds no finished run, or part of it is missing, or its base
@@ -28,8 +34,10 @@ def load_run(
     if (folder / TUNED_FILE).is_file():
         from taskfit.runs.tuning.model import TunedModel
 
-        return TunedModel.load(folder, device=device, allow_other_base=allow_other_base)
-    return load_classifier(folder, device=device, allow_other_base=allow_other_base)
+        return TunedModel.load(
+            folder, device=device, allow_other_base=allow_other_base, bases=bases
+        )
+    return Classifier.load(folder, device=device, allow_other_base=allow_other_base, bases=bases)
 
 
 def load_classifier(

@@ -19,6 +19,7 @@ from taskfit.settings_file import load_run_settings, settings_from_dict
 
 if TYPE_CHECKING:
     from taskfit.models.load import LoadedModel
+    from taskfit.runs.shared_bases import SharedBases
 
 ADAPTER = "adapter"
 MODEL = "model"
@@ -89,8 +90,16 @@ def explain_arrays(path: Path, method: str) -> Iterator[None]:
         ) from error
 
 
-def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> "LoadedModel":
+def load_fitted_model(
+    settings: RunSettings, folder: Path, weights: Weights, *, bases: "SharedBases | None" = None
+) -> "LoadedModel":
     """Load the model of a run, with the adapter that lies in its folder where there is one.
+
+    Args:
+        settings: Of the run, with the place of its model.
+        folder: Of the run.
+        weights: Which weights lie in it.
+        bases: Models in memory, to share one with other runs; None: a model of its own.
 
     Raises:
         TaskfitError: If the model cannot be had, or files of the run were damaged.
@@ -100,6 +109,9 @@ def load_fitted_model(settings: RunSettings, folder: Path, weights: Weights) -> 
     from taskfit.models.out_of_memory import is_out_of_memory
 
     try:
+        if bases is not None and weights != "full":
+            adapter = folder / ADAPTER if weights in ("lora", "qlora") else None
+            return bases.lend(settings, adapter=adapter)
         model = load_model(settings.model, quantization=settings.adapter)
         if weights in ("lora", "qlora"):
             load_adapter(model.tree.model, folder / ADAPTER)

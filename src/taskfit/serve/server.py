@@ -56,6 +56,12 @@ def run_server(
         limits: `grace` is what requests have left then; a second signal ends them at once.
         started: Called once the server answers.
     """
+    server = DrainingServer(configuration(app, limits), app, grace=limits.grace, started=started)
+    server.run(sockets=[held])
+
+
+def configuration(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """Return how uvicorn serves an app here."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -68,7 +74,7 @@ def run_server(
     )
     config.load()
     config.http_protocol_class = impatient(config.http_protocol_class, limits.read_timeout)
-    DrainingServer(config, app, grace=limits.grace, started=started).run(sockets=[held])
+    return config
 
 
 def impatient(protocol: Any, seconds: float) -> Any:  # noqa: ANN401

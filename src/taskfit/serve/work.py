@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 from taskfit.errors import TaskfitError
 
 Kind = Literal["choice", "noul", "score"]
+FinishReason = Literal["stop", "length"]
+Part = Literal["prompt", "text", "question"]
 # Text, or JSON that is shown to the model as it stands.
 Content = str | Mapping[str, Any] | Sequence[Any]
 # A text of a run with one text column, or column -> text.
@@ -158,7 +160,7 @@ class Piece:
     text: str
     score: TokenScore | None = None
     top: Sequence[TokenScore] = ()
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: FinishReason | None = None
     num_prompt_tokens: int = 0
 
 
@@ -172,7 +174,7 @@ class PromptToken:
     """
 
     text: str
-    part: Literal["prompt", "text", "question"]
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class Worker:
         self._room = room
         self._limits = limits
         self._metrics = metrics
+        self._running: Sequence[Ticket] = ()
         self._writings: list[Writing] = []
         self._thread = threading.Thread(target=self._run, name="taskfit-engine", daemon=True)
         self._thread.start()
@@ -96,7 +97,7 @@ class Worker:
             self._room.close()
             tickets, writings = self._room.clear()
             ended = BusyError(503, STOPPING)
-            deliver([(ticket, [ended]) for ticket in tickets])
+            deliver([(ticket, [ended]) for ticket in (*self._running, *tickets)])
             for writing in (*writings, *self._writings):
                 self._close(writing)
                 writing.put(ended)
@@ -125,6 +126,7 @@ class Worker:
             self._metrics.queue.observe(begun - ticket.queued_at)
         self._metrics.batch_requests.observe(len(batch))
         self._metrics.batch_tokens.observe(num_tokens)
+        self._running = batch
         try:
             results: Sequence[Result] = engine.score(jobs)
             if len(results) != len(jobs):
@@ -141,6 +143,7 @@ class Worker:
             own, results = results[: len(ticket.jobs)], results[len(ticket.jobs) :]
             settled.append((ticket, [_told(result, ticket.request_id) for result in own]))
         deliver(settled)
+        self._running = ()
 
     def _begin(self, engine: Engine, writing: Writing) -> None:
         try:

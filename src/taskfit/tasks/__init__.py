@@ -1,14 +1,10 @@
 """Tasks, templates, label words; and the one place where text becomes token ids."""
 
 from taskfit.tasks.answers import parse_answer
+from taskfit.tasks.bare import BareEncoder
 from taskfit.tasks.checkup import Checkup, check_up
 from taskfit.tasks.demonstrations import choose_demonstrations
-from taskfit.tasks.encode import (
-    BareEncoder,
-    Candidate,
-    EncodedExample,
-    PromptEncoder,
-)
+from taskfit.tasks.encode import Candidate, EncodedExample, PromptEncoder
 from taskfit.tasks.files import load_task, task_from_dict, task_to_dict
 from taskfit.tasks.prompt import chat_messages, chat_prompt, render_prompt
 from taskfit.tasks.task import (

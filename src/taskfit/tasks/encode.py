@@ -84,6 +84,7 @@ class PromptEncoder:
         max_length: int,
         end_id: int | None = None,
         marks_ends: bool = False,
+        text: TextEncoder | None = None,
     ) -> None:
         """Check the label words against the tokenizer.
 
@@ -96,6 +97,8 @@ class PromptEncoder:
             marks_ends: Whether, where one word starts another, all of them end with the token that
                 follows an answer in the prompt. Else the joint probability of the shorter one
                 holds that of the longer one.
+            text: Of the same tokenizer and a task that treats control tokens alike, to share; None:
+                a new one, for which the tokenizer is copied.
 
         Raises:
             PromptError: If a word tokenizes to nothing new, equals another, or shares a token with
@@ -104,10 +107,16 @@ class PromptEncoder:
         self.task = task
         self.demonstrations = list(demonstrations)
         self.max_length = max_length
-        self.text = TextEncoder(tokenizer, allow_control_tokens=task.allow_control_tokens)
+        allowed = task.allow_control_tokens
+        self.text = text or TextEncoder(tokenizer, allow_control_tokens=allowed)
         self._tokenizer = tokenizer
         self._made_like = partial(
-            PromptEncoder, tokenizer, max_length=max_length, end_id=end_id, marks_ends=marks_ends
+            PromptEncoder,
+            tokenizer,
+            max_length=max_length,
+            end_id=end_id,
+            marks_ends=marks_ends,
+            text=self.text,
         )
         self._edges = self._open_fields()
         self._head = self._prompt_head(demonstrations)
@@ -200,7 +209,7 @@ class PromptEncoder:
                 ids, completions, cut = self._shorten(example, own, ids)
             if len(self._end):
                 completions = tuple(np.concatenate((words, self._end)) for words in completions)
-            result.append(_encoded(example, self.task, ids, completions, num_tokens_cut=cut))
+            result.append(encoded_example(example, self.task, ids, completions, num_tokens_cut=cut))
         note_shortened(result)
         return result
 
@@ -347,42 +356,7 @@ def word_starts(
     return tuple(sorted(starts, key=lambda pair: (place[pair[0]], place[pair[1]])))
 
 
-class BareEncoder:
-    """Encodes texts alone, without prompt or label words, for methods with a head of their own.
-
-    Attributes:
-        task: Whose text columns are read; several are joined by line breaks.
-        max_length: Longest text (tokens).
-    """
-
-    candidates: tuple[Candidate, ...] = ()
-
-    def __init__(self, tokenizer: Tokenizer, task: Task, *, max_length: int) -> None:
-        """Bind to a tokenizer."""
-        self.task = task
-        self.max_length = max_length
-        self._text = TextEncoder(tokenizer, allow_control_tokens=task.allow_control_tokens)
-
-    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
-        """Encode texts; those that are too long lose their end, and that is counted."""
-        start = self._text.start_ids
-        result = []
-        for example in examples:
-            text = self._text.shield("\n".join(example.texts[name] for name in self.task.text))
-            # A text of nothing but what the tokenizer drops still needs a token to be read at.
-            ids = start + (self._text.ids(text) or self._text.ids("."))
-            kept = np.array(ids[: self.max_length], dtype=np.int64)
-            cut = len(ids) - len(kept)
-            result.append(_encoded(example, self.task, kept, (), num_tokens_cut=cut))
-        note_shortened(result)
-        return result
-
-    def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:
-        """Encode each of these texts in every column."""
-        return self.encode([Example(text, dict.fromkeys(self.task.text, text)) for text in texts])
-
-
-def _encoded(
+def encoded_example(
     example: Example,
     task: Task,
     prompt_ids: IntArray,
@@ -390,6 +364,7 @@ def _encoded(
     *,
     num_tokens_cut: int,
 ) -> EncodedExample:
+    """Return an example as token ids, with its gold label where it has one."""
     names = task.label_names
     index = names.index(example.label) if example.label in names else None
     given = prompt_ids, completions, index, num_tokens_cut

@@ -1,7 +1,8 @@
 """A tuned model: what measures, generates and exports, before training and from its folder."""
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from taskfit.methods.sft import sequence_log_probs
 from taskfit.models.load import LoadedModel
 from taskfit.runs.records import TUNED_FILE, library_versions
 from taskfit.runs.saved import Weights, load_fitted_model, saved_run, settings_for_prediction
+from taskfit.runs.shared_bases import SharedBases
 from taskfit.runs.tuning.rows import Prompt, for_people
 from taskfit.settings import RunSettings
 from taskfit.tasks.chat import ChatEncoder, EncodedPreference, EncodedText, find_template
@@ -131,7 +133,7 @@ class TunedModel:
         """
         ids = self._checked(prompt, decoding.max_new_tokens)
         stop = self._stop(decoding)
-        valve = _Valve(write, stop)
+        valve = Valve(write, stop)
         (answer,) = generate_texts(self.model, [ids], self._config(decoding), write=valve.take)
         valve.close()
         return cut_at(answer, stop).strip()
@@ -142,7 +144,7 @@ class TunedModel:
         Raises:
             PromptError: If the prompt cannot be rendered.
         """
-        return self.model.tree.max_length - len(self._ids(prompt))
+        return self.model.tree.max_length - len(self.prompt_ids(prompt))
 
     def _config(self, decoding: Decoding) -> GenerationConfig:
         return generation_config(
@@ -191,7 +193,12 @@ class TunedModel:
 
     @classmethod
     def load(
-        cls, folder: Path, *, device: str = "auto", allow_other_base: bool = False
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        allow_other_base: bool = False,
+        bases: SharedBases | None = None,
     ) -> "TunedModel":
         """Load the model of a finished run; see `load_run`.
 
@@ -204,7 +211,9 @@ class TunedModel:
                 folder, saved, device=device, allow_other_base=allow_other_base
             )
             template, weights = saved["chat_template"], saved["weights"]
-        model = load_fitted_model(settings, folder, weights)
+        model = load_fitted_model(settings, folder, weights, bases=bases)
+        if bases is not None:  # runs have templates of their own
+            model = replace(model, tokenizer=copy.deepcopy(model.tokenizer))
         model.tokenizer.chat_template = template
         tuning = settings.tuning.model_copy(update={"chat_template": None})
         return cls(settings.model_copy(update={"tuning": tuning}), model)
@@ -223,13 +232,18 @@ class TunedModel:
                 "`taskfit curate`."
             )
 
-    def _ids(self, prompt: Prompt) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Return a prompt as token ids; none of its control tokens is one that a user wrote.
+
+        Raises:
+            PromptError: If the prompt cannot be rendered.
+        """
         if isinstance(prompt, str):
             return self.encoder.text_ids(prompt)
         return self.encoder.prompt_ids(prompt)
 
     def _checked(self, prompt: Prompt, room: int) -> NDArray[np.int64]:
-        ids = self._ids(prompt)
+        ids = self.prompt_ids(prompt)
         if len(ids) + room > self.model.tree.max_length:
             raise PromptError(
                 f"A prompt of {len(ids)} tokens and an answer of {room} are more than the "
@@ -241,31 +255,35 @@ class TunedModel:
         return np.array(ids, dtype=np.int64)
 
 
-class _Valve:
-    """Lets through what is surely part of an answer: not a stop text, nor what may become one."""
+class Valve:
+    """Lets through what is surely part of an answer: not a stop text, nor what may become one.
+
+    Attributes:
+        is_over: Whether a stop text came.
+    """
 
     def __init__(self, write: Callable[[str], None], stop: Sequence[str]) -> None:
         self._write = write
         self._stop = [mark for mark in stop if mark]
         self._held = ""
-        self._is_over = False
+        self.is_over = False
 
     def take(self, piece: str) -> None:
         """Take a piece of text."""
-        if self._is_over:
+        if self.is_over:
             return
         text = self._held + piece
         kept = cut_at(text, self._stop)
-        self._is_over = len(kept) < len(text)
+        self.is_over = len(kept) < len(text)
         ends = (n for mark in self._stop for n in range(1, len(mark)) if text.endswith(mark[:n]))
-        held = 0 if self._is_over else max(ends, default=0)
+        held = 0 if self.is_over else max(ends, default=0)
         self._held = kept[len(kept) - held :]
         if len(kept) > held:
             self._write(kept[: len(kept) - held])
 
     def close(self) -> None:
         """Let the rest through."""
-        if self._held and not self._is_over:
+        if self._held and not self.is_over:
             self._write(self._held)
 
 

@@ -1,0 +1,189 @@
+"""Questions that nothing was fitted to, asked of a model by a prompt.
+
+All questions about a state are branches of one token tree under it: none of them sees another, and
+the state runs once.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import softmax
+
+from taskfit.data import Example
+from taskfit.errors import TaskfitError
+from taskfit.methods.reading import PrefixCache, run_in_trees, static_start
+from taskfit.methods.scoring import JOINT, scores_per_token
+from taskfit.models.load import LoadedModel
+from taskfit.models.whole import require_finite
+from taskfit.serve.own_questions import NOUL, part_of_text, too_long
+from taskfit.serve.work import Content, Question, RequestError
+from taskfit.tasks import EncodedExample, PromptEncoder, Task
+from taskfit.tasks.questions import YES_NO, Option, Questionnaire
+from taskfit.tasks.questions import Question as Asked
+from taskfit.tasks.task import default_words
+from taskfit.tree import unique_tokens
+
+STATE = "state"
+# Clients repeat their questions; of each, words are tokenized and compared once.
+NUM_KEPT = 256
+# What is asked where a question has no words.
+ASKED = {
+    "choice": "Which of the options fits?",
+    "noul": "Is that so?",
+    "score": "Which of the levels fits?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FreeQuestion:
+    """A question about a state as token ids.
+
+    Attributes:
+        options: Names of its options.
+        encoded: Prompt and words of the options; None: there is but one.
+        encoder: What made it.
+    """
+
+    options: tuple[str, ...]
+    encoded: EncodedExample | None = None
+    encoder: PromptEncoder | None = None
+
+
+class FreeQuestions:
+    """Asks a model questions of any words and options.
+
+    Attributes:
+        max_length: Most tokens of a prompt with its longest option.
+    """
+
+    def __init__(self, model: LoadedModel, *, max_length: int | None = None) -> None:
+        """Bind to a model; `max_length` is less than what it was made for, or None."""
+        limit = model.tree.max_length
+        self.max_length = min(limit, max_length or limit)
+        self._model = model
+        first = _task(Question("noul", "", ()))
+        self._first = PromptEncoder(
+            model.tokenizer, first, [], max_length=self.max_length, marks_ends=True
+        )
+        self._prefixes = PrefixCache(model.tree, self._first)
+        self._num_static = len(static_start(self._first))
+        self._compiled = lru_cache(NUM_KEPT)(self._compile)
+
+    def encode(
+        self, state: Content, question: Question, *, shorten: bool, where: tuple[str | int, ...]
+    ) -> tuple[FreeQuestion, bool]:
+        """Return a question about a state as tokens, and whether the state lost its end.
+
+        Raises:
+            RequestError: 422 for a question that cannot be asked, or a state that is too long.
+        """
+        names = tuple(option.name for option in question.options)
+        if len(names) == 1:
+            return FreeQuestion(names), False
+        try:
+            encoder = self._compiled(question)
+            (item,) = encoder.encode([Example(STATE, {STATE: rendered(state)})])
+        except TaskfitError as error:
+            found = str(error).removeprefix("Questions request: question 'question': ")
+            raise RequestError(422, f"It cannot be asked so: {found}", where=where) from error
+        if item.num_tokens_cut and not shorten:
+            tokens = item.num_tokens + item.num_tokens_cut
+            raise too_long(tokens, self.max_length, (STATE,))
+        return FreeQuestion(names, item, encoder), bool(item.num_tokens_cut)
+
+    def count(self, questions: Sequence[FreeQuestion]) -> tuple[int, int]:
+        """Return the tokens of questions about a state beyond the cached prefix, and all."""
+        items = [one.encoded for one in questions if one.encoded is not None]
+        if not items:
+            return 0, 0
+        skip = self._num_static
+        run = unique_tokens([s for item in items for s in _sequences(item, skip)])
+        return run, run + skip
+
+    def probabilities(
+        self, groups: Sequence[Sequence[FreeQuestion]]
+    ) -> list[list[dict[str, float]]]:
+        """Return option -> probability for the questions of each group, all as token trees.
+
+        Raises:
+            NotFiniteError: If scores are not finite.
+        """
+        result = [[dict.fromkeys(one.options, 1.0) for one in group] for group in groups]
+        asked = [place for place, group in enumerate(groups) if any(q.encoded for q in group)]
+        if not asked:
+            return result
+        items = [[q.encoded for q in groups[place] if q.encoded] for place in asked]
+        prefix = self._prefixes.shared_by([item for group in items for item in group])
+        skip = prefix.length if prefix else 0
+
+        def run(chosen: list[int]) -> None:
+            found = [item for i in chosen for item in items[i]]
+            every = [range(len(item.completions)) for item in found]
+            joint = JOINT.log_probs(self._model.tree, found, every, prefix=prefix)
+            require_finite(joint, ["a question"] * len(joint))
+            scores = iter(np.split(joint.double().cpu().numpy(), np.cumsum(list(map(len, every)))))
+            for i in chosen:
+                for place, question in enumerate(groups[asked[i]]):
+                    if question.encoded is not None:
+                        result[asked[i]][place] = _shares(question, next(scores))
+
+        sequences = [[s for item in group for s in _sequences(item, skip)] for group in items]
+        names = ["a request"] * len(items)
+        run_in_trees(self._model.tree, sequences, run, token_budget=None, names=names)
+        return result
+
+    def first_prompt(self, question: FreeQuestion) -> tuple[list[int], int, int]:
+        """Return the ids of a prompt, and where the state starts and ends in them."""
+        if question.encoded is None or question.encoder is None:
+            return [], 0, 0
+        ids = question.encoded.prompt_ids.tolist()
+        return ids, *part_of_text(question.encoder, question.encoded)
+
+    def decode(self, token: int) -> str:
+        """Return a token's characters."""
+        return str(self._model.tokenizer.decode([token]))
+
+    def _compile(self, question: Question) -> PromptEncoder:
+        task = _task(question)
+        if not task.chat:
+            # What clients ask stands in the line itself.
+            line = self._first.text.shield(task.template.line)
+            task = replace(task, template=replace(task.template, line=line))
+        return self._first.for_task(task, demonstrations=[])
+
+
+def rendered(state: Content) -> str:
+    """Return a state as the model reads it: text as it stands, JSON on one line."""
+    return state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)
+
+
+def _sequences(item: EncodedExample, skip: int) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    return JOINT.sequences(item, range(len(item.completions)), skip=skip)
+
+
+def _shares(
+    question: FreeQuestion, scores: np.ndarray[tuple[int], np.dtype[np.float64]]
+) -> dict[str, float]:
+    assert question.encoded is not None
+    assert question.encoder is not None
+    if scores_per_token(question.encoder, None):
+        scores = scores / [len(ids) for ids in question.encoded.completions]
+    return dict(zip(question.options, softmax(scores).tolist(), strict=True))
+
+
+def _task(question: Question) -> Task:
+    """Return a question as a task over one column, its options in the order they are named in."""
+    names = [option.name for option in question.options]
+    words = default_words(names)
+    if question.kind == "noul":
+        words = {name: f" {word}" for name, word in zip(NOUL, YES_NO, strict=True)}
+        names = list(NOUL)
+    told = {option.name: option.description for option in question.options}
+    options = tuple(Option(name, (words[name],), told.get(name, "")) for name in names)
+    ask = question.instructions.strip() or ASKED[question.kind]
+    # A choice to the compiler: kinds differ in what is done with the probabilities alone.
+    asked = Asked("question", ask, "choice", "answer", options)
+    return Questionnaire("request", 1, (STATE,), (asked,)).tasks["question"]
