@@ -12,8 +12,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-from page_server import serving
+from page_server import AskedEngine
 from playwright.sync_api import Page, sync_playwright
+
+from conftest import serving
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 TEXT = "The first half is slow, but the ending is warm, funny and worth the wait."
@@ -75,7 +77,7 @@ def show_chat(page: Page) -> None:
 def take(folder: Path, address: str | None) -> None:
     """Write FOLDER/VIEW-WIDTH-SCHEME.png for each view, width and scheme."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = nullcontext(SimpleNamespace(url=address)) if address else serving()
+    source = nullcontext(SimpleNamespace(base_url=address)) if address else serving(AskedEngine())
     with source as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for width in (390, 1280):
@@ -84,7 +86,7 @@ def take(folder: Path, address: str | None) -> None:
                     viewport={"width": width, "height": 900}, color_scheme=scheme
                 )  # type: ignore[arg-type]
                 for view in (show_one, show_question, show_many, show_chat):
-                    page.goto(server.url)
+                    page.goto(str(server.base_url))
                     page.locator("#work").wait_for()
                     view(page)
                     name = f"{view.__name__.removeprefix('show_')}-{width}-{scheme}.png"

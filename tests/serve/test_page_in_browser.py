@@ -4,14 +4,17 @@ import csv
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, probabilities
-from page_server import CARDS, FEELING, Server, serving
+from fake_engine import probabilities
+from page_server import CARDS, FEELING, AskedEngine
 
-from taskfit.serve.work import GenerateRequest
+from conftest import serving
+from taskfit.serve.work import GenerateRequest, Option, Question, TextsRequest
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -24,21 +27,36 @@ MARKUP = '<img src=x onerror="window.broken = 1"><b>bold</b>'
 NASTY = 'It\'s "$HOME" `id` \\n \\ {x} %s ! #\n\ttab\r\n\'\'\'""" é 漢 🙂 \u2028 \x7f end\\'
 
 
+@dataclass
+class Server:
+    """Where a server is, and what its engine was asked."""
+
+    url: str
+    asked: list[Any]
+
+
+@contextmanager
+def on_loopback(api_key: str | None = None) -> Iterator[Server]:
+    engine = AskedEngine()
+    with serving(engine, api_key=api_key) as client:
+        yield Server(str(client.base_url).rstrip("/") + "/", engine.asked)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving() as found:
+    with on_loopback() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Server]:
     """Return a server that asks for a key."""
-    with serving(KEY) as found:
+    with on_loopback(KEY) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def tab(server: Server):
+def tab():
     """Return one tab for all tests, and what went wrong in it or came from elsewhere."""
     if not Path(CHROMIUM).exists():
         pytest.skip(f"no browser at {CHROMIUM}; name one with CHROMIUM=PATH")
@@ -139,7 +157,7 @@ def test_two_runs_stand_side_by_side(page, server):
     choose(page, "Beside it", "head")
     answer(page)
     page.locator(".bars").nth(1).wait_for()
-    assert sorted(body["model"] for _, body in server.asked) == ["head", "words"]
+    assert {request.model for request in server.asked} == {"head", "words"}
     boxes = [section.bounding_box() for section in page.locator("#answers > section").all()]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
@@ -149,8 +167,8 @@ def test_a_bare_model_beside_a_run_is_asked_the_runs_question(page, server):
     choose(page, "Beside it", "tiny")
     answer(page)
     page.locator(".bars").nth(1).wait_for()
-    questions = [body["questions"] for _, body in server.asked]
-    assert questions[0] == questions[1]
+    mine, theirs = server.asked
+    assert mine.questions == theirs.questions
     choose(page, "Beside it", "")
     choose(page, "Model", "tiny")
     assert options(page, "Question") == ["another question"]
@@ -203,7 +221,7 @@ def test_a_sure_answer_is_shaded_by_its_odds_and_rounding_is_not(page):
         assert found["level"] == level, (full, without)
 
 
-def test_of_several_columns_each_is_shaded(page, server):
+def test_of_several_columns_each_is_shaded(page):
     choose(page, "Model", "pairs")
     choose(page, "Question", "own topic")
     page.get_by_label("premise", exact=True).fill("It rains.")
@@ -212,7 +230,6 @@ def test_of_several_columns_each_is_shaded(page, server):
     page.locator(".shaded").nth(1).wait_for()
     assert page.locator(".shaded").all_inner_texts() == ["It rains.", "It is wet."]
     assert page.locator(".shaded span").count() == 5
-    assert server.asked[-1][1]["model"] == "pairs/topic"
 
 
 def test_tokens_are_marked_by_their_part(page):
@@ -227,30 +244,30 @@ def test_tokens_are_marked_by_their_part(page):
     [
         (
             {"Name of option 1": "a b", "When option 1 applies": "first", "Name of option 2": "c"},
-            {"type": "choice", "criteria": {"a b": "first", "c": None}},
+            Question("choice", "Which?", (Option("a b", "first"), Option("c"))),
         ),
         (
             {"When yes applies": "surely"},
-            {"type": "noul", "criteria": {"true": "surely", "false": None}},
+            Question("noul", "Which?", (Option("true", "surely"), Option("false"))),
         ),
         (
             {"Meaning of level 0": "low", "Meaning of level 1": "high"},
-            {"type": "score", "criteria": ["low", "high"]},
+            Question("score", "Which?", (Option("0", "low"), Option("1", "high"))),
         ),
     ],
 )
 def test_another_question_is_asked_as_it_was_written(page, server, boxes, wanted):
     choose(page, "Question", "new")
-    choose(page, "Kind", wanted["type"])
+    choose(page, "Kind", wanted.kind)
     page.get_by_label("What is asked").fill("Which?")
     for label, words in boxes.items():
         page.get_by_label(label).fill(words)
     answer(page)
-    [(_, body)] = server.asked
-    assert body["questions"] == {"question": wanted | {"instructions": "Which?"}}
+    [request] = server.asked
+    assert request.questions == {"question": wanted}
     names = {"choice": {"a b", "c"}, "noul": {"yes", "no"}, "score": {"0: low", "1: high"}}
     found = bars(page)
-    assert set(found) == names[wanted["type"]]
+    assert set(found) == names[wanted.kind]
     assert sum(float(share.removesuffix(" %")) for share in found.values()) == pytest.approx(100)
 
 
@@ -286,7 +303,7 @@ def test_many_texts_are_a_table_and_a_file(page, server):
     button(page, "Answer all")
     page.get_by_text("40 of 40 answered.").wait_for()
     assert page.locator("#table tbody th").all_inner_texts() == texts
-    assert [len(body["input"]) for _, body in server.asked] == [32, 8]
+    assert [len(request.texts) for request in server.asked] == [32, 8]
     rows = saved(page)
     assert rows[0] == ["text", "label", "label: positive", "label: negative"]
     for text, row in zip(texts, rows[1:], strict=True):
@@ -330,11 +347,11 @@ def test_a_chat_is_streamed_and_remembers(page, server):
         button(page, "Send")
         page.locator("#talk:not([aria-busy]) .assistant").nth(number).wait_for()
         said.append({"role": "user", "content": message})
-        pieces = FakeEngine(CARDS).generate(GenerateRequest("writer", said, max_tokens=7))
+        pieces = AskedEngine().generate(GenerateRequest("writer", said, max_tokens=7))
         wanted = "".join(piece.text for piece in pieces)
         assert page.locator(".assistant p").nth(number).text_content() == wanted
         said.append({"role": "assistant", "content": wanted})
-    assert server.asked[-1][1]["messages"] == said[:-1]
+    assert server.asked[-1].prompt == said[:-1]
     assert page.locator("#status").inner_text() == "Ended at the most tokens."
 
 
@@ -379,6 +396,22 @@ def test_what_is_written_never_becomes_html(page):
     explain(page, MARKUP)
     assert page.locator(".shaded").inner_text() == MARKUP
     assert page.locator("#work img, #work b").count() == 0
+
+
+def test_a_runs_own_questions_are_answered_by_its_own_weights(page, engine):
+    """Of every kind of question; and what each word does is of the same answer."""
+    text = "the garden is warm and bright"
+    with serving(lambda: engine) as client:
+        page.goto(str(client.base_url))
+        for name in ("words", "several"):
+            [found] = engine.score([engine.encode(TextsRequest(name, [text]))])
+            wanted = [sorted(map(percent, of.values())) for of in found.probabilities[0].values()]
+            choose(page, "Model", name)
+            answer(page, text)
+            lists = page.locator(".bars").all()
+            assert [sorted(one.locator(".share").all_inner_texts()) for one in lists] == wanted
+            first = next(iter(found.probabilities[0].values()))
+            assert explain(page, text)["probabilities"] == pytest.approx(first, abs=1e-5)
 
 
 def test_errors_are_the_servers_words(page):
@@ -440,20 +473,24 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("has_key", [False, True])
 @pytest.mark.parametrize("path", REQUESTS)
-def test_copied_code_sends_what_the_page_would(page, request, monkeypatch, path, has_key):
+def test_copied_code_asks_what_the_page_asks(page, request, monkeypatch, path, has_key):
     server: Server = request.getfixturevalue("locked" if has_key else "server")
     monkeypatch.setenv("TASKFIT_API_KEY", KEY)
-    wanted = REQUESTS[path]
-    asked = {"url": server.url, "path": path, "body": wanted, "hasKey": has_key}
+    page.goto(server.url)
+    if has_key:
+        page.evaluate("async (key) => (await import('./page/api.js')).setKey(key)", KEY)
+    script = "async ([path, body]) => (await import('./page/api.js')).call(path, { body })"
+    page.evaluate(
+        script, [path, {key: value for key, value in REQUESTS[path].items() if key != "stream"}]
+    )
+    wanted = server.asked[-1]
+    asked = {"url": server.url, "path": path, "body": REQUESTS[path], "hasKey": has_key}
     found = in_page(page, "snippets", "snippets(value)", asked)
     assert len(found) == (2 if path == "classify" else 3)
     for language, code in found.items():
         server.asked.clear()
         run_code(language, code)
-        [(at, body)] = server.asked
-        assert at == f"/{path}", language
-        # Python prints an answer that is whole.
-        assert wanted == body | ({"stream": True} if "stream" in wanted else {}), language
+        assert server.asked == [wanted], language
 
 
 def test_the_code_is_of_the_request_that_is_sent(page, server):
