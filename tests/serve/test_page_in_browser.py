@@ -29,17 +29,21 @@ NASTY = 'It\'s "$HOME" `id` \\n \\ {x} %s ! #\n\ttab\r\n\'\'\'""" é 漢 🙂 \u
 
 @dataclass
 class Server:
-    """Where a server is, and what its engine was asked."""
+    """Where a server is, its engine, and what that was asked."""
 
     url: str
-    asked: list[Any]
+    engine: AskedEngine
+
+    @property
+    def asked(self) -> list[Any]:
+        return self.engine.asked
 
 
 @contextmanager
 def on_loopback(api_key: str | None = None) -> Iterator[Server]:
     engine = AskedEngine()
     with serving(engine, api_key=api_key) as client:
-        yield Server(str(client.base_url).rstrip("/") + "/", engine.asked)
+        yield Server(str(client.base_url).rstrip("/") + "/", engine)
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +357,31 @@ def test_a_chat_is_streamed_and_remembers(page, server):
         said.append({"role": "assistant", "content": wanted})
     assert server.asked[-1].prompt == said[:-1]
     assert page.locator("#status").inner_text() == "Ended at the most tokens."
+
+
+def test_what_is_written_when_a_chat_is_stopped_stays(page, server, monkeypatch):
+    monkeypatch.setattr(server.engine, "piece_seconds", 0.02)
+    choose(page, "Model", "writer")
+    page.get_by_label("Message").fill("a b c")
+    button(page, "Send")
+    page.locator(".assistant p").filter(has_text="c b").wait_for()
+    button(page, "Stop")
+    page.get_by_text("Stopped.").wait_for()
+    kept = page.locator(".assistant p").text_content()
+    for _ in range(200):
+        if "a b c" in server.engine.closed:
+            break
+        page.wait_for_timeout(20)
+    else:
+        pytest.fail("the server still writes")
+    page.get_by_label("Most tokens").fill("2")
+    page.get_by_label("Message").fill("d")
+    button(page, "Send")
+    page.get_by_text("Ended at the most tokens.").wait_for()
+    assert [said["content"] for said in server.asked[-1].prompt] == ["a b c", kept, "d"]
+    page.get_by_label("Chat").check()
+    button(page, "Start over")
+    assert page.locator(".turn").count() == 0
 
 
 @pytest.mark.parametrize(

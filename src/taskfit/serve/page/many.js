@@ -59,7 +59,6 @@ export async function answerMany(signal) {
   const asks = asksOf(both());
   const rows = rowsOf(at("texts").value);
   const found = [];
-  at("stop").disabled = false;
   try {
     for (let start = 0; start < rows.length; start += TEXTS_AT_ONCE) {
       at("status").textContent = `${start} of ${rows.length} answered…`;
@@ -68,7 +67,6 @@ export async function answerMany(signal) {
       found.push(...part.map((_, i) => answers.map((ofAsk) => ofAsk[i])));
     }
   } finally {
-    at("stop").disabled = true;
     if (found.length) draw(asks, rows, found);
   }
 }
