@@ -144,11 +144,13 @@ class FakeEngine:
         prompt = request.prompt
         text = prompt if isinstance(prompt, str) else " ".join(m["content"] for m in prompt)
         words = text.split()
+        if not words:
+            yield Piece("", finish_reason="stop")
         try:
             count = len(words) if request.max_tokens is None else request.max_tokens
-            for i in range(count):
+            for i in range(count if words else 0):
                 time.sleep(self.piece_seconds)
-                word = words[-1 - i % len(words)] if words else "nothing"
+                word = words[-1 - i % len(words)]
                 if "explode" in text and i == 1:
                     raise RuntimeError(f"exploded on {text}")
                 is_last = i == count - 1

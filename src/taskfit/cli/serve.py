@@ -92,7 +92,6 @@ def serve(
         timeout=timeout,
         grace=grace,
     )
-    held = bind(host, port)
     console = Terminal()
     if api_key is None and not is_loopback(host):
         Terminal(stderr=True).print(
@@ -101,16 +100,17 @@ def serve(
             style="yellow",
             soft_wrap=True,
         )
-    engine = load(folders, model, device=device, allow_other_base=allow_other_base)
-    log_to_stderr(log)
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-    base = f"http://{f'[{shown}]' if ':' in shown else shown}:{held.getsockname()[1]}"
+    with bind(host, port) as held:
+        engine = load(folders, model, device=device, allow_other_base=allow_other_base)
+        log_to_stderr(log)
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+        base = f"http://{f'[{shown}]' if ':' in shown else shown}:{held.getsockname()[1]}"
 
-    def started() -> None:
-        tell(console, engine, base=base, has_key=api_key is not None)
+        def started() -> None:
+            tell(console, engine, base=base, has_key=api_key is not None)
 
-    app = create_app(lambda: engine, limits, api_key=api_key)
-    run_server(app, held, limits=limits, started=started)
+        app = create_app(lambda: engine, limits, api_key=api_key)
+        run_server(app, held, limits=limits, started=started)
 
 
 def named_runs(given: Sequence[str]) -> dict[str, Path]:

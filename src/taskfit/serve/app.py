@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 
 from taskfit.serve.documentation import describe
 from taskfit.serve.guard import Guard
@@ -31,6 +33,12 @@ PAGE_HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
+
+
+class Status(BaseModel):
+    """How the server is, in a word."""
+
+    status: str
 
 
 def create_app(
@@ -80,26 +88,45 @@ def create_app(
 
 async def _refused(request: Request, error: Exception) -> Response:
     """Answer with an error in the shape of the wire that was asked."""
+    wire = wire_of(request.scope["path"])
     if isinstance(error, HTTPException):
-        error = RequestError(error.status_code, error.detail)
+        told = RequestError(error.status_code, f"{error.detail}.")
+        # Such as Allow, with a 405.
+        return error_response(wire, told, headers=error.headers or {})
     assert isinstance(error, RequestError)
-    return error_response(wire_of(request.scope["path"]), error)
+    return error_response(wire, error)
 
 
 def _add_health(app: FastAPI) -> None:
-    @app.get("/health", summary="Whether the process should live on", tags=["operation"])
+    not_so: dict[int | str, dict[str, Any]] = {
+        503: {"description": "It is not so.", "model": Status}
+    }
+
+    @app.get(
+        "/health",
+        summary="Whether the process should live on",
+        response_model=Status,
+        responses=not_so,
+    )
     async def health(request: Request) -> Response:
         """Answer 200 while the server works or loads, 503 once its engine has ended."""
         has_failed = request.app.state.service.scheduler.has_failed
         return _status("failed" if has_failed else "alive", is_good=not has_failed)
 
-    @app.get("/readyz", summary="Whether requests are taken", tags=["operation"])
+    @app.get(
+        "/readyz", summary="Whether requests are taken", response_model=Status, responses=not_so
+    )
     async def readyz(request: Request) -> Response:
         """Answer 200 when requests are taken, 503 while models load and while the server stops."""
         is_ready = request.app.state.service.scheduler.is_ready
         return _status("ready" if is_ready else "not ready", is_good=is_ready)
 
-    @app.get("/metrics", summary="Counts and times for Prometheus", tags=["operation"])
+    @app.get(
+        "/metrics",
+        summary="Counts and times for Prometheus",
+        response_class=PlainTextResponse,
+        responses={401: {"description": "The API key is missing or wrong."}},
+    )
     async def metrics(request: Request) -> Response:
         """Return the metrics in Prometheus' text format."""
         page = request.app.state.metrics.page()

@@ -125,9 +125,11 @@ def error_body(wire: Wire, error: RequestError) -> Mapping[str, Any]:
     return wire.error(wire.status(error.status), message, error.where)
 
 
-def error_response(wire: Wire, error: RequestError) -> Response:
+def error_response(
+    wire: Wire, error: RequestError, *, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return an error as an answer."""
-    headers = {}
+    headers = dict(headers or {})
     if isinstance(error, BusyError):
         headers["retry-after"] = str(error.retry_after)
     return JsonResponse(

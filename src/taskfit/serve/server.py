@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -20,6 +20,7 @@ from taskfit.serve.scheduler import Scheduler
 
 # What writes of answers that are ready may still take once nothing is computed any more.
 CLOSING_SECONDS = 5
+BACKLOG = 2048
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -29,15 +30,19 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         SettingsError: If the address cannot be had.
     """
+    if not 0 <= port <= 65_535:
+        raise SettingsError(f"--port is {port}; ports are 0 to 65535.")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
-        held = socket.socket(family, kind, protocol)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(address)
-        # An address that another process listens at can be bound, and only then is refused.
-        held.listen(2048)
-    except (OSError, OverflowError) as error:
+        with ExitStack() as stack:
+            held = stack.enter_context(socket.socket(family, kind, protocol))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(address)
+            # An address that another process listens at can be bound, and only then is refused.
+            held.listen(BACKLOG)
+            stack.pop_all()
+    except OSError as error:
         raise SettingsError(
             f"{host}:{port} cannot be listened at: {error}. Free it, or give another --host or "
             "--port."

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from taskfit.serve.service import reply, service_of
 from taskfit.serve.wires import generation
-from taskfit.serve.wires.generation import Sampled, Written
+from taskfit.serve.wires.generation import EVENTS, Sampled, Written
 from taskfit.serve.wires.route import JsonRoute, errors
 from taskfit.serve.wires.strict import Strict
 from taskfit.serve.work import GenerateRequest, ModelCard, Piece, RequestError
@@ -142,7 +142,7 @@ class ChatCompletion(BaseModel):
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
-    responses=errors("/v1/chat/completions"),
+    responses={200: EVENTS, **errors("/v1/chat/completions")},
     summary="Answers of a generator (OpenAI)",
 )
 async def chat(body: ChatRequest, request: Request) -> Response:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from taskfit.serve.service import reply, service_of
 from taskfit.serve.wires import generation
 from taskfit.serve.wires.chat import ChatUsage
-from taskfit.serve.wires.generation import Sampled, Written
+from taskfit.serve.wires.generation import EVENTS, Sampled, Written
 from taskfit.serve.wires.route import JsonRoute, errors
 from taskfit.serve.work import ModelCard, Piece, RequestError
 
@@ -75,7 +75,7 @@ class Completion(BaseModel):
 @router.post(
     "/v1/completions",
     response_model=Completion,
-    responses=errors("/v1/completions"),
+    responses={200: EVENTS, **errors("/v1/completions")},
     summary="How a generator goes on with a text (OpenAI)",
 )
 async def completions(body: CompletionRequest, request: Request) -> Response:

@@ -19,6 +19,14 @@ from taskfit.serve.work import GenerateRequest, Piece, RequestError, TokenScore
 from taskfit.serve.worker import as_request_error
 
 Stop = str | Annotated[list[str], Field(max_length=16)] | None
+# What the OpenAI document says of a stream.
+EVENTS = {
+    "content": {
+        "text/event-stream": {
+            "schema": {"type": "object", "properties": {"data": {"type": "string"}}}
+        }
+    }
+}
 MAX_SEED = 2**63 - 1
 
 
