@@ -4,8 +4,7 @@ Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,8 +21,11 @@ from taskfit.models.attention import (
     TreeLayout,
     block_tensors,
 )
+from taskfit.models.cut_model import CutModel
 from taskfit.models.evaluation_mode import evaluation_mode
-from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
+from taskfit.models.frozen_depth import decoder_layers
+from taskfit.models.lean import LeanDecoder, forget_weights
+from taskfit.models.lean_weights import NotLeanError, active_adapter, adapted_layer
 from taskfit.models.served import refuse_unserved
 from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray, TokenTree, attention_blocks
@@ -39,7 +41,7 @@ CPU_MULTIPLE = 16
 LOGIT_ROWS = 128
 
 
-class TreeModel:
+class TreeModel(CutModel):
     """A causal LM that reads token trees: hidden states at nodes, log-probabilities of tokens.
 
     The model object stays transformers' own (with PEFT's layers inside where there is an adapter);
@@ -50,6 +52,7 @@ class TreeModel:
         adapter: Of several on the model, the one that this object computes with; empty: with none;
             None: with whatever is active.
         device: Where it lives.
+        not_lean: Why scoring takes the stock decoder after `prepare_scoring`; None: it does not.
         num_tokens_run: Unique tokens run through the decoder so far.
     """
 
@@ -81,7 +84,10 @@ class TreeModel:
         self._logit_scale = (self._config_number("logit_scale") or 1.0) / (
             self._config_number("logits_scaling") or 1.0
         )
-        self._depth: FrozenDepth | None = None
+        self._fold: bool | None = None  # None: scoring takes the stock pass
+        self._lean: dict[str | None, LeanDecoder | None] = {}
+        self._adapted: LoraLayer | None = None
+        self.not_lean: str | None = None
         model.set_attn_implementation(IMPLEMENTATION)
         if verify:
             self._verify()
@@ -216,87 +222,74 @@ class TreeModel:
         """Return the number of decoder layers."""
         return len(decoder_layers(self._decoder))
 
-    def freeze_below(self, first: int) -> None:
-        """Run the layers below `first` apart from the others, without gradients; 0: none.
-
-        Args:
-            first: Index of the first layer in training.
-
-        Raises:
-            ModelError: If the architecture cannot be cut there.
-        """
-        self._depth = None
-        if first == 0:
-            return
-        depth = FrozenDepth(self._decoder, decoder_layers(self._decoder), first)
-        whole = self._small_hidden()
-        self._depth = depth
-        error = float((self._small_hidden() - whole).abs().max() / (whole.abs().max() + 1e-6))
-        if not error < 1e-3:
-            self._depth = None
-            raise ModelError(
-                f"{type(self.model).__name__} cannot be cut below layer {first}: upper layers read "
-                f"more than what the one below gives out (difference {error:.2g}). Set "
-                "adapter.layers=all."
-            )
-
-    @property
-    def first_trained(self) -> int:
-        """Return the index of the first layer in training; 0: all are, or none is."""
-        return 0 if self._depth is None else self._depth.first
-
-    @torch.no_grad()
-    def keep_tree(self, tree: TokenTree, *, prefix: KeyValueCache | None = None) -> None:
-        """Put the states of a tree that enter the first trained layer into the store."""
-        if self._depth is None:
-            return
-        self._depth.only_lower = True
-        try:
-            with self.keeping():
-                self._decode(tree, prefix=prefix, record=None)
-        finally:
-            self._depth.only_lower = False
-
-    def forget_states(self) -> None:
-        """Drop the store."""
-        if self._depth is not None:
-            self._depth.store = None
-
-    def keep_states(self, *, memory_bytes: int, folder: Path) -> StateStore:
-        """Make an empty store of the states that enter the first trained layer; return it.
-
-        Args:
-            memory_bytes: Most bytes of it in main memory.
-            folder: Where the rest lies, in memory-mapped files.
-        """
-        assert self._depth is not None, "all layers are in training"
-        self._depth.store = StateStore(memory_bytes=memory_bytes, folder=folder)
-        return self._depth.store
-
     @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """Put what the lower layers compute meanwhile into the store, if there is one.
-
-        What is kept must not hang on chance, or a resumed run would not be bitwise the same: keep
-        what is cut into trees the same way every time, not the steps of training.
-        """
-        if self._depth is None:
+    def evaluating(self) -> Iterator[None]:
+        """Run without dropout meanwhile."""
+        self._switch()
+        # The lean pass knows no dropout, and a model that is seen through an adapter by name only
+        # predicts; to switch thousands of modules takes as long as their work.
+        if self.adapter is not None or self._lean_decoder() is not None:
             yield
             return
-        before, self._depth.keeps = self._depth.keeps, True
-        try:
-            yield
-        finally:
-            self._depth.keeps = before
-
-    @torch.no_grad()
-    def _small_hidden(self) -> Tensor:
-        """Return the last hidden states of a small branching tree, (T, D)."""
-        ids = np.arange(1, 9) % self._head.weight.shape[0]
-        tree = TokenTree.build([ids[:6], np.concatenate((ids[:3], ids[5:]))])
         with evaluation_mode(self.model):
-            states = self._decode(tree, prefix=None, record=None)
-        self.num_tokens_run -= len(tree)
+            yield
+
+    def prepare_scoring(self, *, fold: bool = True) -> None:
+        """Score with the lean pass from now on, where it knows the model (`models/lean.py`).
+
+        On a CPU only. What it needs is made at the first pass without gradients, for the adapter
+        that is on then, and checked against the stock decoder; `not_lean` says why not.
+
+        Args:
+            fold: Whether adapters go into copies of the weights that they touch; without, runs
+                over one base need hardly more memory than one.
+        """
+        self.forget_scoring()
+        if self.device.type == "cpu":
+            self._fold = fold
+            self._adapted = adapted_layer(self.model)
+
+    def forget_scoring(self) -> None:
+        """Take the stock pass again; call it before weights change."""
+        self._fold = self.not_lean = None
+        self._lean = {}
+        forget_weights(self.model)
+
+    def _lean_decoder(self) -> LeanDecoder | None:
+        """Return what runs the lean pass now, or None for the stock pass."""
+        if self._fold is None or torch.is_grad_enabled() or self._depth is not None:
+            return None
+        adapter = active_adapter(self._adapted)
+        if adapter not in self._lean:
+            self._lean[adapter] = self._make_lean(adapter, fold=self._fold)
+        return self._lean[adapter]
+
+    def _make_lean(self, adapter: str | None, *, fold: bool) -> LeanDecoder | None:
+        """Make a lean decoder, unless a small tree tells it from the stock one."""
+        self._lean[adapter] = None
+        with evaluation_mode(self.model):
+            stock = self._checked_states()
+        try:
+            self._lean[adapter] = LeanDecoder(self.model, adapter, fold=fold)
+        except NotLeanError as found:
+            self.not_lean = str(found)
+            return None
+        # The mean of the errors, as in 16 bits single states may be anything.
+        error = float((self._checked_states() - stock).norm() / (stock.norm() + 1e-6))
+        if not error < (1e-4 if self.model.dtype == torch.float32 else 0.1):
+            self._lean[adapter] = None
+            self.not_lean = f"its states differ from those of the stock decoder by {error:.2g}"
+        return self._lean[adapter]
+
+    def _checked_states(self) -> Tensor:
+        """Return the last hidden states of a branching tree behind a prefix, (T, D)."""
+        generator = np.random.default_rng(0)
+        stem, *tails = (generator.integers(0, self._head.weight.shape[0], n) for n in (6, 4, 3))
+        tree = TokenTree.build([np.concatenate((stem[3:], tail)) for tail in tails])
+        before = self.num_tokens_run
+        prefix = self.encode_prefix(stem[:3])
+        states = self._decode(tree, prefix=prefix, record=None)
+        self.num_tokens_run = before
         return states.float()
 
     def _decode(
@@ -314,7 +307,9 @@ class TreeModel:
         # Just over one block, gathering the keys of a second costs more than it saves.
         whole = len(padded) <= 1.5 * block_size
         blocks = attention_blocks(padded, len(padded) if whole else block_size)
-        like = torch.empty((), dtype=self.model.dtype, device=self.device)
+        lean = self._lean_decoder()
+        dtype = self.model.dtype if lean is None else torch.float32
+        like = torch.empty((), dtype=dtype, device=self.device)
         layout = TreeLayout(
             blocks=[
                 block_tensors(
@@ -334,6 +329,9 @@ class TreeModel:
         ids = torch.from_numpy(padded.ids).to(self.device)[None]
         positions = torch.from_numpy(padded.positions + offset).to(self.device)[None]
 
+        if lean is not None:
+            return lean.hidden(ids, positions, layout)[0, :num_tokens]
+
         def run() -> Tensor:
             output = self._decoder(
                 input_ids=ids, position_ids=positions, use_cache=False, tree_layout=layout
@@ -347,14 +345,6 @@ class TreeModel:
             before = np.empty(0, np.int64) if prefix is None else prefix.ids
             states = self._depth.hidden(run, tree, before, recorded=record is not None)
         return states[0, :num_tokens]
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Return what keeps the model in evaluation mode for a while.
-
-        A model that is seen through an adapter by name only predicts and is never in another mode;
-        walking through its thousands of modules takes as long as some of their work.
-        """
-        return evaluation_mode(self.model) if self.adapter is None else nullcontext()
 
     def _switch(self) -> None:
         """Let this object's adapter compute; others may share the model with theirs."""

@@ -45,6 +45,11 @@ class SharedBases:
         """Return how many models are in memory."""
         return len(self._bases)
 
+    @property
+    def num_adapters(self) -> int:
+        """Return the most adapters that one of them has."""
+        return max((base.num_adapters for base in self._bases.values()), default=0)
+
     def lend(self, settings: RunSettings, *, adapter: Path | None = None) -> LoadedModel:
         """Return a run's model: the shared one, seen through the run's own adapter.
 

@@ -42,7 +42,7 @@ def served_run(name: str, folder: Path, found: Classifier | TunedModel) -> Serve
             generates=True,
             max_length=found.model.tree.max_length,
         )
-        return ServedModel(card, writer=Writer(found))
+        return ServedModel(card, writer=Writer(found), tree=found.model.tree)
     own, free = OwnQuestions(found), _free(found)
     asked, by = ", ".join(own.cards), found.method.settings.name
     card = ModelCard(
@@ -57,7 +57,8 @@ def served_run(name: str, folder: Path, found: Classifier | TunedModel) -> Serve
         asks_anything=free is not None,
         max_length=own.max_length,
     )
-    return ServedModel(card, own=own, free=free)
+    model = found.method.context.model
+    return ServedModel(card, own=own, free=free, tree=None if model is None else model.tree)
 
 
 def served_base(name: str, bases: SharedBases, *, device: str) -> ServedModel:
@@ -84,7 +85,9 @@ def served_base(name: str, bases: SharedBases, *, device: str) -> ServedModel:
         generates=True,
         max_length=tuned.model.tree.max_length,
     )
-    return ServedModel(card, free=FreeQuestions(tuned.model), writer=Writer(tuned))
+    return ServedModel(
+        card, free=FreeQuestions(tuned.model), writer=Writer(tuned), tree=tuned.model.tree
+    )
 
 
 def _free(classifier: Classifier) -> FreeQuestions | None:

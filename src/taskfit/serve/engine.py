@@ -33,6 +33,7 @@ def load_engine(
     base: str | None = None,
     device: str = "auto",
     allow_other_base: bool = False,
+    fold: bool | None = None,
 ) -> "RunsEngine":
     """Load runs, and a base where one is named, each model of which many are made once.
 
@@ -42,6 +43,8 @@ def load_engine(
             folder.
         device: Where to put them; see `model.device`.
         allow_other_base: Whether a base will do that is not the one of a run.
+        fold: Whether each run has a copy of the weights with its adapter folded in, which is
+            fastest and costs their memory; None: where no more than one run rests on a base.
 
     Raises:
         TaskfitError: If there is nothing to serve, a run cannot be loaded, or a name stands twice.
@@ -57,6 +60,9 @@ def load_engine(
         served.append(served_run(name, folder, found))
     if base is not None:
         served.append(served_base(base, bases, device=device))
+    for model in served:
+        if model.tree is not None:
+            model.tree.prepare_scoring(fold=bases.num_adapters < 2 if fold is None else fold)
     return RunsEngine(served, num_bases=bases.num_bases)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from taskfit.data import Example
+from taskfit.models.tree_model import TreeModel
 from taskfit.serve.free_questions import FreeQuestion, FreeQuestions
 from taskfit.serve.own_questions import Match, OwnQuestions, Probabilities
 from taskfit.serve.work import (
@@ -57,6 +58,7 @@ class ServedModel:
         own: The questions that it was fitted to; None: none.
         free: What asks it any others; None: nothing can.
         writer: What writes text with it; None: nothing does.
+        tree: The causal language model that it reads or writes with; None: there is none.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class ServedModel:
         own: OwnQuestions | None = None,
         free: FreeQuestions | None = None,
         writer: Writer | None = None,
+        tree: TreeModel | None = None,
     ) -> None:
         """Put the parts together."""
         self.card = card
         self.own = own
         self.free = free
         self.writer = writer
+        self.tree = tree
 
     def encode_texts(self, request: TextsRequest) -> EncodedJob:
         """Check texts for the run's own questions.
