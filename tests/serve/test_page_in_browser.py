@@ -462,6 +462,8 @@ def test_errors_are_the_servers_words(page):
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_alone(page, locked):
     page.goto(locked.url)
+    page.get_by_label("This server asks for an API key").wait_for()
+    assert page.get_by_role("alert").count() == 0
     for key in ("wrong", KEY):
         page.get_by_label("This server asks for an API key").fill(key)
         page.keyboard.press("Enter")

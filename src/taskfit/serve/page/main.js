@@ -13,9 +13,10 @@ const picked = (name) => document.querySelector(`[name=${name}]:checked`)?.value
 let running = null;
 
 function tell(error) {
+  const asksForKey = error?.status === 401;
   at("error").textContent = error?.message ?? "";
-  at("error").hidden = !error;
-  if (error?.status !== 401) return;
+  at("error").hidden = !error || (asksForKey && !hasKey()); // the form says it
+  if (!asksForKey) return;
   at("key-form").hidden = false;
   at("key").focus();
 }
