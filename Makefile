@@ -1,11 +1,12 @@
 # make quickstart   install, fetch a model and data, fit and report (a few minutes on two cores)
 # make test         install with the test extras, then format check, lint, types and tests
+# make page-check   the server's page in headless Chromium: tests, axe (npm), pictures in build/page to look at
 # make cases        run the cases of trouble in CASES (../shared/cases) and print what each ends in
 PYTHON ?= python3
 BIN := .venv/bin
 CASES ?= ../shared/cases
 
-.PHONY: help quickstart test check cases clean
+.PHONY: help quickstart test check page-check cases clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -34,6 +35,12 @@ check:
 .venv/.installed-test: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ .venv/.installed
+
+# Chromium is the system's (CHROMIUM=PATH); axe-core is fetched once and is no part of the package.
+page-check: .venv/.installed-test
+	[ -f build/axe/node_modules/axe-core/axe.min.js ] || npm install --silent --prefix build/axe axe-core
+	AXE_CORE=build/axe/node_modules/axe-core/axe.min.js $(BIN)/pytest -q -rs tests/serve/test_page.py tests/serve/test_page_in_browser.py
+	$(BIN)/python tests/serve/page_pictures.py build/page
 
 # A case is a folder with a cmd.sh whose first lines say what is expected; what it prints is for reading.
 cases: .venv/.installed

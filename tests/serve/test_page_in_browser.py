@@ -4,14 +4,17 @@ import csv
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, probabilities
-from page_server import CARDS, FEELING, Server, serving
+from fake_engine import probabilities
+from page_server import CARDS, FEELING, AskedEngine
 
-from taskfit.serve.work import GenerateRequest
+from conftest import serving
+from taskfit.serve.work import GenerateRequest, Option, Question, TextsRequest
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -24,21 +27,40 @@ MARKUP = '<img src=x onerror="window.broken = 1"><b>bold</b>'
 NASTY = 'It\'s "$HOME" `id` \\n \\ {x} %s ! #\n\ttab\r\n\'\'\'""" é 漢 🙂 \u2028 \x7f end\\'
 
 
+@dataclass
+class Server:
+    """Where a server is, its engine, and what that was asked."""
+
+    url: str
+    engine: AskedEngine
+
+    @property
+    def asked(self) -> list[Any]:
+        return self.engine.asked
+
+
+@contextmanager
+def on_loopback(api_key: str | None = None) -> Iterator[Server]:
+    engine = AskedEngine()
+    with serving(engine, api_key=api_key) as client:
+        yield Server(str(client.base_url).rstrip("/") + "/", engine)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving() as found:
+    with on_loopback() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Server]:
     """Return a server that asks for a key."""
-    with serving(KEY) as found:
+    with on_loopback(KEY) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def tab(server: Server):
+def tab():
     """Return one tab for all tests, and what went wrong in it or came from elsewhere."""
     if not Path(CHROMIUM).exists():
         pytest.skip(f"no browser at {CHROMIUM}; name one with CHROMIUM=PATH")
@@ -139,15 +161,28 @@ def test_two_runs_stand_side_by_side(page, server):
     choose(page, "Beside it", "head")
     answer(page)
     page.locator(".bars").nth(1).wait_for()
-    assert sorted(body["model"] for _, body in server.asked) == ["head", "words"]
+    assert {request.model for request in server.asked} == {"head", "words"}
     boxes = [section.bounding_box() for section in page.locator("#answers > section").all()]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
 
 
+def test_a_bare_model_beside_a_run_is_asked_the_runs_question(page, server):
+    choose(page, "Beside it", "tiny")
+    answer(page)
+    page.locator(".bars").nth(1).wait_for()
+    mine, theirs = server.asked
+    assert mine.questions == theirs.questions
+    choose(page, "Beside it", "")
+    choose(page, "Model", "tiny")
+    assert options(page, "Question") == ["another question"]
+    assert page.get_by_label("What is asked").is_visible()
+    assert page.get_by_label("Text", exact=True).input_value() == TEXT
+
+
 def test_models_that_read_other_columns_are_not_offered_beside(page):
     assert options(page, "Model") == [card.name for card in CARDS]
-    assert options(page, "Beside it") == ["nothing", "head"]
+    assert options(page, "Beside it") == ["nothing", "head", "tiny"]
     choose(page, "Model", "pairs")
     assert page.locator("#beside").is_hidden()
 
@@ -163,14 +198,42 @@ def test_each_word_is_shaded_by_what_leaving_it_out_does(page):
     marks = page.locator(".shaded span").all()
     for word, mark, row in zip(found["words"], marks, rows, strict=True):
         without = word["probabilities"][top]
-        change = found["probabilities"][top] - without
-        level = sum(abs(change) >= step for step in (0.01, 0.05, 0.15, 0.4))
+        factor = odds(found["probabilities"][top]) / odds(without)
+        level = sum(max(factor, 1 / factor) >= step for step in (1.5, 2, 4, 10))
         kinds = (mark.get_attribute("class") or "").split()
-        assert ("for" in kinds) == (level > 0 and change > 0)
+        assert ("for" in kinds) == (level > 0 and factor > 1)
         assert (f"level-{level}" in kinds) == (level > 0)
         assert ("flips" in kinds) == (without < 0.5)
         assert row[1] == percent(without)
-        assert row[2].replace("−", "-") == f"{100 * change:+.1f}"
+        assert row[2] == (f"÷ {factor:.1f}" if factor >= 1 else f"× {1 / factor:.1f}")
+
+
+def odds(share: float) -> float:
+    return share / (1 - share)
+
+
+def test_a_sure_answer_is_shaded_by_its_odds_and_rounding_is_not(page):
+    for full, without, level in [
+        (0.999, 0.996, 3),
+        (0.5, 0.61, 1),
+        (0.5, 0.5, 0),
+        (1.0, 1 - 1e-6, 0),
+        (1.0, 0.0, 4),
+    ]:
+        shares = [{"a": share, "b": 1 - share} for share in (full, without)]
+        found = in_page(page, "format", "effect('a', value[0], {probabilities: value[1]})", shares)
+        assert found["level"] == level, (full, without)
+
+
+def test_of_several_columns_each_is_shaded(page):
+    choose(page, "Model", "pairs")
+    choose(page, "Question", "own topic")
+    page.get_by_label("premise", exact=True).fill("It rains.")
+    page.get_by_label("hypothesis", exact=True).fill("It is wet.")
+    button(page, "What each word does")
+    page.locator(".shaded").nth(1).wait_for()
+    assert page.locator(".shaded").all_inner_texts() == ["It rains.", "It is wet."]
+    assert page.locator(".shaded span").count() == 5
 
 
 def test_tokens_are_marked_by_their_part(page):
@@ -185,30 +248,30 @@ def test_tokens_are_marked_by_their_part(page):
     [
         (
             {"Name of option 1": "a b", "When option 1 applies": "first", "Name of option 2": "c"},
-            {"type": "choice", "criteria": {"a b": "first", "c": None}},
+            Question("choice", "Which?", (Option("a b", "first"), Option("c"))),
         ),
         (
             {"When yes applies": "surely"},
-            {"type": "noul", "criteria": {"true": "surely", "false": None}},
+            Question("noul", "Which?", (Option("true", "surely"), Option("false"))),
         ),
         (
             {"Meaning of level 0": "low", "Meaning of level 1": "high"},
-            {"type": "score", "criteria": ["low", "high"]},
+            Question("score", "Which?", (Option("0", "low"), Option("1", "high"))),
         ),
     ],
 )
 def test_another_question_is_asked_as_it_was_written(page, server, boxes, wanted):
     choose(page, "Question", "new")
-    choose(page, "Kind", wanted["type"])
+    choose(page, "Kind", wanted.kind)
     page.get_by_label("What is asked").fill("Which?")
     for label, words in boxes.items():
         page.get_by_label(label).fill(words)
     answer(page)
-    [(_, body)] = server.asked
-    assert body["questions"] == {"question": wanted | {"instructions": "Which?"}}
+    [request] = server.asked
+    assert request.questions == {"question": wanted}
     names = {"choice": {"a b", "c"}, "noul": {"yes", "no"}, "score": {"0: low", "1: high"}}
     found = bars(page)
-    assert set(found) == names[wanted["type"]]
+    assert set(found) == names[wanted.kind]
     assert sum(float(share.removesuffix(" %")) for share in found.values()) == pytest.approx(100)
 
 
@@ -244,7 +307,7 @@ def test_many_texts_are_a_table_and_a_file(page, server):
     button(page, "Answer all")
     page.get_by_text("40 of 40 answered.").wait_for()
     assert page.locator("#table tbody th").all_inner_texts() == texts
-    assert [len(body["input"]) for _, body in server.asked] == [32, 8]
+    assert [len(request.texts) for request in server.asked] == [32, 8]
     rows = saved(page)
     assert rows[0] == ["text", "label", "label: positive", "label: negative"]
     for text, row in zip(texts, rows[1:], strict=True):
@@ -288,18 +351,46 @@ def test_a_chat_is_streamed_and_remembers(page, server):
         button(page, "Send")
         page.locator("#talk:not([aria-busy]) .assistant").nth(number).wait_for()
         said.append({"role": "user", "content": message})
-        pieces = FakeEngine(CARDS).generate(GenerateRequest("writer", said, max_tokens=7))
+        pieces = AskedEngine().generate(GenerateRequest("writer", said, max_tokens=7))
         wanted = "".join(piece.text for piece in pieces)
         assert page.locator(".assistant p").nth(number).text_content() == wanted
         said.append({"role": "assistant", "content": wanted})
-    assert server.asked[-1][1]["messages"] == said[:-1]
+    assert server.asked[-1].prompt == said[:-1]
     assert page.locator("#status").inner_text() == "Ended at the most tokens."
 
 
-@pytest.mark.parametrize(("message", "words"), [("explode a b", ""), ("word " * 9999, "")])
-def test_a_message_that_is_not_answered_stands_in_the_form_again(page, message, words):
+def test_what_is_written_when_a_chat_is_stopped_stays(page, server, monkeypatch):
+    monkeypatch.setattr(server.engine, "piece_seconds", 0.02)
     choose(page, "Model", "writer")
-    page.get_by_label("Most tokens").fill("99999" if message.startswith("word") else "7")
+    page.get_by_label("Message").fill("a b c")
+    button(page, "Send")
+    page.locator(".assistant p").filter(has_text="c b").wait_for()
+    button(page, "Stop")
+    page.get_by_text("Stopped.").wait_for()
+    kept = page.locator(".assistant p").text_content()
+    for _ in range(200):
+        if "a b c" in server.engine.closed:
+            break
+        page.wait_for_timeout(20)
+    else:
+        pytest.fail("the server still writes")
+    page.get_by_label("Most tokens").fill("2")
+    page.get_by_label("Message").fill("d")
+    button(page, "Send")
+    page.get_by_text("Ended at the most tokens.").wait_for()
+    assert [said["content"] for said in server.asked[-1].prompt] == ["a b c", kept, "d"]
+    page.get_by_label("Chat").check()
+    button(page, "Start over")
+    assert page.locator(".turn").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "most", "words"),
+    [("explode a b", "7", "failed"), ("a b", "99999", "4,096"), ("a b", "", "a number is needed")],
+)
+def test_a_message_that_is_not_answered_stands_in_the_form_again(page, message, most, words):
+    choose(page, "Model", "writer")
+    page.get_by_label("Most tokens").fill(most)
     page.get_by_label("Message").fill(message)
     button(page, "Send")
     alert(page, words)
@@ -311,7 +402,8 @@ def test_events_are_read_whatever_the_network_cuts(page):
     """Pieces of any size give the same events, within characters and line ends too."""
     script = """async (sizes) => {
       const data = (text) => `data: ${JSON.stringify({ text })}\\r\\n\\r\\n`;
-      const bytes = new TextEncoder().encode(`: hi\\n\\n${data("漢🙂")}${data("é")}data: [DONE]\\n\\n`);
+      const sent = `: hi\\n\\n${data("漢🙂")}${data("é")}data: [DONE]\\n\\n`;
+      const bytes = new TextEncoder().encode(sent);
       const { events } = await import("./page/api.js");
       const all = [];
       for (const size of sizes) {
@@ -335,6 +427,22 @@ def test_what_is_written_never_becomes_html(page):
     assert page.locator("#work img, #work b").count() == 0
 
 
+def test_a_runs_own_questions_are_answered_by_its_own_weights(page, engine):
+    """Of every kind of question; and what each word does is of the same answer."""
+    text = "the garden is warm and bright"
+    with serving(lambda: engine) as client:
+        page.goto(str(client.base_url))
+        for name in ("words", "several"):
+            [found] = engine.score([engine.encode(TextsRequest(name, [text]))])
+            wanted = [sorted(map(percent, of.values())) for of in found.probabilities[0].values()]
+            choose(page, "Model", name)
+            answer(page, text)
+            lists = page.locator(".bars").all()
+            assert [sorted(one.locator(".share").all_inner_texts()) for one in lists] == wanted
+            first = next(iter(found.probabilities[0].values()))
+            assert explain(page, text)["probabilities"] == pytest.approx(first, abs=1e-5)
+
+
 def test_errors_are_the_servers_words(page):
     page.get_by_label("Text", exact=True).fill("word " * 70)
     button(page, "Answer")
@@ -354,6 +462,8 @@ def test_errors_are_the_servers_words(page):
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_alone(page, locked):
     page.goto(locked.url)
+    page.get_by_label("This server asks for an API key").wait_for()
+    assert page.get_by_role("alert").count() == 0
     for key in ("wrong", KEY):
         page.get_by_label("This server asks for an API key").fill(key)
         page.keyboard.press("Enter")
@@ -394,20 +504,24 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("has_key", [False, True])
 @pytest.mark.parametrize("path", REQUESTS)
-def test_copied_code_sends_what_the_page_would(page, request, monkeypatch, path, has_key):
+def test_copied_code_asks_what_the_page_asks(page, request, monkeypatch, path, has_key):
     server: Server = request.getfixturevalue("locked" if has_key else "server")
     monkeypatch.setenv("TASKFIT_API_KEY", KEY)
-    wanted = REQUESTS[path]
-    asked = {"url": server.url, "path": path, "body": wanted, "hasKey": has_key}
+    page.goto(server.url)
+    if has_key:
+        page.evaluate("async (key) => (await import('./page/api.js')).setKey(key)", KEY)
+    script = "async ([path, body]) => (await import('./page/api.js')).call(path, { body })"
+    page.evaluate(
+        script, [path, {key: value for key, value in REQUESTS[path].items() if key != "stream"}]
+    )
+    wanted = server.asked[-1]
+    asked = {"url": server.url, "path": path, "body": REQUESTS[path], "hasKey": has_key}
     found = in_page(page, "snippets", "snippets(value)", asked)
     assert len(found) == (2 if path == "classify" else 3)
     for language, code in found.items():
         server.asked.clear()
         run_code(language, code)
-        [(at, body)] = server.asked
-        assert at == f"/{path}", language
-        # Python prints an answer that is whole.
-        assert wanted == body | ({"stream": True} if "stream" in wanted else {}), language
+        assert server.asked == [wanted], language
 
 
 def test_the_code_is_of_the_request_that_is_sent(page, server):

@@ -4,7 +4,6 @@ import { events } from "./api.js";
 import { at, el } from "./draw.js";
 
 const messages = [];
-let running = null;
 
 const number = (id) => {
   const value = at(id).valueAsNumber;
@@ -25,46 +24,36 @@ function turn(who, text) {
   return { whole, body };
 }
 
-export const stopChat = () => running?.abort();
-
 export function startOver() {
-  stopChat();
   messages.length = 0;
   at("talk").replaceChildren();
-  at("status").textContent = "Nothing said yet.";
 }
 
-// Send the message of the form; on an error it stands in the form again.
-export async function sendMessage(model) {
+// Send the message of the form; on an error it stands in the form again. What is written when it is stopped stays.
+export async function sendMessage(model, signal) {
   const { path, body } = chatRequest(model);
   const asked = body.messages.at(-1);
   if (!asked.content.trim()) throw new Error("The message is empty.");
-  stopChat();
-  const mine = (running = new AbortController());
   const said = turn("user", asked.content);
   const answer = turn("assistant", "");
   at("message").value = "";
-  at("hush").disabled = false;
   at("talk").setAttribute("aria-busy", "true");
   at("status").textContent = "Writing…";
   let reason = "stopped";
   try {
-    for await (const event of events(path, { body, signal: mine.signal })) {
+    for await (const event of events(path, { body, signal })) {
       const choice = event.choices?.[0];
       answer.body.append(choice?.delta?.content ?? "");
       reason = choice?.finish_reason ?? reason;
     }
   } catch (error) {
-    if (error.name !== "AbortError") {
+    if (!signal.aborted) {
       said.whole.remove();
       answer.whole.remove();
       at("message").value = asked.content;
-      at("status").textContent = "Not answered.";
       throw error;
     }
   } finally {
-    if (running === mine) running = null;
-    at("hush").disabled = true;
     at("talk").removeAttribute("aria-busy");
   }
   if (!answer.whole.isConnected) return; // started over meanwhile

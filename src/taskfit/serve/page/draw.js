@@ -1,6 +1,6 @@
 // Pieces of the page. What users and models write enters as text nodes only.
 
-import { best, cut, effect, percent, points, shown, STEPS } from "./format.js";
+import { best, cut, effect, percent, shown, STEPS, times } from "./format.js";
 
 export const at = (id) => document.getElementById(id);
 
@@ -43,39 +43,43 @@ export function bars(question, probabilities, names) {
   return [list, more];
 }
 
-function shaded(text, { change, level, without }, top) {
-  const attributes = { class: level ? `${change > 0 ? "for" : "against"} level-${level}` : "", title: `${points(change)} points; without it ${without}` };
+function shaded(text, { factor, level, without, share }, top) {
+  const attributes = { class: level ? `${factor > 1 ? "for" : "against"} level-${level}` : "", title: `Without it ${percent(share)}, odds ${times(factor)}` };
   const mark = el("span", attributes, text);
   if (without !== top) mark.classList.add("flips");
   return mark;
 }
 
-function legend() {
-  const step = (side, level) => el("span", { class: `${side} level-${level}` }, ` ${100 * STEPS[level - 1]} `);
+export function legend() {
+  const step = (side, level) => el("span", { class: `${side} level-${level}` }, ` ${STEPS[level - 1]} `);
   const steps = (side) => STEPS.map((_, i) => step(side, i + 1));
   return el("p", { class: "legend soft" },
-    "Points for the answer (straight line): ", ...steps("for"), " or more; against it (wavy line): ", ...steps("against"),
-    " or more; ", el("span", { class: "flips" }, " boxed "), ": without it the answer is another.");
+    "Without the word the answer's odds are divided by ", ...steps("for"), " or more (straight line), or multiplied by ", ...steps("against"),
+    " or more (wavy line); ", el("span", { class: "flips" }, " boxed "), ": without it the answer is another.");
 }
 
-// A text whose words are shaded by what leaving them out does to the most probable option.
-export function words(explained, question, text) {
+// A text with marks in the place of its words.
+function marked(text, words, marks) {
+  const ends = [0, ...words.map(({ end }) => end)];
+  const between = words.map(({ start }, i) => [cut(text, ends[i], start), marks[i]]);
+  return el("p", { class: "shaded" }, ...between.flat(), cut(text, ends.at(-1)));
+}
+
+// A state whose words are shaded by what leaving them out does to the most probable option.
+export function words(explained, question, state) {
   const top = best(explained.probabilities);
   const effects = explained.words.map((word) => effect(top, explained.probabilities, word));
-  const body = el("p", { class: "shaded" });
-  let end = 0;
-  explained.words.forEach((word, i) => {
-    if (text !== null) body.append(cut(text, end, word.start));
-    body.append(shaded(word.text, effects[i], top), text === null ? " " : "");
-    end = word.end;
+  const bodies = (typeof state === "string" ? [null] : Object.keys(state)).flatMap((column) => {
+    const own = [...explained.words.keys()].filter((i) => explained.words[i].column === column);
+    const body = marked(column === null ? state : state[column], own.map((i) => explained.words[i]), own.map((i) => shaded(explained.words[i].text, effects[i], top)));
+    return column === null ? [body] : [el("p", { class: "soft" }, column), body];
   });
-  if (text !== null) body.append(cut(text, end));
   const name = (option) => shown(option, question);
-  const rows = explained.words.map((word, i) => [word.text, percent(word.probabilities[top]), points(effects[i].change), name(effects[i].without)]);
+  const rows = explained.words.map((word, i) => [word.text, percent(effects[i].share), times(effects[i].factor), name(effects[i].without)]);
   const lead = `What each word does to “${name(top)}” (${percent(explained.probabilities[top])})`;
   return [
-    el("h4", {}, lead), body, legend(),
-    el("details", {}, el("summary", {}, "The same as a table"), table(lead, ["left out", "probability", "word's part, points", "answer"], rows)),
+    el("h4", {}, lead), ...bodies,
+    el("details", {}, el("summary", {}, "The same as a table"), table(lead, ["left out", "probability", "odds", "answer"], rows)),
   ];
 }
 

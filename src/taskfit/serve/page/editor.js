@@ -3,11 +3,10 @@
 import { at, el } from "./draw.js";
 
 const TITLES = {
-  choice: ["Options", "name", "when it applies (may be empty)"],
-  noul: ["Yes and no", "", "when it applies (may be empty)"],
+  choice: ["Options", "name", "when it applies"],
+  noul: ["Yes and no", "", "when it applies"],
   score: ["Levels, lowest first", "", "what the level means"],
 };
-const FEWEST = { choice: 2, noul: 2, score: 2 };
 const empty = () => ({ name: "", description: "" });
 const options = { choice: [empty(), empty()], noul: [empty(), empty()], score: [empty(), empty()] };
 
@@ -22,7 +21,7 @@ function input(option, field, label) {
 
 function remove(list, i) {
   const button = el("button", { type: "button", "aria-label": `Remove option ${i + 1}` }, "×");
-  button.disabled = list.length <= FEWEST[kind()];
+  button.disabled = list.length <= 2;
   button.addEventListener("click", () => {
     list.splice(i, 1);
     draw();

@@ -1,7 +1,7 @@
 // Texts, numbers and shades; nothing here touches the page or the server.
 
 export const percent = (share) => `${(100 * share).toFixed(1)} %`;
-export const points = (change) => `${change > 0 ? "+" : change < 0 ? "−" : ""}${Math.abs(100 * change).toFixed(1)}`;
+export const times = (factor) => (factor >= 1 ? `÷ ${factor.toFixed(1)}` : `× ${(1 / factor).toFixed(1)}`);
 
 export const lines = (text) => text.split(/\r\n|\r|\n/).filter((line) => line.trim() !== "");
 
@@ -16,14 +16,17 @@ export function csv(rows) {
 
 export const best = (probabilities) => Object.keys(probabilities).reduce((a, b) => (probabilities[b] > probabilities[a] ? b : a));
 
-// How far the probability of an answer moves when a word is left out; the same steps for every text.
-export const STEPS = [0.01, 0.05, 0.15, 0.4];
+// By what factor the odds of an answer change when a word is left out; the same steps for every text. Of odds, since
+// a sure answer hardly moves in points: from 99.9 % to 99.6 % they are a quarter.
+export const STEPS = [1.5, 2, 4, 10];
+const SURE = 1e-4;
+const odds = (share) => Math.max(share, SURE) / Math.max(1 - share, SURE);
 
-// What a word does to the answer `top`: its effect, a level 0 to 4, and the answer without it.
+// What a word does to the answer `top`: the factor by which it raises the odds, a level 0 to 4, and the answer without it.
 export function effect(top, probabilities, word) {
-  const change = probabilities[top] - word.probabilities[top];
-  const level = STEPS.filter((step) => Math.abs(change) >= step).length;
-  return { change, level, without: best(word.probabilities) };
+  const factor = odds(probabilities[top]) / odds(word.probabilities[top]);
+  const level = STEPS.filter((step) => Math.max(factor, 1 / factor) >= step).length;
+  return { factor, level, without: best(word.probabilities), share: word.probabilities[top] };
 }
 
 // Whatever shape the server's error has, its words.

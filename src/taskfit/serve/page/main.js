@@ -1,7 +1,7 @@
 // The page: which model, what is asked, what is copied.
 
 import { call, hasKey, root, setKey } from "./api.js";
-import { chatRequest, sendMessage, startOver, stopChat } from "./chat.js";
+import { chatRequest, sendMessage, startOver } from "./chat.js";
 import { at, el } from "./draw.js";
 import { setUpEditor } from "./editor.js";
 import { answerMany, manyRequest } from "./many.js";
@@ -13,9 +13,10 @@ const picked = (name) => document.querySelector(`[name=${name}]:checked`)?.value
 let running = null;
 
 function tell(error) {
+  const asksForKey = error?.status === 401;
   at("error").textContent = error?.message ?? "";
-  at("error").hidden = !error;
-  if (error?.status !== 401) return;
+  at("error").hidden = !error || (asksForKey && !hasKey()); // the form says it
+  if (!asksForKey) return;
   at("key-form").hidden = false;
   at("key").focus();
 }
@@ -25,21 +26,27 @@ async function work(task) {
   running?.abort();
   const mine = (running = new AbortController());
   tell(null);
-  at("results").setAttribute("aria-busy", "true");
+  const show = (isBusy) => {
+    at("results").ariaBusy = isBusy;
+    for (const button of document.querySelectorAll(".stop")) button.disabled = !isBusy;
+  };
+  show(true);
   try {
     await task(mine.signal);
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (mine.signal.aborted) return;
     if (!at("status").textContent.includes("answered")) at("status").textContent = "Not answered.";
     tell(error);
   } finally {
-    if (running === mine) at("results").removeAttribute("aria-busy");
+    if (running === mine) show(false);
   }
 }
 
+const stop = () => running?.abort();
+
 // Forget the answers of what is no longer chosen.
 function clear() {
-  running?.abort();
+  stop();
   for (const id of ["answers", "words", "table"]) at(id).replaceChildren();
   at("status").textContent = "Nothing asked yet.";
   tell(null);
@@ -137,7 +144,8 @@ async function load(signal) {
     });
   }
   tell(null);
-  models.splice(0, models.length, ...found.models);
+  // A bare model has no columns: it is asked about one text.
+  models.splice(0, models.length, ...found.models.map((one) => ({ ...one, columns: one.columns.length ? one.columns : ["text"] })));
   choices(at("model"), models.map(({ name }) => [name, name]));
   at("key-form").hidden = true;
   at("work").hidden = false;
@@ -157,15 +165,17 @@ function onSubmit(id, task) {
 setUpEditor();
 onSubmit("one", answerOne);
 onSubmit("many", answerMany);
-onSubmit("chat", () => sendMessage(first().name));
+onSubmit("chat", (signal) => sendMessage(first().name, signal));
 onSubmit("key-form", (signal) => {
   setKey(at("key").value.trim());
   return load(signal);
 });
 at("explain").addEventListener("click", () => work(explainOne));
-at("stop").addEventListener("click", () => running?.abort());
-at("hush").addEventListener("click", stopChat);
-at("over").addEventListener("click", startOver);
+for (const button of document.querySelectorAll(".stop")) button.addEventListener("click", stop);
+at("over").addEventListener("click", () => {
+  startOver();
+  clear();
+});
 at("copy").addEventListener("click", copy);
 at("model").addEventListener("change", drawModel);
 at("other").addEventListener("change", clear);

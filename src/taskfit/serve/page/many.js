@@ -3,7 +3,7 @@
 import { call } from "./api.js";
 import { at, el, table } from "./draw.js";
 import { csv, lines, percent } from "./format.js";
-import { both, first, textOf } from "./models.js";
+import { both, first, ownName, textOf } from "./models.js";
 
 const TEXTS_AT_ONCE = 32;
 const ROWS_SHOWN = 500;
@@ -18,11 +18,7 @@ function rowsOf(text) {
   return rows;
 }
 
-// A run with several questions is asked one at a time, as RUN/QUESTION.
-function classify(one, question, rows) {
-  const model = Object.keys(one.questions).length > 1 ? `${one.name}/${question}` : one.name;
-  return { path: "classify", body: { model, input: rows.map((row) => textOf(one, row)) } };
-}
+const classify = (one, question, rows) => ({ path: "classify", body: { model: ownName(one, question), input: rows.map((row) => textOf(one, row)) } });
 
 export const manyRequest = (one) => classify(one, Object.keys(one.questions)[0], rowsOf(at("texts").value));
 
@@ -63,7 +59,6 @@ export async function answerMany(signal) {
   const asks = asksOf(both());
   const rows = rowsOf(at("texts").value);
   const found = [];
-  at("stop").disabled = false;
   try {
     for (let start = 0; start < rows.length; start += TEXTS_AT_ONCE) {
       at("status").textContent = `${start} of ${rows.length} answered…`;
@@ -72,7 +67,6 @@ export async function answerMany(signal) {
       found.push(...part.map((_, i) => answers.map((ofAsk) => ofAsk[i])));
     }
   } finally {
-    at("stop").disabled = true;
     if (found.length) draw(asks, rows, found);
   }
 }

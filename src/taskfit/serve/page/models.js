@@ -24,7 +24,10 @@ export function textOf(one, fields) {
   return fields.length === 1 ? fields[0] : Object.fromEntries(one.columns.map((column) => [column, fields[columns.indexOf(column)]]));
 }
 
+// What the wires for a run's own question call it.
+export const ownName = (one, question) => (Object.keys(one.questions).length > 1 ? `${one.name}/${question}` : one.name);
+
 export function about(one) {
-  const parts = [one.description, one.method === "none" ? "" : `Method ${one.method} over ${one.base}.`, one.max_length ? `Reads up to ${one.max_length.toLocaleString("en")} tokens.` : ""];
+  const parts = [one.description, one.base === one.name ? "" : `Over ${one.base}.`, one.max_length ? `Reads up to ${one.max_length.toLocaleString("en")} tokens.` : ""];
   return parts.filter(Boolean).join(" ");
 }

@@ -1,10 +1,10 @@
 // One text: what the chosen models answer, and what each of its words does.
 
 import { call } from "./api.js";
-import { at, bars, el, tokens, words } from "./draw.js";
+import { at, bars, el, legend, tokens, words } from "./draw.js";
 import { readQuestion } from "./editor.js";
 import { asked, best, percent, shares, shown } from "./format.js";
-import { both, second, textOf } from "./models.js";
+import { both, first, ownName, second, textOf } from "./models.js";
 
 function state(one) {
   const values = [...at("fields").querySelectorAll("textarea")].map((field) => field.value);
@@ -12,10 +12,12 @@ function state(one) {
   return textOf(one, values);
 }
 
+// A model beside the first is asked its own question of that name; one that has none, what the first is asked.
 function questions(one) {
   const chosen = at("question").value;
   if (chosen === "new") return { question: readQuestion() };
-  const found = Object.entries(one.questions).filter(([name]) => chosen === "own" || chosen === `own ${name}`);
+  const own = (of) => Object.entries(of.questions).filter(([name]) => chosen === "own" || chosen === `own ${name}`);
+  const found = own(one).length || !one.asks_anything ? own(one) : own(first());
   if (!found.length) throw new Error(`${one.name} has no such question of its own: choose one that both models answer.`);
   return Object.fromEntries(found.map(([name, question]) => [name, asked(question)]));
 }
@@ -28,8 +30,8 @@ function names(question, probabilities) {
   return Object.keys(question.criteria).sort((a, b) => probabilities[b] - probabilities[a]);
 }
 
-// Of a model; its name is a heading where there are two.
-const section = (name, parts) => el("section", {}, ...(second() ? [el("h3", {}, name)] : []), ...parts);
+// Of a model; where there is one, its name is seen above already.
+const section = (name, parts) => el("section", {}, el("h3", { class: second() ? "" : "unseen" }, name), ...parts);
 
 function drawAnswers(one, body, found) {
   const parts = Object.entries(found.answers).flatMap(([name, answer]) => {
@@ -62,15 +64,18 @@ export async function answerOne(signal) {
 
 // Of several questions the first is explained.
 export async function explainOne(signal) {
-  const bodies = both().map((one) => oneRequest(one).body);
-  at("status").textContent = "Leaving out one word after the other…";
-  const asks = bodies.map(({ model, state: about, questions: all }) => ({ model, state: about, question: Object.values(all)[0] }));
-  const found = await Promise.all(asks.map((body) => call("v1/taskfit/explain", { body, signal })));
-  const parts = found.map((explained, i) => {
-    const { model, state: about, question } = asks[i];
-    const text = typeof about === "string" ? about : null;
-    return section(model, [...words(explained, question, text), tokens(explained.tokens)]);
+  const chosen = both();
+  const asks = chosen.map((one) => {
+    const [name, question] = Object.entries(questions(one))[0];
+    const isOwn = at("question").value !== "new" && name in one.questions;
+    return { question, body: { model: isOwn ? ownName(one, name) : one.name, state: state(one), ...(isOwn ? {} : { question }) } };
   });
-  at("words").replaceChildren(...parts);
+  at("status").textContent = "Leaving out one word after the other…";
+  const found = await Promise.all(asks.map(({ body }) => call("v1/taskfit/explain", { body, signal })));
+  const parts = found.map((explained, i) => {
+    const { question, body } = asks[i];
+    return section(chosen[i].name, [...words(explained, question, body.state), tokens(explained.tokens)]);
+  });
+  at("words").replaceChildren(...parts, legend());
   at("status").textContent = `${found[0].words.length} words, each left out once.`;
 }
