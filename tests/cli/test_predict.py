@@ -12,7 +12,7 @@ import pytest
 
 import taskfit
 import tiny
-from taskfit.cli.predict_texts import texts_table
+from taskfit.cli.given import texts_table
 from taskfit.errors import DataError
 from taskfit.runs.fit import fit
 from taskfit.settings_file import load_settings

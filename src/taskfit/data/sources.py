@@ -110,17 +110,25 @@ def open_unpacked(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb")  # type: ignore[return-value]
 
 
-def iter_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+def iter_lines(
+    path: Path, encoding: str, *, source: str | None = None
+) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text file with their numbers, from 1; see `decode_lines`.
+
+    Args:
+        path: The file, which may be packed.
+        encoding: Of the text.
+        source: What messages call it; None: its path.
 
     Raises:
         DataError: If it cannot be read, or not in this encoding.
     """
+    source = source or str(path)
     try:
         with open_unpacked(path) as file:
-            yield from decode_lines(file, str(path), encoding)
+            yield from decode_lines(file, source, encoding)
     except (OSError, EOFError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(source, error) from error
 
 
 def decode_lines(file: IO[bytes], source: str, encoding: str) -> Iterator[tuple[int, str]]:

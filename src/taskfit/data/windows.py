@@ -141,6 +141,33 @@ class TextTable(OpenTable):
         return Window(self._make(sound), errors)
 
 
+class PlainTexts(OpenTable):
+    """A text a line, blank ones too."""
+
+    def __init__(self, lines: Lines, *, column: str, source: str) -> None:
+        """Count the lines of a file; see `TextTable`.
+
+        Raises:
+            DataError: If no line holds a text.
+        """
+        self.source, self.columns, self.notes = source, [column], []
+        self._lines, self.num_rows, holds_text = lines, 0, False
+        for _, content in lines():
+            self.num_rows += 1
+            holds_text = holds_text or bool(content.strip())
+        if not holds_text:
+            raise DataError(f"{source[0].upper()}{source[1:]} holds no text.")
+
+    def _parts(self, size: int) -> Iterator[Any]:
+        lines = self._lines()
+        while part := list(islice(lines, size)):
+            yield part
+
+    def _window(self, rows: Any, start: int) -> Window:  # noqa: ANN401
+        texts = {self.columns[0]: [content.rstrip("\r\n") for _, content in rows]}
+        return Window(pd.DataFrame(texts, index=[line for line, _ in rows], dtype=str))
+
+
 class ArrowTable(OpenTable):
     """A Parquet file or a hub set."""
 
