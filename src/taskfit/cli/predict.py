@@ -177,15 +177,17 @@ def predict(
         return
     assert file is not None
     assert out is not None
+
+    from taskfit.runs.predict import check_target, predict_file
+
     if STANDARD in (file, out):
+        if out != STANDARD:
+            check_target(Path(out))
         if cluster is not None:
             raise SettingsError("--ray is for files, which all machines reach; not for -.")
         with _given(file, form, encoding, quotes) as given:
             predict_given(run, given, out, form=form, columns=columns, **asking)
         return
-
-    from taskfit.runs.predict import predict_file
-
     screen, target = RichScreen(), Path(out)
     with told_when_stopped(lambda: tell_of_file(target)), screen:
         found = predict_file(

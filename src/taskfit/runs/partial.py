@@ -145,6 +145,9 @@ class PartialPredictions:
                         writer.write_table(pq.read_table(path, columns=names))
             else:
                 _join_text(self._paths, scratch, names, kind=kind)
+        # Their description goes last, so that what a kill leaves is known as ours.
+        for path in self._paths:
+            path.unlink()
         shutil.rmtree(self._folder)
 
 
