@@ -1,10 +1,11 @@
 """What the work shows while it runs: an interface, and the one that shows nothing."""
 
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
 
 LINES_PER_RUN = 10
@@ -19,6 +20,12 @@ def show_what_can_be_shown() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def drop_standard_output() -> None:
+    """Let what is still to be written to standard output go nowhere: nobody takes it."""
+    with suppress(OSError, ValueError):  # it may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Screen(Protocol):

@@ -117,7 +117,8 @@ def test_a_stopped_command_goes_on_to_the_same_bytes_unless_a_column_changed(
     shell.patch.setattr(predicting, "CHUNK", 2)
     write(Path("in.csv"), rows())
     assert shell("predict", run, "in.csv", "-o", "whole.csv")[0] == 0
-    original, seen = predicting.prediction_table, []
+    predictor = importlib.import_module("taskfit.runs.predictor")
+    original, seen = predictor.prediction_table, []
 
     def stop_at_the_fourth(*arguments: Any, **options: Any) -> Any:
         seen.append(1)
@@ -127,9 +128,9 @@ def test_a_stopped_command_goes_on_to_the_same_bytes_unless_a_column_changed(
 
     for changed in (False, True):
         seen.clear()
-        shell.patch.setattr(predicting, "prediction_table", stop_at_the_fourth)
+        shell.patch.setattr(predictor, "prediction_table", stop_at_the_fourth)
         assert shell("predict", run, "in.csv", "-o", "out.csv")[0] == 130
-        shell.patch.setattr(predicting, "prediction_table", original)
+        shell.patch.setattr(predictor, "prediction_table", original)
         if changed:
             write(Path("in.csv"), [{**row, "note": "new"} for row in rows()])
         code, out, err = shell("predict", run, "in.csv", "-o", "out.csv")

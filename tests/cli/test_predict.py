@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 import taskfit
 import tiny
-from taskfit.cli.predict_texts import texts_table
+from taskfit.cli.given import texts_table
 from taskfit.errors import DataError
 from taskfit.runs.fit import fit
 from taskfit.settings_file import load_settings
@@ -160,3 +161,34 @@ def test_a_text_of_the_command_line_gets_its_answer_and_nothing_else(shell) -> N
     assert code == 0
     assert len(out.splitlines()) == 1
     assert err == ""
+
+
+def test_who_has_read_enough_of_standard_output_ends_the_command_well(
+    shell: Any, runs: dict[str, str]
+) -> None:
+    pd.DataFrame({"body": TEXTS}).to_csv("new.csv", index=False)
+    for form in ("csv", "jsonl", "text"):
+        reads, writes = os.pipe()
+        os.close(reads)
+        with shell.patch.context() as patch, open(writes, "w") as closed:
+            patch.setattr("sys.stdout", closed)
+            code, _, err = shell("predict", runs["one"], "new.csv", "-o", "-", "--format", form)
+        assert (code, err.count("Error")) == (0, 0), err
+
+
+def test_answers_that_are_not_sure_are_left_out_and_counted(
+    shell: Any, runs: dict[str, str], refused: Refused
+) -> None:
+    pd.DataFrame({"body": [TEXTS[0], "x", ""]}).to_csv("new.csv", index=False)
+    run = runs["one"]
+    code, out, err = shell("predict", run, "new.csv", "-o", "out.csv", "--abstain-below", "0.7")
+    assert code == 0, err
+    assert "1 answers left out, as their probability is below 0.7" in out
+    assert pd.read_csv("out.csv")["predicted"].notna().tolist() == [True, False, False]
+    code, out, err = shell("predict", run, "--text", "x", "--abstain-below", "0.7")
+    assert code == 0, err
+    assert out.startswith("abstained   ")
+    assert "at most 1" in refused("predict", run, "new.csv", "-o", "o.csv", "--abstain-below", "80")
+    for flags in (("--workers", "2"), ("--cpus-per-run", "2")):
+        assert "are for --ray" in refused("predict", run, "new.csv", "-o", "o.csv", *flags)
+    assert "--ray is for files" in refused("predict", run, "-", "-o", "o.csv", "--ray")

@@ -72,7 +72,8 @@ def test_the_same_command_goes_on_with_predictions(
     assert shell("fit", "train.csv", "--method", "tfidf", "--out", "run")[0] == 0
     predicting = importlib.import_module("taskfit.runs.predict")
     monkeypatch.setattr(predicting, "CHUNK", 8)
-    original, seen = predicting.prediction_table, []
+    predictor = importlib.import_module("taskfit.runs.predictor")
+    original, seen = predictor.prediction_table, []
 
     def stop_at_the_second(*arguments: Any, **options: Any) -> Any:
         seen.append(1)
@@ -80,7 +81,7 @@ def test_the_same_command_goes_on_with_predictions(
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(predicting, "prediction_table", stop_at_the_second)
+    monkeypatch.setattr(predictor, "prediction_table", stop_at_the_second)
     command = ("predict", "run", "test.csv", "-o", "my out.csv")
     code, _, err = shell(*command)
     assert code == 130

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from taskfit.data import read_table
 from taskfit.estimator import TextClassifier
 
 Refused = Callable[..., str]
@@ -101,6 +102,14 @@ def test_lists_and_objects_are_no_texts_in_any_command(
         "inspect": ["odd.jsonl", "--model", str(shell.model)],
         "compare": ["odd.jsonl", "--methods", "majority", "--out", "grid"],
     }[command]
+    if command == "predict":
+        code, out, err = shell(command, *arguments)
+        assert code == 0, err
+        assert "1 row that could not be read or scored, marked in the column error" in out
+        errors = read_table("p.csv")["error"].tolist()
+        assert 'odd.jsonl:2: column \'text\' holds an object: {"body": "x"}' in errors.pop(1)
+        assert set(errors) == {""}
+        return
     message = refused(command, *arguments)
     assert "odd.jsonl: column 'text' holds an object in 1 row (line 2)" in message
     assert '{"body":"x"}'.replace(":", ": ") in message

@@ -10,9 +10,10 @@ import psutil
 import pytest
 
 from taskfit.compare.grid import expand_grid
-from taskfit.compare.pool import Execution, RayCluster
+from taskfit.compare.pool import Execution
 from taskfit.compare.run import run_grid
 from taskfit.errors import SettingsError
+from taskfit.runs.cluster import RayCluster
 from taskfit.screen import SilentScreen
 from tiny_grid import ActingView, tiny_grid
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +32,10 @@ LAW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], dead
 
 def columns(rows: list[tuple[str, str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["text", "label"])
+
+
+def lines_of(text: str) -> Callable[[], Iterator[str]]:
+    return lambda: iter(io.StringIO(text, newline="\n"))
 
 
 def same(table: pd.DataFrame, rows: list[tuple[str, str]]) -> bool:
@@ -87,7 +92,7 @@ def test_what_taskfit_writes_comes_back(kind: str, rows: list[tuple[str, str]]) 
     file = io.StringIO(newline="")
     write_text_table(columns(rows).assign(p=0.5), file, kind=kind)
     lines = list(enumerate(io.StringIO(file.getvalue(), newline="\n"), start=1))
-    table = parse_table(lines, kind=kind, source="f")
+    table = parse_table(lambda: iter(lines), kind=kind, source="f")
     assert same(table, rows)
     assert table["p"].tolist() == ["0.5"] * len(rows)
     assert not notes_of(table)
@@ -102,7 +107,7 @@ def test_what_the_csv_module_writes_comes_back(
     file = io.StringIO()
     writer = csv.writer(file, delimiter=delimiter, quoting=quoting)
     writer.writerows([("text", "label"), *rows])
-    assert same(read_delimited(file.getvalue(), "f", delimiter), rows)
+    assert same(read_delimited(lines_of(file.getvalue()), "f", delimiter), rows)
 
 
 @given(ROWS)
@@ -112,7 +117,7 @@ def test_what_excel_saves_as_text_with_tabs_comes_back(rows: list[tuple[str, str
         return '"' + text.replace('"', '""') + '"' if odd else text
 
     lines = ["\t".join(map(field, row)) + "\r\n" for row in [("text", "label"), *rows]]
-    assert same(read_delimited("".join(lines), "f", "\t"), rows)
+    assert same(read_delimited(lines_of("".join(lines)), "f", "\t"), rows)
 
 
 RAW = TEXT.map(lambda text: "".join(c for c in text if c not in "\t\r\n"))
@@ -125,8 +130,8 @@ def test_quotes_of_a_tsv_file_without_marks_are_characters_of_its_texts(
     rows = [(text.replace('""', '"'), label) for text, label in rows]
     rows.append(('"No," she said, "never."', "1"))  # no field of a file with marks
     text = "".join("\t".join(row) + "\n" for row in [("text", "label"), *rows])
-    assert same(read_delimited(text, "f", "\t"), rows)
-    assert same(read_delimited(text, "f", "\t", quotes="text"), rows)
+    assert same(read_delimited(lines_of(text), "f", "\t"), rows)
+    assert same(read_delimited(lines_of(text), "f", "\t", quotes="text"), rows)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +152,8 @@ def test_a_tsv_file_that_could_be_meant_both_ways_is_read_by_a_rule_and_told(
     fields: list[str], marks: bool, told: bool
 ) -> None:
     text = "text\tlabel\n" + "".join(f"{field}\tx\n" for field in fields)
-    table = read_delimited(text, "f", "\t")
-    forced = read_delimited(text, "f", "\t", quotes="marks" if marks else "text")
+    table = read_delimited(lines_of(text), "f", "\t")
+    forced = read_delimited(lines_of(text), "f", "\t", quotes="marks" if marks else "text")
     assert table["text"].tolist() == forced["text"].tolist()
     assert (table["text"].tolist() == fields) != marks
     assert bool(notes_of(table)) == told
@@ -208,7 +213,9 @@ def test_blank_rows_are_rows_in_every_format_and_blank_lines_are_none(tmp_path: 
     for name in ("a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet", "a.xlsx"):
         written(columns(rows), tmp_path / name)
         assert same(read_table(str(tmp_path / name)), rows), name
-    table = parse_table([(1, "text\n"), (2, '""\n'), (3, "\n"), (4, "a")], kind=".csv", source="f")
+    table = parse_table(
+        lambda: iter([(1, "text\n"), (2, '""\n'), (3, "\n"), (4, "a")]), kind=".csv", source="f"
+    )
     assert table["text"].to_dict() == {2: "", 4: "a"}
 
 

@@ -10,10 +10,13 @@ from rich.table import Table
 from taskfit.cli.flags import (
     AllowOtherBaseOption,
     BatchSizeOption,
+    CpusPerRunOption,
     DataOption,
     EpochsOption,
+    GpusPerRunOption,
     LabelOption,
     LearningRateOption,
+    RayAddressOption,
     SetOption,
     TableArgument,
     TaskOption,
@@ -81,15 +84,9 @@ def compare(
         int | None, typer.Option("--workers", min=1, help="Runs at the same time, as processes.")
     ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster, new or given.")] = False,
-    ray_address: Annotated[
-        str | None, typer.Option("--ray-address", help="Address of the Ray cluster, or auto.")
-    ] = None,
-    cpus_per_run: Annotated[
-        float, typer.Option("--cpus-per-run", min=0.01, help="With Ray: cores of a run.")
-    ] = 1.0,
-    gpus_per_run: Annotated[
-        float, typer.Option("--gpus-per-run", min=0.0, help="With Ray: GPUs of a run.")
-    ] = 0.0,
+    ray_address: RayAddressOption = None,
+    cpus_per_run: CpusPerRunOption = 1.0,
+    gpus_per_run: GpusPerRunOption = 0.0,
     memory_per_run: Annotated[
         str | None, typer.Option("--memory-per-run", help="With Ray: memory of a run: 4GB.")
     ] = None,
@@ -141,9 +138,10 @@ def compare(
         _show_runs(grid, out, console)
         return
 
-    from taskfit.compare.pool import Execution, RayCluster
+    from taskfit.compare.pool import Execution
     from taskfit.compare.run import run_grid
     from taskfit.report.comparison_page import report_comparison
+    from taskfit.runs.cluster import RayCluster
 
     cluster = RayCluster(ray_address, cpus_per_run, gpus_per_run, memory) if use_ray else None
     execution = Execution(workers, cluster)

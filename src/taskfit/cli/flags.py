@@ -95,6 +95,15 @@ AllowOtherBaseOption = Annotated[
     bool,
     typer.Option("--allow-other-base", help="Go on although the run's base model is another now."),
 ]
+RayAddressOption = Annotated[
+    str | None, typer.Option("--ray-address", help="Address of the Ray cluster, or auto.")
+]
+CpusPerRunOption = Annotated[
+    float, typer.Option("--cpus-per-run", min=0.01, help="With Ray: cores of a run.")
+]
+GpusPerRunOption = Annotated[
+    float, typer.Option("--gpus-per-run", min=0.0, help="With Ray: GPUs of a run.")
+]
 EncodingOption = Annotated[str, typer.Option("--encoding", help="Text encoding of the file.")]
 
 

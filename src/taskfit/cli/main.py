@@ -76,7 +76,7 @@ from taskfit.cli.stopped import (
 from taskfit.cli.tuning import chat, generate, judge, tuning_table
 from taskfit.errors import SettingsError, TaskfitError
 from taskfit.files import failed_write
-from taskfit.screen import show_what_can_be_shown
+from taskfit.screen import drop_standard_output, show_what_can_be_shown
 
 if TYPE_CHECKING:
     from taskfit.settings import RunSettings
@@ -353,7 +353,7 @@ def _refuse(error: TaskfitError) -> NoReturn:
         sys.stdout.flush()
     except OSError:
         # What standard output did not take is not tried again at the very end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_standard_output()
     sys.exit(2)
 
 

@@ -2,20 +2,21 @@
 
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from rich.text import Text
 
 from taskfit.cli.screen import RichScreen, Terminal
-from taskfit.errors import DataError, SettingsError
+from taskfit.cli.stopped import tell_of_file, told_when_stopped
+from taskfit.errors import SettingsError
+from taskfit.screen import drop_standard_output
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from taskfit.runs.predict import Asking, PredictedTable
+    from taskfit.runs.predict import PredictedTable, Shortfalls
+    from taskfit.runs.predictor import Asking
+    from taskfit.runs.table_texts import GivenTable
 
 STANDARD = "-"
 FORMATS = ("text", "csv", "tsv", "jsonl")
@@ -57,154 +58,107 @@ def check_places(
         )
 
 
-def predict_at_once(
-    run: Path,
-    file: str | None,
-    texts: Sequence[str],
-    out: str | None,
-    *,
-    form: str | None,
-    encoding: str,
-    columns: Mapping[str, str],
-    quotes: str,
-    overwrite: bool,
-    **asking: Unpack["Asking"],
+def predict_texts(
+    run: Path, texts: Sequence[str], out: str | None, *, form: str, **asking: Unpack["Asking"]
 ) -> None:
-    """Predict texts that are read whole, and show or write what comes of it.
+    """Predict texts of the command line, and show or write what comes of it.
 
     Args:
         run: Folder of a finished run.
-        file: A table, or - for standard input; None: `texts` are given.
-        texts: From the command line.
+        texts: See `texts_table`.
         out: A file, or - for standard output; None: the screen.
-        form: Of standard input and output, one of `FORMATS`; None: of a table CSV, else text.
-        encoding: Of the table.
-        columns: See `predict_file`.
-        quotes: See `predict_file`.
-        overwrite: See `predict_file`.
+        form: Of standard output, one of `FORMATS`.
         asking: See `Asking`.
 
     Raises:
         TaskfitError: If the run, the texts, the file or the coverage does not allow it.
     """
-    from taskfit.data import read_table
-    from taskfit.files import refuse_over_input
-    from taskfit.runs.predict import check_target, predict_table
+    from taskfit.cli.given import GivenTexts
+    from taskfit.runs.predict import Shortfalls, predict_windows
 
-    if out is not None and out != STANDARD:
-        check_target(Path(out))
-        refuse_over_input(Path(out), [file], overwrite=overwrite)
-    form = form or ("text" if file in (None, STANDARD) else "csv")
+    given = GivenTexts(texts)
+    if out is not None:
+        predict_given(run, given, out, form=form, columns={}, **asking)
+        return
     # What is not a prediction must not stand among them.
-    screen = RichScreen(Terminal(stderr=True), shows_progress=file is not None or out is not None)
-    make: Callable[[tuple[str, ...]], pd.DataFrame]
-    if file is None:
-        source, make = "--text", partial(texts_table, texts)
-    elif file == STANDARD:
-        source, make = "standard input", partial(_standard_input, form, encoding, quotes, screen)
-    else:
-        source, make = (
-            file,
-            lambda _: read_table(file, encoding=encoding, split="test", quotes=quotes),
-        )
-    with screen:
-        found = predict_table(run, make, source=source, screen=screen, columns=columns, **asking)
-    if out is None:
+    screen, shortfalls = RichScreen(Terminal(stderr=True), shows_progress=False), Shortfalls()
+    for found in predict_windows(run, given, screen=screen, **asking):
         _show(found, texts)
-    elif out == STANDARD:
-        _write(found, form)
-    else:
-        _save(found, Path(out))
-        screen.note(f"{len(found.table) - found.num_errors:,} texts labelled: {out}")
-    for line in shortfalls(source, len(found.table), found.num_errors, found.num_shortened):
+        shortfalls.add_all(found.shortfalls)
+    for line in shortfall_lines(given.name, shortfalls):
         screen.note(line)
 
 
-def shortfalls(name: str, num_rows: int, num_errors: int, num_shortened: int) -> list[str]:
+def predict_given(
+    run: Path,
+    given: "GivenTable",
+    out: str,
+    *,
+    form: str,
+    columns: Mapping[str, str],
+    **asking: Unpack["Asking"],
+) -> None:
+    """Predict texts that come from standard input, or go to standard output.
+
+    Args:
+        run: Folder of a finished run.
+        given: The texts.
+        out: A file, or - for standard output.
+        form: Of standard output, one of `FORMATS`.
+        columns: See `predict_file`.
+        asking: See `Asking`.
+
+    Raises:
+        TaskfitError: If the run, the texts, the file or the coverage does not allow it.
+    """
+    from taskfit.runs.predict import Shortfalls, predict_into, predict_windows
+
+    is_shown = out == STANDARD and sys.stdout.isatty()
+    screen = RichScreen(Terminal(stderr=True), shows_progress=not is_shown)
+    shortfalls = Shortfalls()
+    with screen:
+        if out == STANDARD:
+            try:
+                for found in predict_windows(run, given, screen=screen, columns=columns, **asking):
+                    _write(found, form, is_first=not shortfalls.num_rows)
+                    shortfalls.add_all(found.shortfalls)
+            except BrokenPipeError:
+                drop_standard_output()  # who reads, such as `head`, has enough
+                return
+        else:
+            target = Path(out)
+            with told_when_stopped(lambda: tell_of_file(target)):
+                shortfalls = predict_into(
+                    run, given, target, screen=screen, columns=columns, **asking
+                ).shortfalls
+            labelled = shortfalls.num_rows - shortfalls.num_errors
+            screen.note(f"{labelled:,} texts labelled: {out}")
+    for line in shortfall_lines(given.name, shortfalls):
+        screen.note(line)
+
+
+def shortfall_lines(name: str, found: "Shortfalls") -> list[str]:
     """Return lines on what did not go as it should: rows without an answer, texts cut short.
 
     Args:
         name: What the lines call the file.
-        num_rows: All rows.
-        num_errors: Those without an answer.
-        num_shortened: Texts that lost their end.
+        found: What there is.
     """
     from taskfit.runs.predictions import count_errors
     from taskfit.tasks.shortening import shortened_note
 
-    lines = [f"{name}: {count_errors(num_errors)}"] if num_errors else []
-    if num_shortened:
-        lines.append(shortened_note(name, num_shortened, num_rows - num_errors))
-    return lines
-
-
-def texts_table(texts: Sequence[str], columns: tuple[str, ...]) -> "pd.DataFrame":
-    """Return texts of the command line as a table.
-
-    Args:
-        texts: Of a task of one text column as they are; of several `COLUMN=TEXT`, a text for every
-            column and then those of the next row.
-        columns: The task's text columns.
-
-    Raises:
-        DataError: If a text does not say its column, or a row has not all of them.
-    """
-    import pandas as pd
-
-    from taskfit.data.cells import sound
-
-    texts = [sound(text, f"--text {place}") for place, text in enumerate(texts, start=1)]
-    if len(columns) == 1:
-        return pd.DataFrame({columns[0]: list(texts)}, index=range(1, len(texts) + 1), dtype=str)
-    by_column: dict[str, list[str]] = {name: [] for name in columns}
-    example = " ".join(f'--text "{name}=..."' for name in columns)
-    for text in texts:
-        name, equals, rest = text.partition("=")
-        if not equals or name.strip() not in by_column:
-            raise DataError(
-                f"--text {text!r}: this task reads {', '.join(columns)}; write {example}"
-            )
-        by_column[name.strip()].append(rest)
-    if len({len(found) for found in by_column.values()}) > 1:
-        counts = ", ".join(f"{len(found)} of {name}" for name, found in by_column.items())
-        raise DataError(f"--text: every row needs each column, but there are {counts}: {example}")
-    rows = len(by_column[columns[0]])
-    return pd.DataFrame(by_column, index=range(1, rows + 1), dtype=str)
-
-
-def _standard_input(
-    form: str, encoding: str, quotes: str, screen: RichScreen, columns: tuple[str, ...]
-) -> "pd.DataFrame":
-    """Read standard input to its end.
-
-    Raises:
-        DataError: If it is not in this format or encoding.
-    """
-    import pandas as pd
-
-    from taskfit.data import parse_table
-    from taskfit.data.contents import true_kind
-    from taskfit.data.sources import decode_lines
-
-    if sys.stdin.isatty():
-        screen.note("reading from the keyboard; Ctrl-D ends it")
-    raw = io.BytesIO(sys.stdin.buffer.read())
-    kind = true_kind(raw, "standard input", ".txt" if form == "text" else f".{form}")
-    if kind not in (".txt", *(f".{name}" for name in FORMATS)):
-        raise DataError(f"standard input is a {kind} file; give it by its name instead of -.")
-    raw.seek(0)
-    lines = list(decode_lines(raw, "standard input", encoding))
-    if form != "text":
-        return parse_table(lines, kind=f".{form}", source="standard input", quotes=quotes)
-    if len(columns) > 1:
-        raise DataError(
-            f"This task reads {', '.join(columns)}, and a line is one text. Give --format csv or "
-            "jsonl with these columns."
+    lines = []
+    if num_blank := found.num_errors - found.num_failed:
+        lines.append(f"{name}: {count_errors(num_blank)}")
+    if found.num_failed:
+        lines.append(
+            f"{name}: {found.num_failed:,} row{'s' * (found.num_failed != 1)} that could not be "
+            f"read or scored, marked in the column error; the first: {found.first_failure}"
         )
-    texts = {line: text.rstrip("\r\n") for line, text in lines}
-    if not any(text.strip() for text in texts.values()):
-        raise DataError("Standard input holds no text.")
-    return pd.DataFrame({columns[0]: list(texts.values())}, index=list(texts), dtype=str)
+    if found.num_shortened:
+        num_texts = found.num_rows - found.num_errors
+        lines.append(shortened_note(name, found.num_shortened, num_texts))
+    return lines
 
 
 def _show(found: "PredictedTable", texts: Sequence[str]) -> None:
@@ -220,7 +174,8 @@ def _show(found: "PredictedTable", texts: Sequence[str]) -> None:
             if all(p != p for p in probabilities.values()):
                 probabilities = {}
             line = Text(f"{name}: " if name else "")
-            line.append("no answer" if label is None else label or "none of them", style="bold")
+            missing = "abstained" if probabilities else "no answer"
+            line.append(missing if label is None else label or "none of them", style="bold")
             ranked = sorted(probabilities.items(), key=lambda pair: -pair[1])
             shown = ", ".join(f"{name} {p:.3f}" for name, p in ranked[:MAX_LABELS])
             more = f", {len(ranked) - MAX_LABELS} more" if len(ranked) > MAX_LABELS else ""
@@ -228,7 +183,7 @@ def _show(found: "PredictedTable", texts: Sequence[str]) -> None:
             console.print(line)
 
 
-def _write(found: "PredictedTable", form: str) -> None:
+def _write(found: "PredictedTable", form: str, *, is_first: bool) -> None:
     """Write predictions to standard output, in UTF-8 where it is no terminal.
 
     As lines of text each is label, probability and text between tabs; of several questions a label
@@ -240,7 +195,8 @@ def _write(found: "PredictedTable", form: str) -> None:
         # A pipe is a file, and files are UTF-8 whatever the terminal can show.
         sys.stdout.reconfigure(encoding="utf-8")
     if form != "text":
-        write_text_table(found.table, sys.stdout, kind=f".{form}")
+        write_text_table(found.table, sys.stdout, kind=f".{form}", header=is_first)
+        sys.stdout.flush()
         return
     answers = [list(found.answers(name)) for name in found.labels]
     texts = found.table.iloc[:, 1]  # behind the id
@@ -251,16 +207,4 @@ def _write(found: "PredictedTable", form: str) -> None:
             best = max(probabilities.values())
             cells += [label or "", "" if label is None else f"{best:.4f}"]
         sys.stdout.write("\t".join([*cells, " ".join(str(text).split())]) + "\n")
-
-
-def _save(found: "PredictedTable", path: Path) -> None:
-    from taskfit.files import file_atomic
-    from taskfit.runs.partial import write_text_table
-
-    kind = path.suffix.lower()
-    with file_atomic(path) as scratch:
-        if kind == ".parquet":
-            found.table.to_parquet(scratch, index=False)
-            return
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            write_text_table(found.table, file, kind=kind)
+    sys.stdout.flush()

@@ -23,7 +23,7 @@ from taskfit.cli.flags import (
     parse_pairs,
     table_of,
 )
-from taskfit.cli.predict_texts import shortfalls
+from taskfit.cli.predict_texts import shortfall_lines
 from taskfit.cli.screen import RichScreen, Terminal, plain_table, shown
 from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import DataError, PromptError, SettingsError
@@ -92,6 +92,7 @@ def generate(
     columns = parse_pairs("--column", "FIELD=COLUMN", column)
     decoding = _decoding(max_new_tokens, temperature, top_p, stop)
 
+    from taskfit.runs.predict import Shortfalls
     from taskfit.runs.tuning.generate import generate_file
 
     with told_when_stopped(lambda: tell_of_file(out)), RichScreen() as screen:
@@ -112,7 +113,8 @@ def generate(
             overwrite=overwrite,
         )
     screen.console.print(f"{found.num_answers:,} answers: {out}", soft_wrap=True, markup=False)
-    for line in shortfalls(str(out), found.num_answers, found.num_errors, 0):
+    shortfalls = Shortfalls(found.num_answers + found.num_errors, found.num_errors)
+    for line in shortfall_lines(str(out), shortfalls):
         screen.console.print(line, markup=False)
 
 

@@ -9,24 +9,8 @@ from typing import Any, Generic, TypeVar
 from taskfit.compare.grid import GridRun
 from taskfit.compare.messages import Message, describe
 from taskfit.compare.runner import Ended, Runner
+from taskfit.runs.cluster import RayCluster
 from taskfit.screen import Screen
-
-
-@dataclass(frozen=True, slots=True)
-class RayCluster:
-    """A Ray cluster and what each run asks of it.
-
-    Attributes:
-        address: Of the cluster, or None for a new one on this machine.
-        cpus_per_run: Processor cores of a run.
-        gpus_per_run: GPUs of a run; a fraction shares one.
-        memory_per_run: Main memory to reserve for a run (bytes), or None.
-    """
-
-    address: str | None = None
-    cpus_per_run: float = 1.0
-    gpus_per_run: float = 0.0
-    memory_per_run: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,11 +71,30 @@ def iter_rows(
     Raises:
         DataError: If it is something else.
     """
-    if kind == ".json" and not _has_objects_on_lines(lines()):
+    if is_array(lines, kind):
         yield from _iter_array("".join(content for _, content in lines()), source)
         return
+    for line, row in iter_objects(lines, source):
+        if isinstance(row, DataError):
+            raise row
+        yield line, row
+
+
+def is_array(lines: Callable[[], Iterator[tuple[int, str]]], kind: str) -> bool:
+    """Return whether a file is to be one array of objects, and not an object a line."""
+    return kind == ".json" and not _has_objects_on_lines(lines())
+
+
+def iter_objects(
+    lines: Callable[[], Iterator[tuple[int, str]]], source: str
+) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """Yield the object of each line that is not blank, or why there is none."""
     for line, content in lines():
-        row = parse_row(content, f"{source}:{line}")
+        try:
+            row = parse_row(content, f"{source}:{line}")
+        except DataError as error:
+            yield line, error
+            continue
         if row is not None:
             yield line, row
 

@@ -4,7 +4,10 @@ import codecs
 import gzip
 import importlib.util
 import io
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -13,7 +16,9 @@ from taskfit.data.hub import why_not_at_hand
 from taskfit.errors import DataError, first_line, suggestion
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
 # Other names of the same.
@@ -21,6 +26,7 @@ SAME = {".ndjson": ".jsonl", ".xlsm": ".xlsx", ".pq": ".parquet"}
 # Encodings that such files have in practice, in the order in which they are tried for the hint.
 OTHER_ENCODINGS = ("utf-16", "cp1252", "latin-1")
 SHOWN_FILES = 5
+PAGE_BYTES = 2**20
 
 
 def find_file(source: str) -> tuple[Path, str] | None:
@@ -104,17 +110,25 @@ def open_unpacked(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb")  # type: ignore[return-value]
 
 
-def iter_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+def iter_lines(
+    path: Path, encoding: str, *, source: str | None = None
+) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text file with their numbers, from 1; see `decode_lines`.
+
+    Args:
+        path: The file, which may be packed.
+        encoding: Of the text.
+        source: What messages call it; None: its path.
 
     Raises:
         DataError: If it cannot be read, or not in this encoding.
     """
+    source = source or str(path)
     try:
         with open_unpacked(path) as file:
-            yield from decode_lines(file, str(path), encoding)
+            yield from decode_lines(file, source, encoding)
     except (OSError, EOFError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(source, error) from error
 
 
 def decode_lines(file: IO[bytes], source: str, encoding: str) -> Iterator[tuple[int, str]]:
@@ -173,28 +187,73 @@ def _undecoded(raw: bytes, encoding: str) -> int | None:
     return None
 
 
-def read_parquet(path: Path) -> "pa.Table":
-    """Read a Parquet file as it is, but for the index that pandas may have written.
+def open_parquet(path: Path) -> "pq.ParquetFile":
+    """Open a Parquet file that is read in parts; a packed one is unpacked into a temporary file.
 
     Raises:
         DataError: If it cannot be read.
     """
     import pyarrow.parquet as pq
 
+    # Pages are read as they are needed: one part of a file may hold a million rows.
+    options = {"buffer_size": PAGE_BYTES, "pre_buffer": False}
+    with explaining_parquet(path), open_unpacked(path) as file:
+        if not isinstance(file, gzip.GzipFile):
+            return pq.ParquetFile(path, **options)
+        # What is open stays so when its name is gone; some systems keep the name until the end.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            unpacked = Path(folder) / "unpacked.parquet"
+            with unpacked.open("wb") as target:
+                shutil.copyfileobj(file, target)
+            return pq.ParquetFile(unpacked, **options)
+
+
+@contextmanager
+def explaining_parquet(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in a Parquet file into one message.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
-        with open_unpacked(path) as file:
-            table = pq.read_table(file)
+        yield
     except (OSError, EOFError, ValueError) as error:
         raise DataError(
             f"{path} is not a Parquet file that can be read: {first_line(error)}"
         ) from error
-    return table.select(
-        [i for i, name in enumerate(table.column_names) if not name.startswith("__index_level_")]
-    )
+
+
+def parquet_columns(file: "pq.ParquetFile") -> list[str]:
+    """Return the columns of a Parquet file, but for the index that pandas may have written."""
+    names = file.schema_arrow.names
+    return [name for name in names if not name.startswith("__index_level_")]
+
+
+def read_parquet(path: Path) -> "pa.Table":
+    """Read a Parquet file as it is, but for the index that pandas may have written.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    file = open_parquet(path)
+    with explaining_parquet(path):
+        table = file.read()
+    names = parquet_columns(file)
+    return table.select([i for i, name in enumerate(table.column_names) if name in names])
 
 
 def read_hub(source: str, *, split: str) -> "pa.Table":
-    """Read one split of a hub data set as it is, but for class labels, which become their names.
+    """Read one split of a hub data set whole; see `find_hub` and `hub_table`.
+
+    Raises:
+        DataError: If the package or the data set cannot be had.
+    """
+    found = find_hub(source, split=split)
+    return hub_table(found.with_format("arrow")[:], found)
+
+
+def find_hub(source: str, *, split: str) -> "datasets.Dataset":
+    """Find one split of a hub data set, which lies on this machine's disk from then on.
 
     Args:
         source: `owner/name` or `owner/name:configuration`.
@@ -216,7 +275,6 @@ def read_hub(source: str, *, split: str) -> "pa.Table":
         )
 
     import datasets
-    import pyarrow as pa
 
     try:
         found = datasets.load_dataset(name, configuration or None)
@@ -229,9 +287,16 @@ def read_hub(source: str, *, split: str) -> "pa.Table":
     chosen = next((other for other in names if other in found), None)
     if chosen is None:
         raise DataError(f"{source} has no split {split!r}; it has: {', '.join(found)}.")
-    table: pa.Table = found[chosen].with_format("arrow")[:]
+    return found[chosen]
+
+
+def hub_table(table: "pa.Table", of: "datasets.Dataset") -> "pa.Table":
+    """Return rows of a data set as they are, but for class labels, which become their names."""
+    import datasets
+    import pyarrow as pa
+
     for place, column in enumerate(table.column_names):
-        feature = found[chosen].features[column]
+        feature = of.features[column]
         if isinstance(feature, datasets.ClassLabel):
             # -1 marks hidden labels of test sets.
             names = [

@@ -1,11 +1,12 @@
 """Read a table from a file or the hub, everything as text, with the line each row stands on."""
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import pandas as pd
 
+from taskfit.data.arrow_rows import arrow_table
 from taskfit.data.cells import text_of, text_table
 from taskfit.data.delimited import NOTES, check_columns, read_delimited
 from taskfit.data.excel import read_excel
@@ -19,10 +20,8 @@ from taskfit.data.sources import (
 )
 from taskfit.errors import DataError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 WHOLE = re.compile(r"-?\d+\.0")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_table(
@@ -51,26 +50,30 @@ def read_table(
     """
     file = find_file(source)
     if file is None:
-        return _arrow_table(read_hub(source, split=split), source)
+        return arrow_table(read_hub(source, split=split), source)
     path, kind = file
     if kind == ".parquet":
-        table = _arrow_table(read_parquet(path), source)
+        table = arrow_table(read_parquet(path), source)
     elif kind == ".xlsx":
         with open_unpacked(path) as opened:
             table = read_excel(opened, source)
     else:
-        lines = list(iter_lines(path, encoding))
+        lines = partial(iter_lines, path, encoding)
         return parse_table(lines, kind=kind, source=source, quotes=quotes)
-    return _with_rows(table, source)
+    return with_rows(table, source)
 
 
 def parse_table(
-    lines: list[tuple[int, str]], *, kind: str, source: str, quotes: str = "auto"
+    lines: Callable[[], Iterator[tuple[int, str]]],
+    *,
+    kind: str,
+    source: str,
+    quotes: str = "auto",
 ) -> pd.DataFrame:
     """Read a table out of lines of text; see `read_table`.
 
     Args:
-        lines: Each with its number, line ends kept.
+        lines: Reads them, from the first, each with its number, line ends kept.
         kind: .csv, .tsv, .json, or any other for JSONL.
         source: What messages call it.
         quotes: See `read_delimited`.
@@ -78,14 +81,28 @@ def parse_table(
     Raises:
         DataError: If it cannot be read, or holds no row.
     """
-    if not any(content.strip() for _, content in lines):
-        raise DataError(f"{source} is empty.")
-    if kind in (".csv", ".tsv"):
-        text = "".join(content for _, content in lines)
-        table = read_delimited(text, source, "\t" if kind == ".tsv" else ",", quotes=quotes)
+    require_content(lines, source)
+    if kind in DELIMITERS:
+        texts = partial(contents, lines)
+        table = read_delimited(texts, source, DELIMITERS[kind], quotes=quotes)
     else:
-        table = json_table(iter_rows(lambda: iter(lines), source, kind=kind))
-    return _with_rows(table, source)
+        table = json_table(iter_rows(lines, source, kind=kind))
+    return with_rows(table, source)
+
+
+def contents(lines: Callable[[], Iterator[tuple[int, str]]]) -> Iterator[str]:
+    """Yield lines without their numbers."""
+    return (content for _, content in lines())
+
+
+def require_content(lines: Callable[[], Iterator[tuple[int, str]]], source: str) -> None:
+    """Raise unless there is a line that is not blank.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if not any(content.strip() for content in contents(lines)):
+        raise DataError(f"{source} is empty.")
 
 
 def notes_of(table: pd.DataFrame) -> list[str]:
@@ -115,7 +132,12 @@ def rename_columns(table: pd.DataFrame, columns: Mapping[str, str], *, source: s
     return renamed
 
 
-def _with_rows(table: pd.DataFrame, source: str) -> pd.DataFrame:
+def with_rows(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Return a table that has rows.
+
+    Raises:
+        DataError: If it has none.
+    """
     if table.empty:
         raise DataError(f"{source} holds no row below its header. Is it the right file?")
     return table
@@ -132,36 +154,3 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     columns = {str(name): [shown(value) for value in table[name]] for name in table.columns}
     index = table.index if table.index.dtype.kind == "i" else range(1, len(table) + 1)
     return text_table(columns, list(index))
-
-
-def _arrow_table(table: "pa.Table", source: str) -> pd.DataFrame:
-    """Turn the values of an Arrow table into text."""
-    check_columns([str(name) for name in table.column_names], source)
-    columns = {
-        str(name): _arrow_texts(table.column(place))
-        for place, name in enumerate(table.column_names)
-    }
-    return text_table(columns, range(table.num_rows))
-
-
-def _arrow_texts(column: "pa.ChunkedArray") -> list[str]:
-    """Return the values of a column as pandas writes them into CSV files."""
-    import pyarrow as pa
-
-    kind: Any = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    if pa.types.is_timestamp(kind):
-        # A column of days is one without times.
-        shown = column.to_pandas().astype(str).fillna("NaT").tolist()
-        return ["" if text == "NaT" else text for text in shown]
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        try:
-            values = column.to_numpy().tolist()
-        except ValueError:
-            # Some row is not UTF-8, though the file says so.
-            return [text_of(raw) for raw in column.cast(pa.binary()).to_pylist()]
-        return ["" if value is None else value for value in values]
-    if pa.types.is_float32(kind) or pa.types.is_float16(kind):
-        return ["" if v is None or v != v else str(v) for v in column.to_numpy()]
-    return [text_of(value) for value in column.to_pylist()]

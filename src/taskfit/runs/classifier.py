@@ -224,6 +224,16 @@ class Classifier:
             },
         )
 
+    @staticmethod
+    def saved_asked(folder: Path) -> Asked:
+        """Return what a finished run asks, without loading anything else.
+
+        Raises:
+            CheckpointError: If the folder holds no finished run.
+        """
+        with saved_run(folder, _file_of(folder)) as saved:
+            return _asked_from_dict(saved)
+
     @classmethod
     def load(
         cls,
@@ -248,7 +258,7 @@ class Classifier:
             CheckpointError: If the folder holds no finished run, or part of it is missing, or its
                 base is not there or another one.
         """
-        file = QUESTIONS_FILE if (folder / QUESTIONS_FILE).is_file() else FILE
+        file = _file_of(folder)
         is_given = model is not None
         with saved_run(folder, file) as plain:
             saved = _with_defaults(plain)
@@ -281,6 +291,10 @@ class Classifier:
             fitted.restore(MethodState(values, arrays))
             blend = None if blended is None or is_given else restore_blend(context, blended)
         return cls(fitted, calibrations=calibrations, blend=blend)
+
+
+def _file_of(folder: Path) -> str:
+    return QUESTIONS_FILE if (folder / QUESTIONS_FILE).is_file() else FILE
 
 
 def _asked_to_dict(asked: Asked, settings: RunSettings) -> dict[str, Any]:

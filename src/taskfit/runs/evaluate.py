@@ -13,12 +13,13 @@ from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.known_texts import free_name, seen_note
 from taskfit.runs.load import load_classifier
 from taskfit.runs.measured import LEVELS, MeasuredSets
-from taskfit.runs.predict import answers_of, named_columns, other_columns
 from taskfit.runs.predictions import checked_set_name, count_errors, renaming_note
+from taskfit.runs.predictor import answers_of
 from taskfit.runs.records import RunResult
 from taskfit.runs.rows import advice_on_columns, labelled_rows
 from taskfit.runs.run_folder import run_lock
 from taskfit.runs.slices import GOLD, group_examples
+from taskfit.runs.table_texts import named_columns, other_columns
 from taskfit.screen import Screen
 from taskfit.settings import DataSettings
 from taskfit.settings_file import load_run_settings

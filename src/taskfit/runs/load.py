@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from taskfit.errors import CheckpointError
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.records import TUNED_FILE
+from taskfit.tasks.questions import Asked
 
 if TYPE_CHECKING:
     from taskfit.runs.shared_bases import SharedBases
@@ -48,9 +49,23 @@ def load_classifier(
     Raises:
         CheckpointError: Also if the run answers with text.
     """
+    _refuse_tuned(folder)
+    return Classifier.load(folder, device=device, allow_other_base=allow_other_base)
+
+
+def saved_asked(folder: Path) -> Asked:
+    """Return what a finished run asks, without loading anything else.
+
+    Raises:
+        CheckpointError: If the folder holds no finished run that answers with labels.
+    """
+    _refuse_tuned(folder)
+    return Classifier.saved_asked(folder)
+
+
+def _refuse_tuned(folder: Path) -> None:
     if (folder / TUNED_FILE).is_file():
         raise CheckpointError(
             f"{folder} is a tuned model, which answers with text: use `taskfit generate {folder}`, "
             f"or measure it with `taskfit judge {folder}`."
         )
-    return Classifier.load(folder, device=device, allow_other_base=allow_other_base)

@@ -8,9 +8,9 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -101,18 +101,32 @@ class PartialPredictions:
                     advance(end - start)
                     continue
                 table = answer(index, slice(start, end), advance)
-                with explain_failed_write(self._target), file_atomic(path) as scratch:
-                    # A chunk without any answer would otherwise have a column of no type.
-                    found = pa.Table.from_pandas(table, _schema(table), preserve_index=False)
-                    pq.write_table(found, scratch)
+                with explain_failed_write(self._target):
+                    write_part(path, table)
+
+    @property
+    def num_rows(self) -> int:
+        """Return the rows to predict."""
+        return self._num_rows
+
+    @property
+    def num_missing_rows(self) -> int:
+        """Return those of them that are not finished."""
+        starts = [index * self._chunk for index in self.missing()]
+        return sum(min(self._chunk, self._num_rows - start) for start in starts)
+
+    def missing(self) -> dict[int, Path]:
+        """Return the chunks that are not there yet, by their place, and where they belong."""
+        return {i: path for i, path in enumerate(self._paths) if not path.is_file()}
+
+    def values(self, column: str) -> Iterator[Any]:
+        """Yield the values of a column in all chunks; None where there is none."""
+        for path in self._paths:
+            yield from pq.read_table(path, columns=[column]).column(column).to_pylist()
 
     def count(self, column: str) -> Counter[str]:
         """Return how often each value of a column occurs in all chunks."""
-        counts: Counter[str] = Counter()
-        for path in self._paths:
-            values = pq.read_table(path, columns=[column]).column(column)
-            counts.update(str(value) for value in values.to_pylist() if value is not None)
-        return counts
+        return Counter(str(value) for value in self.values(column) if value is not None)
 
     def join(self, *, without: Sequence[str] = ()) -> None:
         """Write all chunks to the target, whole or not at all, one at a time; remove the folder.
@@ -131,7 +145,22 @@ class PartialPredictions:
                         writer.write_table(pq.read_table(path, columns=names))
             else:
                 _join_text(self._paths, scratch, names, kind=kind)
+        # Their description goes last, so that what a kill leaves is known as ours.
+        for path in self._paths:
+            path.unlink()
         shutil.rmtree(self._folder)
+
+
+def write_part(path: Path, table: pd.DataFrame) -> None:
+    """Write a chunk, whole or not at all.
+
+    Raises:
+        WriteError: If the system does not write.
+    """
+    with file_atomic(path) as scratch:
+        # A chunk without any answer would otherwise have a column of no type.
+        found = pa.Table.from_pandas(table, _schema(table), preserve_index=False)
+        pq.write_table(found, scratch)
 
 
 def describe_run(folder: Path) -> str:

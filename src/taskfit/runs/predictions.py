@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,8 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 SET, SET_SIZE = "prediction_set", "prediction_set_size"
-OWN = ("gold", "predicted", "expected", SET, SET_SIZE)
+ABSTAINED = "abstained"
+OWN = ("gold", "predicted", "expected", ABSTAINED, SET, SET_SIZE)
 SHORTENED, ERROR = "shortened", "error"  # of a text, whatever is asked about it
 ID = "id"
 NO_TEXT = "the row has no text"
@@ -65,7 +67,9 @@ def prediction_table(
     questions: Mapping[str, AskedQuestion],
     *,
     sets: Mapping[str, BoolArray] = MappingProxyType({}),
+    abstain_below: float | None = None,
     shortened: Set[str] | None = None,
+    errors: Mapping[int, str] = MappingProxyType({}),
     keeps_id: bool = False,
 ) -> pd.DataFrame:
     """Return one row an example: id, texts, carried columns, gold, predicted, p_LABEL each.
@@ -83,11 +87,14 @@ def prediction_table(
         probabilities: (N, L), the labels of all questions side by side.
         questions: By name.
         sets: Question -> which labels are in each prediction set, (N, L_q); adds sets and sizes.
+        abstain_below: Answers of a lower probability are left out; adds `abstained`, which is empty
+            in a row that was not asked. None: all are given.
         shortened: Ids of texts that lost their end; None: it is not known, and there is no column.
+        errors: Place of a row -> why it has no answer, beside those that have no text.
         keeps_id: Whether a carried column `id` stands in the place of ours, which says file and
             line.
     """
-    columns: dict[str, Sequence[object] | pd.Series[int]] = {
+    columns: dict[str, Sequence[object] | pd.Series[Any]] = {
         ID: [example.id for example in examples]
     }
     first = examples[0]
@@ -105,7 +112,15 @@ def prediction_table(
         gold = [example.of(name).label for example in examples]
         if any(label is not None for label in gold):
             columns[f"gold{end}"] = gold
-        columns[f"predicted{end}"] = [_answer(row, labels, several=task.multi_label) for row in own]
+        answers = [_answer(row, labels, several=task.multi_label) for row in own]
+        columns[f"predicted{end}"] = answers
+        if abstain_below is not None:
+            is_sure = own.max(axis=1) >= abstain_below
+            columns[f"predicted{end}"] = [
+                answer if sure else None for answer, sure in zip(answers, is_sure, strict=True)
+            ]
+            asked = np.array([not (e.is_blank or i in errors) for i, e in enumerate(examples)])
+            columns[f"{ABSTAINED}{end}"] = pd.Series(~is_sure, dtype="boolean").where(asked)
         if task.levels:
             columns[f"expected{end}"] = (own @ np.array(task.levels)).tolist()
         for index, label in enumerate(labels):
@@ -121,7 +136,10 @@ def prediction_table(
             columns[f"{SET_SIZE}{end}"] = pd.Series(sizes, dtype="Int64")
     if shortened is not None:
         columns[SHORTENED] = [example.id in shortened for example in examples]
-    columns[ERROR] = [NO_TEXT if example.is_blank else None for example in examples]
+    columns[ERROR] = [
+        errors.get(place, NO_TEXT if example.is_blank else None)
+        for place, example in enumerate(examples)
+    ]
     return pd.DataFrame(columns)
 
 
