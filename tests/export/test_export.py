@@ -27,17 +27,15 @@ from taskfit.cli.export import export
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, ModelError, SettingsError, TaskfitError
 from taskfit.export import check, gguf_file
-from taskfit.export.classification import (
-    plain_probabilities,
-    read_linear,
-    save_classification,
-)
+from taskfit.export.classification import plain_probabilities, save_classification
+from taskfit.export.entry import find_entry
 from taskfit.export.export import export_run
 from taskfit.export.gguf_file import interleaved
 from taskfit.export.gguf_tokenizer import read_vocabulary
 from taskfit.export.merge import Merged
 from taskfit.export.prompt import find_prompt
 from taskfit.export.push import plan_upload, push
+from taskfit.export.scores import read_linear
 from taskfit.methods.head import Head
 from taskfit.methods.label_words import LabelWords
 from taskfit.methods.method import MethodContext
@@ -165,12 +163,9 @@ def test_the_plain_pipeline_gives_the_probabilities_of_the_run(run: Path, tmp_pa
     out = tmp_path / "out"
     exported = export_run(run, out, form="classification", device="cpu")
     expected = Classifier.load(run, device="cpu").probabilities(texts())
-    pieces = json.loads((out / "prompt.json").read_text())["pieces"]
-    prompts = [
-        "".join(p["text"] if "text" in p else e.texts[p["column"]] for p in pieces) for e in texts()
-    ]
+    raw = [e.texts["text"] for e in texts()]
     classify = pipeline("text-classification", model=str(out), top_k=None, device="cpu")
-    for found, row in zip(classify(prompts, batch_size=3), expected, strict=True):
+    for found, row in zip(classify(raw, batch_size=3), expected, strict=True):
         by_name = {entry["label"]: entry["score"] for entry in found}
         np.testing.assert_allclose([by_name["bad"], by_name["good"]], row, atol=1e-4)
     assert all(c.difference <= c.tolerance for c in exported)
@@ -229,13 +224,13 @@ def head_of(architecture: str, tokenizer: PreTrainedTokenizerFast, **changes: bo
 def assert_equal_when_exported(classifier: Classifier, folder: Path) -> None:
     method = classifier.method
     expected = classifier.probabilities(texts())
-    prompt, whole = find_prompt(method.encoder, method.model.tokenizer, texts())
-    assert whole == [0, 1, 2, 3]
     merged = Merged(method.model, expected, None, "float32", "float32", [])
-    save_classification(merged, classifier, folder)
-    found = plain_probabilities(
-        folder, [prompt.fill(e.texts) for e in texts()], dtype=torch.float32
-    )
+    save_classification(merged, classifier, folder, texts=tiny.toy_examples(64))
+    entry = find_entry(method.encoder, method.model.tokenizer, texts())
+    assert entry.prompt is None, "raw texts go in"
+    assert entry.places == (0, 1, 2, 3)
+    entry.save(folder)
+    found = plain_probabilities(folder, [[e.texts["text"]] for e in texts()], dtype=torch.float32)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.ptp(expected[:, 0]) > 1e-3, "probabilities that are all alike show nothing"
 
@@ -554,7 +549,7 @@ def test_without_a_token_nothing_is_lost(run: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ((), "Give one of --merge"),
-        (("--merge", "--gguf"), "three exports"),
+        (("--merge", "--gguf"), "exports of their own"),
         (("--as", "pickle"), "what there is is sequence-classification"),
         (("--merge", "--outtype", "f16"), "--outtype is about --gguf"),
         (("--gguf", "--outtype", "q2"), "allowed are f32, f16, bf16, q8_0"),
@@ -630,15 +625,18 @@ def test_a_run_of_full_fine_tuning_is_copied(tmp_path: Path, model_folder: Path)
     assert set(load_file(tmp_path / "out" / "head.safetensors")) == {"head.weight", "head.bias"}
 
 
-def test_scores_with_one_label_row_twice_cannot_take_different_biases() -> None:
+def test_a_bias_moves_into_the_final_norm_unless_the_labels_rows_depend_on_each_other() -> None:
     from taskfit.export.classification import _bias_in_norm
 
     body = torch.nn.Module()
     body.norm = torch.nn.LayerNorm(4)
     row = torch.ones(4, dtype=torch.float64)
     bias = torch.tensor([1.0, -1.0]).double()
-    with pytest.raises(ModelError, match="depend on each other"):
-        _bias_in_norm(body, torch.stack([row, row]), bias)
+    assert _bias_in_norm(body, torch.stack([row, row]), bias) is None
+    weight = torch.stack([row, torch.arange(4.0).double()])
+    name, shifted = _bias_in_norm(body, weight, bias)
+    assert name == "norm.bias"
+    torch.testing.assert_close(weight @ shifted.double(), bias, rtol=0, atol=1e-6)
 
 
 def test_an_upload_lists_every_file_and_needs_a_token(

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from taskfit.export.push import Upload
 
 SEQUENCE_CLASSIFICATION = "sequence-classification"
+CLASSIFIERS: "dict[str, Form]" = {
+    SEQUENCE_CLASSIFICATION: "classification",
+    f"{SEQUENCE_CLASSIFICATION}-adapter": "adapter",
+}
 
 
 def export(
@@ -30,7 +34,11 @@ def export(
     ] = None,
     as_: Annotated[
         str | None,
-        typer.Option("--as", help=f"{SEQUENCE_CLASSIFICATION}: runs in plain pipelines."),
+        typer.Option(
+            "--as",
+            help=f"{SEQUENCE_CLASSIFICATION}: runs in plain pipelines; "
+            f"{SEQUENCE_CLASSIFICATION}-adapter: the same as an adapter for PEFT.",
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -50,6 +58,8 @@ def export(
     if push is None and (public or dry_run):
         raise SettingsError("--public and --dry-run are about --push; give --push OWNER/NAME.")
     form = _form(merge=merge, gguf=gguf, as_=as_, may_be_none=push is not None)
+    if dtype is not None and form == "adapter":
+        raise SettingsError("An adapter keeps the numbers that were trained; leave out --dtype.")
     if outtype is not None and form != "gguf":
         raise SettingsError("--outtype is about --gguf; give --gguf with it.")
 
@@ -88,11 +98,11 @@ def export(
 
 
 def _form(*, merge: bool, gguf: bool, as_: str | None, may_be_none: bool) -> "Form | None":
-    if as_ not in (None, SEQUENCE_CLASSIFICATION):
-        raise SettingsError(f"--as {as_}: what there is is {SEQUENCE_CLASSIFICATION}.")
+    if as_ is not None and as_ not in CLASSIFIERS:
+        raise SettingsError(f"--as {as_}: what there is is {' and '.join(CLASSIFIERS)}.")
     if merge + gguf + (as_ is not None) > 1:
         raise SettingsError(
-            f"--merge, --gguf and --as {SEQUENCE_CLASSIFICATION} are three exports; give one, and "
+            "--merge, --gguf and --as are exports of their own; give one, and "
             "another -o for the next."
         )
     if merge:
@@ -100,7 +110,7 @@ def _form(*, merge: bool, gguf: bool, as_: str | None, may_be_none: bool) -> "Fo
     if gguf:
         return "gguf"
     if as_ is not None:
-        return "classification"
+        return CLASSIFIERS[as_]
     if not may_be_none:
         raise SettingsError(f"Give one of --merge, --gguf and --as {SEQUENCE_CLASSIFICATION}.")
     return None

@@ -1,6 +1,7 @@
 """Whether two models say the same: what is compared, and how far apart they may be."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,21 @@ class Check:
             f"{self.what} differ by {self.difference:.1e} (allowed: {self.tolerance:g}; "
             f"{self.num_values} values)"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came of an export.
+
+    Attributes:
+        checks: What was compared.
+        notes: Sentences about it for the card.
+        use: What the card's example needs to know, by the names that it has there.
+    """
+
+    checks: list[Check]
+    notes: list[str]
+    use: Mapping[str, object] = field(default_factory=dict)
 
 
 def compare(before: FloatArray, after: FloatArray, *, what: str, dtype: str) -> Check:

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.numpy import load_file, save_file
 
 from taskfit.errors import CheckpointError
-from taskfit.export.check import Check, FloatArray, compare
+from taskfit.export.check import Check, Exported, FloatArray, compare
 from taskfit.export.source import Source, free_memory, widen
 from taskfit.methods.head import BIAS, WEIGHT
 from taskfit.models.load import DTYPES, LoadedModel, load_model
@@ -160,16 +160,13 @@ def write_merged(source: Source, merged: Merged, folder: Path) -> None:
         save_file({name: arrays[name] for name in (WEIGHT, BIAS)}, folder / HEAD_FILE)
 
 
-def export_merged(source: Source, merged: Merged, folder: Path) -> tuple[list[Check], list[str]]:
+def export_merged(source: Source, merged: Merged, folder: Path) -> Exported:
     """Fill a folder with a run's merged model, and check that it says what the run says.
 
     Args:
         source: The run.
         merged: Its weights; the model is given back on the way.
         folder: To fill.
-
-    Returns:
-        What was compared, and notes for the card.
 
     Raises:
         CheckpointError: If the result says something else.
@@ -189,4 +186,4 @@ def export_merged(source: Source, merged: Merged, folder: Path) -> tuple[list[Ch
         "on the last hidden state of the last token."
     )
     notes = [note] if source.method == "head" else []
-    return merged.compare_written(outputs, after="merging"), notes
+    return Exported(merged.compare_written(outputs, after="merging"), notes)
