@@ -21,6 +21,7 @@ from taskfit.files import write_json_atomic
 from taskfit.methods.tree_method import TreeMethod
 from taskfit.models.adapters import ADAPTER_WEIGHTS, load_adapter
 from taskfit.models.load import DTYPES
+from taskfit.models.whole import load_whole
 from taskfit.runs.saved import ADAPTER
 
 CONFIG = "adapter_config.json"
@@ -73,9 +74,8 @@ def export_adapter(source: Source, folder: Path) -> Exported:
     inputs = [entry.texts(source.examples[place]) for place in entry.places]
 
     def outputs(dtype: str) -> FloatArray:
-        written = AutoModelForSequenceClassification.from_pretrained(
-            base, dtype=DTYPES[dtype], **classes
-        )
+        load = AutoModelForSequenceClassification.from_pretrained
+        written, _ = load_whole(load, base, source.base, heads=True, dtype=DTYPES[dtype], **classes)
         load_adapter(written, folder)
         return model_probabilities(written.eval(), folder, inputs)
 

@@ -58,7 +58,7 @@ def write_card(source: Source, folder: Path, *, form: str, exported: Exported) -
         data=_data(source),
         checks=exported.checks,
         settings=_settings(source),
-        **{"is_filled": False, "decision": None, **exported.use},
+        **{"is_filled": False, "request": None, **exported.use},
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 

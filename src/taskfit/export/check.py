@@ -1,6 +1,5 @@
 """Whether two models say the same: what is compared, and how far apart they may be."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,7 +68,7 @@ class Exported:
 
     checks: list[Check]
     notes: list[str]
-    use: Mapping[str, object] = field(default_factory=dict)
+    use: dict[str, object] = field(default_factory=dict)
 
 
 def compare(before: FloatArray, after: FloatArray, *, what: str, dtype: str) -> Check:

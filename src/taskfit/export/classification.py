@@ -72,15 +72,15 @@ def export_classification(source: Source, merged: Merged, folder: Path) -> Expor
     entry.save(folder)
     del classifier, method
     merged.drop_model()
-    places = list(entry.places)
-    merged.expected = merged.expected[places]
-    merged.run = None if merged.run is None else merged.run[places]
-    inputs = [entry.texts(source.examples[place]) for place in places]
+    inputs = [entry.texts(source.examples[place]) for place in entry.places]
     checks = merged.compare_written(
         lambda dtype: plain_probabilities(folder, inputs, dtype=DTYPES[dtype]),
         after="the change to sequence classification",
+        places=entry.places,
     )
-    return Exported([*bias_checks, *checks], score_notes(entry, temperature), entry.use)
+    return Exported(
+        [*merged.checks, *bias_checks, *checks], score_notes(entry, temperature), entry.use
+    )
 
 
 def score_notes(entry: Entry, temperature: float) -> list[str]:

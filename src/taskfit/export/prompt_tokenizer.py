@@ -211,7 +211,7 @@ class _Layout:
         plain: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         for token in plain["added_tokens"]:
             token["special"] |= token["id"] in self.control
-        own = [{"type": "Prepend", "prepend": lead}] if lead else []
+        own: list[dict[str, Any]] = [{"type": "Prepend", "prepend": lead}] if lead else []
         if trail:
             own.append({"type": "Replace", "pattern": {"Regex": r"\z"}, "content": trail})
         if own:
@@ -250,7 +250,7 @@ def _post_processor(
         {"Sequence": {"id": "A", "type_id": 0}},
         {"Sequence": {"id": "B", "type_id": 0}},
     ]
-    named = {
+    named: dict[str, Any] = {
         name: {"id": name, "ids": list(ids), "tokens": tokenizer.convert_ids_to_tokens(list(ids))}
         for name, ids in parts.items()
         if ids
@@ -272,7 +272,7 @@ def _wrap(
     *,
     side: Literal["left", "right"],
 ) -> PreTrainedTokenizerFast:
-    named = {
+    named: dict[str, Any] = {
         name: getattr(tokenizer, name)
         for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         if getattr(tokenizer, name) is not None

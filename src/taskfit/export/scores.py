@@ -59,16 +59,23 @@ def read_linear(classifier: Classifier) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def label_tokens(method: TreeMethod) -> list[int]:
-    """Return the token of each label's one word that decides."""
+def label_tokens(method: TreeMethod, *, instead: str = "Use --merge, or fit") -> list[int]:
+    """Return the token of each label's one word that decides.
+
+    Args:
+        method: Of a run with label words.
+        instead: How a message says what else can be done.
+
+    Raises:
+        SettingsError: If no single token does.
+    """
     encoder = method.encoder
     assert isinstance(encoder, PromptEncoder)
     several = [label.name for label in method.task.labels if len(label.words) > 1]
     if several:
         raise SettingsError(
-            f"Label {several[0]!r} has several words, whose probabilities add up; a sequence "
-            "classification model has one score a label. Use --merge, or fit with one word a label "
-            "(task.label_words)."
+            f"Label {several[0]!r} has several words, whose probabilities add up, and here a label "
+            f"has one score. {instead} with one word a label (task.label_words)."
         )
     item = encoder.content_free(["a"])[0]
     reader = method.scorer.words if isinstance(method, LabelWords) else None
@@ -77,24 +84,24 @@ def label_tokens(method: TreeMethod) -> list[int]:
         if first is None:
             raise SettingsError(
                 "Label words start with the same token for this model, so that a later one decides "
-                "between them; a sequence classification model decides at once. Use --merge, or "
-                "fit with words that differ in their first tokens (task.label_words; `taskfit "
-                "inspect` shows their tokens)."
+                f"between them, and here one token decides at once. {instead} with words that "
+                "differ in their first tokens (task.label_words; `taskfit inspect` shows their "
+                "tokens)."
             )
         return first
     if encoder.word_starts:
         short, long = encoder.word_starts[0]
         raise SettingsError(
             f"The label word {short!r} starts {long!r} for this model, so that a later token "
-            "decides between them; a sequence classification model reads one. Use --merge, or fit "
-            "with words that do not start each other (task.label_words)."
+            f"decides between them, and here one token is read. {instead} with words that do not "
+            "start each other (task.label_words)."
         )
     for candidate, ids in zip(encoder.candidates, item.completions, strict=True):
         if len(ids) > 1:
             raise SettingsError(
-                f"The label word {candidate.word!r} has {len(ids)} tokens for this model; a "
-                "sequence classification model reads one. Use --merge, or fit with words of one "
-                "token each (task.label_words; `taskfit inspect` shows their tokens)."
+                f"The label word {candidate.word!r} has {len(ids)} tokens for this model, and here "
+                f"one is read. {instead} with words of one token each (task.label_words; `taskfit "
+                "inspect` shows their tokens)."
             )
     return [int(ids[0]) for ids in item.completions]
 
