@@ -11,6 +11,7 @@ Legend: N texts.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 from tokenizers import Tokenizer as Backend
@@ -22,6 +23,8 @@ from taskfit.export.prompt import prompt_pieces
 from taskfit.tasks import BareEncoder, PromptEncoder
 from taskfit.tasks.text_encoder import TextEncoder
 
+# Left and right.
+Strip = tuple[bool, bool]
 BEFORE, BETWEEN, AFTER = "[before]", "[between]", "[after]"
 # What texts begin and end with where tokenizers cut in different ways.
 EDGES = (
@@ -43,6 +46,8 @@ EDGES = (
     "  ",
     "\t",
 )
+# What `str.strip` takes off; the library's own strips less.
+WHITE = r"[\s\x1c-\x1f]"
 # Tokens beside the text that are tried as part of it (besides all of them).
 NUM_CUTS = 3
 NUM_CONTROL = 64
@@ -97,8 +102,11 @@ def make_prompt_tokenizer(
     expected = _ids(encoder, [*probes, *examples])
     longest = encoder.max_length - _answer_length(encoder)
     layout = _Layout.of(encoder, tokenizer, pieces, probes[0])
-    for lead, trail in layout.ways():
-        backend = layout.backend(tokenizer, lead, trail)
+    # Turns of a chat have no white space at their ends, where a text may stand.
+    strips: tuple[Strip, ...] = ((False, False), (True, False), (False, True), (True, True))
+    ways = product(layout.ways(), strips if encoder.task.chat else strips[:1])
+    for (lead, trail), strip in ways:
+        backend = layout.backend(tokenizer, lead, trail, strip=strip)
         made = _wrap(backend, tokenizer, longest, side="left" if trail else "right")
         found = PromptTokenizer(made, columns, not trail and len(columns) == 1, ())
         if all(
@@ -185,33 +193,52 @@ class _Layout:
     def ways(self) -> Iterator[tuple[str, str]]:
         """Yield what may be tokenized with a text before and behind it, the shortest first."""
         first, last = self.spans[0][0], self.spans[-1][1]
-        ends = [end for _, _, end in self.tokens if end <= first]
+        before = [end for _, _, end in self.tokens if end <= first][::-1]
+        behind = [end for _, begin, end in self.tokens if begin >= last]
         # A control token cuts: what stands beyond it never has to be read with the text.
         barrier = max((e for t, _, e in self.tokens if t in self.control and e <= first), default=0)
         stop = min(
             (b for t, b, _ in self.tokens if t in self.control and b >= last),
             default=len(self.text),
         )
-        cuts = [*ends[::-1][:NUM_CUTS], barrier]
-        leads = [lead for cut in cuts for lead in _with_and_without_space(self.text[cut:first])]
-        for trail in dict.fromkeys(("", self.text[last:stop])):
+        starts = [max(cut, barrier) for cut in before[:NUM_CUTS]]
+        ends = [last, *(min(cut, stop) for cut in behind[:NUM_CUTS]), stop]
+        leads = [self.text[cut:first] for cut in [*starts, barrier]]
+        # Tokenizers in the style of SentencePiece write the space themselves.
+        leads = [written for lead in leads for written in (lead, lead.removeprefix(" "))]
+        for trail in dict.fromkeys(self.text[last:cut] for cut in ends):
             for lead in dict.fromkeys(leads):
-                # A pair of texts has one normalizer, so the same stands before and behind both.
-                if len(self.spans) == 1 or (not trail and self._between().endswith(lead)):
+                if len(self.spans) == 1 or self._suits_both(lead, trail):
                     yield lead, trail
 
-    def _between(self) -> str:
-        return self.text[self.spans[0][1] : self.spans[1][0]]
+    def _suits_both(self, lead: str, trail: str) -> bool:
+        # A pair of texts has one normalizer, so the same stands before and behind both.
+        between = self.text[self.spans[0][1] : self.spans[1][0]]
+        fits = len(lead) + len(trail) <= len(between)
+        return fits and between.startswith(trail) and between.endswith(lead)
 
-    def backend(self, tokenizer: PreTrainedTokenizerBase, lead: str, trail: str) -> Backend:
+    def backend(
+        self, tokenizer: PreTrainedTokenizerBase, lead: str, trail: str, *, strip: Strip
+    ) -> Backend:
         """Return a tokenizer whose normalizer writes these two, and whose post-processor the rest.
 
         Control tokens are flagged special, so that who loads it can have texts read as texts.
+
+        Args:
+            tokenizer: Of the run's model.
+            lead: What the normalizer writes before a text.
+            trail: What it writes behind one.
+            strip: At which ends it takes white space off a text first.
         """
         plain: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         for token in plain["added_tokens"]:
             token["special"] |= token["id"] in self.control
-        own: list[dict[str, Any]] = [{"type": "Prepend", "prepend": lead}] if lead else []
+        own: list[dict[str, Any]] = []
+        for place, edge in zip(strip, (rf"\A{WHITE}+", rf"{WHITE}+\z"), strict=True):
+            if place:
+                own.append({"type": "Replace", "pattern": {"Regex": edge}, "content": ""})
+        if lead:
+            own.append({"type": "Prepend", "prepend": lead})
         if trail:
             own.append({"type": "Replace", "pattern": {"Regex": r"\z"}, "content": trail})
         if own:
@@ -220,7 +247,8 @@ class _Layout:
         parts = {BEFORE: [*self.start, *self._ids(0, self.spans[0][0] - len(lead))]}
         order = [BEFORE, "A"]
         if len(self.spans) == 2:
-            parts[BETWEEN] = self._ids(self.spans[0][1], self.spans[1][0] - len(lead))
+            inner = self.spans[0][1] + len(trail), self.spans[1][0] - len(lead)
+            parts[BETWEEN] = self._ids(*inner)
             order += [BETWEEN, "B"]
         parts[AFTER] = self._ids(self.spans[-1][1] + len(trail), len(self.text))
         plain["post_processor"] = _post_processor([*order, AFTER], parts, tokenizer)
@@ -229,11 +257,6 @@ class _Layout:
 
     def _ids(self, first: int, end: int) -> list[int]:
         return [t for t, begin, stop in self.tokens if first <= begin and stop <= end]
-
-
-def _with_and_without_space(text: str) -> tuple[str, str]:
-    # Tokenizers in the style of SentencePiece write the space themselves.
-    return text, text.removeprefix(" ")
 
 
 def _post_processor(
