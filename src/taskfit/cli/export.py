@@ -58,8 +58,6 @@ def export(
     if push is None and (public or dry_run):
         raise SettingsError("--public and --dry-run are about --push; give --push OWNER/NAME.")
     form = _form(merge=merge, gguf=gguf, as_=as_, may_be_none=push is not None)
-    if dtype is not None and form == "adapter":
-        raise SettingsError("An adapter keeps the numbers that were trained; leave out --dtype.")
     if outtype is not None and form != "gguf":
         raise SettingsError("--outtype is about --gguf; give --gguf with it.")
 

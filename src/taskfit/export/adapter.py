@@ -28,12 +28,14 @@ CONFIG = "adapter_config.json"
 SCORE = "base_model.model.score.weight"
 
 
-def check_has_adapter(source: Source) -> None:
+def check_has_adapter(source: Source, dtype: str | None) -> None:
     """Raise, before any model is loaded, if a run trained all weights.
 
     Raises:
-        SettingsError: If there is no adapter.
+        SettingsError: If there is no adapter, or another number format is asked for.
     """
+    if dtype is not None:
+        raise SettingsError("An adapter keeps the numbers that were trained; leave out --dtype.")
     if source.weights == "full":
         raise SettingsError(
             f"{source.folder} trained all weights, so it has no adapter. Use --as "

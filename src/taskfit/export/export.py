@@ -62,7 +62,7 @@ def export_run(
     if form in ("classification", "adapter"):
         check_served(source)
     if form == "adapter":
-        check_has_adapter(source)
+        check_has_adapter(source, dtype)
     with only_one_at_a_time(out, beside=True), folder_atomic(out) as scratch:
         checks = _fill(source, scratch, out, form, outtype, dtype)
         write_json_atomic(
