@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from taskfit.export.export import export_run
 from taskfit.export.gguf_file import interleaved
 from taskfit.export.gguf_tokenizer import read_vocabulary
 from taskfit.export.merge import Merged
+from taskfit.export.onnx_file import PACKAGES, run_onnx
 from taskfit.export.prompt import find_prompt
 from taskfit.export.push import plan_upload, push
 from taskfit.export.scores import read_linear
@@ -264,8 +266,8 @@ def test_an_adapter_says_the_same_in_plain_peft(
     with torch.no_grad():
         found = softmax(model(**batch).logits.double().numpy(), axis=1)
     expected = Classifier.load(tmp_path / "run", device="cpu").probabilities(texts())
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert np.ptp(expected[:, 0]) > 1e-3, "probabilities that are all alike show nothing"
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.ptp(expected[:, 0]) > 2e-4, "probabilities that are all alike show nothing"
 
 
 def test_a_bias_that_no_weights_can_carry_is_refused(
@@ -295,6 +297,44 @@ def test_transformers_decision_pipeline_answers_the_runs_own_question(
         assert decide(asked(example.texts["text"], ["bad", "good"]) | {"state": example.texts})
     with pytest.raises(TemplateError, match="a choice with the criteria bad, good, in this order"):
         decide(asked("a", ["good", "bad"]))
+
+
+def test_onnx_files_say_what_the_run_says(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in PACKAGES:
+        pytest.importorskip(name, reason=f"--onnx needs {name}")
+    out = tmp_path / "out"
+    checks = export_run(run, out, form="onnx", device="cpu")
+    asserted = [found for found in checks if "not asserted" not in found.what]
+    assert all(found.difference <= 1e-4 for found in asserted)
+    assert len(checks) == len(asserted) + 1
+    expected = Classifier.load(run, device="cpu").probabilities(texts())
+    inputs = [[e.texts["text"]] for e in texts()]
+    found = run_onnx(out, "model.onnx", inputs, several=False)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    in_8_bits = run_onnx(out, "model_int8.onnx", inputs, several=False)
+    assert 0 < np.abs(in_8_bits - expected).max() < 0.2
+    assert (out / "model_int8.onnx").stat().st_size < 0.6 * (out / "model.onnx").stat().st_size
+    card = (out / "README.md").read_text()
+    assert re.search(
+        r"same label to [\d.]+%, and its accuracy is 0\.\d+, that of `model.onnx` 0", card
+    )
+    shown = {e["label"]: e["score"] for e in printed_by_the_card(out, monkeypatch, capsys)}
+    of_the_run = taskfit.load(run, device="cpu")("This is a text.")
+    assert shown == pytest.approx(of_the_run, abs=1e-4)
+    assert not list(out.glob("*.safetensors"))
+
+
+def test_onnx_without_its_packages_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskfit.export.onnx_file.PACKAGES", ("no_such_package",))
+    with pytest.raises(SettingsError, match=r"no_such_package, which is not.*taskfit\[onnx\]"):
+        export_run(run, tmp_path / "out", form="onnx", device="cpu")
 
 
 def test_what_the_decision_pipeline_cannot_answer_is_said(

@@ -39,7 +39,7 @@ from taskfit.tasks import Task
 SERVED = ("label_words", "distill", "head")
 
 
-def check_served(source: Source) -> None:
+def check_served(source: Source, form: str) -> None:
     """Raise, before any model is loaded, if a run has no label words and no head.
 
     Raises:
@@ -47,13 +47,15 @@ def check_served(source: Source) -> None:
     """
     if source.method not in SERVED:
         raise SettingsError(
-            f"--as sequence-classification is for runs of {', '.join(SERVED)}; {source.folder} is "
-            f"a run of {source.method}. Use --merge."
+            f"An export as a classifier (here {form}) is for runs of {', '.join(SERVED)}; "
+            f"{source.folder} is a run of {source.method}. Use --merge."
         )
 
 
-def export_classification(source: Source, merged: Merged, folder: Path) -> Exported:
+def export_classification(source: Source, merged: Merged, folder: Path) -> tuple[Exported, Entry]:
     """Fill a folder with a sequence classification model, and check its probabilities.
+
+    What came of it comes with how texts go in.
 
     Args:
         source: A run of label_words, distill or head; see `check_served`.
@@ -78,9 +80,8 @@ def export_classification(source: Source, merged: Merged, folder: Path) -> Expor
         after="the change to sequence classification",
         places=entry.places,
     )
-    return Exported(
-        [*merged.checks, *bias_checks, *checks], score_notes(entry, temperature), entry.use
-    )
+    checks = [*merged.checks, *bias_checks, *checks]
+    return Exported(checks, score_notes(entry, temperature), entry.use), entry
 
 
 def score_notes(entry: Entry, temperature: float) -> list[str]:

@@ -57,10 +57,12 @@ class Entry:
         """Return what the card's example must know."""
         if self.prompt is not None:
             columns = [value for kind, value in self.prompt.pieces if kind == "column"]
-            return {"is_filled": True, "columns": json.dumps(dict.fromkeys(columns, "..."))}
+            shown = json.dumps(dict.fromkeys(columns, "..."))
+            return {"is_filled": True, "columns": shown, "texts": shown}
         texts = ["This is a text.", "And this is another one."][: len(self.columns)]
         pair = {"text": texts[0], "text_pair": texts[-1]}
-        return {"example": json.dumps(texts[0] if len(texts) == 1 else pair)}
+        example = json.dumps(texts[0] if len(texts) == 1 else pair)
+        return {"example": example, "texts": json.dumps(texts)}
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer beside a model, and the prompt where texts must be put into it."""

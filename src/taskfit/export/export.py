@@ -11,6 +11,7 @@ from taskfit.export.check import Check
 from taskfit.export.classification import check_served, export_classification
 from taskfit.export.gguf_file import check_type, export_gguf, find_script, gguf_bytes
 from taskfit.export.merge import check_room, export_merged, merge
+from taskfit.export.onnx_file import check_onnx_packages, export_onnx, onnx_bytes
 from taskfit.export.source import Source, open_source
 from taskfit.files import folder_atomic, write_json_atomic
 from taskfit.lock import only_one_at_a_time
@@ -19,7 +20,7 @@ from taskfit.runs.records import library_versions
 from taskfit.screen import Screen, SilentScreen
 
 RECORD = "export.json"
-Form = Literal["merged", "classification", "adapter", "gguf"]
+Form = Literal["merged", "classification", "adapter", "onnx", "gguf"]
 
 
 def export_run(
@@ -39,7 +40,8 @@ def export_run(
         run: Folder of the run.
         out: Folder to make; must not exist.
         form: merged: a causal language model without adapter; classification: a standard sequence
-            classification model; adapter: PEFT's adapter for one; gguf: one GGUF file.
+            classification model; adapter: PEFT's adapter for one; onnx: one as ONNX files;
+            gguf: one GGUF file.
         outtype: Type of the weights in GGUF.
         dtype: Number format to store (before GGUF's own): float32, float16 or bfloat16; None: the
             run's.
@@ -59,8 +61,10 @@ def export_run(
     source = open_source(run, device=device, allow_other_base=allow_other_base)
     if form == "gguf":
         check_type(outtype)
-    if form in ("classification", "adapter"):
-        check_served(source)
+    if form in ("classification", "adapter", "onnx"):
+        check_served(source, form)
+    if form == "onnx":
+        check_onnx_packages()
     if form == "adapter":
         check_has_adapter(source, dtype)
     with only_one_at_a_time(out, beside=True), folder_atomic(out) as scratch:
@@ -90,11 +94,16 @@ def _fill(
     else:
         script = find_script() if form == "gguf" else None
         merged = merge(source, dtype=dtype)
-        check_room(out, gguf_bytes(merged, outtype, script) if form == "gguf" else merged.num_bytes)
+        if form == "gguf":
+            check_room(out, gguf_bytes(merged, outtype, script))
+        else:
+            check_room(out, onnx_bytes(merged) if form == "onnx" else merged.num_bytes)
         if form == "merged":
             exported = export_merged(source, merged, folder)
         elif form == "classification":
-            exported = export_classification(source, merged, folder)
+            exported, _ = export_classification(source, merged, folder)
+        elif form == "onnx":
+            exported = export_onnx(source, merged, folder)
         else:
             exported = export_gguf(source, merged, folder, name=outtype, script=script)
     exported.notes[:0] = _blend_notes(source)
