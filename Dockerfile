@@ -16,7 +16,8 @@ WORKDIR /app
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY src ./src
 # That index need not have what PyTorch needs, so this comes with the rest.
-RUN pip install --no-cache-dir --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 \
+RUN pip install --no-cache-dir --constraint constraints.txt --no-deps \
+        ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 \
     && pip install --no-cache-dir --constraint constraints.txt ".[serve]" \
     && useradd --create-home --uid 1000 taskfit \
     && mkdir -p /cache /runs \
