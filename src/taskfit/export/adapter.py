@@ -86,7 +86,7 @@ def export_adapter(source: Source, folder: Path) -> Exported:
         check = compare(before[places], outputs(dtype), what=what, dtype=dtype)
         checks.append(check.require("the change to an adapter for sequence classification"))
     use = {**entry.use, "dtype": own, "classes": {"num_labels": len(weight), **classes}}
-    return Exported(checks, score_notes(entry, temperature), use)
+    return Exported(checks, score_notes(entry, temperature), use=use)
 
 
 def _write(adapter: Path, folder: Path, weight: Tensor, *, base: str) -> None:

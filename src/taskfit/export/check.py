@@ -63,11 +63,13 @@ class Exported:
     Attributes:
         checks: What was compared.
         notes: Sentences about it for the card.
+        told: Those of them that are said on the screen, too.
         use: What the card's example needs to know, by the names that it has there.
     """
 
     checks: list[Check]
     notes: list[str]
+    told: list[str] = field(default_factory=list)
     use: dict[str, object] = field(default_factory=dict)
 
 

@@ -81,7 +81,7 @@ def export_classification(source: Source, merged: Merged, folder: Path) -> tuple
         places=entry.places,
     )
     checks = [*merged.checks, *bias_checks, *checks]
-    return Exported(checks, score_notes(entry, temperature), entry.use), entry
+    return Exported(checks, score_notes(entry, temperature), use=entry.use), entry
 
 
 def score_notes(entry: Entry, temperature: float) -> list[str]:

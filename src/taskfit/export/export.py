@@ -7,7 +7,7 @@ from typing import Literal
 from taskfit.errors import SettingsError
 from taskfit.export.adapter import check_has_adapter, export_adapter
 from taskfit.export.card import write_card
-from taskfit.export.check import Check
+from taskfit.export.check import Check, Exported
 from taskfit.export.classification import check_served, export_classification
 from taskfit.export.gguf_file import check_type, export_gguf, find_script, gguf_bytes
 from taskfit.export.merge import check_room, export_merged, merge
@@ -68,7 +68,7 @@ def export_run(
     if form == "adapter":
         check_has_adapter(source, dtype)
     with only_one_at_a_time(out, beside=True), folder_atomic(out) as scratch:
-        checks = _fill(source, scratch, out, form, outtype, dtype)
+        exported = _fill(source, scratch, out, form, outtype, dtype)
         write_json_atomic(
             scratch / RECORD,
             {
@@ -77,18 +77,18 @@ def export_run(
                 "method": source.method,
                 "base": source.base,
                 "revision": source.saved["revision"],
-                "checks": [asdict(check) for check in checks],
+                "checks": [asdict(check) for check in exported.checks],
                 "versions": library_versions(),
             },
         )
-    for check in checks:
-        screen.note(check.describe())
-    return checks
+    for line in [*(check.describe() for check in exported.checks), *exported.told]:
+        screen.note(line)
+    return exported.checks
 
 
 def _fill(
     source: Source, folder: Path, out: Path, form: Form, outtype: str, dtype: str | None
-) -> list[Check]:
+) -> Exported:
     if form == "adapter":
         exported = export_adapter(source, folder)
     else:
@@ -108,7 +108,7 @@ def _fill(
             exported = export_gguf(source, merged, folder, name=outtype, script=script)
     exported.notes[:0] = _blend_notes(source)
     write_card(source, folder, form=form, exported=exported)
-    return exported.checks
+    return exported
 
 
 def _blend_notes(source: Source) -> list[str]:

@@ -201,9 +201,11 @@ def export_merged(source: Source, merged: Merged, folder: Path) -> Exported:
     )
     exported = Exported(checks, [note] if source.method == "head" else [])
     if isinstance(decision, str):
-        exported.notes.append(
+        reason = (
             f"transformers' `pipeline(\"decision\")` cannot answer this run's question. {decision}"
         )
+        exported.notes.append(reason)
+        exported.told.append(reason)
     elif decision is not None:
         _add_decision(source, merged, folder, decision, exported)
     return exported

@@ -83,6 +83,7 @@ def export_onnx(source: Source, merged: Merged, folder: Path) -> Exported:
     note, lost = _lost_by_8_bits(source, folder, entry, several=several)
     done.checks.append(lost)
     done.notes.append(note)
+    done.told.append(note)
     done.use.update(onnx_file=FILE, file_8_bits=FILE_8_BITS, several=several)
     return done
 
