@@ -167,7 +167,8 @@ def write_merged(source: Source, merged: Merged, folder: Path) -> None:
     if source.method == "head":
         # What is blended or calibrated with stands in the same file of the run.
         arrays = load_file(source.folder / ARRAYS)
-        save_file({name: arrays[name] for name in (WEIGHT, BIAS)}, folder / HEAD_FILE)
+        own = {name: arrays[name] for name in (WEIGHT, BIAS) if name in arrays}
+        save_file(own, folder / HEAD_FILE)
 
 
 def export_merged(source: Source, merged: Merged, folder: Path) -> Exported:
@@ -196,8 +197,8 @@ def export_merged(source: Source, merged: Merged, folder: Path) -> Exported:
 
     checks = [*merged.checks, *merged.compare_written(outputs, after="merging")]
     note = (
-        f"The classification head is in `{HEAD_FILE}` (`head.weight`, `head.bias`): a linear layer "
-        "on the last hidden state of the last token."
+        f"The classification head is in `{HEAD_FILE}` (`head.weight`, and `head.bias` where there "
+        "is one): a linear layer on the last hidden state of the last token."
     )
     exported = Exported(checks, [note] if source.method == "head" else [])
     if isinstance(decision, str):

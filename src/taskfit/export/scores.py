@@ -49,7 +49,9 @@ def read_linear(classifier: Classifier) -> tuple[Tensor, Tensor]:
     assert isinstance(method, TreeMethod)
     temperature = classifier.only.calibration.temperature
     if isinstance(method, Head):
-        weight, bias = method.head.weight.double(), method.head.bias.double()
+        weight = method.head.weight.double()
+        own = method.head.bias
+        bias = weight.new_zeros(len(weight)) if own is None else own.double()
     else:
         weight, bias = _rows(method.model, label_tokens(method))
     weight, bias = weight.detach().cpu() / temperature, bias.detach().cpu() / temperature
