@@ -18,7 +18,7 @@ __all__ = ["TextClassifier", "load"]
 def load(
     run: "str | Path", *, device: str = "auto", allow_other_base: bool = False
 ) -> "TextClassifier | TunedModel":
-    """Load a finished run: `taskfit.load("runs/mine").predict("a text")`.
+    """Load a finished run: `taskfit.load("runs/mine")("a text")`, or `.predict("a text")`.
 
     Args:
         run: Its folder.
@@ -26,15 +26,26 @@ def load(
         allow_other_base: Whether a base model will do that is not the one the run was made from.
 
     Returns:
-        A `TextClassifier`; of a tuning run (sft, dpo) its `TunedModel`.
+        A `TextClassifier`, which gives the probability of every label when it is called and has
+        scikit-learn's methods; of a tuning run (sft, dpo) its `TunedModel`.
 
     Raises:
         CheckpointError: If the folder holds no finished run, or one of several questions, or if its
             base model is not there or another one.
     """
-    from taskfit.estimator import load_any
+    from pathlib import Path
 
-    return load_any(run, device=device, allow_other_base=allow_other_base)
+    from taskfit.estimator import TextClassifier
+    from taskfit.runs.load import load_run
+    from taskfit.runs.records import TUNED_FILE
+    from taskfit.runs.tuning.model import TunedModel
+
+    folder = Path(run)
+    if (folder / TUNED_FILE).is_file():
+        found = load_run(folder, device=device, allow_other_base=allow_other_base)
+        assert isinstance(found, TunedModel)
+        return found
+    return TextClassifier.load(folder, device=device, allow_other_base=allow_other_base)
 
 
 def __getattr__(name: str) -> object:

@@ -28,10 +28,8 @@ from taskfit.report.pages import write_page
 from taskfit.runs.classes import read_classes, with_earlier, write_classes
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.file_names import SETTINGS_FILE
-from taskfit.runs.load import load_classifier, load_run
+from taskfit.runs.load import load_classifier
 from taskfit.runs.origin import continued_settings, read_task
-from taskfit.runs.records import TUNED_FILE
-from taskfit.runs.tuning.model import TunedModel
 from taskfit.screen import PlainScreen, Screen, SilentScreen
 from taskfit.search.search_and_fit import search_and_fit
 from taskfit.settings_base import merge_settings
@@ -184,6 +182,20 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(texts, str | Mapping):
             return self._probabilities([texts])[0]  # type: ignore[no-any-return]
         return self._probabilities(texts)
+
+    def __call__(self, texts: Texts) -> Any:  # noqa: ANN401 - as many as there are texts
+        """Return the probability of every class by its name, most probable first.
+
+        Args:
+            texts: As for `predict`.
+
+        Returns:
+            A dictionary for one text, a list of them for many.
+        """
+        names = self.classes_.tolist()
+        found = np.atleast_2d(self.predict_proba(texts))
+        rows = [{names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in found]
+        return rows[0] if isinstance(texts, str | Mapping) else rows
 
     def predict_set(
         self, texts: Texts, *, coverage: float, per_class: bool = False
@@ -383,18 +395,3 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.string = True
         tags.input_tags.two_d_array = False
         return tags
-
-
-def load_any(
-    folder: str | Path, *, device: str = "auto", allow_other_base: bool = False
-) -> TextClassifier | TunedModel:
-    """Load a run for use: of a task with labels or, where it was tuned, of answers.
-
-    Raises:
-        CheckpointError: If the folder holds no finished run, or one of several questions.
-    """
-    if (Path(folder) / TUNED_FILE).is_file():
-        found = load_run(Path(folder), device=device, allow_other_base=allow_other_base)
-        assert isinstance(found, TunedModel)
-        return found
-    return TextClassifier.load(folder, device=device, allow_other_base=allow_other_base)

@@ -129,6 +129,11 @@ def test_a_loaded_run_takes_texts_of_every_kind(runs: dict[str, str], tmp_path: 
         np.testing.assert_array_equal(loaded.predict_proba(texts), expected)
     assert loaded.predict(TEXTS[0]) == loaded.predict(TEXTS)[0]
     assert isinstance(loaded.predict(TEXTS[0]), str)
+    named = loaded(TEXTS)
+    assert [list(one) for one in named] == [sorted(one, key=lambda n: -one[n]) for one in named]
+    columns = [[one[name] for one in named] for name in loaded.classes_]
+    np.testing.assert_array_equal(np.transpose(columns), expected)
+    assert loaded(TEXTS[0]) == loaded({"body": TEXTS[0]}) == named[0]
     np.testing.assert_array_equal(loaded.predict_proba(TEXTS[0]), expected[0])
     with pytest.raises(DataError, match=r"no column 'body'.*it has: bodi\. Did you mean bodi"):
         loaded.predict(frame[["body"]].rename(columns={"body": "bodi"}))

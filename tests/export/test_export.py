@@ -1,16 +1,20 @@
 """What is exported says the same as the run, in plain transformers and peft."""
 
+import ast
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import typer
 from huggingface_hub import HfApi
-from peft import PeftModel
+from jinja2 import TemplateError
+from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from tokenizers.processors import TemplateProcessing
@@ -22,25 +26,26 @@ from transformers import (
 )
 from typer.testing import CliRunner, Result
 
+import taskfit
 import tiny
 from taskfit.cli.export import export
 from taskfit.data import Example
 from taskfit.errors import CheckpointError, ModelError, SettingsError, TaskfitError
 from taskfit.export import check, gguf_file
-from taskfit.export.classification import (
-    plain_probabilities,
-    read_linear,
-    save_classification,
-)
+from taskfit.export.classification import plain_probabilities, save_classification
+from taskfit.export.decision import try_decision
+from taskfit.export.entry import find_entry
 from taskfit.export.export import export_run
 from taskfit.export.gguf_file import interleaved
 from taskfit.export.gguf_tokenizer import read_vocabulary
 from taskfit.export.merge import Merged
+from taskfit.export.onnx_file import PACKAGES, run_onnx
 from taskfit.export.prompt import find_prompt
 from taskfit.export.push import plan_upload, push
+from taskfit.export.scores import read_linear
 from taskfit.methods.head import Head
 from taskfit.methods.label_words import LabelWords
-from taskfit.methods.method import MethodContext
+from taskfit.methods.method import MethodContext, MethodState
 from taskfit.models.load import LoadedModel
 from taskfit.models.tree_model import TreeModel
 from taskfit.runs.asked import Calibration
@@ -98,11 +103,16 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("run")
     words = {"good": " yes", "bad": " no"}
     fit(settings_of(folder, model_folder, task={"label_words": words}), folder / "run")
-    path = folder / "run" / "classifier.json"
-    saved = json.loads(path.read_text())
-    saved["calibration"]["temperature"] = 1.7
-    path.write_text(json.dumps(saved))
+    cool(folder / "run", 1.7)
     return folder / "run"
+
+
+def cool(run: Path, temperature: float) -> None:
+    """Give a run a temperature."""
+    path = run / "classifier.json"
+    saved = json.loads(path.read_text())
+    saved["calibration"]["temperature"] = temperature
+    path.write_text(json.dumps(saved))
 
 
 @pytest.fixture(scope="module")
@@ -165,27 +175,178 @@ def test_the_plain_pipeline_gives_the_probabilities_of_the_run(run: Path, tmp_pa
     out = tmp_path / "out"
     exported = export_run(run, out, form="classification", device="cpu")
     expected = Classifier.load(run, device="cpu").probabilities(texts())
-    pieces = json.loads((out / "prompt.json").read_text())["pieces"]
-    prompts = [
-        "".join(p["text"] if "text" in p else e.texts[p["column"]] for p in pieces) for e in texts()
-    ]
+    raw = [e.texts["text"] for e in texts()]
     classify = pipeline("text-classification", model=str(out), top_k=None, device="cpu")
-    for found, row in zip(classify(prompts, batch_size=3), expected, strict=True):
+    for found, row in zip(classify(raw, batch_size=3), expected, strict=True):
         by_name = {entry["label"]: entry["score"] for entry in found}
         np.testing.assert_allclose([by_name["bad"], by_name["good"]], row, atol=1e-4)
     assert all(c.difference <= c.tolerance for c in exported)
 
 
-def test_the_example_in_the_card_runs(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    export_run(run, tmp_path / "out", form="classification", device="cpu")
-    card = (tmp_path / "out" / "README.md").read_text()
-    monkeypatch.chdir(tmp_path / "out")
+def printed_by_the_card(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Run the example of a card as it stands; return what it prints."""
+    card = (folder / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
     exec(card.split("```python\n")[1].split("```")[0], {})
-    assert "good" in capsys.readouterr().out
-    for part in ("## Results", "hash of train", "temperature 1.7", "allowed: 0.0001", "licence"):
+    return ast.literal_eval(capsys.readouterr().out)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("form", ["classification", "adapter", "merged"])
+def test_the_example_in_the_card_gives_the_probabilities_of_the_run(
+    form: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    export_run(run, tmp_path / "out", form=form, device="cpu")
+    expected = taskfit.load(run, device="cpu")("This is a text.")
+    found = printed_by_the_card(tmp_path / "out", monkeypatch, capsys)
+    if form == "merged":
+        probabilities = found["label"]["probabilities"]
+    else:
+        (of_the_text,) = found
+        probabilities = {entry["label"]: entry["score"] for entry in of_the_text}
+    assert probabilities == pytest.approx(expected, abs=1e-4)
+    assert next(iter(expected.values())) > 0.51, "probabilities that are all alike show nothing"
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in ("## Results", "hash of train", "allowed: 0.0001", "licence"):
         assert part in card
+    assert ("temperature 1.7" in card) == (form != "merged")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [
+        ("llama", "head"),
+        ("qwen2", "label_words"),
+    ],
+)
+def test_an_adapter_says_the_same_in_plain_peft(
+    architecture: str, method: str, tmp_path: Path
+) -> None:
+    tokenizer = tiny.byte_level_tokenizer()
+    tokenizer.pad_token = None  # as models for generation have it; what ends texts serves
+    tiny.tiny_model(architecture, len(tokenizer) + 8).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = settings_of(
+        tmp_path,
+        tmp_path / "model",
+        method={"name": method},
+        training={"max_steps": 2, "learning_rate": 1e-3, "tensorboard": False},
+        adapter={"layers": 1},
+        task={"label_words": {"good": " yes", "bad": " no"}},
+        data={
+            "train": str(tiny.write_csv(tmp_path / "t.csv", tiny.toy_examples(100))),
+            "test_fraction": 0.4,
+        },
+    )
+    fit(settings, tmp_path / "run", baselines=False)
+    if architecture == "llama":  # as runs of earlier versions have it
+        path = tmp_path / "run" / ARRAYS
+        save_file({**load_file(path), "head.bias": torch.tensor([4e-4, -4e-4])}, path)
+    cool(tmp_path / "run", 30.0)  # random models are surer than trained ones
+    checks = export_run(tmp_path / "run", tmp_path / "out", form="adapter", device="cpu")
+    assert all(found.difference <= 1e-4 for found in checks)
+    assert any("bias apart" in found.what for found in checks) == (architecture == "llama")
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["score"])
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoPeftModelForSequenceClassification.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, pad_token_id=again.pad_token_id
+    ).eval()
+    batch = again([e.texts["text"] for e in texts()], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = softmax(model(**batch).logits.double().numpy(), axis=1)
+    expected = Classifier.load(tmp_path / "run", device="cpu").probabilities(texts())
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.ptp(expected[:, 0]) > 2e-4, "probabilities that are all alike show nothing"
+
+
+def test_a_bias_that_no_weights_can_carry_is_refused(
+    byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    method = head_of("llama", byte_level_tokenizer)  # with biases of 0.7 and -1.9
+    merged = Merged(method.model, np.zeros((1, 2)), None, "float32", "float32", [])
+    with pytest.raises(CheckpointError, match=r"bias .* does not say the same"):
+        save_classification(merged, Classifier(method), tmp_path, texts=tiny.toy_examples(32))
+
+
+def test_transformers_decision_pipeline_answers_the_runs_own_question(
+    run: Path, tmp_path: Path
+) -> None:
+    export_run(run, tmp_path / "out", form="merged", device="cpu")
+    expected = Classifier.load(run, device="cpu").probabilities(texts())
+    decide = pipeline("decision", model=str(tmp_path / "out"), device="cpu")
+
+    def asked(text: str, labels: list[str]) -> dict[str, Any]:
+        question = {"type": "choice", "criteria": dict.fromkeys(labels)}
+        return {"state": text, "questions": {"mood": question}}
+
+    for example, row in zip(texts(), expected, strict=True):
+        found = decide(asked(example.texts["text"], ["bad", "good"]))["mood"]
+        assert list(found["probabilities"].values()) == pytest.approx(list(row), abs=1e-5)
+        assert found["confidence"] == pytest.approx((row.max() - 0.5) / 0.5, abs=1e-4)
+        assert decide(asked(example.texts["text"], ["bad", "good"]) | {"state": example.texts})
+    with pytest.raises(TemplateError, match="a choice with the criteria bad, good, in this order"):
+        decide(asked("a", ["good", "bad"]))
+
+
+def test_onnx_files_say_what_the_run_says(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in PACKAGES:
+        pytest.importorskip(name, reason=f"--onnx needs {name}")
+    out = tmp_path / "out"
+    checks = export_run(run, out, form="onnx", device="cpu")
+    asserted = [found for found in checks if "not asserted" not in found.what]
+    assert all(found.difference <= 1e-4 for found in asserted)
+    assert len(checks) == len(asserted) + 1
+    expected = Classifier.load(run, device="cpu").probabilities(texts())
+    inputs = [[e.texts["text"]] for e in texts()]
+    found = run_onnx(out, "model.onnx", inputs, several=False)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    in_8_bits = run_onnx(out, "model_int8.onnx", inputs, several=False)
+    assert 0 < np.abs(in_8_bits - expected).max() < 0.2
+    assert (out / "model_int8.onnx").stat().st_size < 0.9 * (out / "model.onnx").stat().st_size
+    card = (out / "README.md").read_text()
+    assert re.search(
+        r"same label to [\d.]+%, and its accuracy is 0\.\d+, that of `model.onnx` 0", card
+    )
+    shown = {e["label"]: e["score"] for e in printed_by_the_card(out, monkeypatch, capsys)}
+    of_the_run = taskfit.load(run, device="cpu")("This is a text.")
+    assert shown == pytest.approx(of_the_run, abs=1e-4)
+    assert not list(out.glob("*.safetensors"))
+
+
+def test_onnx_without_its_packages_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskfit.export.onnx_file.PACKAGES", ("no_such_package",))
+    with pytest.raises(SettingsError, match=r"no_such_package, which is not.*taskfit\[onnx\]"):
+        export_run(run, tmp_path / "out", form="onnx", device="cpu")
+
+
+def test_what_the_decision_pipeline_cannot_answer_is_said(
+    byte_level_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    several = {"good": (" yes", " good"), "bad": (" no",)}
+    long = {"good": (" yes and no",), "bad": (" yes",)}
+    for words, reason in ((several, "several words"), (long, "start with the same token")):
+        model = loaded("llama", byte_level_tokenizer)
+        method = LabelWords(MethodContext(LABEL_WORDS, toy_task(words), [], model))
+        assert reason in (found := str(try_decision(Classifier(method), texts())))
+        assert "--merge" not in found
+    head = Classifier(head_of("llama", byte_level_tokenizer))
+    assert "has a head instead" in str(try_decision(head, texts()))
 
 
 SERVED = [name for name in tiny.ARCHITECTURES if name not in ("gemma2", "granite", "cohere")]
@@ -215,27 +376,38 @@ def test_a_trained_head_with_its_bias_moves_into_the_final_layer_norm(
     assert_equal_when_exported(Classifier(method, calibrations={"": Calibration(1.3)}), tmp_path)
 
 
-def head_of(architecture: str, tokenizer: PreTrainedTokenizerFast, **changes: bool) -> Head:
+def head_of(
+    architecture: str, tokenizer: PreTrainedTokenizerFast, *, has_bias: bool = True, **changes: bool
+) -> Head:
+    """A head; with a bias, as runs of earlier versions have it, or without."""
     model = loaded(architecture, tokenizer)
     method = Head(MethodContext(RunSettings(), toy_task(**changes), [], model))
-    with torch.no_grad():
-        torch.nn.init.normal_(
-            method.head.weight, std=0.2, generator=torch.Generator().manual_seed(1)
-        )
-        method.head.bias.copy_(torch.tensor([0.7, -1.9]))
+    (weight,) = method.state().arrays.values()
+    weight = np.random.default_rng(1).normal(scale=0.2, size=weight.shape).astype(np.float32)
+    bias = {"head.bias": np.array([0.7, -1.9], dtype=np.float32)} if has_bias else {}
+    method.restore(MethodState(arrays={"head.weight": weight, **bias}))
+    assert set(method.state().arrays) == {"head.weight", *bias}
     return method
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "mistral", "gpt2", "opt"])
+def test_a_head_has_no_bias_and_becomes_a_classifier_as_it_is(
+    architecture: str, byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    method = head_of(architecture, byte_level_tokenizer, has_bias=False)
+    assert_equal_when_exported(Classifier(method, calibrations={"": Calibration(2.0)}), tmp_path)
 
 
 def assert_equal_when_exported(classifier: Classifier, folder: Path) -> None:
     method = classifier.method
     expected = classifier.probabilities(texts())
-    prompt, whole = find_prompt(method.encoder, method.model.tokenizer, texts())
-    assert whole == [0, 1, 2, 3]
     merged = Merged(method.model, expected, None, "float32", "float32", [])
-    save_classification(merged, classifier, folder)
-    found = plain_probabilities(
-        folder, [prompt.fill(e.texts) for e in texts()], dtype=torch.float32
-    )
+    save_classification(merged, classifier, folder, texts=tiny.toy_examples(64))
+    entry = find_entry(method.encoder, method.model.tokenizer, texts())
+    assert entry.prompt is None, "raw texts go in"
+    assert entry.places == (0, 1, 2, 3)
+    entry.save(folder)
+    found = plain_probabilities(folder, [[e.texts["text"]] for e in texts()], dtype=torch.float32)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.ptp(expected[:, 0]) > 1e-3, "probabilities that are all alike show nothing"
 
@@ -554,7 +726,7 @@ def test_without_a_token_nothing_is_lost(run: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ((), "Give one of --merge"),
-        (("--merge", "--gguf"), "three exports"),
+        (("--merge", "--gguf"), "exports of their own"),
         (("--as", "pickle"), "what there is is sequence-classification"),
         (("--merge", "--outtype", "f16"), "--outtype is about --gguf"),
         (("--gguf", "--outtype", "q2"), "allowed are f32, f16, bf16, q8_0"),
@@ -627,18 +799,25 @@ def test_a_run_of_full_fine_tuning_is_copied(tmp_path: Path, model_folder: Path)
     export_run(tmp_path / "run", tmp_path / "out", form="merged", device="cpu")
     file = "model.safetensors"
     assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "run/model" / file).read_bytes()
-    assert set(load_file(tmp_path / "out" / "head.safetensors")) == {"head.weight", "head.bias"}
+    assert set(load_file(tmp_path / "out" / "head.safetensors")) == {"head.weight"}
+    with pytest.raises(SettingsError, match="has no adapter"):
+        export_run(tmp_path / "run", tmp_path / "adapter", form="adapter", device="cpu")
+    with pytest.raises(SettingsError, match="leave out --dtype"):
+        export_run(tmp_path / "run", tmp_path / "adapter", form="adapter", dtype="float16")
 
 
-def test_scores_with_one_label_row_twice_cannot_take_different_biases() -> None:
+def test_a_bias_moves_into_the_final_norm_unless_the_labels_rows_depend_on_each_other() -> None:
     from taskfit.export.classification import _bias_in_norm
 
     body = torch.nn.Module()
     body.norm = torch.nn.LayerNorm(4)
     row = torch.ones(4, dtype=torch.float64)
     bias = torch.tensor([1.0, -1.0]).double()
-    with pytest.raises(ModelError, match="depend on each other"):
-        _bias_in_norm(body, torch.stack([row, row]), bias)
+    assert _bias_in_norm(body, torch.stack([row, row]), bias) is None
+    weight = torch.stack([row, torch.arange(4.0).double()])
+    name, shifted = _bias_in_norm(body, weight, bias)
+    assert name == "norm.bias"
+    torch.testing.assert_close(weight @ shifted.double(), bias, rtol=0, atol=1e-6)
 
 
 def test_an_upload_lists_every_file_and_needs_a_token(

@@ -193,7 +193,7 @@ def test_an_adapter_or_head_that_is_not_finite_or_not_whole_is_refused(home: Pat
     for change, said in (
         (lambda key, a: None if key == "head.weight" else a, "does not hold .*head.weight"),
         (lambda key, a: a[:1] if key == "head.weight" else a, r"head\.weight is \(1, 32\)"),
-        (lambda key, a: a / 0 if key == "head.bias" else a, "not finite, in head.bias"),
+        (lambda key, a: a / 0 if key == "head.weight" else a, "not finite, in head.weight"),
     ):
         changed = {k: new for k, a in arrays.items() if (new := change(k, a)) is not None}
         save_file({k: a.contiguous() for k, a in changed.items()}, home / "labels" / ARRAYS)

@@ -1,5 +1,6 @@
 """`taskfit export`: ship a finished run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from taskfit.export.push import Upload
 
 SEQUENCE_CLASSIFICATION = "sequence-classification"
+CLASSIFIERS: "dict[str, Form]" = {
+    SEQUENCE_CLASSIFICATION: "classification",
+    f"{SEQUENCE_CLASSIFICATION}-adapter": "adapter",
+}
 
 
 def export(
@@ -25,12 +30,19 @@ def export(
     gguf: Annotated[
         bool, typer.Option("--gguf", help="One GGUF file, as llama.cpp reads.")
     ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="A classifier as ONNX files: float32 and 8 bits.")
+    ] = False,
     outtype: Annotated[
         str | None, typer.Option("--outtype", help="Of --gguf: f16 (default), bf16, f32, q8_0.")
     ] = None,
     as_: Annotated[
         str | None,
-        typer.Option("--as", help=f"{SEQUENCE_CLASSIFICATION}: runs in plain pipelines."),
+        typer.Option(
+            "--as",
+            help=f"{SEQUENCE_CLASSIFICATION}: runs in plain pipelines; "
+            f"{SEQUENCE_CLASSIFICATION}-adapter: the same as an adapter for PEFT.",
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -46,10 +58,11 @@ def export(
     device: DeviceOption = "auto",
     allow_other_base: AllowOtherBaseOption = False,
 ) -> None:
-    """Merge a run, turn it into a plain classifier or GGUF, and put it on the hub."""
+    """Merge a run, turn it into a plain classifier, ONNX or GGUF, and put it on the hub."""
     if push is None and (public or dry_run):
         raise SettingsError("--public and --dry-run are about --push; give --push OWNER/NAME.")
-    form = _form(merge=merge, gguf=gguf, as_=as_, may_be_none=push is not None)
+    forms: dict[Form, bool] = {"merged": merge, "gguf": gguf, "onnx": onnx}
+    form = _form(forms, as_, may_be_none=push is not None)
     if outtype is not None and form != "gguf":
         raise SettingsError("--outtype is about --gguf; give --gguf with it.")
 
@@ -75,7 +88,7 @@ def export(
         console.print(f"exported: {out}", soft_wrap=True)
     elif not (out / RECORD).is_file():
         raise CheckpointError(
-            f"{out} holds no export to push. Make one with --merge, --gguf or "
+            f"{out} holds no export to push. Make one with --merge, --gguf, --onnx or "
             f"--as {SEQUENCE_CLASSIFICATION}."
         )
     if push is None:
@@ -87,23 +100,22 @@ def export(
     console.print(f"pushed: {push_folder(out, upload)}", soft_wrap=True)
 
 
-def _form(*, merge: bool, gguf: bool, as_: str | None, may_be_none: bool) -> "Form | None":
-    if as_ not in (None, SEQUENCE_CLASSIFICATION):
-        raise SettingsError(f"--as {as_}: what there is is {SEQUENCE_CLASSIFICATION}.")
-    if merge + gguf + (as_ is not None) > 1:
-        raise SettingsError(
-            f"--merge, --gguf and --as {SEQUENCE_CLASSIFICATION} are three exports; give one, and "
-            "another -o for the next."
-        )
-    if merge:
-        return "merged"
-    if gguf:
-        return "gguf"
+def _form(flags: "Mapping[Form, bool]", as_: str | None, *, may_be_none: bool) -> "Form | None":
+    if as_ is not None and as_ not in CLASSIFIERS:
+        raise SettingsError(f"--as {as_}: what there is is {' and '.join(CLASSIFIERS)}.")
+    given = [form for form, is_given in flags.items() if is_given]
     if as_ is not None:
-        return "classification"
-    if not may_be_none:
-        raise SettingsError(f"Give one of --merge, --gguf and --as {SEQUENCE_CLASSIFICATION}.")
-    return None
+        given.append(CLASSIFIERS[as_])
+    if len(given) > 1:
+        raise SettingsError(
+            "--merge, --gguf, --onnx and --as are exports of their own; give one, and another -o "
+            "for the next."
+        )
+    if not given and not may_be_none:
+        raise SettingsError(
+            f"Give one of --merge, --gguf, --onnx and --as {' or '.join(CLASSIFIERS)}."
+        )
+    return given[0] if given else None
 
 
 def _show(upload: "Upload", console: Terminal) -> None:

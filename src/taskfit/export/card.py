@@ -1,46 +1,43 @@
 """The model card of an export: where it comes from, what it is worth, how to use it."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 import yaml
 from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 
-from taskfit.export.check import Check
+from taskfit.export.check import Exported
 from taskfit.export.source import Source
 from taskfit.runs.file_names import DATA_FILE
 from taskfit.yaml_text import dump_yaml
 
 # Licences of the models that come out of packages, from their own model cards.
 PACKAGED_LICENSES = {"smollm2-135m": "apache-2.0"}
+CLASSIFIERS = ("classification", "adapter", "onnx")
+LIBRARIES = {"gguf": None, "adapter": "peft"}
 SHOWN_SETTINGS = ("method", "adapter", "training", "task", "tuning")
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
-def write_card(
-    source: Source, folder: Path, *, form: str, checks: Sequence[Check], notes: Sequence[str]
-) -> None:
+def write_card(source: Source, folder: Path, *, form: str, exported: Exported) -> None:
     """Write README.md with data, settings, results, checks and use.
 
     Args:
         source: The run.
         folder: Of the export.
-        form: merged, classification or gguf.
-        checks: What was compared at export.
-        notes: Sentences about this export.
+        form: See `export.Form`.
+        exported: What came of it.
     """
     license_ = base_license(source.base)
     is_on_hub = "/" in source.base and not Path(source.base).expanduser().exists()
     front_matter = ModelCardData(
-        pipeline_tag="text-classification" if form == "classification" else "text-generation",
+        pipeline_tag="text-classification" if form in CLASSIFIERS else "text-generation",
         tags=["taskfit", source.method],
-        library_name=None if form == "gguf" else "transformers",
+        library_name=LIBRARIES.get(form, "transformers"),
         base_model=source.base if is_on_hub else None,
         license=license_,
     )
-    columns = [] if source.is_tuned else source.saved["task"]["text"]
     environment = jinja2.Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -54,14 +51,14 @@ def write_card(
         base=source.base,
         revision=source.saved["revision"],
         license=license_,
-        notes=notes,
+        notes=exported.notes,
         form=form,
-        columns=json.dumps(dict.fromkeys(columns, "..."), ensure_ascii=False),
         file=next((path.name for path in folder.glob("*.gguf")), ""),
         is_chat=bool(source.saved.get("chat_template")),
         data=_data(source),
-        checks=checks,
+        checks=exported.checks,
         settings=_settings(source),
+        **{"is_filled": False, "request": None, **exported.use},
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """Whether two models say the same: what is compared, and how far apart they may be."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,23 @@ class Check:
             f"{self.what} differ by {self.difference:.1e} (allowed: {self.tolerance:g}; "
             f"{self.num_values} values)"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came of an export.
+
+    Attributes:
+        checks: What was compared.
+        notes: Sentences about it for the card.
+        told: Those of them that are said on the screen, too.
+        use: What the card's example needs to know, by the names that it has there.
+    """
+
+    checks: list[Check]
+    notes: list[str]
+    told: list[str] = field(default_factory=list)
+    use: dict[str, object] = field(default_factory=dict)
 
 
 def compare(before: FloatArray, after: FloatArray, *, what: str, dtype: str) -> Check:

@@ -1,8 +1,7 @@
 """A classifier as a standard sequence classification model, with the same probabilities.
 
-What a causal language model says of label words of one token each is a linear layer on the last
-hidden state: the words' rows of the LM head. Transformers' classes for sequence classification have
-just such a layer, `score`, without a bias, read at the last token that is not padding.
+Transformers' classes for sequence classification have a layer `score`, without a bias, on the last
+hidden state at the last token that is not padding: just what `scores.read_linear` reads.
 
 Legend: N texts, L labels, D hidden width.
 """
@@ -11,34 +10,36 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.special import expit, softmax
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from taskfit.data import Example
 from taskfit.errors import ModelError, SettingsError
-from taskfit.export.check import Check, FloatArray
+from taskfit.export.check import Check, Exported, FloatArray
+from taskfit.export.entry import Entry, find_entry
 from taskfit.export.merge import Merged, cast_weights
-from taskfit.export.prompt import find_prompt
+from taskfit.export.scores import BIAS_TEXTS, NO_BIAS, bias_in_weight, read_linear
 from taskfit.export.source import Source
-from taskfit.methods.branches import BranchWords
-from taskfit.methods.head import Head
-from taskfit.methods.label_words import LabelWords
 from taskfit.methods.tree_method import TreeMethod
 from taskfit.models.load import DTYPES, LoadedModel
 from taskfit.runs.classifier import Classifier
-from taskfit.tasks import PromptEncoder
+from taskfit.tasks import Task
 
 SERVED = ("label_words", "distill", "head")
-PROMPT_FILE = "prompt.json"
-# A bias below this changes no probability that anybody could see.
-NO_BIAS = 1e-7
 
 
-def check_served(source: Source) -> None:
+def check_served(source: Source, form: str) -> None:
     """Raise, before any model is loaded, if a run has no label words and no head.
 
     Raises:
@@ -46,23 +47,20 @@ def check_served(source: Source) -> None:
     """
     if source.method not in SERVED:
         raise SettingsError(
-            f"--as sequence-classification is for runs of {', '.join(SERVED)}; {source.folder} is "
-            f"a run of {source.method}. Use --merge."
+            f"An export as a classifier (here {form}) is for runs of {', '.join(SERVED)}; "
+            f"{source.folder} is a run of {source.method}. Use --merge."
         )
 
 
-def export_classification(
-    source: Source, merged: Merged, folder: Path
-) -> tuple[list[Check], list[str]]:
+def export_classification(source: Source, merged: Merged, folder: Path) -> tuple[Exported, Entry]:
     """Fill a folder with a sequence classification model, and check its probabilities.
+
+    What came of it comes with how texts go in.
 
     Args:
         source: A run of label_words, distill or head; see `check_served`.
         merged: Its weights; the model is given back on the way.
         folder: To fill.
-
-    Returns:
-        What was compared, and notes for the card: the prompt that texts must be put into.
 
     Raises:
         TaskfitError: If it cannot be exact, or the result says something else.
@@ -70,140 +68,95 @@ def export_classification(
     classifier = source.classifier(merged.model)
     method, temperature = classifier.method, classifier.only.calibration.temperature
     assert isinstance(method, TreeMethod)
-    prompt, whole = find_prompt(method.encoder, merged.model.tokenizer, source.examples)
-    save_classification(merged, classifier, folder)
-    prompt.save(folder / PROMPT_FILE)
+    entry = find_entry(method.encoder, padded(merged.model.tokenizer), source.examples)
+    texts = source.measured(BIAS_TEXTS)
+    bias_checks = save_classification(merged, classifier, folder, texts=texts)
+    entry.save(folder)
     del classifier, method
     merged.drop_model()
-    merged.expected = merged.expected[whole]
-    merged.run = None if merged.run is None else merged.run[whole]
-    texts = [prompt.fill(source.examples[i].texts) for i in whole]
+    inputs = [entry.texts(source.examples[place]) for place in entry.places]
     checks = merged.compare_written(
-        lambda dtype: plain_probabilities(folder, texts, dtype=DTYPES[dtype]),
+        lambda dtype: plain_probabilities(folder, inputs, dtype=DTYPES[dtype]),
         after="the change to sequence classification",
+        places=entry.places,
     )
-    shown = "".join(v if kind == "text" else "{" + v + "}" for kind, v in prompt.pieces)
-    notes = [
-        "Texts must be put into the prompt of `prompt.json` first, as below; without it the "
-        "probabilities mean nothing. A text that is too long must be shortened itself: "
-        "cutting the prompt at its end (`truncation=True`) would lose the question. Longest "
-        f"prompt: {prompt.max_length:,} tokens.\n\n```\n{shown}\n```"
-    ]
-    if temperature != 1:
-        notes.append(f"The fitted temperature {temperature:.4g} is in the scores.")
-    return checks, notes
+    checks = [*merged.checks, *bias_checks, *checks]
+    return Exported(checks, score_notes(entry, temperature), use=entry.use), entry
 
 
-def read_linear(classifier: Classifier) -> tuple[Tensor, Tensor]:
-    """Return a classifier's scores as a linear layer, temperature included.
+def score_notes(entry: Entry, temperature: float) -> list[str]:
+    """Return what the card says of how texts go in and of the scores."""
+    if temperature == 1:
+        return list(entry.notes)
+    return [*entry.notes, f"The fitted temperature {temperature:.4g} is in the scores."]
 
-    Returns:
-        Its weight, (L, D), and its bias, (L,), both float64.
+
+def padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a tokenizer with a token to pad with: its own, or the one that ends texts.
 
     Raises:
-        SettingsError: If label words have several tokens or labels several words.
-        ModelError: If the model does more to its scores than a linear layer can.
+        SettingsError: If it has neither.
     """
-    method = classifier.method
-    assert isinstance(method, TreeMethod)
-    temperature = classifier.only.calibration.temperature
-    if isinstance(method, Head):
-        weight, bias = method.head.weight.double(), method.head.bias.double()
-    else:
-        weight, bias = _rows(method.model, _label_tokens(method))
-    weight, bias = weight.detach().cpu() / temperature, bias.detach().cpu() / temperature
-    if not classifier.task.multi_label:
-        # The softmax does not see what all labels share; smaller scores are rounded less.
-        weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
-    return weight, bias
-
-
-def _label_tokens(method: TreeMethod) -> list[int]:
-    """Return the token of each label's one word that decides."""
-    encoder = method.encoder
-    assert isinstance(encoder, PromptEncoder)
-    several = [label.name for label in method.task.labels if len(label.words) > 1]
-    if several:
-        raise SettingsError(
-            f"Label {several[0]!r} has several words, whose probabilities add up; a sequence "
-            "classification model has one score a label. Use --merge, or fit with one word a label "
-            "(task.label_words)."
-        )
-    item = encoder.content_free(["a"])[0]
-    reader = method.scorer.words if isinstance(method, LabelWords) else None
-    if isinstance(reader, BranchWords):
-        first = reader.first_tokens(item)
-        if first is None:
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
             raise SettingsError(
-                "Label words start with the same token for this model, so that a later one decides "
-                "between them; a sequence classification model decides at once. Use --merge, or "
-                "fit with words that differ in their first tokens (task.label_words; `taskfit "
-                "inspect` shows their tokens)."
+                "The tokenizer has no token to pad with, nor one that ends texts. Use --merge."
             )
-        return first
-    if encoder.word_starts:
-        short, long = encoder.word_starts[0]
-        raise SettingsError(
-            f"The label word {short!r} starts {long!r} for this model, so that a later token "
-            "decides between them; a sequence classification model reads one. Use --merge, or fit "
-            "with words that do not start each other (task.label_words)."
-        )
-    for candidate, ids in zip(encoder.candidates, item.completions, strict=True):
-        if len(ids) > 1:
-            raise SettingsError(
-                f"The label word {candidate.word!r} has {len(ids)} tokens for this model; a "
-                "sequence classification model reads one. Use --merge, or fit with words of one "
-                "token each (task.label_words; `taskfit inspect` shows their tokens)."
-            )
-    return [int(ids[0]) for ids in item.completions]
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
-def _rows(model: LoadedModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return rows and biases of the LM head for tokens, with what the model does to its scores."""
+def class_settings(model: LoadedModel, task: Task) -> dict[str, Any]:
+    """Return what the configuration of a sequence classification model says of the labels.
+
+    Raises:
+        ModelError: If the architecture has no such class.
+    """
     module = model.tree.model
-    numbers = module.config.get_text_config().to_dict()
-    if numbers.get("final_logit_softcapping"):
-        raise ModelError(
-            f"{type(module).__name__} bends its scores (final_logit_softcapping), which a sequence "
-            "classification model does not; its probabilities would differ. Use --merge."
-        )
-    scale = float(numbers.get("logit_scale") or 1.0) / float(numbers.get("logits_scaling") or 1.0)
-    head = module.get_output_embeddings()
-    weight = head.weight[list(ids)].double() * scale  # (L, D)
-    bias = weight.new_zeros(len(ids))
-    if head.bias is not None:
-        bias = head.bias[list(ids)].double() * scale
-    return weight, bias
-
-
-def save_classification(merged: Merged, classifier: Classifier, folder: Path) -> None:
-    """Write the decoder with the linear layer as transformers' own sequence classification model.
-
-    Raises:
-        ModelError: If the architecture has no such class, or no place for a bias; see also
-            `read_linear`.
-        SettingsError: If there is no token to pad with.
-    """
-    weight, bias = read_linear(classifier)
-    module, tokenizer = merged.model.tree.model, merged.model.tokenizer
-    config = copy.deepcopy(module.config)
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    if type(module.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ModelError(
             f"transformers has no sequence classification class for {type(module).__name__} "
-            f"(model type {config.model_type}). Use --merge."
+            f"(model type {module.config.model_type}). Use --merge."
         )
-    if tokenizer.pad_token_id is None:
-        raise SettingsError("The tokenizer has no token to pad with. Use --merge.")
-    names = classifier.task.label_names
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
-    config.problem_type = (
-        "multi_label_classification"
-        if classifier.task.multi_label
-        else "single_label_classification"
-    )
-    config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+    kind = "multi_label" if task.multi_label else "single_label"
+    return {
+        "id2label": dict(enumerate(task.label_names)),
+        "label2id": {name: index for index, name in enumerate(task.label_names)},
+        "problem_type": f"{kind}_classification",
+        "pad_token_id": padded(model.tokenizer).pad_token_id,
+    }
+
+
+def save_classification(
+    merged: Merged, classifier: Classifier, folder: Path, *, texts: Sequence[Example] = ()
+) -> list[Check]:
+    """Write the decoder with the linear layer as transformers' own sequence classification model.
+
+    Args:
+        merged: The weights.
+        classifier: With them.
+        folder: To fill.
+        texts: Of the run, to put a bias into the weights by where the final norm cannot take it.
+
+    Returns:
+        What was compared where that was done.
+
+    Raises:
+        TaskfitError: If the architecture has no such class, or no place for a bias; see also
+            `read_linear`.
+    """
+    weight, bias = read_linear(classifier)
+    module = merged.model.tree.model
+    config = copy.deepcopy(module.config)
+    for name, value in class_settings(merged.model, classifier.task).items():
+        setattr(config, name, value)
+    config.get_text_config().pad_token_id = config.pad_token_id
     config.dtype = DTYPES[merged.dtype]
+    shift, checks = None, list[Check]()
+    if float(bias.abs().max()) > NO_BIAS:
+        shift = _bias_in_norm(module.base_model, weight, bias)
+        if shift is None:
+            weight, checks = bias_in_weight(classifier, weight, bias, texts)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
             config, attn_implementation="eager"
@@ -214,23 +167,19 @@ def save_classification(merged: Merged, classifier: Classifier, folder: Path) ->
     weights = dict(model.state_dict())
     # These few numbers stay in float32; who loads the model in 16 bits rounds them then.
     weights["score.weight"] = weight.float().contiguous()
-    if float(bias.abs().max()) > NO_BIAS:
-        name, shifted = _bias_in_norm(body, weight, bias)
+    if shift is not None:
+        name, shifted = shift
         weights[f"{model.base_model_prefix}.{name}"] = shifted
     model.save_pretrained(folder, state_dict=weights)
-    # Absolute positions count from the left end.
-    tokenizer.padding_side = "right"
-    tokenizer.save_pretrained(folder)
+    return checks
 
 
-def _bias_in_norm(body: nn.Module, weight: Tensor, bias: Tensor) -> tuple[str, Tensor]:
+def _bias_in_norm(body: nn.Module, weight: Tensor, bias: Tensor) -> tuple[str, Tensor] | None:
     """Return the final norm's bias with the scores' bias in it, and its name.
 
     The scores are W (norm(x) + b), so b may be shifted by any d with W d = bias: the smallest is
-    the pseudo-inverse of W times the bias. Exact where the final norm has a bias (LayerNorm).
-
-    Raises:
-        ModelError: If it has none (RMSNorm), or the labels' rows leave no such shift.
+    the pseudo-inverse of W times the bias. Exact where the final norm has a bias (LayerNorm); None
+    where it has none (RMSNorm), or the labels' rows leave no such shift.
     """
     norms = {
         name: module
@@ -244,36 +193,42 @@ def _bias_in_norm(body: nn.Module, weight: Tensor, bias: Tensor) -> tuple[str, T
     if projections and projections[0] is not None:
         weight = weight @ projections[0].weight.detach().double().cpu()
     if len(norms) != 1:
-        raise ModelError(
-            "A sequence classification model has no bias of its own, and this run's scores have "
-            f"one (up to {float(bias.abs().max()):.2g}). It can be put into a final "
-            f"LayerNorm, but {type(body).__name__} ends without one. Use --merge, which writes the "
-            "head beside the model, or fit with --method label_words."
-        )
+        return None
     ((name, norm),) = norms.items()
     shift = torch.linalg.pinv(weight) @ bias
     if float((weight @ shift - bias).abs().max()) > 1e-6 * float(bias.abs().max()):
-        raise ModelError(
-            f"The {len(bias)} labels' rows depend on each other, so that their bias cannot "
-            "be put into the final norm. Use --merge."
-        )
+        return None
     return f"{name}.bias", (norm.bias.detach().double().cpu() + shift).float()
 
 
 @torch.no_grad()
-def plain_probabilities(folder: Path, texts: Sequence[str], *, dtype: torch.dtype) -> FloatArray:
-    """Return probabilities as anybody gets them who knows only the folder and the prompts, (N, L).
+def plain_probabilities(
+    folder: Path, inputs: Sequence[Sequence[str]], *, dtype: torch.dtype
+) -> FloatArray:
+    """Return probabilities as anybody gets them who knows only the folder, (N, L).
 
     Args:
         folder: With the model and its tokenizer.
-        texts: Prompts.
+        inputs: Of each example what its tokenizer takes: a text, or text and pair.
         dtype: To load in.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-    model.eval()
-    inputs = [tokenizer(text, return_tensors="pt") for text in texts]
-    scores = np.stack([model(**one).logits[0].double().numpy() for one in inputs])
-    if model.config.problem_type == "multi_label_classification":
-        return np.asarray(expit(scores))
-    return np.asarray(softmax(scores, axis=1))
+    return model_probabilities(model.eval(), folder, inputs)
+
+
+@torch.no_grad()
+def model_probabilities(
+    model: PreTrainedModel, folder: Path, inputs: Sequence[Sequence[str]]
+) -> FloatArray:
+    """Return a sequence classification model's probabilities, with the tokenizer of a folder."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = [tokenizer(*one, return_tensors="pt") for one in inputs]
+    return probabilities_of_scores(
+        np.stack([model(**one).logits[0].double().numpy() for one in tokens]),
+        several=model.config.problem_type == "multi_label_classification",
+    )
+
+
+def probabilities_of_scores(scores: FloatArray, *, several: bool) -> FloatArray:
+    """Return probabilities of scores, (N, L); the sigmoid's where texts have several labels."""
+    return np.asarray(expit(scores) if several else softmax(scores, axis=1))

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from taskfit.errors import SettingsError
+from taskfit.export.adapter import check_has_adapter, export_adapter
 from taskfit.export.card import write_card
-from taskfit.export.check import Check
+from taskfit.export.check import Check, Exported
 from taskfit.export.classification import check_served, export_classification
 from taskfit.export.gguf_file import check_type, export_gguf, find_script, gguf_bytes
 from taskfit.export.merge import check_room, export_merged, merge
+from taskfit.export.onnx_file import check_onnx_packages, export_onnx, onnx_bytes
 from taskfit.export.source import Source, open_source
 from taskfit.files import folder_atomic, write_json_atomic
 from taskfit.lock import only_one_at_a_time
@@ -18,7 +20,7 @@ from taskfit.runs.records import library_versions
 from taskfit.screen import Screen, SilentScreen
 
 RECORD = "export.json"
-Form = Literal["merged", "classification", "gguf"]
+Form = Literal["merged", "classification", "adapter", "onnx", "gguf"]
 
 
 def export_run(
@@ -38,7 +40,8 @@ def export_run(
         run: Folder of the run.
         out: Folder to make; must not exist.
         form: merged: a causal language model without adapter; classification: a standard sequence
-            classification model; gguf: one GGUF file.
+            classification model; adapter: PEFT's adapter for one; onnx: one as ONNX files;
+            gguf: one GGUF file.
         outtype: Type of the weights in GGUF.
         dtype: Number format to store (before GGUF's own): float32, float16 or bfloat16; None: the
             run's.
@@ -58,10 +61,14 @@ def export_run(
     source = open_source(run, device=device, allow_other_base=allow_other_base)
     if form == "gguf":
         check_type(outtype)
-    if form == "classification":
-        check_served(source)
+    if form in ("classification", "adapter", "onnx"):
+        check_served(source, form)
+    if form == "onnx":
+        check_onnx_packages()
+    if form == "adapter":
+        check_has_adapter(source, dtype)
     with only_one_at_a_time(out, beside=True), folder_atomic(out) as scratch:
-        checks = _fill(source, scratch, out, form, outtype, dtype)
+        exported = _fill(source, scratch, out, form, outtype, dtype)
         write_json_atomic(
             scratch / RECORD,
             {
@@ -70,39 +77,52 @@ def export_run(
                 "method": source.method,
                 "base": source.base,
                 "revision": source.saved["revision"],
-                "checks": [asdict(check) for check in checks],
+                "checks": [asdict(check) for check in exported.checks],
                 "versions": library_versions(),
             },
         )
-    for check in checks:
-        screen.note(check.describe())
-    return checks
+    for line in [*(check.describe() for check in exported.checks), *exported.told]:
+        screen.note(line)
+    return exported.checks
 
 
 def _fill(
     source: Source, folder: Path, out: Path, form: Form, outtype: str, dtype: str | None
-) -> list[Check]:
-    script = find_script() if form == "gguf" else None
-    merged = merge(source, dtype=dtype)
-    check_room(out, gguf_bytes(merged, outtype, script) if form == "gguf" else merged.num_bytes)
-    if form == "merged":
-        checks, notes = export_merged(source, merged, folder)
-    elif form == "classification":
-        checks, notes = export_classification(source, merged, folder)
+) -> Exported:
+    if form == "adapter":
+        exported = export_adapter(source, folder)
     else:
-        checks, notes = export_gguf(source, merged, folder, name=outtype, script=script)
+        script = find_script() if form == "gguf" else None
+        merged = merge(source, dtype=dtype)
+        if form == "gguf":
+            check_room(out, gguf_bytes(merged, outtype, script))
+        else:
+            check_room(out, onnx_bytes(merged) if form == "onnx" else merged.num_bytes)
+        if form == "merged":
+            exported = export_merged(source, merged, folder)
+        elif form == "classification":
+            exported, _ = export_classification(source, merged, folder)
+        elif form == "onnx":
+            exported = export_onnx(source, merged, folder)
+        else:
+            exported = export_gguf(source, merged, folder, name=outtype, script=script)
+    exported.notes[:0] = _blend_notes(source)
+    write_card(source, folder, form=form, exported=exported)
+    return exported
+
+
+def _blend_notes(source: Source) -> list[str]:
+    """Return what the card says of a run that is blended."""
     blend = source.saved.get("blend") or {"features": [], "weights": [1.0]}
     probes = " and ".join(
         f"a probe on {features} ({weight:.0%})"
         for features, weight in zip(blend["features"], blend["weights"][1:], strict=True)
         if weight > 0
     )
-    if probes:
-        notes.insert(
-            0,
-            f"The run averages these probabilities with those of {probes}, which "
-            f"{'are' if ' and ' in probes else 'is'} no part of this model: results below are "
-            "those of all together.",
-        )
-    write_card(source, folder, form=form, checks=checks, notes=notes)
-    return checks
+    if not probes:
+        return []
+    return [
+        f"The run averages these probabilities with those of {probes}, which "
+        f"{'are' if ' and ' in probes else 'is'} no part of this model: results below are "
+        "those of all together."
+    ]

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from taskfit.errors import CheckpointError, ModelError, SettingsError
-from taskfit.export.check import Check, compare
+from taskfit.export.check import Exported, compare
 from taskfit.export.gguf_tokenizer import read_vocabulary
 from taskfit.export.merge import SMALL_FILES, Merged, write_merged
 from taskfit.export.source import Source, token_log_probs
@@ -61,7 +61,7 @@ def gguf_bytes(merged: Merged, name: str, script: Path | None) -> int:
 
 def export_gguf(
     source: Source, merged: Merged, folder: Path, *, name: str, script: Path | None
-) -> tuple[list[Check], list[str]]:
+) -> Exported:
     """Fill a folder with one GGUF file, and check that it says what the run says.
 
     Args:
@@ -70,9 +70,6 @@ def export_gguf(
         folder: To fill.
         name: Type of the weights: f32, f16, bf16 or q8_0.
         script: llama.cpp's converter; None: the package `gguf` writes the file.
-
-    Returns:
-        What was compared, and notes for the card.
 
     Raises:
         TaskfitError: If the model cannot be written so, or the result differs.
@@ -95,7 +92,7 @@ def export_gguf(
     after = token_log_probs(_read_again(path, architecture), rows)
     check = compare(before, after, what="file read again and in memory", dtype=TYPES[name][1])
     note = f"Weights are {name}, vectors float32; written by {writer}."
-    return [*merged.checks, check.require(f"writing GGUF ({name})")], [note]
+    return Exported([*merged.checks, check.require(f"writing GGUF ({name})")], [note])
 
 
 def find_script() -> Path | None:

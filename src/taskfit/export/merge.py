@@ -1,14 +1,15 @@
 """Merge a run's adapter into its base, and write both as one standard transformers folder."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
 from taskfit.errors import CheckpointError
-from taskfit.export.check import Check, FloatArray, compare
+from taskfit.export.check import Check, Exported, FloatArray, compare
+from taskfit.export.decision import Decision, decision_probabilities, try_decision
 from taskfit.export.source import Source, free_memory, widen
 from taskfit.methods.head import BIAS, WEIGHT
 from taskfit.models.load import DTYPES, LoadedModel, load_model
@@ -54,25 +55,34 @@ class Merged:
         self.model = None  # type: ignore[assignment]
         free_memory()
 
-    def compare_written(self, outputs: Callable[[str], FloatArray], *, after: str) -> list[Check]:
+    def compare_written(
+        self,
+        outputs: Callable[[str], FloatArray],
+        *,
+        after: str,
+        places: Sequence[int] | None = None,
+        read_by: str = "",
+    ) -> list[Check]:
         """Check what was written against the model that was in memory, and against the run.
 
         Args:
             outputs: Loads it in a number format and says what it says, in the order of `expected`.
             after: What was done, for a message.
+            places: Of the values to compare; None: all.
+            read_by: Who reads what was written, for people.
 
         Raises:
             CheckpointError: If it says something else.
         """
         exact, stored = self.exact_dtype, self.dtype
-        pairs = [("written and in memory", exact, self.expected)]
+        pairs = [(f"written{read_by} and in memory", exact, self.expected)]
         if self.run is not None and stored != exact:
-            pairs.append((f"export and run in {stored}", stored, self.run))
-        found = [
-            compare(before, outputs(dtype), what=what, dtype=dtype).require(after)
+            pairs.append((f"export{read_by} and run in {stored}", stored, self.run))
+        chosen = slice(None) if places is None else list(places)
+        return [
+            compare(before[chosen], outputs(dtype), what=what, dtype=dtype).require(after)
             for what, dtype, before in pairs
         ]
-        return [*self.checks, *found]
 
 
 def merge(source: Source, *, dtype: str | None = None) -> Merged:
@@ -157,10 +167,11 @@ def write_merged(source: Source, merged: Merged, folder: Path) -> None:
     if source.method == "head":
         # What is blended or calibrated with stands in the same file of the run.
         arrays = load_file(source.folder / ARRAYS)
-        save_file({name: arrays[name] for name in (WEIGHT, BIAS)}, folder / HEAD_FILE)
+        own = {name: arrays[name] for name in (WEIGHT, BIAS) if name in arrays}
+        save_file(own, folder / HEAD_FILE)
 
 
-def export_merged(source: Source, merged: Merged, folder: Path) -> tuple[list[Check], list[str]]:
+def export_merged(source: Source, merged: Merged, folder: Path) -> Exported:
     """Fill a folder with a run's merged model, and check that it says what the run says.
 
     Args:
@@ -168,12 +179,12 @@ def export_merged(source: Source, merged: Merged, folder: Path) -> tuple[list[Ch
         merged: Its weights; the model is given back on the way.
         folder: To fill.
 
-    Returns:
-        What was compared, and notes for the card.
-
     Raises:
         CheckpointError: If the result says something else.
     """
+    decision: tuple[Decision, list[int]] | str | None = None
+    if not source.is_tuned:
+        decision = try_decision(source.classifier(merged.model), source.examples)
     write_merged(source, merged, folder)
     merged.drop_model()
     changed = {"name": str(folder), "revision": None, "dtype": merged.dtype}
@@ -184,9 +195,41 @@ def export_merged(source: Source, merged: Merged, folder: Path) -> tuple[list[Ch
         cast_weights(written, dtype)
         return source.outputs(written)
 
+    checks = [*merged.checks, *merged.compare_written(outputs, after="merging")]
     note = (
-        f"The classification head is in `{HEAD_FILE}` (`head.weight`, `head.bias`): a linear layer "
-        "on the last hidden state of the last token."
+        f"The classification head is in `{HEAD_FILE}` (`head.weight`, and `head.bias` where there "
+        "is one): a linear layer on the last hidden state of the last token."
     )
-    notes = [note] if source.method == "head" else []
-    return merged.compare_written(outputs, after="merging"), notes
+    exported = Exported(checks, [note] if source.method == "head" else [])
+    if isinstance(decision, str):
+        reason = (
+            f"transformers' `pipeline(\"decision\")` cannot answer this run's question. {decision}"
+        )
+        exported.notes.append(reason)
+        exported.told.append(reason)
+    elif decision is not None:
+        _add_decision(source, merged, folder, decision, exported)
+    return exported
+
+
+def _add_decision(
+    source: Source,
+    merged: Merged,
+    folder: Path,
+    decision: tuple[Decision, list[int]],
+    exported: Exported,
+) -> None:
+    """Write `decision.json` with its template, and check what transformers' pipeline answers."""
+    asked, places = decision
+    asked.config.save_pretrained(folder)
+    examples = [source.examples[place] for place in places]
+    exported.checks.extend(
+        merged.compare_written(
+            lambda dtype: decision_probabilities(folder, asked, examples, dtype=dtype),
+            after="writing decision.json",
+            places=places,
+            read_by=' by pipeline("decision")',
+        )
+    )
+    exported.use["request"] = repr(asked.request(asked.example()))
+    exported.use["dtype"] = merged.dtype

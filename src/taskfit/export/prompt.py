@@ -53,13 +53,7 @@ def find_prompt(
     Raises:
         PromptError: If tokenizing the filled prompt gives other ids than the run has seen.
     """
-    columns = encoder.task.text
-    if isinstance(encoder, BareEncoder):
-        between = ("text", "\n")
-        pieces = [piece for c in columns for piece in (between, ("column", c))][1:]
-    else:
-        marks = {column: f"{MARK}{index}X" for index, column in enumerate(columns)}
-        pieces = _split(as_written(encoder.render(marks)), marks)
+    pieces = prompt_pieces(encoder)
     reader = TextEncoder(tokenizer)
     start = reader.start_ids
     if start and pieces[0][0] == "text":
@@ -81,17 +75,21 @@ def find_prompt(
                 f"makes {len(ids)} tokens of it, and the run has seen {len(item.prompt_ids)} "
                 "(other or differently cut ones). Use --merge."
             )
-        if tokenizer.pad_token_id is not None and ids[-1] == tokenizer.pad_token_id:
-            raise PromptError(
-                "This run's prompt ends with the token that stands for padding, and a sequence "
-                "classification model reads the last token that is not. Use --merge."
-            )
     if not whole:
         raise PromptError(
             f"None of {len(examples)} texts of this run fits into {encoder.max_length} tokens "
             "whole and without control tokens, so nothing can be checked. Use --merge."
         )
     return prompt, whole
+
+
+def prompt_pieces(encoder: PromptEncoder | BareEncoder) -> list[tuple[str, str]]:
+    """Return an encoder's prompt as ("text", as it stands) and ("column", name), in order."""
+    columns = encoder.task.text
+    if isinstance(encoder, BareEncoder):
+        return [piece for c in columns for piece in (("text", "\n"), ("column", c))][1:]
+    marks = {column: f"{MARK}{index}X" for index, column in enumerate(columns)}
+    return _split(as_written(encoder.render(marks)), marks)
 
 
 def _split(text: str, marks: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -125,7 +125,21 @@ class Source:
     def examples(self) -> list[Example]:
         """Return a few texts for a classifier: of the run's evaluation sets, or plain ones."""
         task = task_from_dict(self.saved["task"])
-        texts: list[dict[str, str]] = []
+        plain = [dict.fromkeys(task.text, text) for text in PLAIN_TEXTS]
+        return self.measured(NUM_TEXTS) or [
+            Example(f"text {i}", texts) for i, texts in enumerate(plain)
+        ]
+
+    def measured(self, limit: int) -> list[Example]:
+        """Return texts that a classifier was measured on, of all its evaluation sets alike.
+
+        They have their labels, but those of texts with several.
+
+        Args:
+            limit: Most to return.
+        """
+        task = task_from_dict(self.saved["task"])
+        found: list[Example] = []
         files = sorted((self.folder / "predictions").glob("*.parquet"))
         for path in files:
             table = pd.read_parquet(path)
@@ -133,11 +147,13 @@ class Source:
             # Earlier versions renamed fewer columns.
             columns = {c: new if (new := names.get(c, c)) in table else c for c in task.text}
             if set(columns.values()) <= set(table.columns):
-                rows = table.head(-(-NUM_TEXTS // len(files))).to_dict("records")
-                found = [{c: str(row[own]) for c, own in columns.items()} for row in rows]
-                texts += [text for text in found if any(map(str.strip, text.values()))]
-        texts = texts[:NUM_TEXTS] or [dict.fromkeys(task.text, text) for text in PLAIN_TEXTS]
-        return [Example(f"text {i}", text) for i, text in enumerate(texts)]
+                for row in table.head(-(-limit // len(files))).to_dict("records"):
+                    texts = {c: str(row[own]) for c, own in columns.items()}
+                    gold = row.get("gold")
+                    label = str(gold) if gold in task.label_names else None
+                    if any(map(str.strip, texts.values())):
+                        found.append(Example(f"text {len(found)}", texts, label))
+        return found[:limit]
 
     @cached_property
     def texts(self) -> list[str]:

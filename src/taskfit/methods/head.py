@@ -41,7 +41,9 @@ class Head(TreeMethod):
 
     The head is always trained, and saved with the run, whatever `adapter.weights` says. It starts
     from zero, so that the first prediction is undecided and not random, or from what `method.start`
-    says.
+    says. It has no bias, so that classes of sequence classification, which have none, say the same:
+    hidden states of one prompt have a direction in common, which does as much. Where it starts from
+    a probe, or from a run of earlier versions, it keeps theirs.
     """
 
     serves_multi_label = True
@@ -53,7 +55,7 @@ class Head(TreeMethod):
         lm_head = self.model.tree.model.get_output_embeddings()
         self.head = nn.Linear(lm_head.weight.shape[1], len(self.task.labels))
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head.register_parameter("bias", None)
         self.head.to(self.model.tree.device)
         self._prefixes = PrefixCache(self.model.tree, self.encoder)
 
@@ -79,14 +81,21 @@ class Head(TreeMethod):
         probe.prepare(train, ())
         weight, bias = probe.weights_of_features()
         self.head.weight.copy_(torch.from_numpy(PROBE_SHARE * weight))
-        self.head.bias.copy_(torch.from_numpy(PROBE_SHARE * bias))
+        self._bias().copy_(torch.from_numpy(PROBE_SHARE * bias))
 
     @torch.no_grad()
     def _start_from_run(self, start: StartingPoint) -> None:
         """Take the rows of another head's labels; a label that it did not have stays undecided."""
-        for name, parameter in ((WEIGHT, self.head.weight), (BIAS, self.head.bias)):
-            saved = torch.from_numpy(start.state.arrays[name])
-            fill_label_rows(parameter, saved, start.labels, self.task.label_names)
+        saved = {name: torch.from_numpy(value) for name, value in start.state.arrays.items()}
+        fill_label_rows(self.head.weight, saved[WEIGHT], start.labels, self.task.label_names)
+        if BIAS in saved:
+            fill_label_rows(self._bias(), saved[BIAS], start.labels, self.task.label_names)
+
+    def _bias(self) -> nn.Parameter:
+        """Return the head's bias, which it gets now if it had none."""
+        if self.head.bias is None:
+            self.head.bias = nn.Parameter(torch.zeros_like(self.head.weight[:, 0]))
+        return self.head.bias
 
     @torch.no_grad()
     def _start_from_words(self) -> None:
@@ -144,7 +153,7 @@ class Head(TreeMethod):
 
     def state(self) -> MethodState:
         """Return the head's weights."""
-        named: dict[str, Tensor] = {WEIGHT: self.head.weight, BIAS: self.head.bias}
+        named = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
         return MethodState(arrays={name: p.detach().cpu().numpy() for name, p in named.items()})
 
     @torch.no_grad()
@@ -154,12 +163,14 @@ class Head(TreeMethod):
         Raises:
             ValueError: If they are of another shape, which `copy_` might spread over the labels.
         """
-        shapes = {WEIGHT: self.head.weight.shape, BIAS: self.head.bias.shape}
-        for name, shape in shapes.items():
-            if state.arrays[name].shape != tuple(shape):
-                raise ValueError(f"{name} is {state.arrays[name].shape}, not {tuple(shape)}")
-        self.head.weight.copy_(torch.from_numpy(state.arrays[WEIGHT]))
-        self.head.bias.copy_(torch.from_numpy(state.arrays[BIAS]))
+        parameters = {WEIGHT: self.head.weight}
+        if BIAS in state.arrays:
+            parameters[BIAS] = self._bias()
+        for name, parameter in parameters.items():
+            saved = state.arrays[name]
+            if saved.shape != tuple(parameter.shape):
+                raise ValueError(f"{name} is {saved.shape}, not {tuple(parameter.shape)}")
+            parameter.copy_(torch.from_numpy(saved))
 
     @property
     def num_parameters(self) -> int:
