@@ -71,7 +71,6 @@ class Ui:
     home: Path
     base: dict[str, Any]
     tried: Tried = field(default_factory=Tried)
-    plans: dict[tuple[str, ...], dict[str, MethodPlan]] = field(default_factory=dict)
     # One look or plan at a time: both take all of the machine for seconds.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -80,13 +79,9 @@ class Ui:
         return find_project(self.home, name)
 
     def plan(self, project: Project) -> dict[str, MethodPlan]:
-        """Return the plan of every method, made once for the same choices."""
-        chosen = project.choices
-        key = (project.id, *chosen.text, chosen.label, chosen.test)
+        """Return the plan of every method; see `plan_methods`."""
         with self.lock:
-            if key not in self.plans:
-                self.plans[key] = plan_methods(project)
-            return self.plans[key]
+            return plan_methods(project)
 
 
 def make_app(home: Path, *, base: dict[str, Any] | None = None) -> FastAPI:

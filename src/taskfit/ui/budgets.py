@@ -1,26 +1,28 @@
 """Three budgets: which methods are compared, and what that takes, said before it starts."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
 
 from taskfit.errors import SettingsError
-from taskfit.files import write_text_atomic
+from taskfit.files import write_json_atomic, write_text_atomic
 from taskfit.methods.table import DEFAULT_METHODS
 from taskfit.plan.cards import find_card, names_card_at_hand
-from taskfit.plan.plan import make_plan
+from taskfit.plan.plan import TRAINED, make_plan
 from taskfit.plan.shapes import find_config
 from taskfit.plan.tokens import real_workload
 from taskfit.runs.prepare import prepare_data
-from taskfit.settings import known
+from taskfit.settings import RunSettings, known
 from taskfit.ui.project import Project
 
 # What a model has to beat before it is kept.
 BASELINES = ("majority", "tfidf")
 # What loading a model and measuring a run take beside the work that is planned (seconds).
 OVERHEAD_SECONDS = 10.0
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +96,42 @@ class MethodPlan:
 
 
 def plan_methods(project: Project) -> dict[str, MethodPlan]:
-    """Plan every method of any budget.
+    """Plan every method of any budget, once for the same choices.
 
     Raises:
         TaskfitError: If the data or the model do not allow it.
     """
+    path, given = project.folder / PLAN_FILE, project.base()
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["base"] == given:
+            return {name: MethodPlan(**plan) for name, plan in kept["methods"].items()}
     names = dict.fromkeys(name for budget in BUDGETS.values() for name in budget.methods)
-    return {name: _plan(project, name) for name in names}
+    alike: dict[str, MethodPlan] = {}
+    found = {}
+    for name in names:
+        settings = project.settings(**DEFAULT_METHODS[name])
+        key = _work(settings.resolved())
+        if key not in alike:
+            alike[key] = _plan(settings)
+        found[name] = alike[key]
+    if all(plan.seconds is not None for plan in found.values()):
+        plain = {name: asdict(plan) for name, plan in found.items()}
+        write_json_atomic(path, {"base": given, "methods": plain})
+    return found
 
 
-def _plan(project: Project, name: str) -> MethodPlan:
+def _work(settings: RunSettings) -> str:
+    """Return what runs of the same time and memory share, as `taskfit plan` sees them."""
+    if settings.method.name in TRAINED:
+        return settings.adapter.model_dump_json() + settings.training.model_dump_json()
+    return settings.method.model_dump_json()
+
+
+def _plan(settings: RunSettings) -> MethodPlan:
     """Plan a run; the steps by `taskfit plan`, evaluations as passes over the held-out rows."""
-    settings = project.settings(**DEFAULT_METHODS[name])
     if not settings.resolved().method.reads_model:
-        return MethodPlan(OVERHEAD_SECONDS if name not in BASELINES else 1.0)
+        return MethodPlan(1.0 if settings.method.name in BASELINES else OVERHEAD_SECONDS)
     config, source = find_config(settings.model.name, revision=settings.model.revision)
     workload = real_workload(settings, config)
     if workload is None:
@@ -122,7 +146,7 @@ def _plan(project: Project, name: str) -> MethodPlan:
         epochs = known(plan.settings.training.epochs)
         seconds += epochs * plan.time.seconds + plan.time.before_seconds + one_pass * num_test
     else:
-        learns = workload.num_examples if name == "probe" else 0
+        learns = workload.num_examples if settings.method.name == "probe" else 0
         seconds += one_pass * (num_test + learns)
     return MethodPlan(seconds, plan.needed_bytes, plan.fits)
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from taskfit.data.guess import guess_columns, guess_note
 from taskfit.data.tables import notes_of, read_table
-from taskfit.data.visible import visible
 from taskfit.errors import DataError
 from taskfit.runs.inspection import inspect_task
 from taskfit.ui.project import Project
@@ -59,7 +58,7 @@ def look_at_task(project: Project) -> dict[str, Any]:
     checkup = found.checkup
     table = read_table(str(project.folder / chosen.table))
     counts = table[chosen.label].str.strip().value_counts()
-    labels = [{"name": visible(str(k)) or "(no label)", "count": int(v)} for k, v in counts.items()]
+    labels = [{"name": str(k) or "(no label)", "count": int(v)} for k, v in counts.items()]
     words = {report.label: list(report.tokens) for report in checkup.words}
     return {
         "labels": labels[:MOST_LABELS],

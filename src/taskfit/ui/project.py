@@ -3,6 +3,7 @@
     NAME/project.json      what was chosen (`Choices`)
     NAME/table.csv         the table as it was uploaded, under the ending it came with
     NAME/test.csv          rows to measure on, if they were given
+    NAME/plan.json         what each method is planned to take
     NAME/grid.yaml         the grid of the budget, as `taskfit compare --config` takes it
     NAME/comparison/       the folder of that comparison
     NAME/status.json       what the process at work, or the last one, was doing (`worker.py`)
