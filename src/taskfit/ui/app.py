@@ -17,7 +17,7 @@ from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.ui import worker
 from taskfit.ui.budgets import MethodPlan, describe_budgets, find_budget, plan_methods, write_grid
 from taskfit.ui.guard import REPORT_POLICY, Guard, key_of
-from taskfit.ui.look import look_at_columns, look_at_task
+from taskfit.ui.look import choose_columns, look_at_columns, look_at_task
 from taskfit.ui.progress import state_of
 from taskfit.ui.project import (
     Project,
@@ -153,9 +153,7 @@ def _projects(ui: Ui) -> APIRouter:
     def choose(name: str, chosen: Columns) -> None:
         project = ui.project(name)
         _refuse_started(project)
-        if not chosen.text or chosen.label in chosen.text:
-            raise SettingsError("Choose at least one text column, and another for the label.")
-        project.choose(text=tuple(chosen.text), label=chosen.label)
+        _told(project, lambda: choose_columns(project, chosen.text, chosen.label))
 
     @api.get("/{name}/task")
     def task(name: str) -> Any:  # noqa: ANN401 - JSON values

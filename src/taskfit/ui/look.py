@@ -1,10 +1,11 @@
 """What a table holds, before anything is fitted: columns, labels, duplicates, the prompt."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from taskfit.data.guess import guess_columns, guess_note
 from taskfit.data.tables import notes_of, read_table
-from taskfit.errors import DataError
+from taskfit.errors import DataError, SettingsError
 from taskfit.runs.inspection import inspect_task
 from taskfit.ui.project import Project
 
@@ -45,6 +46,19 @@ def look_at_columns(project: Project) -> dict[str, Any]:
         "name": chosen.name,
         "test_name": chosen.test_name,
     }
+
+
+def choose_columns(project: Project, text: Sequence[str], label: str) -> None:
+    """Record which columns hold text and label.
+
+    Raises:
+        TaskfitError: If there are none, one is both, or the table does not have them.
+    """
+    if not text or not label or label in text:
+        raise SettingsError("Choose at least one text column, and another for the label.")
+    table = read_table(str(project.folder / project.choices.table))
+    guess_columns(table, text=text, label=label)
+    project.choose(text=tuple(text), label=label)
 
 
 def look_at_task(project: Project) -> dict[str, Any]:

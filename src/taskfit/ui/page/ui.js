@@ -109,7 +109,8 @@ async function showTable() {
   if (!found) return;
   at("project-name").textContent = found.name;
   document.title = `${found.name}: taskfit`;
-  at("table-facts").textContent = `${number(found.rows)} rows, ${found.columns.length} columns`;
+  const columns = found.text.length && found.label ? `; text in ${found.text.join(", ")}, label in ${found.label}` : "";
+  at("table-facts").textContent = `${number(found.rows)} rows${columns}${found.test_name ? `; measured on ${found.test_name}` : ""}`;
   list("table-notes", found.notes);
   const chosen = (name) => (found.text.includes(name) || name === found.label ? "chosen" : "");
   at("preview").replaceChildren(
@@ -251,7 +252,7 @@ function showState(state) {
   const started = state.phase !== "new";
   const looked = !at("step-labels").hidden && !at("task").hidden;
   show("step-runs", started);
-  at("column-fields").inert = started;
+  show("column-fields", !started);
   // Planning measures this machine, so it waits until nothing is at work.
   if (looked && !busy && at("step-budget").hidden) showBudgets();
   if (busy) show("step-budget", false);
