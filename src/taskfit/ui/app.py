@@ -18,7 +18,7 @@ from taskfit.ui import worker
 from taskfit.ui.budgets import MethodPlan, describe_budgets, find_budget, plan_methods, write_grid
 from taskfit.ui.guard import REPORT_POLICY, Guard, key_of
 from taskfit.ui.look import choose_columns, look_at_columns, look_at_task
-from taskfit.ui.progress import state_of
+from taskfit.ui.progress import phase_of, state_of
 from taskfit.ui.project import (
     Project,
     TooLargeError,
@@ -125,12 +125,10 @@ def _projects(ui: Ui) -> APIRouter:
     api = APIRouter(prefix="/api/projects")
 
     @api.get("")
-    def listed() -> list[dict[str, Any]]:
-        found = find_projects(ui.home).values()
-        states = [(one, state_of(one)) for one in found]
+    def listed() -> list[dict[str, str]]:
         return [
-            {"id": p.id, "name": p.choices.name, "phase": s["phase"], "budget": s["budget"]}
-            for p, s in states
+            {"id": one.id, "name": one.choices.name, "phase": phase_of(one)}
+            for one in find_projects(ui.home).values()
         ]
 
     @api.post("", status_code=201)

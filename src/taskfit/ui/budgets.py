@@ -47,7 +47,7 @@ BUDGETS = {
         (*BASELINES, *READING),
     ),
     "careful": Budget(
-        "Also trains the model, the way `taskfit fit` does by default.",
+        "Also trains the model, the way taskfit fit does by default.",
         (*BASELINES, *READING, "probe-minilm", "auto"),
     ),
     "thorough": Budget(

@@ -22,21 +22,23 @@ from taskfit.ui.worker import START_SECONDS, STATUS, at_work
 METRICS = ("accuracy", "mcc", "macro_f1")
 
 
+def phase_of(project: Project) -> str:
+    """Return new; comparing; judging; done; failed; or interrupted: its process is gone."""
+    status, process = _read(project.folder / STATUS), at_work(project)
+    phase = str(status.get("phase", "new"))
+    if phase in ("comparing", "judging") and process is None:
+        fresh = time.time() - float(status.get("started", 0)) < START_SECONDS
+        return phase if fresh and _lives(status.get("process")) else "interrupted"
+    return "comparing" if phase == "failed" and process is not None else phase
+
+
 def state_of(project: Project) -> dict[str, Any]:
     """Return what the page shows of a comparison, as JSON values.
 
-    `phase` is new; comparing; judging; done; failed, with its `error`; or interrupted, where the
-    process is gone and the comparison can go on.
+    `phase` is that of `phase_of`; of a failed comparison there is its `error`.
     """
     status, choices = _read(project.folder / STATUS), project.choices
-    process = at_work(project)
-    phase = status.get("phase", "new")
-    if phase in ("comparing", "judging") and process is None:
-        fresh = time.time() - float(status.get("started", 0)) < START_SECONDS
-        if not (fresh and _lives(status.get("process"))):
-            phase = "interrupted"
-    elif phase == "failed" and process is not None:
-        phase = "comparing"
+    process, phase = at_work(project), phase_of(project)
     grid = _read(project.comparison / "grid.json")
     failures = {k: project.in_words(str(v)) for k, v in grid.get("failures", {}).items()}
     running = _running(project, grid) if process is not None else None

@@ -314,6 +314,10 @@ function changed(id, title, rows, count) {
   at(id).tabIndex = rows.length > 3 ? 0 : -1;
 }
 
+function moved(largest) {
+  return largest < 0.00005 ? "nor any probability" : `no probability by more than ${largest.toFixed(4)}`;
+}
+
 function showVerdict(state) {
   const verdict = state.verdict;
   show("step-winner", Boolean(verdict));
@@ -324,15 +328,15 @@ function showVerdict(state) {
   at("verdict-title").textContent = verdict.kept ? `The winner: ${verdict.best.method}` : "No winner";
   at("reason").textContent = verdict.reason;
   at("reload").textContent = verdict.reload && verdict.reload.same
-    ? `Read back from disk, it was asked ${number(verdict.reload.num_rows)} held-out rows again: no answer changed, no probability by more than ${verdict.reload.largest.toFixed(4)}.` : "";
+    ? `Read back from disk, it was asked ${number(verdict.reload.num_rows)} held-out rows again: no answer changed, ${moved(verdict.reload.largest)}.` : "";
   pairs("advice", verdict.advice);
   pairs("details", verdict.details);
   at("report").href = `/api/projects/${project}/report`;
   show("changes", Boolean(verdict.gained));
   if (verdict.gained) {
-    const than = `than ${verdict.baseline.method}`;
-    changed("gained", `Rows it newly gets right, other ${than}`, verdict.gained, verdict.num_gained);
-    changed("lost", `Rows it newly gets wrong, other ${than}`, verdict.lost, verdict.num_lost);
+    const against = `against ${verdict.baseline.method}`;
+    changed("gained", `Rows it newly gets right, ${against}`, verdict.gained, verdict.num_gained);
+    changed("lost", `Rows it newly gets wrong, ${against}`, verdict.lost, verdict.num_lost);
   }
   at("try-fields").replaceChildren(...state.columns.map((name, i) => element(
     "div", {}, element("label", {text: name, htmlFor: `try-${i}`}), element("textarea", {id: `try-${i}`, maxLength: 20000}),
