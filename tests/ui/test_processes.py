@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,29 @@ class Door:
         raise AssertionError(f"it never came to it: {state}")
 
 
+@pytest.fixture
+def open_door(tmp_path: Path, model_folder: Path) -> Iterator[Callable[[], Door]]:
+    """Starts `taskfit ui` in the folder of the test; what it left running ends with the test."""
+    doors: list[Door] = []
+
+    def start() -> Door:
+        doors.append(Door(tmp_path / "ui", model_folder))
+        return doors[-1]
+
+    yield start
+    for door in doors:
+        door.process.kill()
+        door.process.communicate()
+    for place in (tmp_path / "ui" / "toy", tmp_path / "ui" / "toy" / "comparison"):
+        if (process := process_at_work(place)) is not None:
+            os.kill(process, signal.SIGKILL)
+
+
 def test_a_comparison_outlives_the_page_and_its_own_process_and_is_stopped_with_what_is_there(
-    tmp_path: Path, model_folder: Path
+    tmp_path: Path, open_door: Callable[[], Door]
 ) -> None:
     home = tmp_path / "ui"
-    door = Door(home, model_folder)
+    door = open_door()
     file = tiny.write_csv(tmp_path / "toy.csv", tiny.toy_examples(120))
     assert door.ask("?name=toy.csv", file.read_bytes()) == {"id": "toy"}
     door.ask("/toy/columns")
@@ -69,7 +87,7 @@ def test_a_comparison_outlives_the_page_and_its_own_process_and_is_stopped_with_
     door.process.kill()  # the server is gone, the comparison goes on
     door.process.wait()
     assert process_at_work(home / "toy") is not None
-    door = Door(home, model_folder)
+    door = open_door()
     again = door.until(lambda state: state["num_finished"] >= 2)
     assert again["phase"] == "comparing"
     assert again["process"] == process_at_work(home / "toy")
@@ -91,20 +109,19 @@ def test_a_comparison_outlives_the_page_and_its_own_process_and_is_stopped_with_
     assert door.process.wait(30) == 0
 
 
-def test_ctrl_c_leaves_a_comparison_going_and_says_so(tmp_path: Path, model_folder: Path) -> None:
-    door = Door(tmp_path / "ui", model_folder)
+def test_ctrl_c_leaves_a_comparison_going_and_says_so(
+    tmp_path: Path, open_door: Callable[[], Door]
+) -> None:
+    door = open_door()
     file = tiny.write_csv(tmp_path / "toy.csv", tiny.toy_examples(120))
     door.ask("?name=toy.csv", file.read_bytes())
     door.ask("/toy/columns")
     door.ask("/toy/start", {"budget": "quick"})
-    process = process_at_work(tmp_path / "ui" / "toy")
     door.until(lambda state: state["process"] is not None)
     door.process.send_signal(signal.SIGINT)
     told, _ = door.process.communicate(timeout=30)
     process = process_at_work(tmp_path / "ui" / "toy")
     assert f"toy.csv: its comparison goes on (process {process})" in told
-    door = Door(tmp_path / "ui", model_folder)
+    door = open_door()
     state = door.until(lambda state: state["phase"] == "done")
     assert state["num_finished"] == 4
-    door.process.send_signal(signal.SIGINT)
-    door.process.wait(30)

@@ -1,5 +1,6 @@
 """`taskfit ui`: from a file to a winner in the browser."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,8 @@ def ui(
             soft_wrap=True,
         )
         config = uvicorn.Config(app, log_level="warning", access_log=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # the way to end it
+            uvicorn.Server(config).run(sockets=[listener])
     _tell_what_goes_on(folder, console)
 
 

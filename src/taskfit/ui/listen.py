@@ -18,6 +18,8 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind((host, port))
+            # Who opens the address before the server is ready waits, and is not refused.
+            found.listen()
         except OSError as error:
             raise SettingsError(
                 f"--port {port} cannot be had: {error.strerror}. Is `taskfit ui` running already? "
