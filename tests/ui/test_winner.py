@@ -1,8 +1,10 @@
 """A comparison that has ended: what the page says of it, and which model is kept."""
 
 import io
+import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from taskfit.data import Example
+from taskfit.errors import ModelError
 from taskfit.files import write_json_atomic
 from taskfit.report.evidence import read_evidence
 from taskfit.runs.load import load_classifier
 from taskfit.runs.records import RunResult
 from taskfit.ui.progress import state_of
+from taskfit.ui.trying import Tried
 from taskfit.ui.verdict import changed_rows, read_verdict, reloaded, write_verdict
 
 
@@ -183,3 +187,50 @@ def test_a_comparison_whose_process_is_gone_can_go_on(copied) -> None:
     write_json_atomic(project.folder / "status.json", {"phase": "failed", "error": "no disk"})
     assert state_of(project)["phase"] == "failed"
     assert state_of(project)["error"] == "no disk"
+
+
+STUB = """#!{python}
+import http.server, sys
+port = int(sys.argv[sys.argv.index("--port") + 1])
+assert sys.argv[1:4] == ["-m", "taskfit", "serve"] and "127.0.0.1" in sys.argv
+if sys.argv[4].endswith("broken"):
+    sys.exit("taskfit: this run cannot be served")
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", port), Answer).serve_forever()
+"""
+
+
+@pytest.fixture
+def stub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program that takes the command line of `taskfit serve` in its place."""
+    stub = tmp_path / "stub"
+    stub.write_text(STUB.replace("{python}", sys.executable))
+    stub.chmod(0o755)
+    monkeypatch.setattr("taskfit.ui.trying.sys", SimpleNamespace(executable=str(stub)))
+
+
+def test_one_server_of_a_run_is_started_kept_replaced_and_ended(
+    stub_server: None, tmp_path: Path
+) -> None:
+    tried, log = Tried(), tmp_path / "serve.txt"
+    address = tried.serve(tmp_path / "one", log)
+    first = tried.server
+    assert first is not None
+    assert tried.serve(tmp_path / "one", log) == address
+    assert tried.server is first
+    other = tried.serve(tmp_path / "two", log)
+    assert other != address
+    assert first.poll() is not None
+    second = tried.server
+    with pytest.raises(ModelError, match=r"did not start: taskfit: this run cannot be served$"):
+        tried.serve(tmp_path / "broken", log)
+    assert second is not None
+    assert second.poll() is not None
+    tried.serve(tmp_path / "one", log)
+    last = tried.server
+    tried.close()
+    assert last is not None
+    assert last.poll() is not None
