@@ -62,7 +62,7 @@ def test_what_changes_something_must_come_from_a_page_of_this_server(page) -> No
         answer = page.browser.post("/api/projects", headers={"Origin": origin}, content=b"a,b\n")
         assert answer.status_code == 403, origin
     answer = page.browser.post(
-        "/api/projects?name=a.csv", headers={"Origin": ADDRESS}, content=b"a,b\n"
+        "/api/projects?name=a.csv", headers={"Origin": ADDRESS}, content=b"text,label\na,b\n"
     )
     assert answer.status_code == 201
 

@@ -18,6 +18,7 @@ from taskfit.files import write_json_atomic
 from taskfit.screen import SilentScreen
 from taskfit.ui import worker
 from taskfit.ui.app import make_app
+from taskfit.ui.budgets import MethodPlan
 from taskfit.ui.guard import key_of
 from taskfit.ui.listen import listen
 from taskfit.ui.verdict import write_verdict
@@ -74,6 +75,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, fewer_resamples: None) -> t
         return os.getpid()
 
     monkeypatch.setattr(worker, "start", start)
+    # Plans themselves are tested in test_tables.py.
+    monkeypatch.setattr("taskfit.ui.budgets._plan", lambda _: MethodPlan(40.0, 10**9))
     return may_end
 
 
@@ -117,7 +120,8 @@ def test_from_a_file_to_a_winner(
     assert page.locator("#prompt mark").count() >= 1
 
     page.get_by_role("radio", name="quick").check()
-    assert "about" in page.locator(".budget:has(:checked) .cost").inner_text()
+    cost = page.locator(".budget:has(:checked) .cost").inner_text()
+    assert cost == "about 3 min, 1.0 GB of memory"
     page.get_by_role("button", name="Start").click()
     page.get_by_text("The quick comparison runs").wait_for()
     page.close()  # the page may close and come back

@@ -11,8 +11,10 @@ import yaml
 import tiny
 from taskfit.compare.grid import expand_grid, load_grid
 from taskfit.runs.inspection import inspect_task
+from taskfit.runs.prepare import prepare_data
+from taskfit.settings_file import settings_from_dict
 from taskfit.ui import app as app_module
-from taskfit.ui.budgets import BASELINES, BUDGETS, write_grid
+from taskfit.ui.budgets import BASELINES, BUDGETS, Budget, base_of, write_grid
 
 
 def told(answer) -> str:
@@ -95,18 +97,17 @@ def test_what_cannot_be_taken_leaves_nothing(page, monkeypatch: pytest.MonkeyPat
     assert [path.name for path in page.home.iterdir()] == [".key"]
 
 
-def test_what_is_no_table_is_told_under_the_name_that_people_know(page, tmp_path: Path) -> None:
+def test_what_is_no_table_is_told_under_the_name_that_people_know_and_leaves_nothing(page) -> None:
     for content, said in (
         (b"\x00\x01\x02\xff" * 200, "mine.csv"),
         (b"text,label\n", "mine.csv holds no row"),
         (b"text,label\nbroken \xff,good\n", "mine.csv:2 is not utf-8"),
     ):
-        (tmp_path / "mine.csv").write_bytes(content)
-        name = page.drop(tmp_path / "mine.csv")
-        message = told(page.browser.get(f"/api/projects/{name}/columns"))
+        message = told(page.browser.post("/api/projects?name=mine.csv", content=content))
         assert said in message
         assert "table.csv" not in message
         assert str(page.home) not in message
+        assert [path.name for path in page.home.iterdir()] == [".key"]
 
 
 def test_columns_are_guessed_or_asked_for_and_can_be_chosen(page, tmp_path: Path) -> None:
@@ -184,8 +185,29 @@ def test_each_budget_is_a_grid_that_compare_takes_with_what_must_be_beaten(
     seconds = [one["seconds"] for one in planned]
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
-    plan = json.loads((project.folder / "plan.json").read_text())["methods"]
+    plans = json.loads((project.folder / "plan.json").read_text())["budgets"]
     for one, budget in zip(planned, BUDGETS.values(), strict=True):
+        plan = plans[one["name"]]["methods"]
         sums = sum(plan[method]["seconds"] for method in budget.methods)
         assert one["seconds"] == pytest.approx(budget.seeds * sums)
         assert one["memory_bytes"] == max(plan[method]["memory_bytes"] for method in budget.methods)
+        assert one["num_train"] + one["num_test"] == 60
+
+
+def test_a_budget_takes_no_more_rows_than_it_says_and_a_small_table_whole(
+    page, tmp_path: Path
+) -> None:
+    name = page.drop(tiny.write_csv(tmp_path / "toy.csv", tiny.toy_examples(60)))
+    project = page.project(name)
+    for num_train, max_test, expected in (
+        (30, 7, (30, 7)),
+        (500, 300, (42, 18)),
+        (None, None, (42, 18)),
+    ):
+        budget = Budget("", ("tfidf",), num_train=num_train, max_test=max_test)
+        data = prepare_data(settings_from_dict(base_of(project, budget)))
+        num_train = len(data.train) + len(data.demonstrations)
+        assert (num_train, len(data.evaluations["test"])) == expected
+    project.choose(base={"data": {"num_train": 20, "max_test": 5}})  # what was asked for stays
+    budget = Budget("", ("tfidf",), num_train=30, max_test=7)
+    assert base_of(project, budget)["data"].items() >= {"num_train": 20, "max_test": 5}.items()

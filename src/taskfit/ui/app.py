@@ -1,5 +1,6 @@
 """The server of `taskfit ui`: addresses and what stands behind them. It binds to loopback only."""
 
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 from taskfit.errors import CheckpointError, SettingsError, TaskfitError
 from taskfit.ui import worker
-from taskfit.ui.budgets import MethodPlan, describe_budgets, find_budget, plan_methods, write_grid
+from taskfit.ui.budgets import BudgetPlan, describe_budgets, find_budget, plan_budgets, write_grid
 from taskfit.ui.guard import REPORT_POLICY, Guard, key_of
 from taskfit.ui.look import choose_columns, look_at_columns, look_at_task
 from taskfit.ui.progress import phase_of, state_of
@@ -78,10 +80,10 @@ class Ui:
         """Return a project; see `find_project`."""
         return find_project(self.home, name)
 
-    def plan(self, project: Project) -> dict[str, MethodPlan]:
-        """Return the plan of every method; see `plan_methods`."""
+    def plan(self, project: Project) -> dict[str, BudgetPlan]:
+        """Return the plans of all budgets; see `plan_budgets`."""
         with self.lock:
-            return plan_methods(project)
+            return plan_budgets(project)
 
 
 def make_app(home: Path, *, base: dict[str, Any] | None = None) -> FastAPI:
@@ -134,6 +136,11 @@ def _projects(ui: Ui) -> APIRouter:
     @api.post("", status_code=201)
     async def upload(name: str, request: Request) -> dict[str, str]:
         made = await new_project(ui.home, name, request.stream(), limit=UPLOAD_BYTES, base=ui.base)
+        try:
+            await run_in_threadpool(_told, made, lambda: look_at_columns(made))
+        except TaskfitError:
+            shutil.rmtree(made.folder)  # what cannot be read leaves nothing
+            raise
         return {"id": made.id}
 
     @api.post("/{name}/test", status_code=204)
@@ -182,8 +189,8 @@ def _runs(ui: Ui) -> APIRouter:
     @api.post("/start", status_code=202)
     def start(name: str, chosen: Start) -> dict[str, int]:
         project, budget = ui.project(name), find_budget(chosen.budget)
-        plans = ui.plan(project)
-        planned = {m: s for m in budget.methods if (s := plans[m].seconds) is not None}
+        plans = ui.plan(project)[chosen.budget].methods
+        planned = {name: one.seconds for name, one in plans.items() if one.seconds is not None}
         if worker.at_work(project) is None:
             project.choose(budget=chosen.budget, planned=planned)
             write_grid(project, budget)

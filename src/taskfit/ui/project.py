@@ -119,11 +119,9 @@ class Project:
         merge_settings(found, chosen.base)
         return found
 
-    def settings(self, **sections: Any) -> RunSettings:  # noqa: ANN401 - of settings
-        """Return the settings of a run, with further sections."""
-        given = self.base()
-        merge_settings(given, sections)
-        return settings_from_dict(given)
+    def settings(self) -> RunSettings:
+        """Return them as settings of a run of the default method."""
+        return settings_from_dict(self.base())
 
     def in_words(self, message: str) -> str:
         """Return a message with files called what people called them."""

@@ -198,6 +198,7 @@ async function showBudgets() {
       element("span", {name: "title"}, element("input", {type: "radio", value: one.name}), one.name),
       element("span", {text: cost + (one.fits ? "" : ", which does not fit this machine"), name: "cost"}),
       element("span", {text: one.summary, name: "quiet"}),
+      element("span", {text: `${number(one.num_train)} rows to learn from, ${number(one.num_test)} to measure on`, name: "quiet"}),
       element("span", {text: one.methods.join(", ") + draws, name: "quiet"}),
     );
   });
@@ -256,7 +257,7 @@ function showState(state) {
   // Planning measures this machine, so it waits until nothing is at work.
   if (looked && !busy && at("step-budget").hidden) showBudgets();
   if (busy) show("step-budget", false);
-  at("start").textContent = started ? "Start this one; what is finished is kept" : "Start";
+  at("start").textContent = started ? "Start this one" : "Start";
   if (!started) return show("step-winner", false);
   at("phase").textContent = phaseText(state);
   show("bar", busy);
