@@ -70,7 +70,7 @@ def test_a_projects_name_is_looked_up_and_never_a_path(page, tmp_path: Path) -> 
     made = page.drop(tiny.write_csv(tmp_path / "toy.csv", tiny.toy_examples(20)))
     for name in ("..", "%2e%2e", f"..%2Fui%2F{made}", f"{made}%2F..", "other"):
         answer = page.browser.get(f"/api/projects/{name}/columns")
-        assert answer.status_code in (404, 405, 422), name
+        assert answer.status_code in (404, 405), name
         assert "columns" not in answer.json()
 
 

@@ -15,13 +15,14 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
-from taskfit.errors import CheckpointError, SettingsError, TaskfitError
+from taskfit.errors import SettingsError, TaskfitError
 from taskfit.ui import worker
 from taskfit.ui.budgets import BudgetPlan, describe_budgets, find_budget, plan_budgets, write_grid
 from taskfit.ui.guard import REPORT_POLICY, Guard, key_of
 from taskfit.ui.look import choose_columns, look_at_columns, look_at_task
 from taskfit.ui.progress import phase_of, state_of
 from taskfit.ui.project import (
+    NotThereError,
     Project,
     TooLargeError,
     add_test,
@@ -104,7 +105,8 @@ def make_app(home: Path, *, base: dict[str, Any] | None = None) -> FastAPI:
     app.add_middleware(Guard, key=key_of(home))
 
     async def refuse(_: Request, error: Exception) -> Response:
-        status = 413 if isinstance(error, TooLargeError) else 422
+        statuses: dict[type[Exception], int] = {TooLargeError: 413, NotThereError: 404}
+        status = statuses.get(type(error), 422)
         return JSONResponse({"error": str(error)}, status)
 
     app.add_exception_handler(TaskfitError, refuse)
@@ -209,7 +211,7 @@ def _runs(ui: Ui) -> APIRouter:
     def report(name: str) -> Response:
         path = ui.project(name).comparison / "report.html"
         if not path.is_file():
-            raise CheckpointError("There is no report yet.")
+            raise NotThereError("There is no report yet.")
         headers = {"Content-Security-Policy": REPORT_POLICY}
         return FileResponse(path, headers=headers, media_type="text/html")
 

@@ -142,11 +142,11 @@ def find_project(home: Path, name: str) -> Project:
     """Return a project by its id, which is looked up and never taken for a path.
 
     Raises:
-        CheckpointError: If there is none.
+        NotThereError: If there is none.
     """
     found = find_projects(home).get(name)
     if found is None:
-        raise CheckpointError(f"There is no project {name!r} in {home}.")
+        raise NotThereError(f"There is no project {name!r} in {home}.")
     return found
 
 
@@ -210,6 +210,10 @@ async def save_upload(path: Path, name: str, body: AsyncIterator[bytes], *, limi
 
 class TooLargeError(DataError):
     """An upload is larger than is taken."""
+
+
+class NotThereError(CheckpointError):
+    """There is no such project, or run."""
 
 
 def _ending(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskfit.errors import CheckpointError, TaskfitError
+from taskfit.errors import TaskfitError
 from taskfit.files import write_json_atomic
 from taskfit.report.advice import Limits, advise
 from taskfit.report.comparison_page import report_comparison
@@ -22,7 +22,7 @@ from taskfit.runs.prepare import prepare_data
 from taskfit.screen import SilentScreen
 from taskfit.stats.comparison import Difference
 from taskfit.ui.budgets import BASELINES
-from taskfit.ui.project import Project
+from taskfit.ui.project import NotThereError, Project
 
 FILE = "verdict.json"
 # Held-out rows that are asked again after reloading, and how far a probability may move: rows stand
@@ -195,9 +195,9 @@ def find_run(project: Project, name: str) -> FinishedRun:
     """Return a finished run of a comparison by the name of its folder, which is looked up.
 
     Raises:
-        CheckpointError: If there is none.
+        NotThereError: If there is none.
     """
     for run in read_evidence(project.comparison).runs:
         if run.folder.name == name:
             return run
-    raise CheckpointError(f"There is no finished run {name!r} in this comparison.")
+    raise NotThereError(f"There is no finished run {name!r} in this comparison.")
