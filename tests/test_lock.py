@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from taskfit.errors import CheckpointError, WriteError
-from taskfit.lock import FILE, only_one_at_a_time
+from taskfit.lock import FILE, only_one_at_a_time, process_at_work
 from tiny_locks import held_elsewhere
 
 HOLDS = """
@@ -34,6 +34,7 @@ def test_a_second_command_is_told_who_holds_a_folder_until_that_one_is_killed(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
+        assert process_at_work(tmp_path) == other.pid
         with (
             pytest.raises(CheckpointError, match=rf"at work in .*: process {other.pid} on "),
             only_one_at_a_time(tmp_path),
@@ -41,6 +42,7 @@ def test_a_second_command_is_told_who_holds_a_folder_until_that_one_is_killed(
             pass
         other.send_signal(signal.SIGKILL)
     assert (tmp_path / FILE).is_file()  # it could remove nothing
+    assert process_at_work(tmp_path) is None
     with only_one_at_a_time(tmp_path):
         holder = json.loads((tmp_path / FILE).read_text())
         assert holder["process"] == os.getpid()

@@ -64,6 +64,20 @@ def only_one_at_a_time(place: Path, *, beside: bool = False) -> Iterator[None]:
                 folder.rmdir()
 
 
+def process_at_work(place: Path) -> int | None:
+    """Return the process of this machine that is at work in a folder; None if there is none."""
+    try:
+        handle = os.open(place / FILE, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        holder = _holder(handle)
+    finally:
+        os.close(handle)
+    here = holder.get("host") == socket.gethostname()
+    return int(holder["process"]) if here and _is_alive(holder) else None
+
+
 def _take(path: Path, place: Path) -> int:
     """Lock a file, and write into it who holds it; return its descriptor.
 

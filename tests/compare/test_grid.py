@@ -238,6 +238,23 @@ def test_finished_runs_are_kept_and_an_interrupted_one_goes_on_to_the_same_resul
         assert one.evaluations["new"].log_loss == other.evaluations["new"].log_loss
 
 
+def test_each_run_is_recorded_before_the_next_one_starts(
+    grid: dict[str, Any], tmp_path: Path
+) -> None:
+    grid |= {"sizes": [8], "methods": {"words of all": grid["methods"]["words of all"]}}
+    finished = []
+
+    class Looking(SilentScreen):
+        def note(self, text: str) -> None:
+            if text.startswith("["):
+                record = json.loads((tmp_path / "out" / "grid.json").read_text())
+                finished.append(record["num_finished"])
+                assert set(record["names"].values()) == {"words of all"}
+
+    run_grid(expand_grid(grid), tmp_path / "out", screen=Looking())
+    assert finished == [0, 1]
+
+
 def test_a_run_of_one_method_leaves_the_shared_model_as_it_was(
     grid: dict[str, Any], tmp_path: Path
 ) -> None:

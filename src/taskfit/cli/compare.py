@@ -231,8 +231,7 @@ def _refuse_ray_flags(cpus: float, gpus: float, memory: int | None) -> None:
 
 def _chosen(given: Any, names: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401 - from a file
     """Return the methods of the grid: those of the file, of the flag, or the default choice."""
-    from taskfit.compare.grid import DEFAULT_METHODS
-    from taskfit.methods.table import METHODS
+    from taskfit.methods.table import DEFAULT_METHODS, METHODS
 
     methods: dict[str, Any] = dict(given or DEFAULT_METHODS)
     if not names:

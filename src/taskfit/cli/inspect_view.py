@@ -47,14 +47,8 @@ def show_inspection(inspection: "Inspection", console: Terminal) -> None:
 
 def _say_savings(inspection: "Inspection", console: Terminal) -> None:
     """Print duplicates, and what prefix sharing saves."""
-    overlap = inspection.overlap
-    if overlap is not None:
-        where = ", ".join(f"{name} {count}" for name, count in overlap.dropped_by_set.items())
-        console.print(
-            f"Duplicates: {overlap.num_dropped} training texts stand in evaluation sets"
-            f"{f' ({where}) and will be left out' if where else ''}; {overlap.num_repeated} stand "
-            f"twice in training, {overlap.num_conflicts} of them with different labels."
-        )
+    if inspection.overlap is not None:
+        console.print(f"Duplicates: {inspection.overlap.sentence}")
     ratio = inspection.padded_tokens / inspection.unique_tokens
     console.print(
         f"Prefix sharing: {inspection.checkup.num_encoded:,} examples at batch size "

@@ -74,6 +74,7 @@ from taskfit.cli.stopped import (
     where_it_goes_on,
 )
 from taskfit.cli.tuning import chat, generate, judge, tuning_table
+from taskfit.cli.ui import ui
 from taskfit.errors import SettingsError, TaskfitError
 from taskfit.files import failed_write
 from taskfit.screen import drop_standard_output, show_what_can_be_shown
@@ -282,7 +283,7 @@ def inspect(
     show_inspection(inspect_task(settings), Terminal())
 
 
-for command in (prompts, compare, report, runs, plan, curate, export, generate, chat, judge):
+for command in (prompts, compare, report, runs, plan, curate, export, generate, chat, judge, ui):
     app.command()(command)
 
 

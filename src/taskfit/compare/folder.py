@@ -78,6 +78,7 @@ class GridFolder:
             self.folder / "grid.json",
             {
                 "runs": [run.folder for run in self.grid.runs],
+                "names": {run.folder: run.name for run in self.grid.runs},
                 "num_finished": len(self.results),
                 "failures": self.failures,
                 "left": [run.folder for run in self.left],

@@ -24,20 +24,6 @@ COST = {"majority": 0, "tfidf": 0, "knn": 1, "probe": 2, "in_context": 3, "remot
 TRAINED_COST = 5
 # Share of the user's table that is held out where no evaluation set is given.
 TEST_FRACTION = 0.3
-# What `taskfit compare` runs where nothing is chosen: everything that needs no endpoint.
-DEFAULT_METHODS: dict[str, dict[str, Any]] = {
-    "majority": {"method": {"name": "majority"}},
-    "tfidf": {"method": {"name": "tfidf"}},
-    "zero-shot": {"method": {"name": "in_context", "num_demonstrations": 0}},
-    "few-shot": {"method": {"name": "in_context", "num_demonstrations": 8, "calibration": "batch"}},
-    "probe": {"method": {"name": "probe"}},
-    "probe-minilm": {"method": {"name": "probe", "features": "minilm"}},
-    "encoder": {"method": {"name": "encoder"}},
-    "head": {"method": {"name": "head"}},
-    "label_words": {"method": {"name": "label_words"}},
-    # What `taskfit fit` does where nothing is chosen.
-    "auto": {"method": {"name": "auto"}},
-}
 
 
 @dataclass(frozen=True, slots=True)

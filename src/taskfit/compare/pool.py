@@ -115,12 +115,15 @@ class WorkerPool(ABC, Generic[WorkerT]):
 class ThisProcess:
     """Does one run after the other, here."""
 
-    num_free = 1
-
     def __init__(self, screen: Screen) -> None:
         """Show progress on a screen."""
         self._runner = Runner(screen)
         self._ended: list[Ended] = []
+
+    @property
+    def num_free(self) -> int:
+        """Return how many runs may be started now: none before the last one was recorded."""
+        return int(not self._ended)
 
     def start(self, run: GridRun, target: Path) -> None:
         """Do a run to its end."""

@@ -27,6 +27,16 @@ class Overlap:
     num_conflicts: int
     conflict_ids: tuple[str, ...]
 
+    @property
+    def sentence(self) -> str:
+        """Return what was found, for people."""
+        where = ", ".join(f"{name} {count}" for name, count in self.dropped_by_set.items())
+        return (
+            f"{self.num_dropped} training texts stand in evaluation sets"
+            f"{f' ({where}) and will be left out' if where else ''}; {self.num_repeated} stand "
+            f"twice in training, {self.num_conflicts} of them with different labels."
+        )
+
 
 def drop_overlap(
     train: Sequence[Example], evaluations: Mapping[str, Sequence[Example]]

@@ -50,6 +50,20 @@ METHODS = MethodTable(
         "dpo": "dpo:Dpo",
     }
 )
+# What `taskfit compare` runs where nothing is chosen: everything that needs no endpoint.
+DEFAULT_METHODS: dict[str, dict[str, Any]] = {
+    "majority": {"method": {"name": "majority"}},
+    "tfidf": {"method": {"name": "tfidf"}},
+    "zero-shot": {"method": {"name": "in_context", "num_demonstrations": 0}},
+    "few-shot": {"method": {"name": "in_context", "num_demonstrations": 8, "calibration": "batch"}},
+    "probe": {"method": {"name": "probe"}},
+    "probe-minilm": {"method": {"name": "probe", "features": "minilm"}},
+    "encoder": {"method": {"name": "encoder"}},
+    "head": {"method": {"name": "head"}},
+    "label_words": {"method": {"name": "label_words"}},
+    # What `taskfit fit` does where nothing is chosen.
+    "auto": {"method": {"name": "auto"}},
+}
 
 
 def label_method(name: str) -> "type[Method]":
