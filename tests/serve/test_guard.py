@@ -13,8 +13,7 @@ import httpx2
 import pytest
 from backports import zstd
 from fake_engine import FakeEngine
-
-from conftest import serving
+from live_server import serving
 
 JSON = {"Content-Type": "application/json"}
 GOOD = json.dumps({"model": "tone", "input": "good"}).encode()

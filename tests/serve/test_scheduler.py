@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx2
 from fake_engine import SENTIMENT, FakeEngine, FakeJob, probabilities
+from live_server import serving
 
-from conftest import serving
 from taskfit.serve.work import RequestError, TextsRequest
 
 
