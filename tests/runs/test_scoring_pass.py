@@ -7,10 +7,9 @@ import pytest
 
 import tiny
 from taskfit.data import Example
-from taskfit.models.load import load_model
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.fit import fit
-from taskfit.settings import RunSettings
+from tiny_settings import settings_for
 
 
 @pytest.mark.parametrize("method", ["in_context", "label_words"])
@@ -18,24 +17,27 @@ def test_a_fitted_run_and_the_loaded_one_score_with_the_lean_pass_and_say_the_sa
     model_folder: Path, tmp_path: Path, method: str
 ) -> None:
     examples = tiny.toy_examples(16)
-    train = tiny.write_csv(tmp_path / "train.csv", examples)
-    settings = RunSettings.model_validate(
-        {
-            "data": {"train": str(train), "test": {"own": str(train)}},
-            "model": {"name": str(model_folder), "dtype": "bfloat16", "device": "cpu"},
-            "method": {"name": method},
-            "training": {"epochs": 1, "batch_size": 8} if method == "label_words" else {},
-        }
+    tiny.write_csv(tmp_path / "train.csv", examples)
+    tiny.write_csv(tmp_path / "own.csv", tiny.toy_examples(8, offset=100))
+    settings = settings_for(
+        [
+            f"data.train={tmp_path / 'train.csv'}",
+            f"data.tests.own={tmp_path / 'own.csv'}",
+            f"model.name={model_folder}",
+            "model.dtype=bfloat16",
+            f"method.name={method}",
+            "training.epochs=1",
+            "training.tensorboard=false",
+        ]
     )
-    base = load_model(settings.model)
-    fitted = fit(settings, tmp_path / "run", model=base, baselines=False).fitted
+    fitted = fit(settings, tmp_path / "run", baselines=False).fitted
     texts = [Example(str(i), one.texts) for i, one in enumerate(examples)]
     loaded = Classifier.load(tmp_path / "run", device="cpu")
+    found = [one.probabilities(texts) for one in (fitted, loaded)]
     for classifier in (fitted, loaded):
-        tree = classifier.method.context.need_model().tree
-        assert tree.lean.scores
-        assert tree.lean.refusal is None
-    found = loaded.probabilities(texts)
-    assert np.array_equal(fitted.probabilities(texts), found)
+        lean = classifier.method.context.need_model().tree.lean
+        assert lean.scores
+        assert lean.refusal is None
+    assert np.array_equal(*found)
     alone = np.concatenate([loaded.probabilities([text]) for text in texts])
-    np.testing.assert_allclose(alone, found, atol=0.02)
+    np.testing.assert_allclose(alone, found[1], atol=0.02)
