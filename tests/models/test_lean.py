@@ -149,6 +149,8 @@ def test_an_adapter_that_is_off_does_not_count() -> None:
     tuned = states(model, sequences())
     with adapters_off(model.model):
         torch.testing.assert_close(states(model, sequences()), bare)
+    with model.lean.untuned():
+        torch.testing.assert_close(states(model, sequences()), bare)
     assert (tuned - bare).abs().max() > 0.01
     torch.testing.assert_close(states(model, sequences()), tuned)
 

@@ -24,7 +24,6 @@ from taskfit.data.fetch import cache_folder, writing_to_cache
 from taskfit.methods.method import Advance, MethodContext, Reading
 from taskfit.methods.reading import PrefixCache, read_prompts
 from taskfit.methods.tree_method import prompt_encoder, prompts_of
-from taskfit.models.adapters import adapters_off
 from taskfit.models.attention import KeyValueCache
 from taskfit.models.encoder import EMBED_MAX_LENGTH, embed_texts, load_encoder, note_long
 from taskfit.models.fingerprint import fingerprint
@@ -154,7 +153,7 @@ class FeatureReader(CachedFeatures):
 
         def compute(items: list[EncodedExample]) -> Features:
             # Whatever has been trained in it since.
-            with adapters_off(tree.model):
+            with tree.lean.untuned():
                 return read_prompts(
                     self._prefixes,
                     items,

@@ -9,7 +9,8 @@ Legend: T tokens, D hidden width, H query heads, N key-value heads, G = H / N qu
 head, E head width, P prefix tokens, Q queries of a block, K keys of a block.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -18,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from taskfit.models.adapters import adapters_off
 from taskfit.models.attention import BlockTensors, TreeLayout, visible
 from taskfit.models.lean_layers import Angles, LayerParts, read_decoder
 from taskfit.models.lean_weights import (
@@ -62,7 +64,13 @@ class LeanPass:
         self._decoders: dict[str | None, LeanDecoder | None] = {}
         self._adapted: LoraLayer | None = None
         self._lower = LowerStates()
+        self._is_bare = False
         self.refusal: str | None = None
+
+    @property
+    def scores(self) -> bool:
+        """Return whether lean decoders are asked for."""
+        return self._fold is not None
 
     def use(self, *, fold: bool | None = None) -> None:
         """Score with lean decoders from now on; call it again when weights have changed.
@@ -96,13 +104,28 @@ class LeanPass:
         if self._fold is None or torch.is_grad_enabled():
             return None
         try:
-            adapter = active_adapter(self._adapted)
+            adapter = None if self._is_bare else active_adapter(self._adapted)
         except NotLeanError as found:
             self.refusal = str(found)
             return None
         if adapter not in self._decoders:
             self._make(adapter, check, fold=self._fold)
         return self._decoders[adapter]
+
+    @contextmanager
+    def untuned(self) -> Iterator[None]:
+        """Compute without gradients as before training, where adapters alone were trained."""
+        if self._fold is None or self._decoders.get(None) is None:
+            with torch.no_grad(), adapters_off(self._model):
+                yield
+            return
+        # To switch thousands of modules takes as long as a short text.
+        self._is_bare = True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._is_bare = False
 
     def _make(self, adapter: str | None, check: Callable[[], Tensor], *, fold: bool) -> None:
         self._decoders[adapter] = None
