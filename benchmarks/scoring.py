@@ -25,7 +25,6 @@ from taskfit.runs.classifier import Classifier
 
 # Name -> whether adapters are folded in; None: the stock decoder.
 CONTENDERS = {"stock": None, "lean": False, "lean, folded": True}
-SIZES = (1, 8, 32, 128)
 
 
 def read_texts(path: Path, columns: tuple[str, ...]) -> list[Example]:
@@ -58,11 +57,11 @@ def timed(classifier: Classifier, texts: list[Example]) -> tuple[float, float]:
 
 
 def measure_times(
-    contenders: dict[str, Classifier], texts: list[Example], requests: int
+    contenders: dict[str, Classifier], texts: list[Example], sizes: list[int], requests: int
 ) -> dict[str, Any]:
     """Return medians and fastest requests by contender and number of texts."""
     result: dict[str, Any] = {}
-    for size in SIZES:
+    for size in sizes:
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
         count = max(2, requests // size) if size > 1 else requests
         for request in range(-1, count):
@@ -109,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--texts", type=Path, required=True, help="CSV file with the runs' columns")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--requests", type=int, default=24, help="of one text; fewer of more")
     parser.add_argument("--compared", type=int, default=128, help="texts compared with float32")
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -122,7 +122,7 @@ def main() -> None:
         found = {
             "method": method.settings.name,
             "dtype": str(tree.model.dtype).removeprefix("torch."),
-            "times": measure_times(contenders, texts, arguments.requests),
+            "times": measure_times(contenders, texts, arguments.sizes, arguments.requests),
             "errors": measure_errors(folder, contenders, texts[: arguments.compared]),
         }
         print(folder.name, json.dumps(found, indent=2), flush=True)
@@ -132,9 +132,9 @@ def main() -> None:
         }
         assert not any(refusals.values()), refusals
         result["runs"][folder.name] = found
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -425,3 +426,19 @@ def test_the_packaged_encoder_knows_what_is_alike() -> None:
     texts = ["a dog is running", "a puppy runs", "interest rates rose"]
     dog, puppy, rates = embed_texts(encoder, texts)
     assert dog @ puppy > 0.7 > 0.3 > dog @ rates
+
+
+def test_threads_tokenize_at_once_each_with_its_own_limit(
+    wordpiece_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer, texts = wordpiece_tokenizer, ["the dog was lovely " * 8, "a cat"]
+
+    def ids(limit: int) -> list[list[int]]:
+        rows = encode_texts(tokenizer, [[text] for text in texts], ids=["a", "b"], max_length=limit)
+        return [row.ids.tolist() for row in rows]
+
+    wanted = {limit: ids(limit) for limit in (3, 7, 60)}
+    assert [len(wanted[limit][0]) for limit in (3, 7)] == [3, 7]
+    with ThreadPoolExecutor(6) as pool:
+        limits = [3, 7, 60] * 40
+        assert list(pool.map(ids, limits)) == [wanted[limit] for limit in limits]

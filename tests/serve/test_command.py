@@ -77,7 +77,8 @@ def test_the_first_curl_works_and_a_signal_ends_it_once_all_is_answered() -> Non
 
 
 def test_what_cannot_be_finished_in_the_grace_time_is_told() -> None:
-    with process("--grace", "0.2", FAKE_PIECE_SECONDS="0.05") as (server, said):
+    everywhere = ("--grace", "0.2", "--host", "0.0.0.0")
+    with process(*everywhere, FAKE_PIECE_SECONDS="0.05") as (server, said):
         body = {"model": "writer", "prompt": "a b", "max_tokens": 4000, "stream": True}
         url = f"{said.split()[0]}/v1/completions"
         with httpx2.stream("POST", url, json=body, timeout=10) as response:
@@ -86,6 +87,9 @@ def test_what_cannot_be_finished_in_the_grace_time_is_told() -> None:
             server.send_signal(signal.SIGINT)
             assert "stopping" in [line for line in lines if line][-1]
         assert server.wait(10) == 0
+        assert server.stderr is not None
+        # Beyond this machine and without a key: that is said.
+        assert "note: whoever reaches 0.0.0.0 can ask" in server.stderr.read()
 
 
 def test_the_command_shown_quotes_what_a_shell_would_read() -> None:

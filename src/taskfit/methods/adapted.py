@@ -98,9 +98,9 @@ class AdaptedModel(Trainable):
 
     def release(self) -> bool:
         """Unload the adapter; return whether the model is as it was before."""
+        self.model.tree.lean.forget()
         if self.adapter is None:
             return False
-        self.model.tree.lean.forget()
         self.adapter.unload()
         self.model.tree.freeze_below(0)
         self.model.tree.model.requires_grad_(False)

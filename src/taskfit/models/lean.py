@@ -67,6 +67,11 @@ class LeanPass:
         self._is_bare = False
         self.refusal: str | None = None
 
+    @property
+    def scores(self) -> bool:
+        """Return whether lean decoders are asked for."""
+        return self._fold is not None
+
     def use(self, *, fold: bool | None = None) -> None:
         """Score with lean decoders from now on; call it again when weights have changed.
 

@@ -5,6 +5,8 @@ Legend: N texts, T tokens of a text, L labels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,23 +68,22 @@ def encode_texts(
     Raises:
         DataError: If a row has no token at all.
     """
-    backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
+    copy = _copy_of(tokenizer)
+    control = copy.control
     inputs = [tuple(row) if len(row) == 2 else "\n".join(row) for row in rows]
-    control = ControlTokens(backend)
     spelled = [
         place
         for place, row in enumerate(rows)
         if not allow_control_tokens and any(map(control.found_in, row))
     ]
-    encodings, lengths = _encoded(backend, inputs, max_length)
-    if spelled:
-        # Nothing but texts goes in, so there is no token of a template to keep.
-        speller, _ = spelling_backend(backend)
-        again = _encoded(speller, [inputs[i] for i in spelled], max_length)
-        for i, encoding, length in zip(spelled, *again, strict=True):
-            encodings[i], lengths[i] = encoding, length
+    with copy.lock:
+        encodings, lengths = _encoded(copy.backend, inputs, max_length)
+        if spelled:
+            # Nothing but texts goes in, so there is no token of a template to keep.
+            speller, _ = spelling_backend(copy.backend)
+            again = _encoded(speller, [inputs[i] for i in spelled], max_length)
+            for i, encoding, length in zip(spelled, *again, strict=True):
+                encodings[i], lengths[i] = encoding, length
     for name, text, encoding in zip(ids, inputs, encodings, strict=True):
         if not encoding.ids:
             raise DataError(f"{name}: the text {text!r} has no tokens. Remove the row.")
@@ -100,6 +101,27 @@ def encode_texts(
     ]
     note_shortened(encoded)
     return encoded
+
+
+class _Copy:
+    """A copy of a tokenizer's backend; one thread at a time may use it, for its limit changes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.no_padding()
+        self.control = ControlTokens(self.backend)
+        self.lock = Lock()
+
+
+# To copy one takes longer than to tokenize a text.
+_COPIES: "WeakKeyDictionary[Tokenizer, _Copy]" = WeakKeyDictionary()
+
+
+def _copy_of(tokenizer: Tokenizer) -> _Copy:
+    """Return the copy of a tokenizer that was made when it was first used here."""
+    if tokenizer not in _COPIES:
+        _COPIES[tokenizer] = _Copy(tokenizer)
+    return _COPIES[tokenizer]
 
 
 def _encoded(

@@ -99,9 +99,11 @@ class LabelRun(RunKind[Classifier]):
         loaded = model_of(self.settings, model, self.memory, self.screen, origin=origin)
         context = MethodContext(self.settings, data.asked, data.demonstrations, loaded, start=start)
         self.fitted = Classifier(label_method(name)(context))
-        if loaded is not None and not self.trains:
-            # As a loaded run does it, so that it says what was measured here to the last digit.
-            loaded.tree.prepare_scoring()
+        if loaded is not None:
+            loaded.tree.lean.forget()  # of an earlier run of this model
+            if not self.trains:
+                # As a loaded run does it, so that it says what was measured here.
+                loaded.tree.prepare_scoring()
         for note in self.method.notes():
             self.screen.note(note)
         self._tell_control_tokens()

@@ -19,8 +19,9 @@ from taskfit.serve.work import ModelCard, RequestError
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem;"
-    "color-scheme:light dark}pre{white-space:pre-wrap;overflow-wrap:anywhere;padding:.75rem;border:1px solid #8886;"
-    "border-radius:.4rem}h2{font:600 1.1rem ui-monospace,monospace;margin-top:2.5rem}"
+    "color-scheme:light dark}pre{white-space:pre-wrap;overflow-wrap:anywhere;padding:.75rem;"
+    "border:1px solid #8886;border-radius:.4rem}"
+    "h2{font:600 1.1rem ui-monospace,monospace;margin-top:2.5rem}"
 )
 DOCS_HEADERS = {
     "content-security-policy": (

@@ -114,7 +114,6 @@ class BoxQuestion(Strict):
     instructions: Json | None = None
 
 
-TextQuestion = Annotated[NoulQuestion | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]
 AnyQuestion = Annotated[
     NoulQuestion | ChoiceQuestion | ScoreQuestion | BoxQuestion, Field(discriminator="type")
 ]
