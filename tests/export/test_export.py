@@ -790,7 +790,10 @@ def test_runs_without_a_trained_language_model_and_unfinished_ones_are_refused(
 
 def test_a_run_of_full_fine_tuning_is_copied(tmp_path: Path, model_folder: Path) -> None:
     settings = settings_of(
-        tmp_path, model_folder, method={"name": "head"}, adapter={"weights": "full"}
+        tmp_path,
+        model_folder,
+        method={"name": "head", "start": "zero"},
+        adapter={"weights": "full"},
     )
     fit(settings, tmp_path / "run")
     arrays = load_file(tmp_path / "run" / ARRAYS)
