@@ -1,7 +1,10 @@
 """A comparison that has ended: what the page says of it, and which model is kept."""
 
 import io
+import json
+import os
 import sys
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +179,31 @@ def test_columns_and_test_rows_stay_once_a_comparison_was_started(copied) -> Non
     ):
         assert answer.status_code == 422
         assert "was started" in answer.json()["error"]
+
+
+def test_the_time_left_is_that_of_the_plan_at_the_pace_of_what_is_finished(
+    copied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, name = copied
+    project = page.project(name)
+    monkeypatch.setattr("taskfit.ui.progress.at_work", lambda _: os.getpid())
+    write_json_atomic(project.folder / "status.json", {"phase": "comparing", "started": 0})
+    probe = run_of(project, "probe")
+    (probe / "result.json").unlink()
+    file = project.comparison / "grid.json"
+    grid = json.loads(file.read_text()) | {"left": [probe.name], "num_finished": 3}
+    write_json_atomic(file, grid)
+    took = {row["method"]: row["seconds"] for row in state_of(project)["methods"]}
+    assert state_of(project)["seconds_left"] is None  # nothing was planned
+    for pace in (0.5, 3.0):
+        planned = {method: 1000 * seconds / pace for method, seconds in took.items()}
+        for seconds_in, left in ((100, 500), (10_000, 0)):
+            begun = time.time() - seconds_in
+            os.utime(probe / "settings.yaml", (begun, begun))
+            project.choose(planned=planned | {"probe": 600 * 1000 / pace})
+            state = state_of(project)
+            assert state["running"]["method"] == "probe"
+            assert state["seconds_left"] == pytest.approx(left, abs=2)
 
 
 def test_a_comparison_whose_process_is_gone_can_go_on(copied) -> None:

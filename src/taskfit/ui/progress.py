@@ -129,13 +129,16 @@ def _row(evidence: Evidence, variant: MethodVariant) -> dict[str, Any]:
 
 
 def _running(project: Project, grid: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the run under way: its method, and the step of its training."""
+    """Return the run under way: its method, for how long, and the step of its training."""
     for folder in grid.get("left", ()):
         home = project.comparison / "runs" / folder
         if not (home / SETTINGS_FILE).is_file():
             continue
         steps = [r for r in read_jsonl(home / "metrics.jsonl") if r.get("kind") == "step"]
+        # Settings are written first, anew where a run goes on.
+        since = time.time() - (home / SETTINGS_FILE).stat().st_mtime
         found: dict[str, Any] = {"method": grid.get("names", {}).get(folder, folder)}
+        found["seconds"] = max(0.0, since)
         if steps:
             last = steps[-1]
             left = last["seconds"] / last["step"] * (last["total_steps"] - last["step"])
@@ -161,6 +164,7 @@ def _seconds_left(
     # Runs of a second say little about those of minutes.
     pace = took / plan if plan > START_SECONDS / 2 and took else 1.0
     seconds = pace * sum(planned[name] for name in left if name)
-    if running is not None and "left" in running:
-        seconds += running["left"] - pace * planned[running["method"]]
+    if running is not None:
+        whole = pace * planned[running["method"]]
+        seconds += running.get("left", max(0.0, whole - running["seconds"])) - whole
     return max(0.0, seconds)

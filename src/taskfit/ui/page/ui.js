@@ -266,7 +266,7 @@ function showState(state) {
   const run = state.running;
   at("running").textContent = !run ? "" : run.step
     ? `Now ${run.method}: step ${run.step} of ${run.total_steps}, ${duration(run.left)} of training left.`
-    : `Now ${run.method} ...`;
+    : `Now ${run.method}, for ${duration(run.seconds)}.`;
   show("stop", state.phase === "comparing");
   show("resume", state.phase === "interrupted" || (state.phase === "failed" && state.num_runs > 0));
   show("run-actions", !at("stop").hidden || !at("resume").hidden);
