@@ -188,7 +188,7 @@ def test_answers_that_are_not_sure_are_left_out_and_counted(
     run = runs["one"]
     code, out, err = shell("predict", run, "new.csv", "-o", "out.csv", "--abstain-below", "0.7")
     assert code == 0, err
-    assert "1 answers left out, as their probability is below 0.7" in out
+    assert "1 answer left out, as the probability is below 0.7" in out
     assert pd.read_csv("out.csv")["predicted"].notna().tolist() == [True, False, False]
     code, out, err = shell("predict", run, "--text", "x", "--abstain-below", "0.7")
     assert code == 0, err

@@ -264,8 +264,8 @@ def _abstentions(found: "PredictedFile", threshold: float | None) -> "Iterator[s
     for column, count in found.num_abstained.items():
         whose = f" of {column.removeprefix(f'{ABSTAINED}_')}" if column != ABSTAINED else ""
         yield (
-            f"{count:,} answers{whose} left out, as their probability is below {threshold:g}; they "
-            f"are marked in the column {column}"
+            f"{count:,} answer{'s' * (count != 1)}{whose} left out, as the probability is below "
+            f"{threshold:g}; marked in the column {column}"
         )
 
 
