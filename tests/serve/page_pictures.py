@@ -12,10 +12,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+from live_server import serving
 from page_server import AskedEngine
 from playwright.sync_api import Page, sync_playwright
-
-from conftest import serving
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 TEXT = "The first half is slow, but the ending is warm, funny and worth the wait."

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from fake_engine import probabilities
+from live_server import serving
 from page_server import CARDS, FEELING, AskedEngine
 
-from conftest import serving
 from taskfit.serve.work import GenerateRequest, Option, Question, TextsRequest
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

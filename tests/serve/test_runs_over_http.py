@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from live_server import serving
 
 import tiny
-from conftest import serving
 from taskfit.data import Example
 from taskfit.data.messages import Message
 from taskfit.runs.load import load_classifier
