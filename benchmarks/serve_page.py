@@ -1,6 +1,6 @@
 """What `serve.py` concludes from its figures, and the page that shows them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from serve_targets import OURS, SERVERS
