@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NUM_TEXTS = 1024
+NUM_TEXTS = 512
 QUESTION = "Is the text positive or negative?"
 OPENINGS = ("Honestly,", "After two weeks,", "For the money,", "As my sister said,", "In the end,")
 THINGS = ("the kettle", "this train line", "our new lamp", "the hotel by the harbour", "the choir")
