@@ -4,6 +4,10 @@ Each worker is a Ray actor that keeps its base model. An actor that dies takes o
 it, which is tried again by a new one, on whatever machine Ray finds.
 """
 
+import importlib.util
+import logging
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +16,18 @@ from taskfit.compare.grid import GridRun
 from taskfit.compare.messages import Message, SendingScreen
 from taskfit.compare.pool import RayCluster, Show, Worker, WorkerPool
 from taskfit.compare.runner import Ended, Runner
-from taskfit.errors import SettingsError
-from taskfit.remote.cluster import connect_ray, enter_worker, worker_environment
+from taskfit.errors import CheckpointError, SettingsError
 from taskfit.runs.sources import share_sources
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 
 # Seconds between two looks at what the actors say.
 POLL_SECONDS = 1.0
+# Seconds in which a cluster must answer.
+CONNECT_SECONDS = 10.0
 KINDS = ("CPU", "GPU", "memory")
+# Where the hub's files lie, and whether it may be asked; no key is sent around.
+HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE")
 
 
 class RayWorker:
@@ -28,7 +35,14 @@ class RayWorker:
 
     def __init__(self, folder: str, environment: dict[str, str], num_threads: int) -> None:
         """Work in the folder that the command was started in, as paths may be relative to it."""
-        enter_worker(folder, environment)
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"The folder {folder} cannot be reached from a machine of the Ray cluster: {error}."
+                " Data and results must lie on a file system that all machines share."
+            ) from error
+        os.environ.update(environment)
         import torch
 
         torch.set_num_threads(num_threads)
@@ -81,9 +95,7 @@ class RayPool(WorkerPool[_Actor]):
         """
         super().__init__(0, show)
         self._cluster = cluster
-        self._ray, self._is_ours = connect_ray(
-            cluster.address, instead="use --workers N, which needs nothing"
-        )
+        self._ray, self._is_ours = _connect(cluster)
         holds = self._capacity()
         memory = f", {cluster.memory_per_run:,} bytes" if cluster.memory_per_run else ""
         asked = f"{cluster.cpus_per_run:g} CPUs, {cluster.gpus_per_run:g} GPUs{memory}"
@@ -168,9 +180,14 @@ class RayPool(WorkerPool[_Actor]):
         }
         if cluster.memory_per_run is not None:
             options["memory"] = cluster.memory_per_run
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith("TASKFIT_") or name in HUB_VARIABLES
+        }
         threads = max(1, int(cluster.cpus_per_run))
         remote = self._ray.remote(RayWorker).options(**options)
-        return _Actor(remote.remote(str(Path.cwd()), worker_environment(), threads))
+        return _Actor(remote.remote(str(Path.cwd()), environment, threads))
 
     def _capacity(self) -> int:
         """Return how many runs the cluster holds at the same time now."""
@@ -182,3 +199,41 @@ class RayPool(WorkerPool[_Actor]):
             int(min(machine.get(kind, 0.0) // amount for kind, amount in asked.items()))
             for machine in machines
         )
+
+
+def _connect(cluster: RayCluster) -> tuple[Any, bool]:
+    """Return the module, and whether the connection was made here."""
+    if importlib.util.find_spec("ray") is None:
+        raise SettingsError(
+            "Ray is not installed. Install it with `pip install 'taskfit[ray]'`, or use --workers "
+            "N, which needs nothing."
+        )
+    import ray
+
+    if ray.is_initialized():
+        return ray, False
+    try:
+        check_reachable(cluster.address)
+        ray.init(
+            address=cluster.address,
+            include_dashboard=None if cluster.address else False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SettingsError(
+            f"No Ray cluster could be had at {cluster.address or 'this machine'}: {error}. Start "
+            "one with `ray start --head`, or leave out --ray-address."
+        ) from error
+    return ray, True
+
+
+def check_reachable(address: str | None) -> None:
+    """Try to reach a cluster's port, as Ray itself tries for minutes.
+
+    Raises:
+        OSError: If nothing answers.
+    """
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()

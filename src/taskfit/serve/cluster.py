@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from taskfit.errors import SettingsError
-from taskfit.remote.cluster import connect_ray, worker_environment
+from taskfit.runs.cluster import RayCluster, connect, worker_environment
 from taskfit.serve.guard import Guard, Message, Receive, Scope, Send
 from taskfit.serve.limits import Limits
 from taskfit.serve.metrics import Metrics
@@ -231,7 +231,7 @@ def create_cluster_app(
     Raises:
         SettingsError: If Ray is absent or cannot be reached, or is too small for the replicas.
     """
-    ray, is_ours = connect_ray(replicas.address, instead="leave out --ray")
+    ray, is_ours = connect(RayCluster(replicas.address), instead="leave out --ray")
     check_size(ray.cluster_resources(), replicas)
     metrics = Metrics()
     door = Door(ray, make_engine, limits=limits, replicas=replicas)

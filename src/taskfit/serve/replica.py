@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taskfit.remote.cluster import enter_worker
+from taskfit.runs.cluster import start_worker
 from taskfit.serve.app import create_app
 from taskfit.serve.guard import Message
 from taskfit.serve.limits import Limits
@@ -66,10 +66,7 @@ class Replica:
         num_threads: int,
     ) -> None:
         """Load the engine."""
-        enter_worker(folder, environment)
-        import torch
-
-        torch.set_num_threads(num_threads)
+        start_worker(folder, environment, num_threads)
         self._app = create_app(make_engine, limits)
         self._life = self._app.router.lifespan_context(self._app)
         await self._life.__aenter__()
