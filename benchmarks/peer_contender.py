@@ -41,6 +41,7 @@ HALVED, SHORT = ", half the epochs", ", 20 steps"
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn"),
     *("trl", "setfit", "sentence-transformers", "decisionformer", "taskfit"),
+    *("fastapi", "uvicorn", "litserve", "tokenizers", "typesafe-sdk", "jevbench", "ray"),
 )
 
 
