@@ -1,5 +1,6 @@
 """`taskfit serve`: finished runs behind HTTP."""
 
+import functools
 import ipaddress
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,18 @@ def serve(
     log: Annotated[
         str, typer.Option("--log", help="debug, info (a line a request), warning or error.")
     ] = "info",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve from replicas on a Ray cluster, new or given.")
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="Address of the Ray cluster, or auto.")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", help="Of --ray: how many; default 2.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option("--max-replicas", help="Of --ray: so many under load.")
+    ] = None,
 ) -> None:
     """Serve finished runs over HTTP, and a page to try them at /."""
     folders = named_runs(runs or ())
@@ -75,6 +88,9 @@ def serve(
         raise SettingsError(f"--log is {log!r}; give one of {', '.join(LOG_LEVELS)}.")
     if api_key is not None and not api_key.strip():
         raise SettingsError("The API key is empty; give one, or leave it out.")
+    use_ray = ray or ray_address is not None
+    if not use_ray and (replicas is not None or max_replicas is not None):
+        raise SettingsError("--replicas and --max-replicas are for --ray.")
     if is_package_missing():
         raise SettingsError("Serving needs more packages: pip install 'taskfit[serve]'")
 
@@ -100,16 +116,24 @@ def serve(
             style="yellow",
             soft_wrap=True,
         )
+    make = functools.partial(load, folders, model, device=device, allow_other_base=allow_other_base)
     with bind(host, port) as held:
-        engine = load(folders, model, device=device, allow_other_base=allow_other_base)
         log_to_stderr(log)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
         base = f"http://{f'[{shown}]' if ':' in shown else shown}:{held.getsockname()[1]}"
+        if use_ray:
+            from taskfit.serve.cluster import Replicas, create_cluster_app
 
-        def started() -> None:
-            tell(console, engine, base=base, has_key=api_key is not None)
-
-        app = create_app(lambda: engine, limits, api_key=api_key)
+            least = 2 if replicas is None else replicas
+            asked = Replicas(least=least, most=max_replicas, address=ray_address)
+            app = create_cluster_app(make, limits, api_key=api_key, replicas=asked)
+            told = f"{base}   documentation: {base}/docs   {least} replicas on Ray"
+            started = functools.partial(console.print, told, soft_wrap=True)
+        else:
+            engine = make()
+            app = create_app(lambda: engine, limits, api_key=api_key)
+            has_key = api_key is not None
+            started = functools.partial(tell, console, engine, base=base, has_key=has_key)
         run_server(app, held, limits=limits, started=started)
 
 

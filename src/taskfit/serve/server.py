@@ -9,19 +9,39 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from taskfit.errors import SettingsError
 from taskfit.serve.limits import Limits
-from taskfit.serve.scheduler import Scheduler
 
 # What writes of answers that are ready may still take once nothing is computed any more.
 CLOSING_SECONDS = 5
 BACKLOG = 2048
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Draining(Protocol):
+    """What the server asks of an app's `state.service.scheduler`.
+
+    Attributes:
+        is_ready: Whether requests are taken.
+        num_requests: Requests that wait or run.
+    """
+
+    @property
+    def is_ready(self) -> bool: ...  # noqa: D102
+
+    @property
+    def num_requests(self) -> int: ...  # noqa: D102
+
+    def drain(self) -> None:
+        """Take no more requests; those that were accepted go on."""
+
+    def close(self) -> None:
+        """Give up those that are still there."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -56,7 +76,7 @@ def told_if_taken(address: str) -> Iterator[None]:
 
 
 def run_server(
-    app: FastAPI, held: socket.socket, *, limits: Limits, started: Callable[[], None]
+    app: Starlette, held: socket.socket, *, limits: Limits, started: Callable[[], None]
 ) -> None:
     """Serve an app until SIGINT or SIGTERM, and then until what was accepted is answered.
 
@@ -76,7 +96,7 @@ def run_server(
     server.run(sockets=[held])
 
 
-def configuration(app: FastAPI, limits: Limits) -> uvicorn.Config:
+def configuration(app: Starlette, limits: Limits) -> uvicorn.Config:
     """Return how uvicorn serves an app here."""
     config = uvicorn.Config(
         app,
@@ -132,7 +152,7 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, app: FastAPI, *, grace: float, started: Callable[[], None]
+        self, config: uvicorn.Config, app: Starlette, *, grace: float, started: Callable[[], None]
     ) -> None:
         """Prepare to serve."""
         super().__init__(config)
@@ -176,9 +196,8 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     @property
-    def _scheduler(self) -> Scheduler:
-        scheduler = self._app.state.service.scheduler
-        assert isinstance(scheduler, Scheduler)
+    def _scheduler(self) -> "Draining":
+        scheduler: Draining = self._app.state.service.scheduler
         return scheduler
 
 
