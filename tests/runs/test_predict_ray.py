@@ -20,8 +20,8 @@ from taskfit.settings_file import load_settings
 from tiny_screens import NotingScreen
 
 needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None or os.environ.get("TASKFIT_RAY_TESTS") != "1",
-    reason="starting Ray takes long: set TASKFIT_RAY_TESTS=1, and have the extra `ray`",
+    importlib.util.find_spec("ray") is None or "TASKFIT_LONG" not in os.environ,
+    reason="starting Ray takes long: set TASKFIT_LONG=1, and have the extra `ray`",
 )
 NUM_ROWS = 400
 

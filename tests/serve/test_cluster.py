@@ -29,8 +29,8 @@ from serve_client import Connection, Reply, ask_once, render
 from serve_soak import direct
 
 is_long = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None or not os.environ.get("TASKFIT_LONG_TESTS"),
-    reason="a minute with Ray (extra `ray`): set TASKFIT_LONG_TESTS=1",
+    importlib.util.find_spec("ray") is None or not os.environ.get("TASKFIT_LONG"),
+    reason="a minute with Ray (extra `ray`): set TASKFIT_LONG=1",
 )
 SECONDS = 120.0
 NUM_CLIENTS = 12

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import tiny
+from taskfit.cli.given import GivenTexts
 from taskfit.models.whole import NotFiniteError
-from taskfit.runs.predict import predict_table
+from taskfit.runs.predict import predict_windows
 from taskfit.screen import SilentScreen
 from taskfit.serve.engine import RunsEngine
 from taskfit.serve.work import (
@@ -36,13 +36,8 @@ def predicted(runs: dict[str, Path]) -> dict[str, list[dict[str, dict[str, float
     """What `taskfit predict` says of the texts, each run loaded alone."""
     found = {}
     for name in LABELLING:
-        table = predict_table(
-            runs[name],
-            lambda columns: pd.DataFrame({columns[0]: TEXTS}),
-            source="texts",
-            screen=SilentScreen(),
-            device="cpu",
-        )
+        given = GivenTexts(TEXTS)
+        (table,) = predict_windows(runs[name], given, screen=SilentScreen(), device="cpu")
         by_question = {
             question or "label": [shares for _, shares in table.answers(question)]
             for question in table.labels
