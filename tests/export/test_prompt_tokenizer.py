@@ -81,7 +81,10 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         ]
         whole = {"type": "Sequence", "normalizers": normalizers}
-        return rebuilt(metaspace, normalizer=whole, pre_tokenizer=None)
+        # Nor has any token of Llama 2 a line break beside something else.
+        model = json.loads(metaspace.backend_tokenizer.to_str())["model"]
+        model["merges"] = [pair for pair in model["merges"] if "\n" not in "".join(pair)]
+        return rebuilt(metaspace, normalizer=whole, pre_tokenizer=None, model=model)
     if kind == "start token":
         return rebuilt(byte_level, post_processor=with_start)
     if kind == "chat":
