@@ -233,3 +233,30 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_the_stock_pass() -> None
     assert errors["fold=True"] < 1.1 * errors["stock"]
     assert errors["fold=False"] < 1.1 * errors["stock"]
     assert errors["stock"] < 0.05 * exact.norm()
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no products in bfloat16"
+)
+@pytest.mark.parametrize("adapter", [None, "lora"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gpt2", "opt"])
+@torch.no_grad()
+def test_in_bfloat16_a_text_has_the_same_bits_alone_and_in_company(
+    architecture: str, adapter: str | None
+) -> None:
+    model = adapted(architecture, None if adapter is None else ADAPTERS[adapter])
+    model.model.to(torch.bfloat16)
+    model.prepare_scoring()
+    # Branches at depths that are multiples of nothing, and some 200 tokens: two blocks.
+    stem = np.random.default_rng(1).integers(3, VOCABULARY, 7)
+    rows = [np.concatenate((stem, row)) for row in sequences(24, 23)] + sequences(9, 31)
+    tree = TokenTree.build(rows)
+    together = model.hidden(tree, np.arange(len(tree)))
+    assert model.lean.refusal is None
+    for row, path in zip(rows, tree.paths, strict=True):
+        every = np.arange(len(row))
+        alone = model.hidden(TokenTree.build([row]), every)
+        assert torch.equal(alone, together[path])
+        before = model.encode_prefix(row[:5])
+        behind = model.hidden(TokenTree.build([row[5:]]), every[:-5], prefix=before)
+        assert torch.equal(behind, together[path[5:]])

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from taskfit.errors import DataError
 from taskfit.tree import TokenTree, attention_blocks, plan_trees, unique_tokens
+from taskfit.tree.aligned import GROUP, aligned_blocks
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=9)
 
@@ -99,3 +100,30 @@ def test_padding_adds_tokens_that_nobody_sees(rows: list[list[int]], multiple: i
     for extra in range(len(tree), len(padded)):
         assert padded.ancestors(extra).tolist() == []
         assert padded.subtree_end[extra] == extra + 1
+
+
+long_rows = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6)
+
+
+@given(sequences | long_rows, st.integers(0, 40), st.integers(0, 5), st.sampled_from([7, 64, 999]))
+def test_aligned_keys_are_each_path_in_order_and_in_place(
+    rows: list[list[int]], before: int, extra: int, block_size: int
+) -> None:
+    tree = TokenTree.build(rows)
+    tail = before % GROUP
+    total = len(tree) + extra
+    found = aligned_blocks(tree, block_size, prefix_length=before, num_queries=total)
+    assert [block.start for block in found] == [0, *(block.stop for block in found[:-1])]
+    assert found[-1].stop == total
+    for block in found:
+        assert block.visible.any(axis=1).all(), "softmax over nothing"
+        for query in range(block.start, min(block.stop, len(tree))):
+            path = np.append(tree.ancestors(query), query)
+            places = np.flatnonzero(block.visible[query - block.start])
+            depths = before - tail + np.arange(tail + len(path))
+            assert block.keys[places].tolist() == [*range(tail), *(tail + path)]
+            assert (block.depths[places] == depths).all()
+            assert (places % GROUP == depths % GROUP).all()
+            # What is added up at once comes from one group of keys.
+            groups = zip((depths // GROUP).tolist(), (places // GROUP).tolist(), strict=True)
+            assert len(set(groups)) == len(set(depths // GROUP))

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taskfit.models.adapters import adapters_off
-from taskfit.models.attention import BlockTensors, TreeLayout, visible
+from taskfit.models.lean_blocks import LeanBlock, LeanLayout
 from taskfit.models.lean_layers import Angles, LayerParts, read_decoder
 from taskfit.models.lean_weights import (
     NotLeanError,
@@ -215,7 +215,7 @@ class LeanDecoder:
         adapted = [place for place, layer in enumerate(self._layers) if layer.is_adapted]
         self._first = adapted[0] if adapted else None
 
-    def hidden(self, ids: Tensor, positions: Tensor, layout: TreeLayout) -> Tensor:
+    def hidden(self, ids: Tensor, positions: Tensor, layout: LeanLayout) -> Tensor:
         """Return the last hidden states in the model's number format, (1, T, D).
 
         Args:
@@ -298,7 +298,7 @@ class _Layer:
         self.num_bytes = sum(one.num_bytes for one in products)
         self.is_adapted = any(one.is_adapted for one in products)
 
-    def run(self, x: Tensor, angles: Angles, layout: TreeLayout, place: int) -> None:
+    def run(self, x: Tensor, angles: Angles, layout: LeanLayout, place: int) -> None:
         """Add what this layer says to the states, (T, D) in float32, in place."""
         parts, dtype = self._parts, self._mixed.dtype
         before, behind, inner, last = parts.norms
@@ -314,7 +314,7 @@ class _Layer:
         added = self._leaving(entered)
         x.add_(added if last is None else last(added.float()), alpha=parts.residual_factor)
 
-    def _attend(self, flat: Tensor, angles: Angles, layout: TreeLayout, place: int) -> Tensor:
+    def _attend(self, flat: Tensor, angles: Angles, layout: LeanLayout, place: int) -> Tensor:
         """Return the mixed values of all tokens, (T, H E)."""
         parts, num_tokens = self._parts, len(flat)
         num_heads, num_kv = parts.num_heads, parts.num_kv
@@ -334,22 +334,18 @@ class _Layer:
         if record is not None:
             record.keys[place] = keys[:, : record.length].contiguous()
             record.values[place] = values[:, : record.length].contiguous()
-        old_keys = None if prefix is None else prefix.keys[place]
-        old_values = None if prefix is None else prefix.values[place]
-        outputs = []
-        for block in layout.blocks:
-            own = slice(block.start, block.stop)
-            found = self._attend_block(
-                queries[:, :, own],
-                visible(keys, keys[:, own], block, old_keys),
-                visible(values, values[:, own], block, old_values),
-                block,
+        seen_keys = layout.seen(keys, None if prefix is None else prefix.keys[place])
+        seen_values = layout.seen(values, None if prefix is None else prefix.values[place])
+        outputs = [
+            self._attend_block(queries[:, :, block.start : block.stop], own_keys, own_values, block)
+            for block, own_keys, own_values in zip(
+                layout.blocks, seen_keys, seen_values, strict=True
             )
-            outputs.append(found)
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_block(
-        self, queries: Tensor, keys: Tensor, values: Tensor, block: BlockTensors
+        self, queries: Tensor, keys: Tensor, values: Tensor, block: LeanBlock
     ) -> Tensor:
         """Return the mixed values of a block, (Q, H E), of queries (N, G, Q, E)."""
         parts = self._parts

@@ -25,6 +25,7 @@ from taskfit.models.cut_model import CutModel
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import decoder_layers
 from taskfit.models.lean import LeanPass
+from taskfit.models.lean_blocks import lean_layout
 from taskfit.models.served import refuse_unserved
 from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray, TokenTree, attention_blocks
@@ -253,9 +254,21 @@ class TreeModel(CutModel):
         block_size = BLOCK_SIZE["cpu" if on_cpu else "cuda"]
         # Just over one block, gathering the keys of a second costs more than it saves.
         whole = len(padded) <= 1.5 * block_size
-        blocks = attention_blocks(padded, len(padded) if whole else block_size)
-        dtype = self.model.dtype if lean is None else torch.float32
-        like = torch.empty((), dtype=dtype, device=self.device)
+        block_size = len(padded) if whole else block_size
+        self.num_tokens_run += num_tokens
+        ids = torch.from_numpy(padded.ids).to(self.device)[None]
+        positions = torch.from_numpy(padded.positions + offset).to(self.device)[None]
+        if lean is not None:
+            aligned = lean_layout(
+                tree,
+                len(padded),
+                block_size=block_size,
+                window=self._window,
+                prefix=prefix,
+                record=record,
+            )
+            return lean.hidden(ids, positions, aligned)[0, :num_tokens]
+        like = torch.empty((), dtype=self.model.dtype, device=self.device)
         layout = TreeLayout(
             blocks=[
                 block_tensors(
@@ -266,17 +279,11 @@ class TreeModel(CutModel):
                     like=like,
                     multiple=multiple,
                 )
-                for block in blocks
+                for block in attention_blocks(padded, block_size)
             ],
             prefix=prefix,
             record=record,
         )
-        self.num_tokens_run += num_tokens
-        ids = torch.from_numpy(padded.ids).to(self.device)[None]
-        positions = torch.from_numpy(padded.positions + offset).to(self.device)[None]
-
-        if lean is not None:
-            return lean.hidden(ids, positions, layout)[0, :num_tokens]
 
         def run() -> Tensor:
             output = self._decoder(
