@@ -3,6 +3,7 @@
 import functools
 import ipaddress
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,7 +131,10 @@ def serve(
             told = f"{base}   documentation: {base}/docs   {least} replicas on Ray"
             started = functools.partial(console.print, told, soft_wrap=True)
         else:
-            engine = make()
+            # In a thread that ends: OpenMP's threads wait for each other much longer where two
+            # threads of Python have had work for them, this one and the one that scores.
+            with ThreadPoolExecutor(1) as loading:
+                engine = loading.submit(make).result()
             app = create_app(lambda: engine, limits, api_key=api_key)
             has_key = api_key is not None
             started = functools.partial(tell, console, engine, base=base, has_key=has_key)

@@ -215,6 +215,7 @@ class LeanDecoder:
         adapted = [place for place, layer in enumerate(self._layers) if layer.is_adapted]
         self._first = adapted[0] if adapted else None
 
+    @torch.inference_mode()
     def hidden(self, ids: Tensor, positions: Tensor, layout: LeanLayout) -> Tensor:
         """Return the last hidden states in the model's number format, (1, T, D).
 
