@@ -138,7 +138,11 @@ class FreeQuestions:
         def run(chosen: list[int]) -> None:
             found = [item for i in chosen for item in items[i]]
             every = [range(len(item.completions)) for item in found]
-            joint = JOINT.log_probs(self._model.tree, found, every, prefix=prefix)
+            # Between options of one token each, the normaliser over the vocabulary cancels.
+            several = any(len(ids) > 1 for item in found for ids in item.completions)
+            joint = JOINT.log_probs(
+                self._model.tree, found, every, prefix=prefix, normalize=several
+            )
             require_finite(joint, ["a question"] * len(joint))
             scores = iter(np.split(joint.double().cpu().numpy(), np.cumsum(list(map(len, every)))))
             for i in chosen:
