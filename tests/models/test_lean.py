@@ -239,17 +239,21 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_the_stock_pass() -> None
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no products in bfloat16"
 )
 @pytest.mark.parametrize("adapter", [None, "lora"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gpt2", "opt"])
+@pytest.mark.parametrize("architecture", ["llama", "llama long", "qwen3", "gemma2", "gpt2", "opt"])
 @torch.no_grad()
 def test_in_bfloat16_a_text_has_the_same_bits_alone_and_in_company(
     architecture: str, adapter: str | None
 ) -> None:
+    architecture, _, is_long = architecture.partition(" ")
     model = adapted(architecture, None if adapter is None else ADAPTERS[adapter])
     model.model.to(torch.bfloat16)
     model.prepare_scoring()
     # Branches at depths that are multiples of nothing, and some 200 tokens: two blocks.
     stem = np.random.default_rng(1).integers(3, VOCABULARY, 7)
     rows = [np.concatenate((stem, row)) for row in sequences(24, 23)] + sequences(9, 31)
+    if is_long:  # more keys than are added up in one go, for a text and for a block
+        stem = np.random.default_rng(2).integers(3, VOCABULARY, 530)
+        rows = [np.concatenate((stem, row)) for row in rows] + sequences(60, 8)
     tree = TokenTree.build(rows)
     together = model.hidden(tree, np.arange(len(tree)))
     assert model.lean.refusal is None

@@ -361,6 +361,14 @@ class _Layer:
             capped = torch.tanh(scores.float() * (parts.scaling / parts.softcap)) * parts.softcap
             scores = capped.add_(bias)
         weights = torch.softmax(scores, dim=-1).to(values.dtype)
-        mixed = torch.bmm(weights.view(num_kv, group * num_queries, -1), values)
+        weights = weights.view(num_kv, group * num_queries, -1)
+        if len(block.spans) == 1:
+            mixed = torch.bmm(weights, values)
+        else:
+            parts_mixed = [
+                torch.bmm(weights[..., first:end], values[:, first:end]).float()
+                for first, end in block.spans
+            ]
+            mixed = torch.stack(parts_mixed).sum(dim=0).to(values.dtype)
         mixed = mixed.view(num_kv, group, num_queries, width).permute(2, 0, 1, 3)
         return mixed.reshape(num_queries, -1)

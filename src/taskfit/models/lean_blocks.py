@@ -4,6 +4,7 @@ Legend: N key-value heads, T tokens, E head width, P prefix tokens, S those of t
 Q queries of a block, C keys of a block beside the S.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from taskfit.models.attention import KeyValueCache
 from taskfit.tree import TokenTree
-from taskfit.tree.aligned import GROUP, AlignedBlock, aligned_blocks
+from taskfit.tree.aligned import GROUP, SPAN, AlignedBlock, aligned_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class LeanBlock:
         keys: Places of keys in what `LeanLayout.source` returns, (C,).
         bias: 0 where a query sees a key, -inf elsewhere, (Q, S + C).
         window_bias: The same within the model's sliding window, (Q, S + C).
+        spans: Bounds of what is added up in one go, among the S + C keys.
     """
 
     start: int
@@ -34,6 +36,7 @@ class LeanBlock:
     keys: Tensor
     bias: Tensor
     window_bias: Tensor
+    spans: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +104,16 @@ def _block(
     block: AlignedBlock, depths: NDArray[np.int64], shared: int, window: int | None
 ) -> LeanBlock:
     own = depths[block.start : block.stop]  # (Q,)
+    keys = np.concatenate((np.arange(shared), block.depths))  # (S + C,)
     seen = np.concatenate((np.ones((len(own), shared), bool), block.visible), axis=1)
     bias = window_bias = _additive(seen)
     if window is not None and own.max() >= window:
-        keys = np.concatenate((np.arange(shared), block.depths))  # (S + C,)
         # A key is near if fewer than `window` positions lie between it and the query.
         window_bias = _additive(seen & (own[:, None] - keys[None, :] < window))
-    return LeanBlock(block.start, block.stop, torch.from_numpy(block.keys), bias, window_bias)
+    cuts = [0, *(np.flatnonzero(np.diff(keys // SPAN)) + 1).tolist(), len(keys)]
+    spans = list(itertools.pairwise(cuts))
+    places = torch.from_numpy(block.keys)
+    return LeanBlock(block.start, block.stop, places, bias, window_bias, spans)
 
 
 def _additive(seen: NDArray[np.bool_]) -> Tensor:
