@@ -55,10 +55,12 @@ def only_one_at_a_time(place: Path, *, beside: bool = False) -> Iterator[None]:
         yield
     finally:
         del _held[key]
-        # Removed while it is held, so that it is no other command's.
-        with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(handle)
+        try:
+            # Removed while it is held, so that it is no other command's.
+            with contextlib.suppress(OSError):
+                path.unlink()
+        finally:  # Ctrl-C may come in between
+            os.close(handle)
         if is_new:
             with contextlib.suppress(OSError):  # a command that ended before it wrote anything
                 folder.rmdir()
