@@ -154,7 +154,7 @@ TEXTS = (
 )
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=15, deadline=None)
 @given(text=TEXTS, other=TEXTS)
 def test_raw_texts_have_the_ids_of_the_run(text: str, other: str) -> None:
     for (kind, line), (encoder, found) in all_made().items():

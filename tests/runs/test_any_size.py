@@ -84,7 +84,7 @@ PLACES = [
 ]
 
 
-@settings(LAW, max_examples=20)
+@settings(LAW, max_examples=12)
 @given(
     ending=st.sampled_from(ENDINGS),
     asked=st.sampled_from(WRITTEN),
