@@ -106,7 +106,9 @@ def measure(key: str, measuring: Measuring) -> dict[str, Any]:
             first = ask_once(port, render(wire.path, json.dumps(bodies[0]).encode()))
             if first.status != 200:
                 raise RuntimeError(f"{key} {name}: {first.status} {first.body[:400]!r}")
-            found["first_answer"][name] = first.json()
+            # A server may name its model by a folder of this machine.
+            answer = json.dumps(first.json()).replace(f"{Path.cwd()}/", "")
+            found["first_answer"][name] = json.loads(answer)
             expected = [row[0] if server.comparable else None for row in prepared["probabilities"]]
             write_requests(requests, bodies, expected)
             for clients in measuring.clients:
