@@ -198,6 +198,20 @@ def folder_atomic(path: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def new_folder(home: Path, stem: str) -> Path:
+    """Make and return the first of the folders STEM, STEM-2, STEM-3, ... that is not there yet."""
+    number = 1
+    while True:
+        folder = home / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            # Made at once, so that two commands at the same time have two folders.
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            continue
+        return folder
+
+
 def refuse_over_input(out: Path, inputs: Iterable[str | Path | None], *, overwrite: bool) -> None:
     """Check before any work that a command does not write over what it reads.
 

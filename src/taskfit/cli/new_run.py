@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from taskfit import files
 from taskfit.errors import SettingsError
 from taskfit.runs.file_names import START, TEXTS_FILE
 
@@ -88,16 +89,7 @@ def new_folder(source: str | None, *, several_processes: bool) -> Path:
     if several_processes:
         raise SettingsError("Under torchrun give --out FOLDER, the same for every process.")
     name = Path(source or "run").name.split(".")[0].split(":")[0] or "run"
-    number = 1
-    while True:
-        folder = RUNS / (name if number == 1 else f"{name}-{number}")
-        try:
-            # Made at once, so that two commands at the same time have two folders.
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-            continue
-        return folder
+    return files.new_folder(RUNS, name)
 
 
 def remove_unbegun(folder: Path) -> None:

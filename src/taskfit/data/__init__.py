@@ -16,7 +16,7 @@ from taskfit.data.fetch import PinnedPackage, cache_folder, fetch_package
 from taskfit.data.guess import guess_columns, guess_note
 from taskfit.data.overlap import Overlap, drop_overlap
 from taskfit.data.splits import draw, split_validation
-from taskfit.data.tables import notes_of, parse_table, read_table, rename_columns
+from taskfit.data.tables import notes_of, read_table, rename_columns
 from taskfit.data.visible import look_alike_note
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "load_builtin",
     "look_alike_note",
     "notes_of",
-    "parse_table",
     "read_table",
     "rename_columns",
     "split_validation",

@@ -189,8 +189,8 @@ def tree_attention(
     outputs = [
         _attend(
             own_queries,
-            visible(keys, own_keys, block, None if prefix is None else prefix.keys[layer]),
-            visible(values, own_values, block, None if prefix is None else prefix.values[layer]),
+            _visible(keys, own_keys, block, None if prefix is None else prefix.keys[layer]),
+            _visible(values, own_values, block, None if prefix is None else prefix.values[layer]),
             block.bias if sliding_window is None else block.window_bias,
             softcap=softcap,
             dropout=dropout if module.training else 0.0,
@@ -207,7 +207,7 @@ def tree_attention(
     return mixed.reshape(1, num_heads, num_tokens, width).transpose(1, 2), None
 
 
-def visible(tree: Tensor, own: Tensor, block: BlockTensors, prefix: Tensor | None) -> Tensor:
+def _visible(tree: Tensor, own: Tensor, block: BlockTensors, prefix: Tensor | None) -> Tensor:
     """Return what a block may see of a tree's keys or values, (N, K, E).
 
     Args:

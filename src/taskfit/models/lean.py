@@ -2,8 +2,8 @@
 
 The stock decoders run some thirty small operators a layer, adapters beside the weights; for one
 short text that is nearly all of the time. Here queries, keys and values are one product, so are
-gate and input of the MLP, adapters are folded in, weights are laid out for the processor once, and
-masks and angles are made once for all layers. What is added up between layers stays in float32.
+gate and input of the MLP, so are the adapters of both, weights are laid out for the processor once,
+and masks and angles are made once for all layers. What is added up between layers stays in float32.
 
 Legend: T tokens, D hidden width, H query heads, N key-value heads, G = H / N queries per key-value
 head, E head width, P prefix tokens, Q queries of a block, K keys of a block.

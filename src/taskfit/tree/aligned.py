@@ -119,9 +119,7 @@ def _columns(tree: TokenTree, prefix_length: int) -> _Columns:
     """Lay out the keys of all segments, one segment after the other."""
     tail = prefix_length % GROUP
     total, depths = len(tree), tree.positions + tail  # counted from the last whole group
-    starts = np.flatnonzero(np.diff(depths, prepend=-1) != 1)
-    if total and (not len(starts) or starts[0] != 0):
-        starts = np.concatenate(([0], starts))
+    starts = np.flatnonzero(np.diff(depths, prepend=depths[:1]) != 1)  # the first token is one
     stops = np.append(starts[1:], total)
     most = total + 2 * GROUP * len(starts)
     keys, key_depths = np.zeros(most, np.int64), np.zeros(most, np.int64)

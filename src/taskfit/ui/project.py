@@ -22,7 +22,7 @@ from typing import Any
 
 from taskfit.data.sources import FORMATS, SAME
 from taskfit.errors import CheckpointError, DataError, SettingsError
-from taskfit.files import file_atomic, write_json_atomic
+from taskfit.files import file_atomic, new_folder, write_json_atomic
 from taskfit.settings import RunSettings
 from taskfit.settings_base import merge_settings
 from taskfit.settings_file import settings_from_dict
@@ -236,12 +236,4 @@ def _shown(name: str) -> str:
 
 def _new_folder(home: Path, name: str) -> Path:
     stem = re.sub(r"[^a-z0-9]+", "-", _shown(name).partition(".")[0].lower()).strip("-")
-    stem, number = stem[:NAME_CHARACTERS] or "table", 1
-    while True:
-        folder = home / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-            continue
-        return folder
+    return new_folder(home, stem[:NAME_CHARACTERS] or "table")
