@@ -189,8 +189,8 @@ def tree_attention(
     outputs = [
         _attend(
             own_queries,
-            _visible(keys, own_keys, block, None if prefix is None else prefix.keys[layer]),
-            _visible(values, own_values, block, None if prefix is None else prefix.values[layer]),
+            visible_to(block, keys, own_keys, None if prefix is None else prefix.keys[layer]),
+            visible_to(block, values, own_values, None if prefix is None else prefix.values[layer]),
             block.bias if sliding_window is None else block.window_bias,
             softcap=softcap,
             dropout=dropout if module.training else 0.0,
@@ -207,13 +207,13 @@ def tree_attention(
     return mixed.reshape(1, num_heads, num_tokens, width).transpose(1, 2), None
 
 
-def _visible(tree: Tensor, own: Tensor, block: BlockTensors, prefix: Tensor | None) -> Tensor:
+def visible_to(block: BlockTensors, tree: Tensor, own: Tensor, prefix: Tensor | None) -> Tensor:
     """Return what a block may see of a tree's keys or values, (N, K, E).
 
     Args:
+        block: The block.
         tree: Those of the whole tree, (N, T, E).
         own: Those of the block's own tokens, (N, Q, E).
-        block: The block.
         prefix: Those before the tree's root, (N, P, E), or None.
     """
     parts = [own]

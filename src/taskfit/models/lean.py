@@ -205,7 +205,7 @@ class LeanDecoder:
             NotLeanError: If the lean pass does not know the model, or memory does not suffice.
         """
         parts = read_decoder(model)
-        _check_memory(model)
+        check_memory(model)
         weights = shared_weights(model)
         self._parts = parts
         self._dtype = model.dtype
@@ -225,7 +225,7 @@ class LeanDecoder:
             layout: Masks in float32, prefix and record.
         """
         entering = self._parts.embed(ids, positions)
-        angles = _signed(self._parts.angles(entering, positions))
+        angles = signed_angles(self._parts.angles(entering, positions))
         key = None
         if self._lower.are_asked_for and layout.record is None:
             before = b"" if layout.prefix is None else layout.prefix.ids.tobytes()
@@ -253,7 +253,7 @@ def free_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _check_memory(model: PreTrainedModel) -> None:
+def check_memory(model: PreTrainedModel, *, copies: int = 1) -> None:
     """Raise unless a second copy of the decoder leaves half of the free memory."""
     needed = sum(p.numel() * p.element_size() for p in model.get_decoder().parameters())
     free = free_bytes()
@@ -263,7 +263,7 @@ def _check_memory(model: PreTrainedModel) -> None:
         )
 
 
-def _signed(angles: Angles) -> Angles:
+def signed_angles(angles: Angles) -> Angles:
     """Return angles as `_rotate` takes them: (T, 1, R), sines negative in the first half."""
     found = {}
     for kind, (cos, sin) in angles.items():

@@ -129,6 +129,16 @@ class Weights:
             self._kept[key] = self.ready([layer.weight for layer in layers])
         return self._kept[key]
 
+    def transposed(self, layers: Sequence[Layer]) -> Tensor:
+        """Return what `joined` does for the gradient of the input, (I, O); made once."""
+        if not self.packs:
+            return self.joined(layers).t()
+        key = (0, *(layer.weight.data_ptr() for layer in layers))
+        if key not in self._kept:
+            whole = torch.cat([layer.weight for layer in layers])
+            self._kept[key] = self.ready([whole.t()])
+        return self._kept[key]
+
     def ready(self, weights: Sequence[Tensor]) -> Tensor:
         """Return weights below each other as one matrix, packed where that helps, (O, I)."""
         whole = weights[0] if len(weights) == 1 else torch.cat(list(weights))
@@ -166,7 +176,7 @@ class Product:
             self.num_bytes = self._weight.numel() * self._weight.element_size()
         else:
             self._weight = weights.joined(layers)
-        self._bias = _joined_bias(layers)
+        self._bias = joined_bias(layers)
         self._down: Tensor | None = None
         if adapted and not sums:
             down, self._up = _side_by_side(layers)
@@ -184,7 +194,7 @@ class Product:
         return y
 
 
-def _joined_bias(layers: Sequence[Layer]) -> Tensor | None:
+def joined_bias(layers: Sequence[Layer]) -> Tensor | None:
     if all(layer.bias is None for layer in layers):
         return None
     parts = [

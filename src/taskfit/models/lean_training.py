@@ -1,0 +1,305 @@
+"""A decoder's training pass on a CPU, in few and large operators with a backward pass of their own.
+
+The stock decoders with PEFT's layers inside run some 54,000 small operators a step, and the matrix
+products are less than half of its time. Here a layer is two functions, attention and MLP, each with
+a hand-written gradient: layers of one input are one product, so are their adapters, under one
+dropout mask; frozen weights are laid out for the processor once, for the pass and for its gradient;
+what is cheap is computed again instead of kept. States between layers stay in float32.
+
+Adapters (LoRA) are what is trained. The parts of a model are those that `lean_layers.py` reads;
+whatever is not known there, or has dropout of its own, keeps the stock pass.
+
+Legend: T tokens, D hidden width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from taskfit.models.attention import TreeLayout
+from taskfit.models.lean import check_memory, shared_weights, signed_angles
+from taskfit.models.lean_layers import LayerParts, Norm, read_decoder
+from taskfit.models.lean_weights import NotLeanError, Weights, active_adapter, adapted_layer
+from taskfit.models.trained_attention import Kept, Pair, attend, attend_back, norm_back
+from taskfit.models.trained_products import TrainedProduct, draw_masks
+
+# Numbers of a model's configuration that drop something in training, whatever a family calls it.
+OWN_DROPOUT = (
+    "activation_dropout",
+    "attention_dropout",
+    "attn_pdrop",
+    "dropout",
+    "embd_pdrop",
+    "hidden_dropout",
+    "layerdrop",
+    "resid_pdrop",
+)
+
+
+class LeanTraining:
+    """A model's decoder with a LoRA adapter in training.
+
+    The adapter's parameters are read anew at each pass; what is frozen is made ready once.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Read a model and make its frozen weights ready.
+
+        Args:
+            model: With its adapter on it; nothing in it changes.
+
+        Raises:
+            NotLeanError: If the model, its adapter or its dropout is not known here, or memory does
+                not suffice.
+        """
+        _refuse_own_dropout(model)
+        self._parts = read_decoder(model)
+        check_memory(model, copies=2)
+        self._model, self._dtype = model, model.dtype
+        self._adapted = adapted_layer(model)
+        if self._adapted is None:
+            raise NotLeanError("it has no adapter")
+        weights = shared_weights(model)
+        name = active_adapter(self._adapted)
+        self._layers = [_Layer(one, name, weights) for one in self._parts.layers]
+
+    @property
+    def num_layers(self) -> int:
+        """Return the number of layers."""
+        return len(self._layers)
+
+    def enter(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Return what enters the first layer, (T, D) in float32.
+
+        Args:
+            ids: Token ids, (1, T).
+            positions: Of each token in its own sequence, (1, T).
+        """
+        with torch.no_grad():
+            return self._parts.embed(ids, positions)[0].float()
+
+    def run(
+        self, x: Tensor, positions: Tensor, layout: TreeLayout, layers: range, *, drops: bool
+    ) -> Tensor:
+        """Run some of the layers.
+
+        Args:
+            x: What enters the first of them, (T, D) in float32.
+            positions: (1, T).
+            layout: The tree's masks, in float32.
+            layers: Their places.
+            drops: Whether adapters drop numbers of their inputs.
+
+        Returns:
+            What leaves the last of them, (T, D) in float32.
+        """
+        angles = signed_angles(self._parts.angles(x[None, :1].to(self._dtype), positions))
+        is_off = active_adapter(self._adapted) is None
+        again = self._model.is_gradient_checkpointing and torch.is_grad_enabled()
+        for place in layers:
+            one = self._layers[place]
+            kind = one.parts.kind
+            own = None if kind is None else angles[kind]
+            of = Pass(own, layout, place, drops=drops and not is_off, is_off=is_off)
+            x = checkpoint(one, x, of, use_reentrant=False) if again else one(x, of)
+        return x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Return the last hidden states in the model's number format, (T, D)."""
+        parts = self._parts
+        states = (x if parts.final is None else parts.final(x)).to(self._dtype)
+        return states if parts.project_out is None else parts.project_out(states)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a layer needs to know of the pass that it is part of.
+
+    Attributes:
+        angles: Of its kind, or None.
+        layout: The tree.
+        place: The layer's number.
+        drops: Whether adapters drop numbers of their inputs.
+        is_off: Whether the model computes without its adapter.
+    """
+
+    angles: Pair | None
+    layout: TreeLayout
+    place: int
+    drops: bool
+    is_off: bool
+
+
+class _Layer:
+    """One layer."""
+
+    def __init__(self, parts: LayerParts, adapter: str | None, weights: Weights) -> None:
+        def product(*modules: nn.Module) -> TrainedProduct:
+            return TrainedProduct(modules, adapter, weights)
+
+        self.parts = parts
+        self.attention = (product(*parts.queries_keys_values), product(parts.mixed))
+        self.mlp = (product(*parts.entering), product(parts.leaving))
+
+    def __call__(self, x: Tensor, of: Pass) -> Tensor:
+        """Return the states behind the layer, (T, D) in float32."""
+        masks = draw_masks(len(x), (*self.attention, *self.mlp)) if of.drops else [None] * 4
+        for half, products, own in (
+            (_Attention, self.attention, masks[:2]),
+            (_Mlp, self.mlp, masks[2:]),
+        ):
+            parameters = [] if of.is_off else [p for one in products for p in one.parameters]
+            x = half.apply(x, self, of, own, *parameters)
+        return x
+
+
+class _Attention(Function):
+    """States to states with what the attention says added, (T, D) in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        layer: _Layer,
+        of: Pass,
+        masks: Sequence[Tensor | None],
+        *parameters: Tensor,
+    ) -> Tensor:
+        """Run the half layer."""
+        parts = layer.parts
+        entering, leaving = layer.attention
+        count = 0 if of.is_off else len(entering.parameters)
+        into = parts.norms[0](x).to(entering.dtype)
+        flat, inner = entering.forward(into, parameters[:count], masks[0])
+        mixed, kept = attend(flat, of.angles, of.layout, parts, of.place)
+        added, last = leaving.forward(mixed, parameters[count:], masks[1])
+        ctx.layer, ctx.of, ctx.count = layer, of, count
+        raw = None if parts.norms[1] is None else added
+        ctx.save_for_backward(
+            x, flat, kept.turned, mixed, raw, inner, last, *masks, *kept.weights, *parameters
+        )
+        ctx.num_weights = len(kept.weights)
+        return _add(x, added, parts.norms[1], parts.residual_factor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        """Return the gradients of states and parameters."""
+        x, flat, turned, mixed, raw, inner, last, first, second, *rest = ctx.saved_tensors
+        weights, parameters = rest[: ctx.num_weights], rest[ctx.num_weights :]
+        layer, of, count, asks = ctx.layer, ctx.of, ctx.count, ctx.needs_input_grad[0]
+        parts = layer.parts
+        entering, leaving = layer.attention
+        of_added = _added_back(grad, raw, parts.norms[1], parts.residual_factor, flat.dtype)
+        goes_on = asks or count > 0
+        of_mixed, upper = leaving.backward(
+            of_added, mixed, parameters[count:], second, last, asks_inputs=goes_on
+        )
+        if not goes_on:
+            return None, None, None, None, *upper
+        kept = Kept(flat, turned, tuple(weights))
+        of_flat = attend_back(of_mixed, kept, of.angles, of.layout, parts, of.place)
+        into = parts.norms[0](x).to(flat.dtype)
+        of_into, lower = entering.backward(
+            of_flat, into, parameters[:count], first, inner, asks_inputs=asks
+        )
+        below = grad + norm_back(parts.norms[0], of_into, x) if asks else None
+        return below, None, None, None, *lower, *upper
+
+
+class _Mlp(Function):
+    """States to states with what the MLP says added, (T, D) in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        layer: _Layer,
+        of: Pass,
+        masks: Sequence[Tensor | None],
+        *parameters: Tensor,
+    ) -> Tensor:
+        """Run the half layer."""
+        parts = layer.parts
+        entering, leaving = layer.mlp
+        count = 0 if of.is_off else len(entering.parameters)
+        into = parts.norms[2](x).to(entering.dtype)
+        entered, inner = entering.forward(into, parameters[:count], masks[0])
+        added, last = leaving.forward(_activated(entered, parts), parameters[count:], masks[1])
+        ctx.layer, ctx.count = layer, count
+        raw = None if parts.norms[3] is None else added
+        ctx.save_for_backward(x, entered, raw, inner, last, *masks, *parameters)
+        return _add(x, added, parts.norms[3], parts.residual_factor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        """Return the gradients of states and parameters."""
+        x, entered, raw, inner, last, first, second, *parameters = ctx.saved_tensors
+        layer, count, asks = ctx.layer, ctx.count, ctx.needs_input_grad[0]
+        parts = layer.parts
+        entering, leaving = layer.mlp
+        of_added = _added_back(grad, raw, parts.norms[3], parts.residual_factor, entered.dtype)
+        goes_on = asks or count > 0
+        activated, back = _activation_back(entered, parts)
+        of_activated, upper = leaving.backward(
+            of_added, activated, parameters[count:], second, last, asks_inputs=goes_on
+        )
+        if not goes_on:
+            return None, None, None, None, *upper
+        into = parts.norms[2](x).to(entered.dtype)
+        of_into, lower = entering.backward(
+            back(of_activated), into, parameters[:count], first, inner, asks_inputs=asks
+        )
+        below = grad + norm_back(parts.norms[2], of_into, x) if asks else None
+        return below, None, None, None, *lower, *upper
+
+
+def _add(x: Tensor, added: Tensor, behind: Norm | None, factor: float) -> Tensor:
+    return torch.add(x, added if behind is None else behind(added.float()), alpha=factor)
+
+
+def _added_back(
+    grad: Tensor, raw: Tensor | None, behind: Norm | None, factor: float, dtype: torch.dtype
+) -> Tensor:
+    """Return the gradient of what was added, in the number format of products."""
+    of = grad if factor == 1 else grad * factor
+    if behind is not None and raw is not None:
+        of = norm_back(behind, of, raw.float())
+    return of.to(dtype)
+
+
+def _activated(entered: Tensor, parts: LayerParts) -> Tensor:
+    if not parts.is_gated:
+        return parts.activation(entered)
+    gate, rest = entered.chunk(2, dim=-1)
+    return parts.activation(gate).mul_(rest)
+
+
+def _activation_back(
+    entered: Tensor, parts: LayerParts
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return what left the activation, and what turns its gradient into that of what entered."""
+    gate, rest = entered.chunk(2, dim=-1) if parts.is_gated else (entered, None)
+    with torch.enable_grad():
+        source = gate.detach().requires_grad_()
+        value = parts.activation(source)
+    plain = value.detach()
+
+    def back(grad: Tensor) -> Tensor:
+        of_value = grad if rest is None else grad * rest
+        (of_gate,) = torch.autograd.grad(value, source, of_value)
+        return of_gate if rest is None else torch.cat((of_gate, grad * plain), dim=-1)
+
+    return plain if rest is None else plain * rest, back
+
+
+def _refuse_own_dropout(model: PreTrainedModel) -> None:
+    settings = model.config.get_text_config().to_dict()
+    found = [name for name in OWN_DROPOUT if settings.get(name)]
+    if found:
+        raise NotLeanError(f"it has dropout of its own ({', '.join(found)})")
