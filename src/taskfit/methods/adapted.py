@@ -82,6 +82,7 @@ class AdaptedModel(Trainable):
         )
         if self._settings.training.gradient_checkpointing:
             enable_gradient_checkpointing(model)
+        tree.prepare_training()
         return trainable_parameters(model)
 
     def compile(self) -> None:
@@ -98,6 +99,7 @@ class AdaptedModel(Trainable):
 
     def release(self) -> bool:
         """Unload the adapter; return whether the model is as it was before."""
+        self.model.tree.end_training()
         self.model.tree.lean.forget()
         if self.adapter is None:
             return False

@@ -185,6 +185,22 @@ class CausalModel(CutModel):
         """Return the number of decoder layers."""
         return len(decoder_layers(self._decoder))
 
+    def prepare_training(self) -> None:  # noqa: B027 - engines that have nothing faster
+        """Make ready what training runs; call it once adapters are on and lower layers frozen."""
+
+    @property
+    def has_training_pass(self) -> bool:
+        """Return whether training runs in a pass made for it, instead of the stock decoder."""
+        return False
+
+    @property
+    def suits_compiling(self) -> bool:
+        """Return whether compiling the layers may pay."""
+        return self.shares_prefixes and not self.has_training_pass
+
+    def end_training(self) -> None:  # noqa: B027
+        """Give back what only training needs; call it before adapters are taken off."""
+
     def prepare_scoring(self, *, fold: bool | None = None) -> None:
         """Score from now on, with the lean pass where it knows the model; see `LeanPass.use`."""
         self.freeze_below(0)  # all layers run, whatever was trained

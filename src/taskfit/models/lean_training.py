@@ -69,31 +69,38 @@ class LeanTraining:
         name = active_adapter(self._adapted)
         self._layers = [_Layer(one, name, weights) for one in self._parts.layers]
 
-    @property
-    def num_layers(self) -> int:
-        """Return the number of layers."""
-        return len(self._layers)
+    def end(self) -> None:
+        """Give back what only training needs."""
+        shared_weights(self._model).drop_transposed()
 
-    def enter(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Return what enters the first layer, (T, D) in float32.
+    def passes(
+        self, ids: Tensor, positions: Tensor, layout: TreeLayout, *, first: int
+    ) -> "TrainingPasses":
+        """Return the decoder's passes over one tree.
 
         Args:
             ids: Token ids, (1, T).
             positions: Of each token in its own sequence, (1, T).
+            layout: Its masks in float32, prefix and record.
+            first: Index of the first layer in training.
         """
+        return TrainingPasses(self, ids, positions, layout, first)
+
+    def enter(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Return what enters the first layer, (T, D) in float32."""
         with torch.no_grad():
             return self._parts.embed(ids, positions)[0].float()
 
     def run(
-        self, x: Tensor, positions: Tensor, layout: TreeLayout, layers: range, *, drops: bool
+        self, x: Tensor, positions: Tensor, layout: TreeLayout, layers: slice, *, drops: bool
     ) -> Tensor:
         """Run some of the layers.
 
         Args:
             x: What enters the first of them, (T, D) in float32.
             positions: (1, T).
-            layout: The tree's masks, in float32.
-            layers: Their places.
+            layout: The tree.
+            layers: Which.
             drops: Whether adapters drop numbers of their inputs.
 
         Returns:
@@ -102,8 +109,7 @@ class LeanTraining:
         angles = signed_angles(self._parts.angles(x[None, :1].to(self._dtype), positions))
         is_off = active_adapter(self._adapted) is None
         again = self._model.is_gradient_checkpointing and torch.is_grad_enabled()
-        for place in layers:
-            one = self._layers[place]
+        for place, one in list(enumerate(self._layers))[layers]:
             kind = one.parts.kind
             own = None if kind is None else angles[kind]
             of = Pass(own, layout, place, drops=drops and not is_off, is_off=is_off)
@@ -115,6 +121,55 @@ class LeanTraining:
         parts = self._parts
         states = (x if parts.final is None else parts.final(x)).to(self._dtype)
         return states if parts.project_out is None else parts.project_out(states)
+
+    @property
+    def drops(self) -> bool:
+        """Return whether adapters drop numbers of their inputs."""
+        return bool(self._model.training)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the model's number format."""
+        return self._dtype
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPasses:
+    """The passes of a decoder over one tree, in one part or two."""
+
+    decoder: LeanTraining
+    ids: Tensor
+    positions: Tensor
+    layout: TreeLayout
+    first: int
+
+    def whole(self) -> Tensor:
+        """Return the last hidden states, (T, D)."""
+        x = self.decoder.enter(self.ids, self.positions)
+        return self._run(x, slice(None), drops=self.decoder.drops)
+
+    @torch.no_grad()
+    def lower(self) -> Tensor:
+        """Return what enters the first layer in training, without dropout, (T, D)."""
+        x = self.decoder.enter(self.ids, self.positions)
+        lower = slice(self.first)
+        x = self.decoder.run(x, self.positions, self.layout, lower, drops=False)
+        # What is kept of texts has the model's number format, so what is not kept has it, too.
+        return x.to(self.decoder.dtype)
+
+    def upper(self, states: Tensor) -> Tensor:
+        """Return the last hidden states, (T, D), of what enters the first layer in training.
+
+        Args:
+            states: Of all tokens, or of all but those that fill the tree up, (at most T, D).
+        """
+        x = torch.zeros(self.ids.shape[1], states.shape[1])
+        x[: len(states)] = states
+        return self._run(x, slice(self.first, None), drops=self.decoder.drops)
+
+    def _run(self, x: Tensor, layers: slice, *, drops: bool) -> Tensor:
+        decoder = self.decoder
+        return decoder.leave(decoder.run(x, self.positions, self.layout, layers, drops=drops))
 
 
 @dataclass(frozen=True, slots=True)

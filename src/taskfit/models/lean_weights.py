@@ -139,6 +139,10 @@ class Weights:
             self._kept[key] = self.ready([whole.t()])
         return self._kept[key]
 
+    def drop_transposed(self) -> None:
+        """Give back what only gradients need."""
+        self._kept = {key: one for key, one in self._kept.items() if key[0] != 0}
+
     def ready(self, weights: Sequence[Tensor]) -> Tensor:
         """Return weights below each other as one matrix, packed where that helps, (O, I)."""
         whole = weights[0] if len(weights) == 1 else torch.cat(list(weights))

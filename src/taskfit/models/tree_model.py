@@ -19,6 +19,8 @@ from taskfit.models.attention import (
 )
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.lean_blocks import lean_layout
+from taskfit.models.lean_training import LeanTraining
+from taskfit.models.lean_weights import NotLeanError
 from taskfit.models.prefix import Prefix
 from taskfit.models.served import UnservedError, refuse_unserved
 from taskfit.tree import IntArray, TokenTree, attention_blocks
@@ -59,6 +61,7 @@ class TreeModel(CausalModel):
         super().__init__(model, adapter=adapter)
         window = self._config_number("sliding_window")
         self._window = None if window is None else int(window)
+        self._trained: LeanTraining | None = None
         model.set_attn_implementation(IMPLEMENTATION)
         if verify:
             self._verify()
@@ -102,8 +105,37 @@ class TreeModel(CausalModel):
 
     def prepare_scoring(self, *, fold: bool | None = None) -> None:
         """Score with the lean pass from now on, where it knows the model; see `LeanPass.use`."""
+        self.end_training()
         super().prepare_scoring(fold=fold)
         self.lean.use(fold=fold)
+
+    def prepare_training(self) -> None:
+        """Train with a pass made for the CPU from now on, where that knows model and adapter."""
+        if self.device.type != "cpu":
+            return
+        self.end_training()
+        stock = self._small_hidden()
+        try:
+            self._trained = LeanTraining(self.model)
+        except NotLeanError as found:
+            self.lean.refusal = str(found)
+            return
+        # The mean of the errors, as in 16 bits single states may be anything.
+        difference = float((self._small_hidden() - stock).norm() / (stock.norm() + 1e-6))
+        if not difference < (1e-4 if self.model.dtype == torch.float32 else 0.1):
+            self.end_training()
+            self.lean.refusal = f"its states differ from the stock decoder's by {difference:.2g}"
+
+    def end_training(self) -> None:
+        """Leave training passes to the stock decoder again, and give back what was kept ready."""
+        if self._trained is not None:
+            self._trained.end()
+            self._trained = None
+
+    @property
+    def has_training_pass(self) -> bool:
+        """Return whether training runs in a pass made for it, instead of the stock decoder."""
+        return self._trained is not None
 
     def _decode(self, tree: TokenTree, *, prefix: Prefix | None) -> Tensor:
         """Run the decoder over a tree; return its last hidden states, (T, D)."""
@@ -139,7 +171,9 @@ class TreeModel(CausalModel):
                 record=record,
             )
             return lean.hidden(ids, positions, aligned)[0, :num_tokens]
-        like = torch.empty((), dtype=self.model.dtype, device=self.device)
+        trained = self._trained
+        dtype = self.model.dtype if trained is None else torch.float32
+        like = torch.empty((), dtype=dtype, device=self.device)
         layout = TreeLayout(
             blocks=[
                 block_tensors(
@@ -156,6 +190,19 @@ class TreeModel(CausalModel):
             record=record,
         )
 
+        before = np.empty(0, np.int64) if prefix is None else prefix.ids
+        if trained is not None:
+            passes = trained.passes(ids, positions, layout, first=self.first_trained)
+            if self._depth is None:
+                return passes.whole()[:num_tokens]
+            return self._depth.hidden(
+                tree,
+                before,
+                lower=lambda: passes.lower()[:num_tokens],
+                upper=lambda states: passes.upper(states)[:num_tokens],
+                recorded=record is not None,
+            )
+
         def run() -> Tensor:
             output = self._decoder(
                 input_ids=ids, position_ids=positions, use_cache=False, tree_layout=layout
@@ -168,7 +215,7 @@ class TreeModel(CausalModel):
             return run()[0, :num_tokens]
         return depth.hidden(
             tree,
-            np.empty(0, np.int64) if prefix is None else prefix.ids,
+            before,
             lower=lambda: depth.lower(run)[0, :num_tokens],
             upper=lambda states: depth.upper(run, states[None])[0, :num_tokens],
             recorded=record is not None,

@@ -108,12 +108,15 @@ def train_items(
     settings = run.settings
     device = resolve_device(settings.model.device)
     shards = settings.training.sharding == "full" and num_processes() > 1
-    # Loops over tokens, as recurrent layers have them, would be compiled token by token.
-    suits = method.tree is None or method.tree.shares_prefixes or settings.model.compile == "on"
+    parameters = method.make_trainable()
+    # Loops over tokens, as recurrent layers have them, would be compiled token by token; and a
+    # training pass of our own has nothing to compile.
+    suits = method.tree is None or method.tree.suits_compiling or (
+        settings.model.compile == "on" and not method.tree.has_training_pass
+    )
     use_compile = (not shards and suits) and on_main(
         lambda: compile_pays(settings, len(items), run.folder, device)
     )
-    parameters = method.make_trainable()
     if use_compile:
         run.screen.note("compiling the layers; the first steps take longer")
         method.compile()
@@ -127,6 +130,7 @@ def train_items(
     if sharded is not None and tree is not None:
         # Its layers are gathered one by one as the whole model runs, so it is not cut.
         tree.freeze_below(0)
+        tree.end_training()
     if tree is not None and (tree.first_trained == 0 or settings.adapter.cache_gigabytes is None):
         tree = None
     if sharded is not None:
