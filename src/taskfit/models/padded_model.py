@@ -11,7 +11,7 @@ length with padding.
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.utils import logging as transformers_logging
 
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, first_line
 from taskfit.models.attention import IMPLEMENTATION
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.padded import plan_padded
 from taskfit.models.prefix import Prefix
-from taskfit.models.served import refuse_others
+from taskfit.models.served import OWN_ERRORS, is_of_model, refuse_others
 from taskfit.tree import IntArray, TokenTree
 
 # Smallest budget of a batch (tokens); otherwise as many as the tree has unique ones, which whoever
@@ -249,16 +250,31 @@ class PaddedModel(CausalModel):
         return states, output.get(self._cache_name)
 
     def _verify(self) -> None:
-        error, allowed = self._error()
+        name = f"{type(self.model).__name__} (model type {self.model.config.model_type})"
+        start = (
+            f"{name} can be run neither by the token tree ({self.refusal}) nor in padded batches"
+        )
+        advice = "Use another model and report this one."
+        try:
+            with _no_advice() if self.device.type == "cpu" else nullcontext():
+                error, allowed = self._error()
+        except OWN_ERRORS as found:
+            if not is_of_model(found):
+                raise
+            raise ModelError(
+                f"{start}: its code ends in {first_line(found)!r}. {advice}"
+            ) from found
         if not error < allowed:
             raise ModelError(
-                f"{type(self.model).__name__} (model type {self.model.config.model_type}) can be "
-                f"run neither by the token tree ({self.refusal}) nor in padded batches: on a few "
-                f"tokens its scores differ by {error:.2g} standard deviations from its own of one "
-                f"text alone (allowed: {allowed}). Tokens that come later change it, or it does "
-                "something unknown to its scores; use another model and report this one."
+                f"{start}: on a few tokens its scores differ by {error:.2g} standard deviations "
+                f"from its own of one text alone (allowed: {allowed}). Tokens that come later "
+                f"change it, or it does something unknown to its scores. {advice}"
             )
-        self.continues = self._goes_on()
+        try:
+            self.continues = self._goes_on()
+        except OWN_ERRORS as found:
+            if not is_of_model(found):
+                raise
 
     @torch.no_grad()
     def _goes_on(self) -> bool:
@@ -283,6 +299,17 @@ class PaddedModel(CausalModel):
                 self.continues = False
         allowed = 1e-3 if self.model.dtype == torch.float32 else 0.05
         return reads and float((ours - whole).norm() / (whole.norm() + 1e-6)) < allowed
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Hide that transformers misses kernels, which it says once: there are none for a CPU."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _padded(prefix: Prefix | None) -> PaddedPrefix | None:
