@@ -129,6 +129,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], bool]] = {
             "num_hidden_layers": 2,
             "attention_hidden_size": 32,
             "intermediate_size": 64,
+            "rescale_every": 1,
         },
         False,
     ),
@@ -421,6 +422,17 @@ def test_in_4_bits_weights_that_a_model_reads_itself_stay_and_the_rest_trains(
     found = gradients(loaded.tree.model, lambda: end_loss(loaded.tree, ROWS))[1]
     assert found.keys() == trainable_parameters(loaded.tree.model).keys()
     assert all(gradient.abs().sum() > 0 for gradient in found.values())
+
+
+def test_predicting_leaves_all_weights_as_they_are() -> None:
+    for name in FAMILIES:
+        model = family(name)
+        before = {key: weight.clone() for key, weight in model.named_parameters()}
+        engine = causal_engine(model)
+        with torch.no_grad():
+            all_states(engine, ROWS)
+        for key, weight in model.named_parameters():
+            assert torch.equal(weight, before[key]), f"{name}: {key}"
 
 
 def test_another_object_over_the_same_model_reads_it_in_the_same_way() -> None:
