@@ -16,7 +16,7 @@ from transformers import (
 from taskfit.errors import ModelError, SettingsError
 from taskfit.models.identity import model_folder, weight_files
 from taskfit.models.out_of_memory import is_out_of_memory
-from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model
+from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model, readable
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
 from taskfit.models.tree_model import TreeModel
 from taskfit.models.whole import check_files_finite, load_whole
@@ -154,6 +154,7 @@ def load_model(
         options["device_map"] = {"": device}
     folder, name, revision = locate_model(settings.name), settings.name, settings.revision
     try:
+        folder, revision = readable(folder, revision)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
         model, names = load_whole(
             AutoModelForCausalLM.from_pretrained,
@@ -189,7 +190,7 @@ def load_model(
     if not options:
         model.to(device)
     model.eval()
-    return LoadedModel(TreeModel(model), tokenizer, name, revision, names.note)
+    return LoadedModel(TreeModel(model), tokenizer, name, settings.revision, names.note)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
