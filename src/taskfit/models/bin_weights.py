@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -190,15 +191,17 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
     """
     import torch
 
+    # Files of PyTorch before 1.6 are no archives, of which parts could be read.
+    mapped = zipfile.is_zipfile(path)
     try:
-        # Files of PyTorch before 1.6 are no archives, of which parts could be read.
-        found = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings(action="ignore"):  # of other pickles, which end below
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        needs = re.search(r"GLOBAL ([\w.]+)", str(error))
+        # PyTorch's own advice, around what it found, is to run the code after all.
+        needs = re.search(r"(?:GLOBAL|function|class) '?([\w.]+)", str(error))
         if needs is None:
-            raise _damaged(path, error) from error
+            told = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+            raise _damaged(path, told[1] if told else "it is no such file") from error
         raise ModelError(
             f"{path} needs code to be read ({needs[1]}), and code of a file of weights is never "
             "run here. If you trust it, load it elsewhere and save the model with "
@@ -208,7 +211,7 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
         raise
     # A damaged pickle can fail in any other way.
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, first_line(error)) from error
     others = [
         str(name)
         for name, value in (found.items() if isinstance(found, dict) else [("all of it", found)])
@@ -225,9 +228,10 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
     return {name: value.detach() for name, value in found.items()}
 
 
-def _damaged(path: Path, error: Exception) -> ModelError:
+def _damaged(path: Path, reason: str) -> ModelError:
+    first = reason.split(". ")[0].rstrip(".")
     return ModelError(
-        f"{path} cannot be read as weights of PyTorch: {first_line(error)} Copy it anew, as it "
-        "may have been written in part; or load it elsewhere and save the model with "
+        f"{path} cannot be read as weights of PyTorch: {first}. Copy it anew, as it may have been "
+        "written in part; or load it elsewhere and save the model with "
         "`model.save_pretrained(folder)`."
     )

@@ -71,9 +71,10 @@ def convert_gguf(path: Path, target: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     _fill(path, model, reader.tensors)
+    tokenizer = _tokenizer(path, said)
     transformers_logging.disable_progress_bar()
     model.save_pretrained(target)
-    _tokenizer(path, said).save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
 def gguf_names(model: PreTrainedModel) -> dict[str, str]:
