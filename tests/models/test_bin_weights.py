@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 import tiny
 from taskfit.data import cache_folder
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, WriteError
 from taskfit.models import bin_weights
 from taskfit.models.bin_weights import BIN_INDEX, BIN_WEIGHTS, INDEX, WEIGHTS, safetensors_folder
 from taskfit.models.encoder import load_encoder
@@ -211,11 +211,11 @@ def test_code_in_a_file_is_never_run(bin_folder: Path, cache: Path, files: int) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda whole: whole[: len(whole) // 2], "cannot be read as weights of PyTorch.*anew"),
+        (lambda whole: whole[: len(whole) // 2], "it was cut off.*anew"),
         (lambda whole: whole[:100], "cannot be read as weights of PyTorch"),
         (lambda whole: b"", "cannot be read as weights of PyTorch"),
         (lambda whole: b"x", "cannot be read as weights of PyTorch"),
-        (lambda whole: b"version https://git-lfs", "cannot be read as weights of PyTorch"),
+        (lambda whole: b"version https://git-lfs.github.com", "a pointer of Git LFS"),
     ],
 )
 def test_a_damaged_file_is_one_message(
@@ -252,6 +252,16 @@ def test_shards_that_are_missing_are_named(bin_folder: Path) -> None:
         index.write_text(content)
         with pytest.raises(ModelError, match=r"is no index of weights|names no files"):
             loaded_scores(bin_folder)
+
+
+def test_a_cache_that_cannot_be_written_is_one_message(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TASKFIT_CACHE", str(tmp_path / "file"))
+    for work in (loaded_scores, identify):
+        with pytest.raises(WriteError, match=r"^\S+ could not be written.*TASKFIT_CACHE"):
+            work(bin_folder)
 
 
 def test_safetensors_come_first(bin_folder: Path, model_folder: Path) -> None:

@@ -34,7 +34,9 @@ SMALL_FILES = (
     *("*config.json", "modules.json", "*/config.json"),
     *("tokenizer*", "*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*"),
 )
-# Of those saved at once; as much is held in memory beside them.
+# How a file of Git LFS begins that was not fetched.
+POINTER = b"version https://git-lfs"
+# Of the tensors in one of the files that are written.
 SHARD_BYTES = 2**30
 
 
@@ -151,6 +153,7 @@ def _convert(files: list[Path], target: Path) -> None:
             save_file(plain, target / file, metadata={"format": "pt"})
             places |= dict.fromkeys(names, file)
             total += sum(tensor.nbytes for tensor in plain.values())
+        del tensors, plain  # before the next file is read
     if shards == 1:
         (target / file).rename(target / WEIGHTS)
         return
@@ -191,8 +194,12 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
     """
     import torch
 
+    with path.open("rb") as file:
+        start = file.read(len(POINTER))
     # Files of PyTorch before 1.6 are no archives, of which parts could be read.
     mapped = zipfile.is_zipfile(path)
+    if start == POINTER or (start[:2] == b"PK" and not mapped):
+        raise _damaged(path, "it is a pointer of Git LFS" if start == POINTER else "it was cut off")
     try:
         with warnings.catch_warnings(action="ignore"):  # of other pickles, which end below
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, TaskfitError
 from taskfit.models.encoder_pooling import Pooling, pool, read_pooling
 from taskfit.models.encoder_weights import (
     EncoderSource,
@@ -271,7 +271,7 @@ def load_encoder(
             model = load_saved_head(source, config, num_labels)
         else:
             model = load_new_head(source, config, num_labels, seed=seed)
-    except ModelError:
+    except TaskfitError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise explain_failure(

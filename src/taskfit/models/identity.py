@@ -17,7 +17,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, TaskfitError
 from taskfit.models.bin_weights import INDEX, WEIGHTS, fetched_bin, safetensors_folder
 from taskfit.models.kept import kept_digests, short_digest
 from taskfit.models.packaged import locate_model
@@ -86,10 +86,13 @@ def identify(folder: Path) -> Identity:
 
     Raises:
         ModelError: If its files cannot be read.
+        WriteError: If its weights are to be saved in the cache, which cannot be written.
     """
     try:
         tokenizer, template = _tokenizer(folder)
         return Identity(_weights(folder), _config(folder), tokenizer, template)
+    except TaskfitError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The files of the model in {folder} cannot be read: {error}.") from error
 

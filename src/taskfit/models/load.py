@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from taskfit.errors import ModelError, SettingsError
+from taskfit.errors import ModelError, SettingsError, TaskfitError
 from taskfit.models.identity import model_folder, weight_files
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model, readable
@@ -166,7 +166,7 @@ def load_model(
         )
         if options:  # packing hides what is not finite
             check_files_finite(weight_files(model_folder(name, revision, located=folder)), name)
-    except ModelError:
+    except TaskfitError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
