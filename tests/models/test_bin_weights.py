@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import tiny
 from taskfit.data import cache_folder
 from taskfit.errors import ModelError, WriteError
-from taskfit.models import bin_weights
+from taskfit.models import bin_weights, kept
 from taskfit.models.bin_weights import BIN_INDEX, BIN_WEIGHTS, INDEX, WEIGHTS, safetensors_folder
 from taskfit.models.encoder import load_encoder
 from taskfit.models.identity import identify, model_folder
@@ -129,7 +129,12 @@ def bin_folder(tmp_path: Path, byte_level_tokenizer: PreTrainedTokenizerFast) ->
     return folder
 
 
-def test_it_is_the_same_model_as_with_safetensors(bin_folder: Path, model_folder: Path) -> None:
+@pytest.mark.parametrize("kept_from", [0, kept.CACHED_BYTES])
+def test_it_is_the_same_model_as_with_safetensors(
+    bin_folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, kept_from: int
+) -> None:
+    monkeypatch.setattr(kept, "CACHED_BYTES", kept_from)
+    monkeypatch.setattr(kept, "SETTLED_SECONDS", -1.0)
     assert identify(model_folder).differences(identify(bin_folder), chat_template=True) == []
     assert identify(bin_folder) == identify(safetensors_folder(bin_folder))
     assert safetensors_folder(model_folder) == model_folder

@@ -62,7 +62,7 @@ def safetensors_folder(folder: Path) -> Path:
     found = {path for pattern in SMALL_FILES for path in folder.glob(pattern)}
     copied = sorted(path for path in found if path.is_file())
     names = [str(path.relative_to(folder)) for path in (*copied, *files)]
-    digests = [kept_digests(path, _hash_file)["file"] for path in (*copied, *files)]
+    digests = [kept_digests(p, _hash_file, kind="file")["file"] for p in (*copied, *files)]
     key = short_digest(json.dumps(list(zip(names, digests, strict=True))).encode())
     ready = cache_folder() / "converted" / key
     if (ready / "config.json").is_file():
@@ -70,9 +70,10 @@ def safetensors_folder(folder: Path) -> Path:
     announce(f"{files[0]} is no safetensors file; its weights are saved as such once, in {ready}")
     with writing_to_cache(ready), scratch_folder(ready.parent, prefix=f".{key}-") as scratch:
         new = Path(scratch) / "ready"
+        new.mkdir()
         for path in copied:
             target = new / path.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
         _convert(files, new)
         move_into_cache(new, ready, sign="config.json")

@@ -163,7 +163,7 @@ def weight_files(folder: Path) -> list[Path]:
 def _weights(folder: Path) -> str:
     tensors: dict[str, str] = {}
     for path in weight_files(folder):
-        tensors |= kept_digests(path, _hash_tensors)
+        tensors |= kept_digests(path, _hash_tensors, kind="tensors")
     return short_digest(json.dumps(tensors, sort_keys=True).encode())
 
 
@@ -219,7 +219,7 @@ def _tokenizer(folder: Path) -> tuple[str, str]:
     chosen = {key: _content(config[key]) for key in OF_TOKENS if config.get(key)}
     found = [json.dumps(chosen, sort_keys=True)]
     if (path := folder / "tokenizer.json").is_file():
-        found.append(kept_digests(path, _hash_tokenizer)["tokenizer"])
+        found.append(kept_digests(path, _hash_tokenizer, kind="tokenizer")["tokenizer"])
     else:
         paths = [folder / name for name in VOCABULARIES]
         found += [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()]

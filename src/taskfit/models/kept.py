@@ -17,12 +17,15 @@ CACHED_BYTES = 2**20
 SETTLED_SECONDS = 2.0
 
 
-def kept_digests(path: Path, compute: Callable[[Path], dict[str, str]]) -> dict[str, str]:
+def kept_digests(
+    path: Path, compute: Callable[[Path], dict[str, str]], *, kind: str
+) -> dict[str, str]:
     """Return what is computed of a file; of a large one that did not change since, from a cache.
 
     Args:
         path: The file.
-        compute: Reads it. What is kept of a file is the result of one such function.
+        compute: Reads it.
+        kind: Of what is computed; several may be kept of a file.
     """
     found = path.stat()
     if found.st_size < CACHED_BYTES:
@@ -30,7 +33,8 @@ def kept_digests(path: Path, compute: Callable[[Path], dict[str, str]]) -> dict[
     # The time of the last change of the file's entry cannot be set by hand.
     state = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
     place = str(path.resolve())
-    cache = cache_folder() / "fingerprints" / f"{short_digest(place.encode())}.json"
+    key = short_digest(f"{kind} {place}".encode())
+    cache = cache_folder() / "fingerprints" / f"{key}.json"
     with suppress(OSError, ValueError, KeyError):
         kept = json.loads(cache.read_text(encoding="utf-8"))
         if kept["file"] == [place, *state]:
