@@ -28,6 +28,12 @@ def drop_standard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def announce(text: str) -> None:
+    """Say on standard error what takes long, where no screen is known: deep below, and rarely."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - that is what it is for
+
+
 class Screen(Protocol):
     """Where notes, training records and progress go."""
 

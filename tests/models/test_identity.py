@@ -80,9 +80,9 @@ def test_what_changes_ids_or_computation_is_told_and_nothing_else(
 def test_what_is_kept_of_a_large_file_is_not_taken_for_another_of_its_name_size_and_time(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskfit.models.identity.CACHED_BYTES", 0)
-    monkeypatch.setattr("taskfit.models.identity.SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr("taskfit.models.identity.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("taskfit.models.kept.CACHED_BYTES", 0)
+    monkeypatch.setattr("taskfit.models.kept.SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr("taskfit.models.kept.cache_folder", lambda: tmp_path / "cache")
     folder = copied(model_folder, tmp_path / "m")
     path, before = folder / WEIGHTS, identify(folder)
     assert any((tmp_path / "cache").rglob("*.json"))
@@ -90,8 +90,8 @@ def test_what_is_kept_of_a_large_file_is_not_taken_for_another_of_its_name_size_
     monkeypatch.setattr("taskfit.models.identity._hash_tensors", lambda path: {"": "kept"})
     assert differences(before, folder) == []  # nothing was hashed
     monkeypatch.undo()
-    monkeypatch.setattr("taskfit.models.identity.cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr("taskfit.models.identity.CACHED_BYTES", 0)
+    monkeypatch.setattr("taskfit.models.kept.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("taskfit.models.kept.CACHED_BYTES", 0)
     weights, times = load_file(path), path.stat()
     weights["model.norm.weight"] += 1
     save_file(weights, path, metadata={"format": "pt"})
@@ -104,7 +104,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("taskfit.models.identity.CACHED_BYTES", 0)
-    monkeypatch.setattr("taskfit.models.identity.SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr("taskfit.models.identity.cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr("taskfit.models.kept.CACHED_BYTES", 0)
+    monkeypatch.setattr("taskfit.models.kept.SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr("taskfit.models.kept.cache_folder", lambda: tmp_path / "file")
     assert identify(model_folder).weights

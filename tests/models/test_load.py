@@ -24,8 +24,8 @@ def test_a_folder_without_weights_says_so(
     with pytest.raises(ModelError, match=r"without config\.json"):
         load_model(ModelSettings(name=str(tmp_path)))
     (tmp_path / "config.json").write_bytes((model_folder / "config.json").read_bytes())
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ModelError, match=r"no \*\.safetensors file.*is a pickle"):
+    (tmp_path / "adapter_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"no \*\.safetensors file.*adapter_model\.bin is not"):
         load_model(ModelSettings(name=str(tmp_path)))
 
 

@@ -313,7 +313,7 @@ def models() -> None:
     for name, packaged in PACKAGED_MODELS.items():
         table.add_row(name, packaged.description)
     table.add_row("OWNER/NAME", "any causal LM of pure attention on the hub, e.g. Qwen, Llama")
-    table.add_row("FOLDER", "what save_pretrained wrote: config, *.safetensors, tokenizer")
+    table.add_row("FOLDER", "what save_pretrained wrote: config, *.safetensors or *.bin, tokenizer")
     Terminal().print(table)
 
 

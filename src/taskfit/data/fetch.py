@@ -99,6 +99,22 @@ def scratch_folder(folder: Path, *, prefix: str) -> tempfile.TemporaryDirectory[
     return tempfile.TemporaryDirectory(dir=folder, prefix=prefix)
 
 
+def move_into_cache(ready: Path, folder: Path, *, sign: str) -> None:
+    """Give a folder that was filled beside it its name in the cache.
+
+    Args:
+        ready: The folder as it is to be.
+        folder: Where it is to be.
+        sign: A file that only a whole one has.
+    """
+    try:
+        os.replace(ready, folder)
+    except OSError:
+        # Another process was faster; its folder is as good as ours.
+        if not (folder / sign).is_file():
+            raise
+
+
 def _check_hash(path: Path, package: PinnedPackage) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

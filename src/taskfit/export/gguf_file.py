@@ -1,7 +1,4 @@
-"""Write a run's merged model as GGUF: through llama.cpp's converter, or the package `gguf`.
-
-Legend: T tokens, H heads, D hidden width.
-"""
+"""Write a run's merged model as GGUF: through llama.cpp's converter, or the package `gguf`."""
 
 import os
 import shutil
@@ -17,7 +14,6 @@ import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from taskfit.errors import CheckpointError, ModelError, SettingsError
@@ -25,6 +21,7 @@ from taskfit.export.check import Exported, compare
 from taskfit.export.gguf_tokenizer import read_vocabulary
 from taskfit.export.merge import SMALL_FILES, Merged, write_merged
 from taskfit.export.source import Source, token_log_probs
+from taskfit.models.gguf_model import gguf_names, heads_of, interleaved
 from taskfit.models.load import LoadedModel
 from taskfit.models.quantize import count_parameters
 
@@ -228,37 +225,12 @@ def _add_tokenizer(writer: Any, model: LoadedModel) -> None:  # noqa: ANN401 - u
 
 def _tensors(module: PreTrainedModel) -> Iterator[tuple[str, FloatWeights]]:
     """Yield every weight under its GGUF name, queries and keys in llama.cpp's order."""
-    config = module.config.get_text_config()
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for key, value in module.state_dict().items():
-        if key == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            raise ModelError(f"The weight {key} has no place in a GGUF file of Llama.")
-        weights = value.detach().float().cpu()
-        if ".q_proj." in key:
-            weights = interleaved(weights, config.num_attention_heads)
-        elif ".k_proj." in key:
-            weights = interleaved(weights, config.num_key_value_heads)
+    state = module.state_dict()
+    for key, name in gguf_names(module).items():
+        weights = state[key].detach().float().cpu()
+        if (heads := heads_of(key, module)) is not None:
+            weights = interleaved(weights, heads)
         yield name, weights.contiguous().numpy()
-
-
-def interleaved(weights: Tensor, num_heads: int) -> Tensor:
-    """Reorder the rows of queries or keys for rotary positions as llama.cpp has them.
-
-    Transformers rotates row i of a head with row i + half; llama.cpp neighbours 2i and 2i + 1.
-
-    Args:
-        weights: (H x width, ...).
-        num_heads: H.
-    """
-    half = weights.shape[0] // num_heads // 2
-    return (
-        weights.reshape(num_heads, 2, half, *weights.shape[1:])
-        .swapaxes(1, 2)
-        .reshape(weights.shape)
-    )
 
 
 def _read_again(path: Path, architecture: str) -> PreTrainedModel:

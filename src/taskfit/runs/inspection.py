@@ -10,7 +10,7 @@ from taskfit.data import Overlap
 from taskfit.data.examples import mean_words
 from taskfit.errors import ModelError, SettingsError
 from taskfit.method_settings import as_method
-from taskfit.models.packaged import is_packaged, locate_model, packaged_tokenizer
+from taskfit.models.packaged import is_packaged, locate_model, packaged_tokenizer, readable
 from taskfit.runs.prepare import PreparedData, prepare_data, sets_by_name
 from taskfit.settings import ModelSettings, RunSettings, known
 from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
@@ -118,7 +118,7 @@ def _tokenizer_and_limit(settings: ModelSettings) -> "tuple[PreTrainedTokenizerB
     if Path(source).is_dir():
         from taskfit.models.whole import check_files
 
-        check_files(source, settings.name, settings.revision)
+        check_files(readable(source)[0], settings.name, settings.revision)
     limit = int(config.get_text_config().max_position_embeddings)
     return tokenizer, min(limit, settings.max_length or limit)
 
