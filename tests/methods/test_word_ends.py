@@ -231,6 +231,8 @@ def test_methods_say_how_they_tell_such_words_apart(loaded: LoadedModel) -> None
     assert calibrated.endswith(r"with the '\n' that follows it")
     assert "'</s>' is one of the tokens" in note(LabelWords, name="label_words")
     assert r"'\n' that follows it" in note(LabelWords, name="label_words", loss="labels")
+    # A copy: the tokenizer is shared by all tests.
+    loaded = replace(loaded, tokenizer=copy.deepcopy(loaded.tokenizer))
     loaded.tokenizer.eos_token = None
     bare = replace(task, template=replace(task.template, line="{text} ={label}", separator=""))
     assert "choose other words" in note(InContext, bare, name="in_context")

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from taskfit.models.attention import TreeLayout
+from taskfit.models.frozen_depth import decoder_layers
 from taskfit.models.lean import check_memory, shared_weights, signed_angles
 from taskfit.models.lean_layers import LayerParts, Norm, read_decoder
 from taskfit.models.lean_weights import NotLeanError, Weights, active_adapter, adapted_layer
@@ -62,6 +64,7 @@ class LeanTraining:
         self._parts = read_decoder(model)
         check_memory(model, copies=2)
         self._model, self._dtype = model, model.dtype
+        self._stock_layer = decoder_layers(model.get_decoder())[0]
         self._adapted = adapted_layer(model)
         if self._adapted is None:
             raise NotLeanError("it has no adapter")
@@ -108,7 +111,9 @@ class LeanTraining:
         """
         angles = signed_angles(self._parts.angles(x[None, :1].to(self._dtype), positions))
         is_off = active_adapter(self._adapted) is None
-        again = self._model.is_gradient_checkpointing and torch.is_grad_enabled()
+        first = self._stock_layer
+        again = isinstance(first, GradientCheckpointingLayer) and first.gradient_checkpointing
+        again = again and torch.is_grad_enabled()
         for place, one in list(enumerate(self._layers))[layers]:
             kind = one.parts.kind
             own = None if kind is None else angles[kind]
@@ -237,7 +242,7 @@ class _Attention(Function):
         ctx.layer, ctx.of, ctx.count = layer, of, count
         raw = None if parts.norms[1] is None else added
         ctx.save_for_backward(
-            x, flat, kept.turned, mixed, raw, inner, last, *masks, *kept.weights, *parameters
+            x, flat, kept.raw, mixed, raw, inner, last, *masks, *kept.weights, *parameters
         )
         ctx.num_weights = len(kept.weights)
         return _add(x, added, parts.norms[1], parts.residual_factor)
@@ -245,7 +250,7 @@ class _Attention(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         """Return the gradients of states and parameters."""
-        x, flat, turned, mixed, raw, inner, last, first, second, *rest = ctx.saved_tensors
+        x, flat, heads, mixed, raw, inner, last, first, second, *rest = ctx.saved_tensors
         weights, parameters = rest[: ctx.num_weights], rest[ctx.num_weights :]
         layer, of, count, asks = ctx.layer, ctx.of, ctx.count, ctx.needs_input_grad[0]
         parts = layer.parts
@@ -257,7 +262,7 @@ class _Attention(Function):
         )
         if not goes_on:
             return None, None, None, None, *upper
-        kept = Kept(flat, turned, tuple(weights))
+        kept = Kept(flat, heads, tuple(weights))
         of_flat = attend_back(of_mixed, kept, of.angles, of.layout, parts, of.place)
         into = parts.norms[0](x).to(flat.dtype)
         of_into, lower = entering.backward(

@@ -20,13 +20,13 @@ class Kept:
     """What the gradient needs of a pass.
 
     Attributes:
-        flat: Queries, keys and values as they came in, (T, (H + 2 N) E).
-        turned: Queries and keys, normalised and rotated, (T, H + N, E).
+        flat: Queries and keys, normalised and rotated, and values, (T, (H + 2 N) E).
+        raw: Queries and keys as they came in, (T, H + N, E), where they are normalised, else None.
         weights: Of each block, (N, G Q, K).
     """
 
     flat: Tensor
-    turned: Tensor
+    raw: Tensor | None
     weights: tuple[Tensor, ...]
 
 
@@ -36,7 +36,7 @@ def attend(
     """Return the mixed values of all tokens, (T, H E), and what the gradient needs.
 
     Args:
-        flat: Queries, keys and values, (T, (H + 2 N) E).
+        flat: Queries, keys and values, (T, (H + 2 N) E); changed in place.
         angles: Cosines and signed sines, (T, 1, R) each; None: nothing is rotated.
         layout: The tree's masks in float32, prefix and record.
         parts: The layer.
@@ -44,14 +44,15 @@ def attend(
     """
     num_heads, num_kv = parts.num_heads, parts.num_kv
     heads = flat.view(len(flat), num_heads + 2 * num_kv, -1)
-    turned = heads[:, : num_heads + num_kv]
+    turned, raw = heads[:, : num_heads + num_kv], None
     if parts.head_norms is not None:
+        raw = turned.clone()
         of_queries, of_keys = parts.head_norms
         pair = torch.split(turned.float(), [num_heads, num_kv], dim=1)
-        turned = torch.cat((of_queries(pair[0]), of_keys(pair[1])), dim=1).to(flat.dtype)
+        turned.copy_(torch.cat((of_queries(pair[0]), of_keys(pair[1])), dim=1))
     if angles is not None:
-        turned = rotated(turned, *angles)
-    queries, keys, values = _split(turned, heads, parts)
+        turned.copy_(rotated(turned, *angles))
+    queries, keys, values = _split(heads, parts)
     prefix, record = layout.prefix, layout.record
     if record is not None:
         record.keys[place] = keys[:, : record.length].contiguous()
@@ -68,7 +69,7 @@ def attend(
         outputs.append(_as_tokens(mixed, num_heads))
         weights.append(found)
     whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return whole, Kept(flat, turned, tuple(weights))
+    return whole, Kept(flat, raw, tuple(weights))
 
 
 def attend_back(
@@ -86,7 +87,7 @@ def attend_back(
     """
     num_heads, num_kv = parts.num_heads, parts.num_kv
     heads = kept.flat.view(len(grad), num_heads + 2 * num_kv, -1)
-    queries, keys, values = _split(kept.turned, heads, parts)
+    queries, keys, values = _split(heads, parts)
     prefix = layout.prefix
     before = (None, None) if prefix is None else (prefix.keys[place], prefix.values[place])
     result = torch.empty_like(heads)
@@ -113,8 +114,8 @@ def attend_back(
     result[:, num_heads + num_kv :] = of_values.total.transpose(0, 1)
     turned = result[:, : num_heads + num_kv]
     back = turned if angles is None else rotated_back(turned, *angles)
-    if parts.head_norms is not None:
-        raw = torch.split(heads[:, : num_heads + num_kv].float(), [num_heads, num_kv], dim=1)
+    if parts.head_norms is not None and kept.raw is not None:
+        raw = torch.split(kept.raw.float(), [num_heads, num_kv], dim=1)
         pair = torch.split(back.float(), [num_heads, num_kv], dim=1)
         both = zip(parts.head_norms, pair, raw, strict=True)
         back = torch.cat([norm_back(norm, of, x) for norm, of, x in both], dim=1)
@@ -145,11 +146,11 @@ class _Sums:
         self.total[:, block.start : block.stop] += part
 
 
-def _split(turned: Tensor, heads: Tensor, parts: LayerParts) -> tuple[Tensor, Tensor, Tensor]:
+def _split(heads: Tensor, parts: LayerParts) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries (N, G, T, E), keys and values (N, T, E)."""
     num_heads, num_kv = parts.num_heads, parts.num_kv
-    queries = turned[:, :num_heads].view(len(turned), num_kv, num_heads // num_kv, -1)
-    keys = turned[:, num_heads:].transpose(0, 1)
+    queries = heads[:, :num_heads].unflatten(1, (num_kv, num_heads // num_kv))
+    keys = heads[:, num_heads : num_heads + num_kv].transpose(0, 1)
     values = heads[:, num_heads + num_kv :].transpose(0, 1)
     return queries.permute(1, 2, 0, 3), keys, values
 

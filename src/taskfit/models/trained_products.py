@@ -137,7 +137,7 @@ class TrainedProduct:
 
     def _joined(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
         """Return all A below each other, (R, I), and every B at its place, (R, O)."""
-        if len(parameters) == 2:
+        if self._places[0][1] == slice(0, self._num_outputs):
             return parameters[0], parameters[1].t()
         down = torch.cat(list(parameters[::2]))
         up = down.new_zeros(len(down), self._num_outputs)
@@ -171,7 +171,7 @@ def draw_masks(num_rows: int, products: Sequence[TrainedProduct]) -> list[Tensor
         products: Of one layer.
 
     Returns:
-        For each product that drops something a mask, int16, (T, I), else None.
+        For each product that drops something a mask, int8, (T, I), else None.
     """
     sizes = [num_rows * one.width if one.threshold else 0 for one in products]
     if not any(sizes):
@@ -190,7 +190,7 @@ def draw_masks(num_rows: int, products: Sequence[TrainedProduct]) -> list[Tensor
 def _keeping(bits: Tensor, threshold: int) -> Tensor:
     """Return -1 for all but `threshold` of the 65,536 numbers of 16 bits, 0 for those."""
     first = 32768 - threshold
-    return bits.clamp(first - 1, first).sub_(first)
+    return bits.clamp(first - 1, first).sub_(first).to(torch.int8)
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
