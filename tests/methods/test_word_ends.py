@@ -1,5 +1,6 @@
 """Label words of which one starts another: every word is scored up to where it ends."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
