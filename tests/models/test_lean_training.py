@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 import tiny
-from taskfit.models.adapters import add_adapter, adapters_off, enable_gradient_checkpointing
-from taskfit.models.adapters import trainable_parameters
+from taskfit.models.adapters import (
+    adapters_off,
+    add_adapter,
+    enable_gradient_checkpointing,
+    trainable_parameters,
+)
 from taskfit.models.frozen_depth import first_trained_layer
 from taskfit.models.trained_products import draw_masks, masked
 from taskfit.models.tree_model import TreeModel

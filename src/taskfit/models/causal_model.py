@@ -185,7 +185,7 @@ class CausalModel(CutModel):
         """Return the number of decoder layers."""
         return len(decoder_layers(self._decoder))
 
-    def prepare_training(self) -> None:  # noqa: B027 - engines that have nothing faster
+    def prepare_training(self) -> None:
         """Make ready what training runs; call it once adapters are on and lower layers frozen."""
 
     @property
@@ -198,7 +198,7 @@ class CausalModel(CutModel):
         """Return whether compiling the layers may pay."""
         return self.shares_prefixes and not self.has_training_pass
 
-    def end_training(self) -> None:  # noqa: B027
+    def end_training(self) -> None:
         """Give back what only training needs; call it before adapters are taken off."""
 
     def prepare_scoring(self, *, fold: bool | None = None) -> None:

@@ -135,7 +135,8 @@ class LeanTraining:
     @property
     def dtype(self) -> torch.dtype:
         """Return the model's number format."""
-        return self._dtype
+        found: torch.dtype = self._dtype
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ class _Layer:
             (_Mlp, self.mlp, masks[2:]),
         ):
             parameters = [] if of.is_off else [p for one in products for p in one.parameters]
-            x = half.apply(x, self, of, own, *parameters)
+            x = half.apply(x, self, of, own, *parameters)  # type: ignore[no-untyped-call]
         return x
 
 
@@ -236,38 +237,32 @@ class _Attention(Function):
         entering, leaving = layer.attention
         count = 0 if of.is_off else len(entering.parameters)
         into = parts.norms[0](x).to(entering.dtype)
-        flat, inner = entering.forward(into, parameters[:count], masks[0])
+        flat, first = entering.forward(into, parameters[:count], masks[0])
         mixed, kept = attend(flat, of.angles, of.layout, parts, of.place)
-        added, last = leaving.forward(mixed, parameters[count:], masks[1])
-        ctx.layer, ctx.of, ctx.count = layer, of, count
+        added, second = leaving.forward(mixed, parameters[count:], masks[1])
+        ctx.layer, ctx.of, ctx.counts = layer, of, (len(first), len(second))
         raw = None if parts.norms[1] is None else added
-        ctx.save_for_backward(
-            x, flat, kept.raw, mixed, raw, inner, last, *masks, *kept.weights, *parameters
-        )
-        ctx.num_weights = len(kept.weights)
+        ctx.save_for_backward(x, flat, kept.raw, mixed, raw, *masks, *first, *second, *kept.weights)
         return _add(x, added, parts.norms[1], parts.residual_factor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         """Return the gradients of states and parameters."""
-        x, flat, heads, mixed, raw, inner, last, first, second, *rest = ctx.saved_tensors
-        weights, parameters = rest[: ctx.num_weights], rest[ctx.num_weights :]
-        layer, of, count, asks = ctx.layer, ctx.of, ctx.count, ctx.needs_input_grad[0]
+        x, flat, heads, mixed, raw, mask, last_mask, *rest = ctx.saved_tensors
+        first, rest = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
+        second, weights = rest[: ctx.counts[1]], rest[ctx.counts[1] :]
+        layer, of, asks = ctx.layer, ctx.of, ctx.needs_input_grad[0]
         parts = layer.parts
         entering, leaving = layer.attention
         of_added = _added_back(grad, raw, parts.norms[1], parts.residual_factor, flat.dtype)
-        goes_on = asks or count > 0
-        of_mixed, upper = leaving.backward(
-            of_added, mixed, parameters[count:], second, last, asks_inputs=goes_on
-        )
+        goes_on = asks or bool(first)
+        of_mixed, upper = leaving.backward(of_added, mixed, last_mask, second, asks_inputs=goes_on)
         if not goes_on:
             return None, None, None, None, *upper
         kept = Kept(flat, heads, tuple(weights))
         of_flat = attend_back(of_mixed, kept, of.angles, of.layout, parts, of.place)
         into = parts.norms[0](x).to(flat.dtype)
-        of_into, lower = entering.backward(
-            of_flat, into, parameters[:count], first, inner, asks_inputs=asks
-        )
+        of_into, lower = entering.backward(of_flat, into, mask, first, asks_inputs=asks)
         below = grad + norm_back(parts.norms[0], of_into, x) if asks else None
         return below, None, None, None, *lower, *upper
 
@@ -289,32 +284,31 @@ class _Mlp(Function):
         entering, leaving = layer.mlp
         count = 0 if of.is_off else len(entering.parameters)
         into = parts.norms[2](x).to(entering.dtype)
-        entered, inner = entering.forward(into, parameters[:count], masks[0])
-        added, last = leaving.forward(_activated(entered, parts), parameters[count:], masks[1])
-        ctx.layer, ctx.count = layer, count
+        entered, first = entering.forward(into, parameters[:count], masks[0])
+        added, second = leaving.forward(_activated(entered, parts), parameters[count:], masks[1])
+        ctx.layer, ctx.count = layer, len(first)
         raw = None if parts.norms[3] is None else added
-        ctx.save_for_backward(x, entered, raw, inner, last, *masks, *parameters)
+        ctx.save_for_backward(x, entered, raw, *masks, *first, *second)
         return _add(x, added, parts.norms[3], parts.residual_factor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         """Return the gradients of states and parameters."""
-        x, entered, raw, inner, last, first, second, *parameters = ctx.saved_tensors
-        layer, count, asks = ctx.layer, ctx.count, ctx.needs_input_grad[0]
+        x, entered, raw, mask, last_mask, *rest = ctx.saved_tensors
+        first, second = rest[: ctx.count], rest[ctx.count :]
+        layer, asks = ctx.layer, ctx.needs_input_grad[0]
         parts = layer.parts
         entering, leaving = layer.mlp
         of_added = _added_back(grad, raw, parts.norms[3], parts.residual_factor, entered.dtype)
-        goes_on = asks or count > 0
+        goes_on = asks or bool(first)
         activated, back = _activation_back(entered, parts)
         of_activated, upper = leaving.backward(
-            of_added, activated, parameters[count:], second, last, asks_inputs=goes_on
+            of_added, activated, last_mask, second, asks_inputs=goes_on
         )
         if not goes_on:
             return None, None, None, None, *upper
         into = parts.norms[2](x).to(entered.dtype)
-        of_into, lower = entering.backward(
-            back(of_activated), into, parameters[:count], first, inner, asks_inputs=asks
-        )
+        of_into, lower = entering.backward(back(of_activated), into, mask, first, asks_inputs=asks)
         below = grad + norm_back(parts.norms[2], of_into, x) if asks else None
         return below, None, None, None, *lower, *upper
 

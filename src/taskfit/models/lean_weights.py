@@ -199,6 +199,7 @@ class Product:
 
 
 def joined_bias(layers: Sequence[Layer]) -> Tensor | None:
+    """Return the biases of layers side by side, (O,), or None where none has one."""
     if all(layer.bias is None for layer in layers):
         return None
     parts = [

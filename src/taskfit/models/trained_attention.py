@@ -149,7 +149,8 @@ class _Sums:
 def _split(heads: Tensor, parts: LayerParts) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries (N, G, T, E), keys and values (N, T, E)."""
     num_heads, num_kv = parts.num_heads, parts.num_kv
-    queries = heads[:, :num_heads].unflatten(1, (num_kv, num_heads // num_kv))
+    grouped = (len(heads), num_kv, num_heads // num_kv, -1)
+    queries = heads[:, :num_heads].view(grouped)
     keys = heads[:, num_heads : num_heads + num_kv].transpose(0, 1)
     values = heads[:, num_heads + num_kv :].transpose(0, 1)
     return queries.permute(1, 2, 0, 3), keys, values
@@ -200,10 +201,10 @@ def norm_back(norm: Norm, grad: Tensor, x: Tensor) -> Tensor:
     if norm.centers:
         shape = [norm.width]
         _, mean, scale = torch.native_layer_norm(x, shape, norm.weight, norm.bias, norm.epsilon)
-        found = torch.ops.aten.native_layer_norm_backward(
+        found: Tensor = torch.ops.aten.native_layer_norm_backward(
             grad.float(), x, shape, mean, scale, norm.weight, norm.bias, [True, False, False]
-        )
-        return found[0]
+        )[0]
+        return found
     lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     scale = lengths.square_().div_(norm.width).add_(norm.epsilon).rsqrt_()
     of = grad.float() if norm.weight is None else grad * norm.weight

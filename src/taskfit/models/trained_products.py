@@ -47,7 +47,7 @@ class TrainedProduct:
         self._packed = weights.packs
         self.width = layers[0].weight.shape[1]
         self._num_outputs = sum(layer.weight.shape[0] for layer in layers)
-        self.parameters: list[nn.Parameter] = []
+        self.parameters: list[Tensor] = []
         # Of each adapter: its first and last rank, its first and last output.
         self._places: list[tuple[slice, slice]] = []
         self._factor, self.threshold = 1.0, 0
@@ -76,7 +76,7 @@ class TrainedProduct:
 
     def forward(
         self, x: Tensor, parameters: Parameters, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """Apply the layers.
 
         Args:
@@ -85,22 +85,22 @@ class TrainedProduct:
             mask: See `draw_masks`; None: nothing is dropped.
 
         Returns:
-            (T, O), and what the adapter's first matrices say, which the gradient needs, (T, R).
+            (T, O), and what the gradient needs: where the adapter is on, what its first matrices
+            say, (T, R), and all of them side by side, (R, I) and (R, O).
         """
         y = self._apply(x, self._weight, self._bias)
         if not parameters:
-            return y, None
+            return y, []
         down, up = self._joined(parameters)
         inner = torch.mm(masked(x, mask), down.t()).mul_(self._scale(mask))
-        return y.addmm_(inner, up), inner
+        return y.addmm_(inner, up), [inner, down, up]
 
     def backward(
         self,
         grad: Tensor,
         x: Tensor,
-        parameters: Parameters,
         mask: Tensor | None,
-        inner: Tensor | None,
+        kept: Sequence[Tensor],
         *,
         asks_inputs: bool,
     ) -> tuple[Tensor | None, list[Tensor]]:
@@ -108,22 +108,21 @@ class TrainedProduct:
 
         Args:
             grad: Of the output, (T, O).
-            x: As in the pass, like the other arguments.
-            parameters: The same.
+            x: As in the pass.
             mask: The same.
-            inner: What the pass returned.
+            kept: What the pass returned for it.
             asks_inputs: Whether something below is in training.
         """
         below = self._apply(grad, self._back, None) if asks_inputs else None
-        if inner is None:
+        if not kept:
             return below, []
-        down, up = self._joined(parameters)
+        inner, down, up = kept
         of_inner = torch.mm(grad, up.t()).mul_(self._scale(mask))  # (T, R)
         of_down = torch.mm(of_inner.t(), masked(x, mask))  # (R, I)
-        of_up = torch.mm(grad.t(), inner)  # (O, R)
+        of_up = torch.mm(inner.t(), grad)  # (R, O)
         found = []
         for ranks, outputs in self._places:
-            found += [of_down[ranks], of_up[outputs, ranks]]
+            found += [of_down[ranks], of_up[ranks, outputs].t()]
         if below is not None:
             if mask is None:
                 below.addmm_(of_inner, down)

@@ -111,8 +111,10 @@ def train_items(
     parameters = method.make_trainable()
     # Loops over tokens, as recurrent layers have them, would be compiled token by token; and a
     # training pass of our own has nothing to compile.
-    suits = method.tree is None or method.tree.suits_compiling or (
-        settings.model.compile == "on" and not method.tree.has_training_pass
+    suits = (
+        method.tree is None
+        or method.tree.suits_compiling
+        or (settings.model.compile == "on" and not method.tree.has_training_pass)
     )
     use_compile = (not shards and suits) and on_main(
         lambda: compile_pays(settings, len(items), run.folder, device)
