@@ -8,7 +8,10 @@ import numpy as np
 from peer_data import Clock, Outcome, PeerData, PeerOptions
 
 # Row -> method settings; all else is the defaults and the shared options.
+DEFAULT = "taskfit default"
 OURS: dict[str, dict[str, Any]] = {
+    # What `taskfit fit` does without a setting; of the shared options it takes none.
+    DEFAULT: {},
     "taskfit label words": {"name": "label_words"},
     "taskfit label words, half the epochs": {"name": "label_words"},
     "taskfit label words, joint": {"name": "label_words", "loss": "labels"},
@@ -35,17 +38,20 @@ def run_ours(
         from taskfit.runs.fit import fit
         from taskfit.settings_file import settings_from_dict
 
-        flags = {
+        table = {
+            "train": str(data.folder / "train.jsonl"),
+            "text": [data.text_column],
+            "label": data.label_column,
+            "test_fraction": 0.0,
+        }
+        flags: dict[str, Any] = {
             "seed": options.seed,
-            "data": {
-                "train": str(data.folder / "train.jsonl"),
-                "text": [data.text_column],
-                "label": data.label_column,
-                # Every label is trained on, as by the peers; nothing is chosen by validation.
-                "validation_fraction": 0.0,
-                "test_fraction": 0.0,
-            },
+            "data": table,
             "model": {"name": options.model},
+        }
+        shared: dict[str, Any] = {
+            # Every label is trained on, as by the peers; nothing is chosen by validation.
+            "data": table | {"validation_fraction": 0.0},
             "method": method,
             "adapter": {
                 "lora_rank": options.lora_rank,
@@ -63,11 +69,15 @@ def run_ours(
         if data.task is not None:
             flags["task"] = {"name": data.task}
         if options.max_steps is not None:
-            flags["training"]["max_steps"] = options.max_steps
-        if method["name"] != "encoder":
-            flags["training"]["learning_rate"] = options.learning_rate
-        # Of the options that rows share, each takes what its method reads.
-        settings = settings_from_dict(flags, asked={"method": method})
+            shared["training"]["max_steps"] = options.max_steps
+        if method.get("name") != "encoder":
+            shared["training"]["learning_rate"] = options.learning_rate
+        # Of the options that rows share, each takes what its method reads; the default takes none.
+        settings = (
+            settings_from_dict(flags | shared, asked={"method": method})
+            if method
+            else settings_from_dict(flags)
+        )
         model = load_model(settings.model) if settings.method.reads_model else None
     with clock.measure("training"):
         fitted = fit(settings, Path(options.scratch) / "run", model=model, baselines=False)

@@ -16,9 +16,9 @@ from peer_prepare import DATA_SETS
 from taskfit.stats import evaluate_probabilities
 from taskfit.stats.paired import paired_bootstrap
 
-REFERENCE = "taskfit label words"
+REFERENCE = "taskfit default"
 OTHERS = "out of domain"
-# The share of the best peer's time in which label words should reach its quality.
+# The share of the best peer's time in which our default should reach its quality.
 SHARE = 1 / 3
 METRICS = ("accuracy", "mcc", "macro_f1", "log_loss")
 
@@ -132,7 +132,7 @@ def table_rows(found: Sequence[dict[str, Any]], metric: str) -> list[dict[str, A
                 "cpu_seconds": work_seconds(result, "cpu_seconds"),
                 "process_seconds": result["process_seconds"],
                 "peak_memory_mb": result["peak_memory_bytes"] / 1e6,
-                "ratio_to_label_words": seconds / reference[0] if reference else None,
+                "ratio_to_default": seconds / reference[0] if reference else None,
             }
         )
     return sorted(rows, key=lambda row: (row["side"], -float(row["seconds"])))
@@ -194,19 +194,19 @@ def verdict(
         "contender": fastest["contender"],
         "share_of_its_time": work_seconds(fastest) / work_seconds(peer),
     }
-    words = next((r for r in found if r["contender"] == REFERENCE), None)
-    if words is not None:
+    default = next((r for r in found if r["contender"] == REFERENCE), None)
+    if default is not None:
         gain, (low, high) = difference(REFERENCE, peer["contender"])
-        share = work_seconds(words) / work_seconds(peer)
-        reach = quality(words) >= quality(peer)
+        share = work_seconds(default) / work_seconds(peer)
+        reach = quality(default) >= quality(peer)
         answer |= {
-            "label_words_minus_best_peer": gain,
+            "default_minus_best_peer": gain,
             "interval": [low, high],
-            "label_words_share_of_best_peers_time": share,
-            "label_words_reach_best_peer": reach,
-            "label_words_not_clearly_below_best_peer": high >= 0,
-            "label_words_reach_best_peer_in_a_third": reach and share <= SHARE,
-            "label_words_not_clearly_below_in_a_third": high >= 0 and share <= SHARE,
+            "default_share_of_best_peers_time": share,
+            "default_reaches_best_peer": reach,
+            "default_not_clearly_below_best_peer": high >= 0,
+            "default_reaches_best_peer_in_a_third": reach and share <= SHARE,
+            "default_not_clearly_below_in_a_third": high >= 0 and share <= SHARE,
         }
     return answer
 
@@ -220,7 +220,7 @@ def page(compared: Mapping[str, Any]) -> str:
         "Made by `python benchmarks/peers.py`; settings, versions and every figure stand in the "
         f"JSON file beside it. {machine['processor']}, {compared['threads']} threads, one "
         "contender after the other. Quality with its 95 % bootstrap interval. Seconds are "
-        "wall-clock, training and evaluation, with imports and weights loaded; `x label words` is "
+        "wall-clock, training and evaluation, with imports and weights loaded; `x default` is "
         f"their ratio to `{REFERENCE}`. Memory is the peak of the whole process.",
         "",
         "Language models: LoRA of rank 8 on all linear layers, 16 rows a step, a rate of 0.0005, "
@@ -244,7 +244,7 @@ def set_table(set_name: str, table: Mapping[str, Any]) -> list[str]:
     names = list(table["views"])
     sizes = ", ".join(f"{v} n = {n}" for v, n in table["views"].items())
     head = ["contender", *(f"{table['metric']} {v}" for v in names)]
-    head += ["training s", "evaluation s", "seconds", "x label words", "CPU s", "memory MB"]
+    head += ["training s", "evaluation s", "seconds", "x default", "CPU s", "memory MB"]
     lines = [
         f"## {set_name}",
         "",
@@ -259,7 +259,7 @@ def set_table(set_name: str, table: Mapping[str, Any]) -> list[str]:
             low, high = row["interval"][v]
             cells.append(f"{row['quality'][v]:.3f} ({low:.3f}-{high:.3f})")
         cells += [f"{row[k]:.1f}" for k in ("training_seconds", "evaluation_seconds", "seconds")]
-        ratio = row["ratio_to_label_words"]
+        ratio = row["ratio_to_default"]
         cells += ["" if ratio is None else f"{ratio:.2f}"]
         cells += [f"{row[k]:.0f}" for k in ("cpu_seconds", "peak_memory_mb")]
         lines.append("| " + " | ".join(cells) + " |")
@@ -270,11 +270,11 @@ def verdict_lines(table: Mapping[str, Any]) -> list[str]:
     """Return the two claims by view, as computed."""
     said = ("no", "yes")
     head = ["view", "our best", "best peer", "nobody better and faster (clearly)"]
-    head += ["label words - best peer (95 %)", "label words' share of its time"]
+    head += ["default - best peer (95 %)", "default's share of its time"]
     head += ["reached in a third (or not clearly below)", "our fastest row that reaches it"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for view, found in table["verdicts"].items():
-        if "label_words_share_of_best_peers_time" not in found:
+        if "default_share_of_best_peers_time" not in found:
             continue
         low, high = found["interval"]
         cells = [
@@ -283,10 +283,10 @@ def verdict_lines(table: Mapping[str, Any]) -> list[str]:
             found["best_peer"],
             f"{said[found['nobody_better_and_faster']]} "
             f"({said[found['nobody_clearly_better_and_faster']]})",
-            f"{found['label_words_minus_best_peer']:+.3f} ({low:+.3f} to {high:+.3f})",
-            f"{found['label_words_share_of_best_peers_time']:.2f}",
-            f"{said[found['label_words_reach_best_peer_in_a_third']]} "
-            f"({said[found['label_words_not_clearly_below_in_a_third']]})",
+            f"{found['default_minus_best_peer']:+.3f} ({low:+.3f} to {high:+.3f})",
+            f"{found['default_share_of_best_peers_time']:.2f}",
+            f"{said[found['default_reaches_best_peer_in_a_third']]} "
+            f"({said[found['default_not_clearly_below_in_a_third']]})",
         ]
         fastest = found["our_fastest_to_reach_best_peer"]
         cells.append(

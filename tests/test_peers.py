@@ -70,17 +70,17 @@ def test_the_claims_follow_from_quality_and_seconds(
     monkeypatch.setattr("taskfit.stats.bootstrap.NUM_RESAMPLES", 40)
     gold = np.ones(100, int)
     predicted = {
-        "taskfit label words": (np.arange(100) < 95).astype(int),
+        "taskfit default": (np.arange(100) < 95).astype(int),
         "other": (np.arange(100) < peer_right).astype(int),
     }
     rows = [
-        result("taskfit label words", "ours", 0.95, 10.0),
+        result("taskfit default", "ours", 0.95, 10.0),
         result("other", "peer", peer_right / 100, peer_seconds),
     ]
     found = verdict(rows, "accuracy", "test", gold, predicted)
     assert found["nobody_better_and_faster"] is not beaten
     assert found["nobody_clearly_better_and_faster"] is not beaten
-    assert found["label_words_reach_best_peer_in_a_third"] is reached
-    fastest = {"contender": "taskfit label words", "share_of_its_time": 10 / peer_seconds}
+    assert found["default_reaches_best_peer_in_a_third"] is reached
+    fastest = {"contender": "taskfit default", "share_of_its_time": 10 / peer_seconds}
     assert found["our_fastest_to_reach_best_peer"] == (fastest if peer_right <= 95 else None)
     assert found["duels_with_our_best"][0]["ratio_to_our_best"] == peer_seconds / 10
