@@ -213,6 +213,8 @@ def _workload(
 
 def show_plan(plan: "Plan", console: Terminal) -> None:
     """Print a plan, readable on 80 columns."""
+    from taskfit.models.served import padded_note
+
     settings, memory = plan.settings, plan.memory
     dtype = str(plan.dtype).removeprefix("torch.")
     for line in (
@@ -222,7 +224,7 @@ def show_plan(plan: "Plan", console: Terminal) -> None:
         f"{settings.training.batch_size}, "
         f"checkpointing {'on' if settings.training.gradient_checkpointing else 'off'}",
         f"{plan.workload.unit:<8} {plan.workload.num_examples:,}, {plan.workload.source}",
-        *([f"engine   {padded(memory.refusal)}"] if memory.refusal is not None else []),
+        *([f"engine   {padded_note(memory.refusal)}"] if memory.refusal is not None else []),
         *([f"layers   {trained_layers(memory.frozen)}"] if memory.trains else []),
     ):
         console.print(line, soft_wrap=True)

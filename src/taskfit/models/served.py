@@ -1,7 +1,10 @@
 """Which causal language models the token tree serves: those of pure causal attention."""
 
-from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from taskfit.errors import ModelError
 
@@ -9,33 +12,92 @@ from taskfit.errors import ModelError
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def refuse_unserved(model: PreTrainedModel) -> None:
-    """Raise if a model's layers are not pure causal attention that can be masked from outside.
+class UnservedError(ModelError):
+    """A causal language model that the token tree does not serve; padded batches may.
+
+    Attributes:
+        reason: What is in the way, one clause.
+    """
+
+    def __init__(self, model: PreTrainedModel, reason: str) -> None:
+        """Make the message."""
+        super().__init__(
+            f"{type(model).__name__} (model type {model.config.model_type}) cannot be served by "
+            f"the token tree: {reason}."
+        )
+        self.reason = reason
+
+
+def refuse_others(model: PreTrainedModel) -> None:
+    """Raise if a model is no causal language model.
 
     Raises:
         ModelError: Naming the architecture and the reason.
     """
-    name = type(model).__name__
     config = model.config
-    reason = ""
-    settings = config.get_text_config().to_dict()
-    other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
     if config.is_encoder_decoder:
-        reason = "it is an encoder-decoder; the tree serves decoders only"
+        reason = "it is an encoder-decoder"
     elif model.get_output_embeddings() is None:
         reason = "it has no LM head"
-    elif other_layers:
-        reason = f"it has layers that are not pure causal attention ({', '.join(other_layers)})"
-    elif not model._supports_attention_backend:
-        reason = (
-            "its attention cannot be replaced in transformers (recurrent or convolutional state, "
-            "attention biases such as ALiBi, or an encoder)"
-        )
     elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         reason = "it is an encoder, which sees what comes after a token"
-    if reason:
-        raise ModelError(
-            f"{name} (model type {config.model_type}) cannot be served by the token tree: "
-            f"{reason}. Use a decoder-only model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, "
-            f"GPT-NeoX or OPT."
+    else:
+        return
+    raise ModelError(
+        f"{type(model).__name__} (model type {config.model_type}) cannot be used: {reason}. Use a "
+        "causal language model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX or OPT."
+    )
+
+
+def refuse_unserved(model: PreTrainedModel) -> None:
+    """Raise if a model's layers are not pure causal attention that can be masked from outside.
+
+    Raises:
+        UnservedError: If it is a causal language model of another kind.
+        ModelError: If it is none.
+    """
+    refuse_others(model)
+    reason = why_not_served(model.config, type(model))
+    if reason is not None:
+        raise UnservedError(model, reason)
+
+
+def why_not_served(config: PretrainedConfig, kind: type[PreTrainedModel]) -> str | None:
+    """Return why the token tree does not serve a causal language model, one clause; None: it may.
+
+    Args:
+        config: Of the model.
+        kind: Its class.
+    """
+    settings = config.get_text_config().to_dict()
+    other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
+    if other_layers:
+        return f"layers that are not pure causal attention ({', '.join(other_layers)})"
+    if not kind._supports_attention_backend:
+        return (
+            "attention that cannot be replaced in transformers (recurrent or convolutional state, "
+            "or biases such as ALiBi)"
         )
+    return None
+
+
+def refusal_of(config: PretrainedConfig) -> str | None:
+    """Return what `why_not_served` says of the class that transformers has for a configuration.
+
+    None also where there is no class. Nothing is loaded; loading may find more reasons.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    return why_not_served(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def padded_note(refusal: str) -> str:
+    """Return what people should know of a model that the tree does not serve.
+
+    Args:
+        refusal: Why it does not, one clause.
+    """
+    return (
+        f"the model runs in padded batches, not as token trees, since it has {refusal}: texts that "
+        "start alike share little or no work"
+    )

@@ -27,10 +27,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from taskfit.methods.objective import Objective
 from taskfit.models.adapters import CpuDropout, enable_gradient_checkpointing, trainable_parameters
-from taskfit.models.frozen_depth import first_trained_layer
 from taskfit.models.engine import causal_engine
+from taskfit.models.frozen_depth import first_trained_layer
 from taskfit.models.prefix import Prefix
-from taskfit.models.served import refuse_others
 from taskfit.plan.model import meta_model, prepare_weights
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.training.optim import MasterOptimizer
@@ -187,7 +186,6 @@ class SimulatedModel:
             ModelError: If transformers has no causal LM for the configuration.
         """
         self._model = meta_model(config, dtype)
-        refuse_others(self._model)
         self.count = prepare_weights(self._model, adapter, dtype=dtype, trains=trains)
         _replace_dropout(self._model, adapter, on_cpu=on_cpu)
         self._mode: AbstractContextManager[Any] = contextlib.nullcontext()
@@ -257,9 +255,7 @@ class SimulatedModel:
             peak_bytes=max(peak, backward + expanded),
         )
 
-    def score(
-        self, prefix_ids: IntArray, run: Callable[[Prefix | None], None]
-    ) -> SimulatedScoring:
+    def score(self, prefix_ids: IntArray, run: Callable[[Prefix | None], None]) -> SimulatedScoring:
         """Simulate a forward pass of scoring.
 
         Args:

@@ -16,9 +16,8 @@ from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import static_start
 from taskfit.methods.scoring import WordReader
-from taskfit.models.causal_model import CausalModel
+from taskfit.models.causal_model import CausalModel, longest_sequence
 from taskfit.models.prefix import Prefix
-from taskfit.models.served import longest_sequence
 from taskfit.plan.shapes import tokenizer_folder
 from taskfit.runs.kind import Size
 from taskfit.runs.prepare import prepare_data
