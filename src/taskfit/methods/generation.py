@@ -149,9 +149,7 @@ def _pads(model: PreTrainedModel, pad: int) -> bool:
     longer = torch.cat((row[:TRIED_PADDING], row))
     alone, company = (
         torch.stack(
-            model.generate(
-                **_left_padded(rows, pad, model.device), generation_config=config
-            ).logits
+            model.generate(**_left_padded(rows, pad, model.device), generation_config=config).logits
         )[:, 0]
         for rows in ([row], [row, longer])
     )
