@@ -182,10 +182,6 @@ PADDED = {
             "shared_expert_intermediate_size": 16,
         },
     ),
-    "qwen3_5": (
-        "Qwen3_5TextConfig",
-        {**COMMON, **LINEAR, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
-    ),
     "lfm2": ("Lfm2Config", {**COMMON, "layer_types": ["conv", "full_attention"]}),
     "falcon_h1": (
         "FalconH1Config",
