@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from taskfit.errors import first_line
 from taskfit.models.attention import (
     IMPLEMENTATION,
     KeyValueCache,
@@ -20,7 +21,7 @@ from taskfit.models.attention import (
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.lean_blocks import lean_layout
 from taskfit.models.prefix import Prefix
-from taskfit.models.served import UnservedError, refuse_unserved
+from taskfit.models.served import OWN_ERRORS, UnservedError, is_of_model, refuse_unserved
 from taskfit.tree import IntArray, TokenTree, attention_blocks
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
@@ -175,7 +176,13 @@ class TreeModel(CausalModel):
         )
 
     def _verify(self) -> None:
-        error, allowed = self._error(prefix_length=2)
+        try:
+            error, allowed = self._error(prefix_length=2)
+        except OWN_ERRORS as found:
+            if not is_of_model(found):
+                raise
+            reason = f"code that takes no tree ({first_line(found)})"
+            raise UnservedError(self.model, reason) from found
         if not error < allowed:
             raise UnservedError(
                 self.model,
