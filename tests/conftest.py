@@ -94,6 +94,19 @@ def model_folder(
 
 
 @pytest.fixture(scope="session")
+def hybrid_folder(
+    tmp_path_factory: pytest.TempPathFactory, byte_level_tokenizer: "PreTrainedTokenizerFast"
+) -> Path:
+    """A tiny hybrid of attention and recurrent layers, which the token tree does not serve."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("hybrid") / "tiny"
+    tiny.tiny_model("qwen3_next", len(byte_level_tokenizer)).save_pretrained(folder)
+    byte_level_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT saved with its tokenizer, as a user's local encoder."""
     import tiny

@@ -161,13 +161,60 @@ ARCHITECTURES = {
     "granite": ("GraniteConfig", {**COMMON, "logits_scaling": 3.0}),
     "cohere": ("CohereConfig", COMMON),
 }
+# Models that the tree does not serve: hybrids, a pure recurrent one, and attention with biases.
+LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+PADDED = {
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            **COMMON,
+            **LINEAR,
+            "head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        },
+    ),
+    "lfm2": ("Lfm2Config", {**COMMON, "layer_types": ["conv", "full_attention"]}),
+    "falcon_h1": (
+        "FalconH1Config",
+        {
+            **COMMON,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 4,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+            "mamba_chunk_size": 8,
+        },
+    ),
+    "mamba": ("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        {
+            **COMMON,
+            "num_hidden_layers": 3,
+            "head_dim": 8,
+            "attention_window_size": 64,
+            "lru_width": 32,
+        },
+    ),
+    "bloom": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+}
 
 
 def tiny_model(
     architecture: str, vocab_size: int, *, seed: int = 0, window: int | None = None
 ) -> PreTrainedModel:
     """A random model of two layers in float32, ready for scoring; windowed layers see 4 tokens."""
-    config_class, settings = ARCHITECTURES[architecture]
+    config_class, settings = {**ARCHITECTURES, **PADDED}[architecture]
     if window is not None and settings.get("sliding_window"):
         settings = {**settings, "sliding_window": window}
     config = getattr(transformers, config_class)(vocab_size=vocab_size, **settings)

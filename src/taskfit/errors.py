@@ -25,7 +25,7 @@ class PromptError(TaskfitError):
 
 
 class ModelError(TaskfitError):
-    """A model cannot be found, loaded, or served by the token tree."""
+    """A model cannot be found, loaded, or run."""
 
 
 class CheckpointError(TaskfitError):

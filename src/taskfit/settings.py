@@ -266,8 +266,9 @@ class TrainingSettings(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient is clipped to this L2 norm once per optimizer step."""
     token_budget: int | None = Field(default=None, ge=16)
-    """Most unique tokens in one forward pass of training (tokens); halved when memory runs out.
-    None: 2048, or the longest example if that is longer."""
+    """Most unique tokens in one forward pass of training (tokens), or tokens with all repetitions
+    where a model runs padded; halved when memory runs out. None: 2048, or the longest example if
+    that is longer."""
     score_token_budget: int | None = Field(default=None, ge=16)
     """Most unique tokens in one forward pass of scoring (tokens). None: 1024, or the longest
     example with all its candidate labels if that is longer."""

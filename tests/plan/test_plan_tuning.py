@@ -141,8 +141,8 @@ def test_a_larger_vocabulary_needs_more_at_the_nodes_that_are_read() -> None:
 def test_a_pair_runs_its_prompt_once(weights: str) -> None:
     row, pair = (plan(m, weights=weights, prompt=100, answer=20) for m in ("sft", "dpo"))
     # 10 tokens of all prompts are shared, the last of an answer predicts nothing.
-    assert row.memory.epoch.num_unique == 8 * (10 + 4 * (90 + 19))
-    assert pair.memory.epoch.num_unique == 8 * (10 + 4 * (90 + 2 * 19))
+    assert row.memory.epoch.num_run == 8 * (10 + 4 * (90 + 19))
+    assert pair.memory.epoch.num_run == 8 * (10 + 4 * (90 + 2 * 19))
     # One node predicts the first token of both answers.
     assert row.memory.epoch.num_read == 32 * 20
     assert pair.memory.epoch.num_read == 32 * (2 * 20 - 1)
@@ -158,7 +158,7 @@ def test_only_preferences_are_scored_before_training_forward_alone() -> None:
     row, pair = (plan(method) for method in ("sft", "dpo"))
     assert row.time.before_flops == row.time.before_seconds == 0
     # Forward is half of forward and backward with a frozen base; there is no adapter yet.
-    adapter = 6 * pair.memory.count.num_adapter * pair.memory.epoch.num_unique
+    adapter = 6 * pair.memory.count.num_adapter * pair.memory.epoch.num_run
     assert 2 * pair.time.before_flops + adapter == pair.time.flops
 
 
@@ -240,7 +240,7 @@ def test_real_rows_are_those_that_a_run_would_encode(
         texts = [text for pair in texts for text in (pair.chosen, pair.rejected)]
     most = sum(len(tokens_to_run(text)) for text in texts)
     least = len(TokenTree.build([tokens_to_run(text) for text in texts]))
-    assert least <= found.memory.epoch.num_unique <= most
+    assert least <= found.memory.epoch.num_run <= most
     assert found.memory.epoch.num_read <= sum(text.num_learned for text in texts)
 
 

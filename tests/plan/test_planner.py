@@ -189,13 +189,13 @@ def test_moments_in_8_bits_need_less() -> None:
 def test_shared_tokens_run_once_and_padded_ones_in_every_row() -> None:
     epoch = plan(tokens=40, batch_size=4).memory.epoch
     # 32 examples in 8 steps: 10 shared and 30 own tokens; the label word stands in padded rows.
-    assert epoch.num_unique == 8 * (10 + 4 * 30)
+    assert epoch.num_run == 8 * (10 + 4 * 30)
     assert epoch.num_padded == 32 * 41
 
 
 def test_an_adapter_costs_four_operations_a_weight_and_full_training_six() -> None:
     lora, full = (plan(weights=w, adapter={"layers": "all"}) for w in ("lora", "full"))
-    count, tokens = lora.memory.count, lora.memory.epoch.num_unique
+    count, tokens = lora.memory.count, lora.memory.epoch.num_run
     assert lora.time.flops == (4 * count.num_body + 6 * count.num_adapter) * tokens
     assert full.time.flops == 6 * count.num_body * tokens
 
@@ -309,7 +309,7 @@ def test_an_epoch_is_planned_with_the_tokens_that_a_run_trains_on(
     assert workload is not None
     found = make_plan(settings, find_card("cpu"), workload, config=config, source="test")
     run = fit(settings, tmp_path / "run", baselines=False)
-    assert found.memory.epoch.num_unique == run.result.tokens["unique"]
+    assert found.memory.epoch.num_run == run.result.tokens["unique"]
 
 
 @pytest.mark.parametrize("card", ["t4", "cpu"])
@@ -346,7 +346,7 @@ def test_frozen_layers_run_once_for_several_epochs_else_in_each_step() -> None:
         plan(adapter={"layers": "half", **adapter}, training={"epochs": epochs})
         for adapter, epochs in (({}, 1), ({}, 3), ({"cache_gigabytes": None}, 3))
     )
-    count, tokens = again.memory.count, again.memory.epoch.num_unique
+    count, tokens = again.memory.count, again.memory.epoch.num_run
     upper = (4 * (count.num_body - count.num_frozen) + 6 * count.num_adapter) * tokens
     assert 2 * count.num_frozen == pytest.approx(count.num_body, rel=0.01)
     assert once.time.flops == upper

@@ -82,11 +82,11 @@ def test_tokens_are_those_of_the_gold_answers_and_shared_ones_run_once(
     assert found.padded_tokens == len(full) * max(map(len, full))
     # The last token of an answer is predicted only.
     run = [ids[:-1] for ids in full]
-    assert unique_tokens(run) <= found.unique_tokens <= sum(map(len, run)) < found.padded_tokens
+    assert unique_tokens(run) <= found.run_tokens <= sum(map(len, run)) < found.padded_tokens
     if batch_size == 1:
-        assert found.unique_tokens == sum(map(len, run))
+        assert found.run_tokens == sum(map(len, run))
     if batch_size == 500:
-        assert found.unique_tokens == unique_tokens(run)
+        assert found.run_tokens == unique_tokens(run)
 
 
 def test_where_nothing_is_shared_and_all_are_as_long_nothing_is_saved(
@@ -103,7 +103,7 @@ def test_where_nothing_is_shared_and_all_are_as_long_nothing_is_saved(
     found = inspect_task(settings)
     assert found.checkup.lengths["min"] == found.checkup.lengths["max"]
     # All that a tree leaves out then is each answer's last token, which is predicted only.
-    assert found.unique_tokens == found.padded_tokens - len(rows)
+    assert found.run_tokens == found.padded_tokens - len(rows)
 
 
 @pytest.mark.parametrize(("asked", "limit"), [(None, 256), (1000, 256), (60, 60)])
@@ -174,8 +174,8 @@ def test_the_screen_says_what_was_found(folder: Path, model_folder: Path) -> Non
         "train 43, validation 5, new 20",
         f"Labels: bad {found.checkup.class_counts['bad']}, good",
         "Duplicates: 10 training texts stand in evaluation sets (new 10)",
-        f"run {found.unique_tokens:,} tokens",
-        f"{found.padded_tokens:,}, {found.padded_tokens / found.unique_tokens:.1f} times as many",
+        f"run {found.run_tokens:,} tokens",
+        f"{found.padded_tokens:,}, {found.padded_tokens / found.run_tokens:.1f} times as many",
         "Limit: 256 tokens; no text shortened",
     ):
         assert part in flat

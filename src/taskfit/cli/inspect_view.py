@@ -49,11 +49,18 @@ def _say_savings(inspection: "Inspection", console: Terminal) -> None:
     """Print duplicates, and what prefix sharing saves."""
     if inspection.overlap is not None:
         console.print(f"Duplicates: {inspection.overlap.sentence}")
-    ratio = inspection.padded_tokens / inspection.unique_tokens
+    run, padded = inspection.run_tokens, inspection.padded_tokens
+    count = f"{inspection.checkup.num_encoded:,} examples"
+    if inspection.refusal is not None:
+        console.print(
+            f"Prefix sharing: little or none, since the token tree does not serve this model, "
+            f"which has {inspection.refusal}: {count} run {run:,} tokens in batches of like "
+            f"length; padded to the longest text they would be {padded:,}."
+        )
+        return
     console.print(
-        f"Prefix sharing: {inspection.checkup.num_encoded:,} examples at batch size "
-        f"{inspection.batch_size} run {inspection.unique_tokens:,} tokens; padded to the longest "
-        f"text they would be {inspection.padded_tokens:,}, {ratio:.1f} times as many."
+        f"Prefix sharing: {count} at batch size {inspection.batch_size} run {run:,} tokens; padded "
+        f"to the longest text they would be {padded:,}, {padded / run:.1f} times as many."
     )
 
 

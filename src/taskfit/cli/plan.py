@@ -213,6 +213,8 @@ def _workload(
 
 def show_plan(plan: "Plan", console: Terminal) -> None:
     """Print a plan, readable on 80 columns."""
+    from taskfit.models.served import padded_note
+
     settings, memory = plan.settings, plan.memory
     dtype = str(plan.dtype).removeprefix("torch.")
     for line in (
@@ -222,7 +224,8 @@ def show_plan(plan: "Plan", console: Terminal) -> None:
         f"{settings.training.batch_size}, "
         f"checkpointing {'on' if settings.training.gradient_checkpointing else 'off'}",
         f"{plan.workload.unit:<8} {plan.workload.num_examples:,}, {plan.workload.source}",
-        *([f"layers   {trained_layers(memory.frozen)}"] if memory.step is not None else []),
+        *([f"engine   {padded_note(memory.refusal)}"] if memory.refusal is not None else []),
+        *([f"layers   {trained_layers(memory.frozen)}"] if memory.trains else []),
     ):
         console.print(line, soft_wrap=True)
     console.print("", _memory_table(plan), sep="\n")
@@ -269,7 +272,7 @@ def memory_rows(plan: "Plan") -> list[tuple[str, int, str]]:
         rows.append(("their scales", count.scale_bytes, f"{double} quantization"))
     left = "embeddings, norms, LM head" if count.num_packed else ""
     rows.append((f"weights in {bits}", count.base_bytes, left))
-    if memory.step is not None:
+    if memory.trains:
         optimizer = plan.settings.training.optimizer
         rows += [
             ("adapter", count.adapter_bytes, f"{count.num_adapter:,} weights"),
@@ -304,7 +307,8 @@ def _dynamic_rows(plan: "Plan", dynamic: int) -> list[tuple[str, int, str]]:
     if step.peak_bytes > step.backward_bytes:
         return [("gradients, twice in float32", dynamic, "while they are collected")]
     per_token = step.kept_bytes / step.num_tokens / 1e3
-    note = f"{step.num_tokens:,} unique tokens x {per_token:,.0f} kB"
+    tokens = "unique tokens" if plan.memory.refusal is None else "padded tokens"
+    note = f"{step.num_tokens:,} {tokens} x {per_token:,.0f} kB"
     return [
         ("kept for backward", step.kept_bytes, note),
         ("gradients, working space", dynamic - step.kept_bytes, ""),
@@ -312,6 +316,14 @@ def _dynamic_rows(plan: "Plan", dynamic: int) -> list[tuple[str, int, str]]:
 
 
 def _say_whether_it_fits(plan: "Plan", console: Terminal) -> None:
+    if plan.memory.unknown is not None:
+        console.print(
+            f"What stays in memory {'fits' if plan.fits else 'does not fit'}; what the passes take "
+            f"cannot be told without this model's numbers ({plan.memory.unknown})",
+            style="yellow",
+            soft_wrap=True,
+        )
+        return
     if plan.fits:
         console.print("It fits.", style="green")
         return
@@ -326,11 +338,13 @@ def _say_whether_it_fits(plan: "Plan", console: Terminal) -> None:
 
 def _time_table(plan: "Plan") -> Table:
     time, epoch = plan.time, plan.memory.epoch
-    what = "epoch" if plan.memory.step is not None else "pass"
+    what = "epoch" if plan.memory.trains else "pass"
     table = plain_table(f"one {what}", ">tokens", ">PFLOP", ">time")
+    shares = plan.memory.refusal is None
+    what_runs = "unique tokens" if shares else "texts of like length"
     padded = "padded to the longest of a batch"
     rows = [
-        ("unique tokens (taskfit)", epoch.num_unique, time.flops, time.seconds),
+        (f"{what_runs} (taskfit)", epoch.num_run, time.flops, time.seconds),
         (padded, epoch.num_padded, time.padded_flops, time.padded_seconds),
     ]
     if time.before_flops:
@@ -339,9 +353,9 @@ def _time_table(plan: "Plan") -> Table:
         before = "once, before: " + ", ".join(name for name, runs in names if runs)
         rows.append((before, time.before_tokens, time.before_flops, time.before_seconds))
     epochs = plan.settings.training.epochs
-    if plan.memory.step is not None and epochs != "auto":
+    if plan.memory.trains and epochs != "auto":
         # What a run takes as a whole, validations and evaluation left out.
-        tokens = round(epochs * epoch.num_unique) + time.before_tokens
+        tokens = round(epochs * epoch.num_run) + time.before_tokens
         operations = epochs * time.flops + time.before_flops
         seconds = epochs * time.seconds + time.before_seconds
         rows.append((f"training of {epochs:g} epochs", tokens, operations, seconds))

@@ -14,6 +14,7 @@ from taskfit.cli.screen import Terminal
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
+    from taskfit.serve.engine import RunsEngine
     from taskfit.serve.work import Engine
 
 API_KEY_VARIABLE = "TASKFIT_API_KEY"
@@ -135,6 +136,8 @@ def serve(
             # threads of Python have had work for them, this one and the one that scores.
             with ThreadPoolExecutor(1) as loading:
                 engine = loading.submit(make).result()
+            for note in engine.notes:
+                Terminal(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
             app = create_app(lambda: engine, limits, api_key=api_key)
             has_key = api_key is not None
             started = functools.partial(tell, console, engine, base=base, has_key=has_key)
@@ -180,7 +183,7 @@ def is_loopback(host: str) -> bool:
 
 def load(
     folders: Mapping[str, Path], model: str | None, *, device: str, allow_other_base: bool
-) -> "Engine":
+) -> "RunsEngine":
     """Return the engine that serves runs and a base."""
     from taskfit.serve.engine import load_engine
 

@@ -1,6 +1,7 @@
 """One run of a grid after the other in one process, which keeps the base model between them."""
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,7 @@ class Runner:
         self.screen = screen
         self._key = ""
         self._model: LoadedModel | None = None
+        self._told: set[str] = set()
 
     def run(self, name: str, settings: RunSettings, target: Path) -> Ended:
         """Do a run, or go on with an interrupted one; errors are returned, not raised."""
@@ -123,5 +125,13 @@ class Runner:
             check_run(settings)  # before a model is loaded for nothing
             self._model = None  # before the next one is loaded
             self._model = load_model(settings.model, quantization=settings.adapter)
+            self._tell(self._model.notes)
             self._key = key
         return self._model
+
+    def _tell(self, notes: Sequence[str]) -> None:
+        """Show what was not shown before: a model may be loaded again and again."""
+        for note in notes:
+            if note not in self._told:
+                self.screen.note(note)
+        self._told.update(notes)

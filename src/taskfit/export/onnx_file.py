@@ -18,12 +18,13 @@ import torch
 from torch.export import Dim
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from taskfit.errors import SettingsError
+from taskfit.errors import ModelError, SettingsError, first_line
 from taskfit.export.check import Check, Exported, FloatArray, compare
 from taskfit.export.classification import export_classification, probabilities_of_scores
 from taskfit.export.entry import Entry
 from taskfit.export.merge import Merged
 from taskfit.export.source import Source
+from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.quantize import count_parameters
 
 FILE, FILE_8_BITS = "model.onnx", "model_int8.onnx"
@@ -66,11 +67,22 @@ def export_onnx(source: Source, merged: Merged, folder: Path) -> Exported:
         TaskfitError: If it cannot be exact, or the file in float32 says something else.
     """
     several = source.classifier(merged.model).task.multi_label
+    shares = merged.model.tree.shares_prefixes
     done, entry = export_classification(source, merged, folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    with _quiet():
-        write_onnx(model, AutoTokenizer.from_pretrained(folder), folder / FILE)
-        _write_8_bits(folder / FILE, folder / FILE_8_BITS)
+    try:
+        with _quiet():
+            write_onnx(model, AutoTokenizer.from_pretrained(folder), folder / FILE)
+            _write_8_bits(folder / FILE, folder / FILE_8_BITS)
+    except (RuntimeError, ValueError, TypeError) as error:
+        # Loops of recurrent layers hang on lengths, which cannot be traced.
+        if shares or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"PyTorch cannot write {type(model).__name__} (model type {model.config.model_type}) "
+            f"as ONNX for texts of any length: {first_line(error)} Use --as "
+            "sequence-classification, or --merge."
+        ) from error
     del model
     for path in folder.glob("model*.safetensors*"):
         path.unlink()

@@ -168,6 +168,7 @@ class DistillLoss(TreeObjective[DistillItem]):
             redraw: Returns the teacher's demonstrations for a step; None: they stay.
         """
         self.student = student
+        self.model = student.model
         self.teacher = teacher
         self.over = over
         self.temperature = temperature

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 from torch.compiler import set_stance
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TextStreamer,
+)
 
 from taskfit.models.load import LoadedModel
 from taskfit.models.out_of_memory import is_out_of_memory
@@ -14,6 +20,8 @@ from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray
 
 GENERATION_TOKENS = 4096  # padded prompt tokens in one batch
+# Tokens of a prompt by which padding on the left is tried, and those that pad it.
+TRIED_TOKENS, TRIED_PADDING = 8, 5
 
 
 def generation_config(
@@ -60,8 +68,9 @@ def generate_texts(
 ) -> list[str]:
     """Return what the model writes after each prompt, special tokens left out.
 
-    Longest prompts run first, in batches of like length padded on the left. Where memory runs out,
-    the batch is halved.
+    Longest prompts run first, in batches of like length padded on the left; where a model's
+    recurrent layers read padding, in batches of one length. Where memory runs out, the batch is
+    halved.
 
     Args:
         model: The model.
@@ -78,18 +87,17 @@ def generate_texts(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     limit = len(prompts)
     model.tree.model.eval()
+    pad = model.tokenizer.pad_token_id or 0
     with model.tree.plain_attention() as plain, set_stance("force_eager"):
+        pads = len(set(map(len, prompts))) < 2 or model.tree.shares_prefixes or _pads(plain, pad)
         while order:
             longest = len(prompts[order[0]])
             size = max(1, min(limit, GENERATION_TOKENS // longest))
-            batch = order[:size]
+            batch = [i for i in order[:size] if pads or len(prompts[i]) == longest]
             rows = [torch.from_numpy(prompts[i]) for i in batch]
-            ids = _left_padded(rows, model.tokenizer.pad_token_id or 0)
-            mask = _left_padded([torch.ones_like(row) for row in rows], 0)
             try:
                 generated = plain.generate(
-                    input_ids=ids.to(model.tree.device),
-                    attention_mask=mask.to(model.tree.device),
+                    **_left_padded(rows, pad, model.tree.device),
                     generation_config=config,
                     logits_processor=LogitsProcessorList([_FiniteScores(batch)]),
                     tokenizer=model.tokenizer,
@@ -98,21 +106,55 @@ def generate_texts(
                     synced_gpus=False,
                 )
             except RuntimeError as error:
-                if not is_out_of_memory(error) or size == 1:
+                if not is_out_of_memory(error) or len(batch) == 1:
                     raise
-                limit = size // 2
+                limit = len(batch) // 2
                 continue
             found = model.tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True)
             for index, text in zip(batch, found, strict=True):
                 texts[index] = text
-            order = order[size:]
+            order = order[len(batch) :]
             if advance is not None:
                 advance(len(batch))
     return texts
 
 
-def _left_padded(rows: list[Tensor], value: int) -> Tensor:
-    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
+def _left_padded(rows: list[Tensor], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """Return the inputs of rows of tokens padded on the left."""
+
+    def padded(tensors: list[Tensor], value: int) -> Tensor:
+        joined = pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left")
+        return joined.to(device)
+
+    masks = [torch.ones_like(row) for row in rows]
+    return {"input_ids": padded(rows, pad), "attention_mask": padded(masks, 0)}
+
+
+def _pads(model: PreTrainedModel, pad: int) -> bool:
+    """Return whether what a model writes is the same behind padding on the left.
+
+    A mask hides padding from attention; whether it hides it from a recurrent state hangs on the
+    family.
+    """
+    config = GenerationConfig(
+        max_new_tokens=2,
+        min_new_tokens=2,
+        do_sample=False,
+        pad_token_id=pad,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    row = torch.randint(vocabulary, (TRIED_TOKENS,), generator=torch.Generator().manual_seed(0))
+    longer = torch.cat((row[:TRIED_PADDING], row))
+    alone, company = (
+        torch.stack(
+            model.generate(**_left_padded(rows, pad, model.device), generation_config=config).logits
+        )[:, 0]
+        for rows in ([row], [row, longer])
+    )
+    tolerance = 1e-3 if model.dtype == torch.float32 else 1e-2
+    return bool((alone - company).abs().max() < tolerance * alone.abs().max())
 
 
 class _FiniteScores(LogitsProcessor):  # type: ignore[misc]

@@ -7,8 +7,9 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from taskfit.models.causal_model import CausalModel
 from taskfit.models.prefix import Prefix
-from taskfit.tree import IntArray, TokenTree, plan_trees, unique_tokens
+from taskfit.tree import IntArray, TokenTree, plan_trees, tokens_to_run
 
 
 class Item(Protocol):
@@ -56,7 +57,7 @@ class Objective(ABC, Generic[ItemT]):
 
     @abstractmethod
     def plan(self, items: Sequence[ItemT], token_budget: int) -> list[list[int]]:
-        """Cut examples into forward passes of at most `token_budget` unique tokens."""
+        """Cut examples into forward passes of at most `token_budget` tokens."""
 
     @abstractmethod
     def loss_sum(self, items: Sequence[ItemT]) -> Tensor:
@@ -64,7 +65,7 @@ class Objective(ABC, Generic[ItemT]):
 
     @abstractmethod
     def largest(self, items: Sequence[ItemT]) -> int:
-        """Return the unique tokens that the largest example needs in one forward pass."""
+        """Return the tokens that the largest example needs in one forward pass."""
 
     def count(self, items: Sequence[ItemT]) -> int:
         """Return what a step's summed loss is divided by: examples, or what the loss counts."""
@@ -84,23 +85,33 @@ class Objective(ABC, Generic[ItemT]):
 
 
 class TreeObjective(Objective[ItemT]):
-    """An objective whose forward passes are token trees."""
+    """An objective whose forward passes are token trees.
+
+    A model that runs every sequence by itself keeps all of them for the backward pass, so for it
+    the tokens that run are planned, not unique ones.
+
+    Attributes:
+        model: The model in training.
+    """
+
+    model: CausalModel
 
     @abstractmethod
     def sequences(self, item: ItemT) -> Sequence[IntArray]:
         """Return what must run for an example, in one tree."""
 
     def plan(self, items: Sequence[ItemT], token_budget: int) -> list[list[int]]:
-        """Cut examples into trees of at most `token_budget` unique tokens."""
-        groups = [self.sequences(item) for item in items]
-        return plan_trees(groups, token_budget, names=[item.id for item in items])
+        """Cut examples into trees that make the model run at most `token_budget` tokens."""
+        groups, names = [self.sequences(item) for item in items], [item.id for item in items]
+        return plan_trees(groups, token_budget, names=names, shares=self.model.shares_prefixes)
 
     def fixed_trees(self, items: Sequence[ItemT], token_budget: int) -> Iterator[FixedTree]:
-        """Return the sequences of all items, in trees of at most `token_budget` unique tokens."""
+        """Return the sequences of all items, in trees as `plan` cuts them."""
         for piece in self.plan(items, token_budget):
             tree = TokenTree.build([ids for i in piece for ids in self.sequences(items[i])])
             yield FixedTree(tree, None, len(piece))
 
     def largest(self, items: Sequence[ItemT]) -> int:
-        """Return the unique tokens that the largest example needs in one tree."""
-        return max(unique_tokens(self.sequences(item)) for item in items)
+        """Return the most tokens that the model runs for one example."""
+        shares = self.model.shares_prefixes
+        return max(tokens_to_run(self.sequences(item), shares=shares) for item in items)

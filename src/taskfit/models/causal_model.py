@@ -4,7 +4,6 @@ Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width
 Y predicted tokens.
 """
 
-import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +14,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from taskfit.models.adapters import adapter_layers, use_adapter
 from taskfit.models.cut_model import CutModel
@@ -31,10 +30,21 @@ LOGIT_ROWS = 128
 # What configurations call the longest sequence. Models without one have no limit: recurrent ones,
 # and those whose attention is biased by distance.
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
+NO_LIMIT = 2**20  # tokens; a number that can be shown and sent
 # What models do to their scores after the head: divide, multiply, cap.
 DIVISORS = ("logits_scaling",)
 FACTORS = ("logit_scale", "lm_head_multiplier")
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def longest_sequence(config: PretrainedConfig) -> int:
+    """Return the longest sequence that a model was made for (tokens), `NO_LIMIT` if none is named.
+
+    Args:
+        config: Of the model.
+    """
+    settings = config.get_text_config().to_dict()
+    return next((int(n) for name in LENGTHS if (n := settings.get(name)) is not None), NO_LIMIT)
 
 
 class CausalModel(CutModel):
@@ -79,9 +89,8 @@ class CausalModel(CutModel):
 
     @property
     def max_length(self) -> int:
-        """Longest sequence that the model was made for (tokens); where there is none, no limit."""
-        found = self._first_number(LENGTHS)
-        return sys.maxsize if found is None else int(found)
+        """Longest sequence that the model was made for (tokens)."""
+        return longest_sequence(self.model.config)
 
     @abstractmethod
     def over(self, model: PreTrainedModel, *, adapter: str | None = None) -> "CausalModel":

@@ -21,6 +21,7 @@ from taskfit.models.identity import model_folder, weight_files
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model, readable
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
+from taskfit.models.served import padded_note
 from taskfit.models.whole import check_files_finite, load_whole
 from taskfit.settings import AdapterSettings, ModelSettings
 from taskfit.settings_base import check_device
@@ -49,6 +50,13 @@ class LoadedModel:
     name: str
     revision: str | None
     note: str | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what people should know about its files, and about what runs it."""
+        refusal = self.tree.refusal
+        padded = None if refusal is None else padded_note(refusal)
+        return [note for note in (self.note, padded) if note is not None]
 
 
 def under_torchrun() -> bool:

@@ -4,6 +4,8 @@ Some models multiply by a layer's weights themselves, instead of calling it. An 
 then passed over without a word, and a weight packed into 4 bits is read as if it were numbers.
 """
 
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -27,7 +29,18 @@ def bypassed_layers(model: PreTrainedModel) -> frozenset[str]:
     """Return the last names of a model's linear layers that take no adapter, such as `dt_proj`."""
     kernel = KERNEL_LAYERS if model.config.model_type in KERNEL_MODELS else frozenset()
     names = {path.rsplit(".", 1)[-1] for path in linear_layers(model)}
-    return frozenset(names & (READ_DIRECTLY | kernel))
+    return frozenset(names & (READ_DIRECTLY | kernel)) | _taken_for_experts(model, names)
+
+
+def _taken_for_experts(model: PreTrainedModel, names: set[str]) -> frozenset[str]:
+    """Return the names by which PEFT adapts experts instead, which hold their weights together.
+
+    A shared expert has linear layers of the names that experts had before they were fused. Their
+    weights would be summed with the adapter in each pass, and take no dropout.
+    """
+    config = LoraConfig(target_modules=sorted(names))
+    convert_peft_config_for_transformers(config, model, conversions=None)
+    return frozenset(names - set(config.target_modules or ()))
 
 
 def target_modules(model: PreTrainedModel, targets: str | list[str]) -> list[str]:

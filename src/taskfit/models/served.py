@@ -1,7 +1,10 @@
 """Which causal language models the token tree serves: those of pure causal attention."""
 
-from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from taskfit.errors import ModelError, TaskfitError
 from taskfit.models.out_of_memory import is_out_of_memory
@@ -63,15 +66,47 @@ def refuse_unserved(model: PreTrainedModel) -> None:
         ModelError: If it is none.
     """
     refuse_others(model)
-    settings = model.config.get_text_config().to_dict()
+    reason = why_not_served(model.config, type(model))
+    if reason is not None:
+        raise UnservedError(model, reason)
+
+
+def why_not_served(config: PretrainedConfig, kind: type[PreTrainedModel]) -> str | None:
+    """Return why the token tree does not serve a causal language model, one clause; None: it may.
+
+    Args:
+        config: Of the model.
+        kind: Its class.
+    """
+    settings = config.get_text_config().to_dict()
     other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
     if other_layers:
-        raise UnservedError(
-            model, f"layers that are not pure causal attention ({', '.join(other_layers)})"
-        )
-    if not model._supports_attention_backend:
-        raise UnservedError(
-            model,
+        return f"layers that are not pure causal attention ({', '.join(other_layers)})"
+    if not kind._supports_attention_backend:
+        return (
             "attention that cannot be replaced in transformers (recurrent or convolutional state, "
-            "or biases such as ALiBi)",
+            "or biases such as ALiBi)"
         )
+    return None
+
+
+def refusal_of(config: PretrainedConfig) -> str | None:
+    """Return what `why_not_served` says of the class that transformers has for a configuration.
+
+    None also where there is no class. Nothing is loaded; loading may find more reasons.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    return why_not_served(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def padded_note(refusal: str) -> str:
+    """Return what people should know of a model that the tree does not serve.
+
+    Args:
+        refusal: Why it does not, one clause.
+    """
+    return (
+        f"the model runs in padded batches, not as token trees, since it has {refusal}: texts that "
+        "start alike share little or no work"
+    )

@@ -8,7 +8,7 @@ from taskfit.methods.objective import FixedTree, TreeObjective
 from taskfit.plan.tokens import SCORE_TOKEN_BUDGET, Workload
 from taskfit.settings import RunSettings
 from taskfit.training.length import sees_texts_again
-from taskfit.tree import IntArray, TokenTree, plan_trees, unique_tokens
+from taskfit.tree import IntArray, TokenTree, plan_trees, tokens_to_run, unique_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class FrozenPlan:
     Attributes:
         num_frozen: Layers that no training changes; 0: all are trained, or none is.
         num_layers: Layers of the decoder.
-        num_before: Unique tokens that the frozen layers run once, before the first step; 0: they
-            run forward in each step.
+        num_before: Tokens that the frozen layers run once, before the first step; 0: they run
+            forward in each step.
         num_kept: Unique tokens whose states are kept: these, and those of validations.
         memory_bytes: Of kept states in main memory.
         file_bytes: Of kept states in memory-mapped files.
@@ -56,18 +56,20 @@ def plan_frozen(
         num_frozen: Layers below the trained ones.
         num_layers: Layers of the decoder.
         token_bytes: Of the states of one token.
-        token_budget: Most unique tokens in one tree of training.
+        token_budget: Most tokens of one forward pass of training.
     """
     gigabytes = settings.adapter.cache_gigabytes
     if num_frozen == 0 or gigabytes is None:
         return FrozenPlan(num_frozen, num_layers)
     budget, before, heaviest = settings.training.score_token_budget, 0, None
+    num_kept = _scored_tokens(workload.scored_groups(workload.validation), budget)
     if sees_texts_again(settings.training, workload.num_examples):
         trees = list(objective.fixed_trees(workload.items, token_budget))
-        heaviest = max(trees, key=lambda fixed: len(fixed.tree))
-        scale = workload.num_examples / len(workload.items)
-        before = round(sum(len(fixed.tree) for fixed in trees) * scale)
-    num_kept = before + _scored_tokens(workload.scored_groups(workload.validation), budget)
+        shares, scale = objective.model.shares_prefixes, workload.num_examples / len(workload.items)
+        sizes = [_tokens_run(fixed.tree, shares=shares) for fixed in trees]
+        heaviest = trees[sizes.index(max(sizes))]
+        num_kept += round(sum(len(fixed.tree) for fixed in trees) * scale)
+        before = round(sum(sizes) * scale)
     num_bytes = num_kept * token_bytes
     in_memory = min(num_bytes, round(gigabytes * 1e9))
     return FrozenPlan(
@@ -79,6 +81,11 @@ def plan_frozen(
         file_bytes=num_bytes - in_memory,
         heaviest=heaviest,
     )
+
+
+def _tokens_run(tree: TokenTree, *, shares: bool) -> int:
+    """Return the tokens that a tree makes a model run."""
+    return tokens_to_run([tree.ids[path] for path in tree.paths], shares=shares)
 
 
 def _scored_tokens(groups: Sequence[Sequence[IntArray]], budget: int | None) -> int:

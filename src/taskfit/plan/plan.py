@@ -6,12 +6,14 @@ arithmetic (`timing.py`).
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
-from taskfit.errors import SettingsError
+from taskfit.errors import SettingsError, TaskfitError, first_line
 from taskfit.method_settings import TUNING
+from taskfit.methods.objective import TreeObjective
 from taskfit.plan.cards import Card
 from taskfit.plan.frozen import FrozenPlan, plan_frozen
 from taskfit.plan.host import HostMemory, host_memory
@@ -48,6 +50,8 @@ class MemoryPlan:
         frozen: Layers that are not trained, and what is kept of what they give out.
         epoch: Tokens of an epoch, and the step that was simulated.
         host: What a CPU needs beside tensors; nothing on a GPU.
+        refusal: Why the model runs padded, one clause; None: by the token tree.
+        unknown: Why it is not known what passes take; None: it is.
     """
 
     count: ModelCount
@@ -58,6 +62,13 @@ class MemoryPlan:
     frozen: FrozenPlan
     epoch: Epoch
     host: HostMemory
+    refusal: str | None = None
+    unknown: str | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Return whether the run trains in steps."""
+        return self.count.num_trainable > 0
 
     @property
     def static_bytes(self) -> int:
@@ -146,7 +157,7 @@ def make_plan(
 
     Raises:
         SettingsError: If the method does not use a causal language model on this machine.
-        ModelError: If the token tree cannot serve the model.
+        ModelError: If it is no causal language model.
     """
     refuse_without_model(settings)
     settings = settled(settings, workload.size)
@@ -210,10 +221,6 @@ def plan_memory(
     largest = objective.largest(workload.items)
     budget = max(largest, training.token_budget or TOKEN_BUDGET)
     epoch = plan_epoch(workload, objective, settings, token_budget=budget)
-    scoring = model.score(
-        workload.prefix_ids,
-        lambda prefix: workload.score(model.tree, prefix, training.score_token_budget),
-    )
     frozen = plan_frozen(
         workload,
         objective,
@@ -223,11 +230,17 @@ def plan_memory(
         token_bytes=model.token_bytes,
         token_budget=budget,
     )
-    before = None if frozen.heaviest is None else model.keep(frozen.heaviest.tree)
-    step = None
-    if trains:
-        found = frozen.num_before > 0
-        step = model.train_step(epoch.heaviest, objective, training, finds_states=found)
+    unknown = None
+    try:
+        scoring, before, step = _simulate(model, workload, objective, settings, frozen, epoch)
+    except TaskfitError:
+        raise
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        if model.tree.shares_prefixes:
+            raise
+        # What recurrent layers compute may hang on numbers, and here are none.
+        unknown = first_line(error)
+        scoring, before, step = SimulatedScoring(0, 0, 0), None, None
     moments = MOMENT_BYTES[training.optimizer] * model.count.num_trainable if trains else 0
     host = None
     if on_cpu:
@@ -242,8 +255,39 @@ def plan_memory(
             states_bytes=frozen.memory_bytes,
         )
     return MemoryPlan(
-        model.count, round(moments), step, scoring, before, frozen, epoch, host or HostMemory()
+        model.count,
+        round(moments),
+        step,
+        scoring,
+        before,
+        frozen,
+        epoch,
+        host or HostMemory(),
+        refusal=model.tree.refusal,
+        unknown=unknown,
     )
+
+
+def _simulate(
+    model: SimulatedModel,
+    workload: Workload,
+    objective: TreeObjective[Any],
+    settings: RunSettings,
+    frozen: FrozenPlan,
+    epoch: Epoch,
+) -> tuple[SimulatedScoring, SimulatedScoring | None, SimulatedStep | None]:
+    """Return what scoring, the passes of frozen layers, and a training step allocate."""
+    training = settings.training
+    scoring = model.score(
+        workload.prefix_ids,
+        lambda prefix: workload.score(model.tree, prefix, training.score_token_budget),
+    )
+    before = None if frozen.heaviest is None else model.keep(frozen.heaviest.tree)
+    step = None
+    if settings.method.name in TRAINED:
+        found = frozen.num_before > 0
+        step = model.train_step(epoch.heaviest, objective, training, finds_states=found)
+    return scoring, before, step
 
 
 def find_remedy(
@@ -264,7 +308,7 @@ def find_remedy(
         memory_of: Plans other settings, and another model's configuration if one is given.
         room: What the card has for a process (bytes).
         dtype: Of weights and arithmetic.
-        longest: Unique tokens of the largest example.
+        longest: Tokens that the largest example needs in one forward pass.
     """
     largest, with_flags, changed = 0, "", settings
     for with_flags, changed in _remedies(settings, longest):

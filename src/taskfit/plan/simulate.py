@@ -9,7 +9,7 @@ that call themselves CPU tensors, since smaller blocks and rounded trees are cho
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +91,36 @@ class _NoNumbers(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the function returns
         # A fake tensor's own `tolist` asks for every `item`.
-        if func in (Tensor.tolist, Tensor.item, Tensor.__float__) and (
-            args[0].is_meta or isinstance(args[0], FakeTensor)
-        ):
+        if func in (Tensor.tolist, Tensor.item, Tensor.__float__) and _is_empty(args[0]):
             return np.zeros(args[0].shape).tolist()
+        # Decoders ask whether a batch is a plain one, to leave out masks.
+        if func is Tensor.__bool__ and _is_empty(args[0]):
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+def _is_empty(tensor: Tensor) -> bool:
+    """Return whether a tensor has no contents."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
+class _AnyFormat(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets products by groups, as mixtures of experts have them, be in float32.
+
+    Real tensors may be; the operator's rule for shapes knows bfloat16 alone.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the operator returns
+        """Run an operator."""
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float32:
+            rows, weights, *others = args
+            return func(rows.bfloat16(), weights.bfloat16(), *others, **(kwargs or {})).float()
         return func(*args, **(kwargs or {}))
 
 
@@ -103,7 +129,7 @@ class SimulatedStep:
     """What a training step allocates beyond weights, masters and moments.
 
     Attributes:
-        num_tokens: Unique tokens of the largest forward pass.
+        num_tokens: Tokens that the largest forward pass runs.
         kept_bytes: Kept of the forward pass for the backward pass.
         backward_bytes: Most alive in forward and backward pass, gradients of weights included.
         peak_bytes: Most alive in the whole step.
@@ -120,8 +146,8 @@ class SimulatedScoring:
     """What scoring allocates beyond weights.
 
     Attributes:
-        num_tokens: Unique tokens of the forward pass, prefix not counted.
-        prefix_bytes: Keys and values of the static prefix.
+        num_tokens: Tokens that the forward pass runs, prefix not counted.
+        prefix_bytes: What is kept of the static prefix, such as keys and values.
         peak_bytes: Most alive at once, prefix included.
     """
 
@@ -157,8 +183,7 @@ class SimulatedModel:
             trains: False for methods that only read the model.
 
         Raises:
-            ModelError: If transformers has no causal LM for the configuration, or the token tree
-                cannot serve it.
+            ModelError: If transformers has no causal LM for the configuration.
         """
         self._model = meta_model(config, dtype)
         self.count = prepare_weights(self._model, adapter, dtype=dtype, trains=trains)
@@ -170,7 +195,7 @@ class SimulatedModel:
                 _move_to_fake_cpu(self._model)
         self.tree = causal_engine(self._model, verify=False)
         first = first_trained_layer(self.tree.num_layers, adapter.trained_layers) if trains else 0
-        with self._mode, _NoNumbers():
+        with self._without_numbers():
             self.tree.freeze_below(first)
 
     @property
@@ -202,7 +227,7 @@ class SimulatedModel:
             enable_gradient_checkpointing(self._model)
         kept = backward = 0
         before_step = self.tree.num_tokens_run
-        with self._mode, _NoNumbers():
+        with self._without_numbers():
             parameters = trainable_parameters(self._model)
             # Moments are counted by formula: the 8-bit optimizer has no kernels for such tensors.
             optimizer = MasterOptimizer(
@@ -235,9 +260,9 @@ class SimulatedModel:
 
         Args:
             prefix_ids: Tokens that run once, before, (P,).
-            run: Runs the pass on `tree`, given keys and values of the prefix.
+            run: Runs the pass on `tree`, given the prefix.
         """
-        with self._mode, _NoNumbers(), torch.no_grad():
+        with self._without_numbers(), torch.no_grad():
             self._model.eval()
             with Allocations(_tensors(self._model)) as allocations:
                 prefix = self.tree.encode_prefix(prefix_ids) if len(prefix_ids) else None
@@ -254,6 +279,12 @@ class SimulatedModel:
     def keep(self, tree: TokenTree) -> SimulatedScoring:
         """Simulate a pass over a tree of which the frozen layers' states are kept."""
         return self.score(np.empty(0, np.int64), lambda _: self.tree.keep_tree(tree))
+
+    @contextlib.contextmanager
+    def _without_numbers(self) -> Iterator[None]:
+        """Let real code run on tensors without contents."""
+        with self._mode, _AnyFormat(), _NoNumbers():  # type: ignore[no-untyped-call]
+            yield
 
     def _find_states(self) -> None:
         """Let passes find kept states of any tree."""

@@ -26,15 +26,15 @@ class TimePlan:
     """Predicted time of an epoch.
 
     Attributes:
-        flops: Operations for our unique tokens.
+        flops: Operations for the tokens that run.
         padded_flops: Operations of the padded recipe: every row padded to its batch, the LM head
             at every position.
-        seconds: For our unique tokens.
+        seconds: For these tokens.
         padded_seconds: For the padded recipe.
         before_flops: Operations of what runs once before the first step: the reference of
             preferences, and layers that are not trained; 0 if nothing does.
         before_seconds: For that.
-        before_tokens: Unique tokens of that.
+        before_tokens: Tokens of that.
         rate: Of matrix products on the card (FLOP/s).
         utilization: Share of it that is assumed.
     """
@@ -81,13 +81,13 @@ def plan_time(
     # With frozen layers the LM head is frozen too.
     per_row = 2 * (passes + full * (not lower)) * count.num_head
     in_step = 2 * lower * (not frozen.num_before)
-    flops = (per_token + in_step) * epoch.num_unique + per_row * epoch.num_read
+    flops = (per_token + in_step) * epoch.num_run + per_row * epoch.num_read
     # Who pads keeps no states.
     padded_flops = (per_token + 2 * lower + per_row) * epoch.num_padded
     before, before_tokens = 2 * lower * frozen.num_before, frozen.num_before
     if workload.scores_before:
-        before += 2 * (count.num_body * epoch.num_unique + count.num_head * epoch.num_read)
-        before_tokens += epoch.num_unique
+        before += 2 * (count.num_body * epoch.num_run + count.num_head * epoch.num_read)
+        before_tokens += epoch.num_run
     rate, utilization = card.rate(dtype), card.utilization(dtype)
     expanding = _expanding_seconds(count, card, dtype)
     share = lower / count.num_body
@@ -95,7 +95,7 @@ def plan_time(
     whole = upper + expanding * share
     once = share * -(-frozen.num_before // TOKEN_BUDGET)
     if workload.scores_before:
-        once += -(-epoch.num_unique // SCORE_TOKEN_BUDGET)
+        once += -(-epoch.num_run // SCORE_TOKEN_BUDGET)
     steps = -(-workload.num_examples // known(settings.training.batch_size))
     return TimePlan(
         flops=flops,

@@ -16,7 +16,7 @@ from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import static_start
 from taskfit.methods.scoring import WordReader
-from taskfit.models.causal_model import CausalModel
+from taskfit.models.causal_model import CausalModel, longest_sequence
 from taskfit.models.prefix import Prefix
 from taskfit.plan.shapes import tokenizer_folder
 from taskfit.runs.kind import Size
@@ -24,7 +24,7 @@ from taskfit.runs.prepare import prepare_data
 from taskfit.settings import ModelSettings, RunSettings, known
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.training.loop import padded_tokens
-from taskfit.tree import IntArray, common_prefix_length, unique_tokens
+from taskfit.tree import IntArray, common_prefix_length, tokens_to_run, unique_tokens
 
 SAMPLE = 2000  # examples
 SCORE_TOKEN_BUDGET = 1024
@@ -90,7 +90,7 @@ class Workload(ABC):
 
         Args:
             tree: The model.
-            prefix: Keys and values of `prefix_ids`, if there are any.
+            prefix: Of `prefix_ids`, if there are any.
             budget: Most unique tokens in it; None: the default of a run.
         """
 
@@ -162,15 +162,15 @@ class Epoch:
     """What an epoch runs, and its heaviest step.
 
     Attributes:
-        num_unique: Unique tokens of all forward passes.
+        num_run: Tokens that all forward passes run: unique ones, where the model shares them.
         num_padded: Tokens if each batch were padded to its longest example.
         num_passes: Forward passes.
         num_read: Nodes at which the whole LM head is read.
         heaviest: The largest forward passes of one step; a second stands for all further ones.
-        longest: Unique tokens of the largest example.
+        longest: Tokens that the largest example needs in one forward pass.
     """
 
-    num_unique: int
+    num_run: int
     num_padded: int
     num_passes: int
     num_read: int
@@ -249,7 +249,7 @@ def real_workload(settings: RunSettings, config: PretrainedConfig) -> LabelWorkl
     examples = data.train or next(iter(data.evaluations.values()), [])
     if not examples:
         raise SettingsError("There are no examples to plan for.")
-    limit = int(config.get_text_config().max_position_embeddings)
+    limit = longest_sequence(config)
     limit = min(limit, settings.model.max_length or limit)
     end_id = tokenizer.eos_token_id
     encoder: PromptEncoder | BareEncoder
@@ -318,14 +318,17 @@ def plan_epoch(
     ]
     # The loop runs this one, without an update, before it starts.
     longest = sorted(items, key=lambda item: -item.num_tokens)[:batch_size]
-    unique = passes = padded = read = 0
+    run = passes = padded = read = 0
     heaviest: tuple[tuple[int, int], list[list[Any]]] = ((-1, -1), [])
     for batch in (longest, *batches):
         pieces = [[batch[i] for i in piece] for piece in objective.plan(batch, token_budget)]
         # Tokens first: what is read of the vocabulary is read in slices.
         sizes = [
             (
-                unique_tokens([ids for item in piece for ids in objective.sequences(item)]),
+                tokens_to_run(
+                    [ids for item in piece for ids in objective.sequences(item)],
+                    shares=objective.model.shares_prefixes,
+                ),
                 workload.num_read(piece, objective),
             )
             for piece in pieces
@@ -334,13 +337,13 @@ def plan_epoch(
             largest = pieces[sizes.index(max(sizes))]
             heaviest = (max(sizes), [largest] * min(2, len(pieces)))
         if batch is not longest:
-            unique += sum(size for size, _ in sizes)
+            run += sum(size for size, _ in sizes)
             read += sum(rows for _, rows in sizes)
             passes += len(pieces)
             padded += padded_tokens(batch)
     scale = workload.num_examples / len(items)
     return Epoch(
-        num_unique=round(unique * scale),
+        num_run=round(run * scale),
         num_padded=round(padded * scale),
         num_passes=round(passes * scale),
         num_read=round(read * scale),

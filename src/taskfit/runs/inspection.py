@@ -15,7 +15,7 @@ from taskfit.runs.prepare import PreparedData, prepare_data, sets_by_name
 from taskfit.settings import ModelSettings, RunSettings, known
 from taskfit.tasks import Checkup, EncodedExample, PromptEncoder, Task, check_up
 from taskfit.training.length import settle_length
-from taskfit.tree import unique_tokens
+from taskfit.tree import tokens_to_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,8 +35,10 @@ class Inspection:
         num_examples: Examples in each set.
         batch_size: Examples per optimizer step.
         padded_tokens: Tokens of one pass over the examples looked at, each padded to the longest.
-        unique_tokens: Tokens of the same pass as trees.
+        run_tokens: Tokens that the model runs for the same pass, as trees if it can.
         notes: What people should know about the data.
+        refusal: Why the token tree does not serve the model, one clause, as far as its
+            configuration tells; None: it may.
     """
 
     task: Task
@@ -46,8 +48,9 @@ class Inspection:
     num_examples: dict[str, int]
     batch_size: int
     padded_tokens: int
-    unique_tokens: int
+    run_tokens: int
     notes: tuple[str, ...] = ()
+    refusal: str | None = None
 
 
 def inspect_task(settings: RunSettings) -> Inspection:
@@ -66,7 +69,7 @@ def inspect_task(settings: RunSettings) -> Inspection:
     examples = data.train or next(iter(data.evaluations.values()), [])
     if not examples:
         raise SettingsError("There are no examples to inspect.")
-    tokenizer, limit = _tokenizer_and_limit(settings.model)
+    tokenizer, limit, refusal = _look_at_model(settings.model)
     encoder = PromptEncoder(tokenizer, data.task, data.demonstrations, max_length=limit)
     # Tables are often sorted by label, so their beginning tells little.
     drawn = np.random.default_rng([settings.seed, 3]).permutation(len(examples))[:SAMPLE]
@@ -78,7 +81,9 @@ def inspect_task(settings: RunSettings) -> Inspection:
         mean_words=mean_words(examples),
     )
     batch_size = known(settled.training.batch_size)
-    padded, unique = _tokens_of_pass(encoder, encoded, seed=settings.seed, size=batch_size)
+    padded, run = _tokens_of_pass(
+        encoder, encoded, seed=settings.seed, size=batch_size, shares=refusal is None
+    )
     return Inspection(
         task=data.task,
         model=settings.model.name,
@@ -87,19 +92,25 @@ def inspect_task(settings: RunSettings) -> Inspection:
         num_examples=_sizes(data),
         batch_size=batch_size,
         padded_tokens=padded,
-        unique_tokens=unique,
+        run_tokens=run,
         notes=data.notes,
+        refusal=refusal,
     )
 
 
-def _tokenizer_and_limit(settings: ModelSettings) -> "tuple[PreTrainedTokenizerBase, int]":
-    """Return the tokenizer, and the longest prompt with its completion (tokens)."""
+def _look_at_model(
+    settings: ModelSettings,
+) -> "tuple[PreTrainedTokenizerBase, int, str | None]":
+    """Return the tokenizer, the longest prompt with its completion (tokens), and the refusal."""
     source = locate_model(settings.name)
     if is_packaged(settings.name):
         tokenizer, limit = packaged_tokenizer(settings.name)
-        return tokenizer, min(limit, settings.max_length or limit)
+        return tokenizer, min(limit, settings.max_length or limit), None
 
     from transformers import AutoConfig, AutoTokenizer
+
+    from taskfit.models.causal_model import longest_sequence
+    from taskfit.models.served import refusal_of
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
@@ -119,8 +130,8 @@ def _tokenizer_and_limit(settings: ModelSettings) -> "tuple[PreTrainedTokenizerB
         from taskfit.models.whole import check_files
 
         check_files(readable(source)[0], settings.name, settings.revision)
-    limit = int(config.get_text_config().max_position_embeddings)
-    return tokenizer, min(limit, settings.max_length or limit)
+    limit = longest_sequence(config)
+    return tokenizer, min(limit, settings.max_length or limit), refusal_of(config)
 
 
 def _sizes(data: PreparedData) -> dict[str, int]:
@@ -130,9 +141,14 @@ def _sizes(data: PreparedData) -> dict[str, int]:
 
 
 def _tokens_of_pass(
-    encoder: PromptEncoder, encoded: list[EncodedExample], *, seed: int, size: int
+    encoder: PromptEncoder,
+    encoded: list[EncodedExample],
+    *,
+    seed: int,
+    size: int,
+    shares: bool,
 ) -> tuple[int, int]:
-    """Return padded and unique tokens of the gold answers, in seeded batches."""
+    """Return the tokens of the gold answers, padded and as they run, in seeded batches."""
     order = np.random.default_rng([seed, 0]).permutation(len(encoded))
     owners = [candidate.label_index for candidate in encoder.candidates]
     sequences = []
@@ -141,9 +157,9 @@ def _tokens_of_pass(
         gold = item.completions[owners.index(item.label_index or 0)]
         sequences.append(np.concatenate((item.prompt_ids, gold)))
     padded = len(sequences) * max(map(len, sequences))
-    unique = sum(
+    run = sum(
         # The last token of an answer is predicted, but need not run.
-        unique_tokens([sequences[i][:-1] for i in order[start : start + size]])
+        tokens_to_run([sequences[i][:-1] for i in order[start : start + size]], shares=shares)
         for start in range(0, len(order), size)
     )
-    return padded, unique
+    return padded, run

@@ -203,7 +203,7 @@ def predict_into(
             "options": describe_asking(**asking),
         }
         if cluster is None:
-            predictor = Predictor(folder, **asking)
+            predictor = Predictor(folder, screen=screen, **asking)
             made_from["options"] += predictor.describe_base()
         partial = PartialPredictions(
             target, made_from, num_rows=texts.table.num_rows, chunk=CHUNK, screen=screen
@@ -247,7 +247,7 @@ def predict_windows(
         TaskfitError: If the run, the texts or the coverage does not allow it.
     """
     texts = _opened(folder, given, columns, screen, **asking)
-    predictor = Predictor(folder, **asking)
+    predictor = Predictor(folder, screen=screen, **asking)
     labels = {name: question.task.label_names for name, question in predictor.questions.items()}
     with screen.progress(f"predicting {given.name}", texts.table.num_rows) as advance:
         for make in texts.windows(CHUNK):

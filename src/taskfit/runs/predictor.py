@@ -16,6 +16,7 @@ from taskfit.runs.classifier import Classifier
 from taskfit.runs.load import load_classifier
 from taskfit.runs.predictions import ERROR, SHORTENED, prediction_table
 from taskfit.runs.table_texts import Rows
+from taskfit.screen import Screen
 from taskfit.stats.conformal import prediction_sets
 from taskfit.tasks.shortening import noting_shortened
 
@@ -71,6 +72,7 @@ class Predictor:
         self,
         folder: Path,
         *,
+        screen: Screen | None = None,
         device: str = "auto",
         options: Mapping[str, Sequence[str]] | None = None,
         coverage: float | None = None,
@@ -81,6 +83,8 @@ class Predictor:
     ) -> None:
         """Load the run of a folder; see `Asking`.
 
+        A screen is told what people should know of its model.
+
         Raises:
             TaskfitError: If the run does not allow it.
         """
@@ -90,6 +94,10 @@ class Predictor:
                 "as 0.8."
             )
         found = load_classifier(folder, device=device, allow_other_base=allow_other_base)
+        model = found.method.context.model
+        if screen is not None and model is not None:
+            for note in model.notes:
+                screen.note(note)
         self._classifier = found.with_options(options or {})
         self.questions = self._classifier.questions
         several = [q.task for q in self.questions.values() if q.task.multi_label]

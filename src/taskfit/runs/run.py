@@ -97,7 +97,7 @@ def base_model(
         settings: All settings.
         model: The caller's.
         memory: Where it is charged.
-        screen: Where the number format is told.
+        screen: Where the number format is told, and what the model has of notes.
         origin: The run that this one goes on from; a model that it trained in full is taken.
     """
     whole = None if origin is None else origin.whole_model
@@ -109,8 +109,8 @@ def base_model(
             named = named.model_copy(update={"name": str(whole), "revision": None})
         model = load_model(named, quantization=settings.adapter)
         model = replace(model, name=settings.model.name, revision=settings.model.revision)
-        if model.note is not None:
-            screen.note(model.note)
+        for note in model.notes:
+            screen.note(note)
         memory.stage("model")
     else:
         memory.charge("model", weight_bytes(model.tree.model))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from taskfit.errors import SettingsError, suggestion
+from taskfit.models.served import padded_note
 from taskfit.runs.load import load_run
 from taskfit.runs.shared_bases import SharedBases
 from taskfit.serve.build import served_base, served_run
@@ -79,6 +80,13 @@ class RunsEngine:
         """Serve models, each under the name on its card."""
         self._served = {model.card.name: model for model in served}
         self.num_bases = num_bases
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what people should know of how models run, each sentence once."""
+        trees = [model.tree for model in self._served.values() if model.tree is not None]
+        refusals = dict.fromkeys(tree.refusal for tree in trees)
+        return [padded_note(refusal) for refusal in refusals if refusal is not None]
 
     def models(self) -> Sequence[ModelCard]:
         """Return what is served, in the order in which it was named."""

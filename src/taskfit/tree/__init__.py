@@ -2,7 +2,7 @@
 
 from taskfit.tree.build import IntArray, TokenTree, common_prefix_length
 from taskfit.tree.layout import AttentionBlock, attention_blocks
-from taskfit.tree.plan import plan_trees, unique_tokens
+from taskfit.tree.plan import plan_trees, tokens_to_run, unique_tokens
 
 __all__ = [
     "AttentionBlock",
@@ -11,5 +11,6 @@ __all__ = [
     "attention_blocks",
     "common_prefix_length",
     "plan_trees",
+    "tokens_to_run",
     "unique_tokens",
 ]

@@ -138,6 +138,8 @@ def generate_file(
         tuned = load_generator(
             name, device=device, template=template, allow_other_base=allow_other_base
         )
+        for note in tuned.model.notes:
+            screen.note(note)
         check_room(tuned, _known(rows), decoding)
         folder = Path(name).expanduser()
         made_from = {
