@@ -1,9 +1,13 @@
-"""Which causal language models the token tree serves: those of pure causal attention."""
+"""Which causal language models the token tree serves.
+
+Those of causal attention, and hybrids whose recurrent states fork.
+"""
 
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from taskfit.errors import ModelError
+from taskfit.models.forked_state import forks
 
 # Layer types whose attention the tree can mask.
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
@@ -47,13 +51,15 @@ def refuse_others(model: PreTrainedModel) -> None:
 
 
 def refuse_unserved(model: PreTrainedModel) -> None:
-    """Raise if a model's layers are not pure causal attention that can be masked from outside.
+    """Raise if a model has layers other than causal attention and recurrences that fork.
 
     Raises:
         UnservedError: If it is a causal language model of another kind.
         ModelError: If it is none.
     """
     refuse_others(model)
+    if forks(model):
+        return
     settings = model.config.get_text_config().to_dict()
     other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
     if other_layers:

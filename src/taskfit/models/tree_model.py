@@ -18,10 +18,12 @@ from taskfit.models.attention import (
     block_tensors,
 )
 from taskfit.models.causal_model import CausalModel
+from taskfit.models.fork_layout import ForkLayout, fork_layout
+from taskfit.models.forked_state import fork_states, forks
 from taskfit.models.lean_blocks import lean_layout
 from taskfit.models.prefix import Prefix
 from taskfit.models.served import UnservedError, refuse_unserved
-from taskfit.tree import IntArray, TokenTree, attention_blocks
+from taskfit.tree import IntArray, TokenTree, attention_blocks, cut_at_branches
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
 # at 128 the products are still large enough (measured on two CPU cores, 100 to 1,000 tokens).
@@ -46,7 +48,7 @@ class TreeModel(CausalModel):
         """Take over a model's attention.
 
         Args:
-            model: A causal LM of pure attention.
+            model: A causal LM of attention and recurrences that fork.
             adapter: See the attribute; it must be on the model before the first pass.
             verify: Compare a small tree with plain forward passes (a few tokens; do not skip it
                 for models from outside).
@@ -60,6 +62,9 @@ class TreeModel(CausalModel):
         window = self._config_number("sliding_window")
         self._window = None if window is None else int(window)
         model.set_attn_implementation(IMPLEMENTATION)
+        self._forks = forks(model)
+        if self._forks:
+            fork_states(model)
         if verify:
             self._verify()
 
@@ -114,6 +119,8 @@ class TreeModel(CausalModel):
     ) -> Tensor:
         """Run the decoder over a tree, keys and values recorded; return its last states, (T, D)."""
         self._switch()
+        if self._forks and prefix is not None and not prefix.states:
+            prefix = self.encode_prefix(prefix.ids)  # it was cropped, which states cannot be
         offset = prefix.length if prefix is not None else 0
         num_tokens = len(tree)
         on_cpu = self.device.type == "cpu"
@@ -154,6 +161,7 @@ class TreeModel(CausalModel):
             ],
             prefix=prefix,
             record=record,
+            forks=self._fork_layout(tree, goes_on=offset > 0, recorded=record is not None),
         )
 
         def run() -> Tensor:
@@ -173,6 +181,12 @@ class TreeModel(CausalModel):
             upper=lambda states: depth.upper(run, states[None])[0, :num_tokens],
             recorded=record is not None,
         )
+
+    def _fork_layout(self, tree: TokenTree, *, goes_on: bool, recorded: bool) -> ForkLayout | None:
+        if not self._forks:
+            return None
+        segments = cut_at_branches(tree, goes_on=goes_on, state_wanted=recorded)
+        return fork_layout(segments, self.device)
 
     def _verify(self) -> None:
         error, allowed = self._error(prefix_length=2)

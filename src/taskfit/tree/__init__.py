@@ -3,13 +3,16 @@
 from taskfit.tree.build import IntArray, TokenTree, common_prefix_length
 from taskfit.tree.layout import AttentionBlock, attention_blocks
 from taskfit.tree.plan import plan_trees, unique_tokens
+from taskfit.tree.segments import Segments, cut_at_branches
 
 __all__ = [
     "AttentionBlock",
     "IntArray",
+    "Segments",
     "TokenTree",
     "attention_blocks",
     "common_prefix_length",
+    "cut_at_branches",
     "plan_trees",
     "unique_tokens",
 ]
