@@ -1,4 +1,4 @@
-"""Run the recurrent layers of hybrid models over token trees: their state forks where the tree does.
+"""Run the recurrent layers of hybrid models over token trees: their state forks with the tree.
 
 Everything else in such a model is attention, which the tree masks, or works on single tokens. Only
 recurrent layers and short convolutions read a row in order. Here they read the tree segment by
@@ -12,7 +12,6 @@ width of a convolution.
 
 import inspect
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -109,20 +108,23 @@ def forks(model: PreTrainedModel) -> bool:
 def fork_states(model: PreTrainedModel) -> None:
     """Let a model's recurrent layers read a tree where they are handed one.
 
-    Elsewhere they are as before. A layer becomes one of a subclass of its class, which unlike a replaced `forward` follows it
-    into copies of the model.
+    Elsewhere they are as before. A layer becomes one of a subclass of its class, which unlike a
+    replaced `forward` follows it into copies of the model.
     """
     for layer in recurrent_layers(model):
         if not isinstance(layer, _Forking):
-            layer.__class__ = _forking_class(type(layer))
+            stock = type(layer)
+            layer.__class__ = _CLASSES.setdefault(stock, _forking_class(stock))
 
 
 class _Forking(nn.Module):
     """A recurrent layer that can read trees; mixed into classes of transformers."""
 
 
-@cache
-def _forking_class(stock: type) -> type:
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _forking_class(stock: type[nn.Module]) -> type[nn.Module]:
     """Return the subclass of a class of recurrent layers whose objects read trees."""
     takes = inspect.signature(stock.forward).parameters
     cache_name = "cache_params" if "cache_params" in takes else "past_key_values"
