@@ -26,8 +26,10 @@ class State:
     recurrent: Tensor | None
 
     @staticmethod
-    def of_rows(states: Sequence["State"], rows: Tensor) -> "State":
+    def of_rows(states: Sequence["State"], rows: Tensor) -> "State | None":
         """Return rows of several states, counted through one behind the other, (B,)."""
+        if not states:
+            return None
         recurrent = [one.recurrent for one in states if one.recurrent is not None]
         return State(
             torch.cat([one.inputs for one in states]).index_select(0, rows),

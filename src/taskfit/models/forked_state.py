@@ -140,9 +140,10 @@ def _forking_class(stock: type[nn.Module]) -> type[nn.Module]:
             output: Tensor = stock.forward(self, hidden_states, *args, **kwargs)
             return output
 
-        def run(rows: Tensor, cache: StepCache | None) -> Tensor:
-            states: Tensor = stock.forward(self, rows, **{cache_name: cache})
-            return states
+        def run(rows: Tensor, states: StepCache) -> Tensor:
+            # With a cache no kernel takes the whole layer, and passes adapters over.
+            read: Tensor = stock.forward(self, rows, **{cache_name: states})
+            return read
 
         layer = int(self.layer_idx)  # type: ignore[arg-type]
         prefix, record = tree_layout.prefix, tree_layout.record
@@ -157,7 +158,7 @@ def _forking_class(stock: type[nn.Module]) -> type[nn.Module]:
 
 
 def _read_tree(
-    run: Callable[[Tensor, StepCache | None], Tensor],
+    run: Callable[[Tensor, StepCache], Tensor],
     hidden: Tensor,
     layout: ForkLayout,
     before: State | None,
@@ -165,7 +166,7 @@ def _read_tree(
     """Run a recurrent layer step by step.
 
     Args:
-        run: Runs the layer over rows, (B, L, D), from a state or from nothing.
+        run: Runs the layer over rows, (B, L, D), and leaves the states behind them.
         hidden: Its input, (1, T, D), perhaps with tokens behind that nobody reads.
         layout: The tree.
         before: The layer's state before the tree, of one row.
@@ -173,17 +174,14 @@ def _read_tree(
     Returns:
         Its output, as long as its input, and the state behind the last step where that is kept.
     """
-    states: list[State | None] = []
+    behind: list[State | None] = []
     outputs = []
     for step, nodes, rows in zip(layout.segments.steps, layout.nodes, layout.rows, strict=True):
         cells = hidden[0].index_select(0, nodes.flatten()).view(*nodes.shape, -1)  # (B, L, D)
-        cache = None
-        if step.sources or step.keeps:
-            sources = [before if source < 0 else states[source] for source in step.sources]
-            known = [one for one in sources if one is not None]
-            cache = StepCache(State.of_rows(known, rows) if known else None)
-        outputs.append(run(cells, cache).flatten(0, 1))
-        states.append(cache.state if cache is not None and step.keeps else None)
+        known = [before if source < 0 else behind[source] for source in step.sources]
+        states = StepCache(State.of_rows([one for one in known if one is not None], rows))
+        outputs.append(run(cells, states).flatten(0, 1))
+        behind.append(states.state if step.keeps else None)
     read = torch.cat(outputs).index_select(0, layout.cells)  # (T, D)
-    behind = hidden.shape[1] - len(read)
-    return nn.functional.pad(read, (0, 0, 0, behind))[None], states[-1]
+    unread = hidden.shape[1] - len(read)
+    return nn.functional.pad(read, (0, 0, 0, unread))[None], behind[-1]

@@ -23,7 +23,7 @@ from taskfit.models.forked_state import fork_states, forks
 from taskfit.models.lean_blocks import lean_layout
 from taskfit.models.prefix import Prefix
 from taskfit.models.served import UnservedError, refuse_unserved
-from taskfit.tree import IntArray, TokenTree, attention_blocks, cut_at_branches
+from taskfit.tree import CALL_TOKENS, IntArray, TokenTree, attention_blocks, cut_at_branches
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
 # at 128 the products are still large enough (measured on two CPU cores, 100 to 1,000 tokens).
@@ -189,7 +189,9 @@ class TreeModel(CausalModel):
         return fork_layout(segments, self.device)
 
     def _verify(self) -> None:
-        error, allowed = self._error(prefix_length=2)
+        # Recurrent layers fork only where enough is shared.
+        stem_length = 2 + 2 * CALL_TOKENS if self._forks else 5
+        error, allowed = self._error(prefix_length=2, stem_length=stem_length)
         if not error < allowed:
             raise UnservedError(
                 self.model,

@@ -3,9 +3,10 @@
 from taskfit.tree.build import IntArray, TokenTree, common_prefix_length
 from taskfit.tree.layout import AttentionBlock, attention_blocks
 from taskfit.tree.plan import plan_trees, unique_tokens
-from taskfit.tree.segments import Segments, cut_at_branches
+from taskfit.tree.segments import CALL_TOKENS, Segments, cut_at_branches
 
 __all__ = [
+    "CALL_TOKENS",
     "AttentionBlock",
     "IntArray",
     "Segments",
