@@ -91,11 +91,11 @@ class StepCache:
         return recurrent_states
 
 
-def recurrent_layers(model: nn.Module) -> list[nn.Module]:
-    """Return a model's layers that keep a state: they convolve their inputs along the row."""
+def recurrent_layers(decoder: nn.Module) -> list[nn.Module]:
+    """Return a decoder's layers that keep a state: they convolve their inputs along the row."""
     return [
         module
-        for module in model.modules()
+        for module in decoder.modules()
         if any(isinstance(child, nn.Conv1d) for child in module.children())
     ]
 
@@ -111,7 +111,7 @@ def fork_states(model: PreTrainedModel) -> None:
     Elsewhere they are as before. A layer becomes one of a subclass of its class, which unlike a
     replaced `forward` follows it into copies of the model.
     """
-    for layer in recurrent_layers(model):
+    for layer in recurrent_layers(model.get_decoder()):
         if not isinstance(layer, _Forking):
             stock = type(layer)
             layer.__class__ = _CLASSES.setdefault(stock, _forking_class(stock))

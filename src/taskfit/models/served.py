@@ -6,11 +6,20 @@ Those of causal attention, and hybrids whose recurrent states fork.
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, TaskfitError
 from taskfit.models.forked_state import forks
+from taskfit.models.out_of_memory import is_out_of_memory
 
 # Layer types whose attention the tree can mask.
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
+
+# What a model's own code raises where it does not suit what it is called with.
+OWN_ERRORS = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
+
+
+def is_of_model(error: Exception) -> bool:
+    """Return whether one of `OWN_ERRORS` comes from a model's code: not ours, nor memory."""
+    return not isinstance(error, TaskfitError) and not is_out_of_memory(error)
 
 
 class UnservedError(ModelError):

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from taskfit.errors import first_line
 from taskfit.models.attention import (
     IMPLEMENTATION,
+    BlockTensors,
     KeyValueCache,
     TreeLayout,
     block_tensors,
@@ -22,7 +24,7 @@ from taskfit.models.fork_layout import ForkLayout, fork_layout
 from taskfit.models.forked_state import fork_states, forks
 from taskfit.models.lean_blocks import lean_layout
 from taskfit.models.prefix import Prefix
-from taskfit.models.served import UnservedError, refuse_unserved
+from taskfit.models.served import OWN_ERRORS, UnservedError, is_of_model, refuse_unserved
 from taskfit.tree import CALL_TOKENS, IntArray, TokenTree, attention_blocks, cut_at_branches
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
@@ -146,23 +148,9 @@ class TreeModel(CausalModel):
                 record=record,
             )
             return lean.hidden(ids, positions, aligned)[0, :num_tokens]
-        like = torch.empty((), dtype=self.model.dtype, device=self.device)
-        layout = TreeLayout(
-            blocks=[
-                block_tensors(
-                    block,
-                    padded.positions,
-                    prefix_length=offset,
-                    window=self._window,
-                    like=like,
-                    multiple=multiple,
-                )
-                for block in attention_blocks(padded, block_size)
-            ],
-            prefix=prefix,
-            record=record,
-            forks=self._fork_layout(tree, goes_on=offset > 0, recorded=record is not None),
-        )
+        blocks = self._blocks(padded, block_size, prefix_length=offset, multiple=multiple)
+        forks = self._fork_layout(tree, goes_on=offset > 0, recorded=record is not None)
+        layout = TreeLayout(blocks, prefix, record, forks)
 
         def run() -> Tensor:
             output = self._decoder(
@@ -182,6 +170,22 @@ class TreeModel(CausalModel):
             recorded=record is not None,
         )
 
+    def _blocks(
+        self, tree: TokenTree, block_size: int, *, prefix_length: int, multiple: int
+    ) -> list[BlockTensors]:
+        like = torch.empty((), dtype=self.model.dtype, device=self.device)
+        return [
+            block_tensors(
+                block,
+                tree.positions,
+                prefix_length=prefix_length,
+                window=self._window,
+                like=like,
+                multiple=multiple,
+            )
+            for block in attention_blocks(tree, block_size)
+        ]
+
     def _fork_layout(self, tree: TokenTree, *, goes_on: bool, recorded: bool) -> ForkLayout | None:
         if not self._forks:
             return None
@@ -191,7 +195,13 @@ class TreeModel(CausalModel):
     def _verify(self) -> None:
         # Recurrent layers fork only where enough is shared.
         stem_length = 2 + 2 * CALL_TOKENS if self._forks else 5
-        error, allowed = self._error(prefix_length=2, stem_length=stem_length)
+        try:
+            error, allowed = self._error(prefix_length=2, stem_length=stem_length)
+        except OWN_ERRORS as found:
+            if not is_of_model(found):
+                raise
+            reason = f"code that takes no tree ({first_line(found)})"
+            raise UnservedError(self.model, reason) from found
         if not error < allowed:
             raise UnservedError(
                 self.model,
