@@ -11,7 +11,8 @@ width of a convolution.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ FORKING_TYPES = {
     "qwen3_5_moe_text",
     "qwen3_next",
 }
+# Recurrent layers fill rows up to chunks of so many tokens; delta rules are told another size by an
+# argument, Mamba 2 has its own. For a few tokens behind a text that would be most of the work.
+CHUNK_SIZE = 64
 
 
 class StepCache:
@@ -128,6 +132,7 @@ def _forking_class(stock: type[nn.Module]) -> type[nn.Module]:
     """Return the subclass of a class of recurrent layers whose objects read trees."""
     takes = inspect.signature(stock.forward).parameters
     cache_name = "cache_params" if "cache_params" in takes else "past_key_values"
+    hands_chunks_on = stock.__name__.endswith(("GatedDeltaNet", "DeltaAttention"))
 
     def forward(
         self: nn.Module,
@@ -142,7 +147,12 @@ def _forking_class(stock: type[nn.Module]) -> type[nn.Module]:
 
         def run(rows: Tensor, states: StepCache) -> Tensor:
             # With a cache no kernel takes the whole layer, and passes adapters over.
-            read: Tensor = stock.forward(self, rows, **{cache_name: states})
+            options: dict[str, object] = {cache_name: states}
+            size = _chunk_size(rows)
+            if hands_chunks_on and size < CHUNK_SIZE:
+                options["chunk_size"] = size
+            with _short_chunks(self, size):
+                read: Tensor = stock.forward(self, rows, **options)
             return read
 
         layer = int(self.layer_idx)  # type: ignore[arg-type]
@@ -155,6 +165,29 @@ def _forking_class(stock: type[nn.Module]) -> type[nn.Module]:
         return outputs
 
     return type(f"Forking{stock.__name__}", (_Forking, stock), {"forward": forward})
+
+
+def _chunk_size(rows: Tensor) -> int:
+    """Return how many tokens of rows, (B, L, D), a layer should fill a chunk with."""
+    length = rows.shape[1]
+    if rows.device.type != "cpu":
+        return max(CHUNK_SIZE, length)  # kernels have their own sizes
+    return max(8, 1 << (length - 1).bit_length())
+
+
+@contextmanager
+def _short_chunks(layer: nn.Module, size: int) -> Iterator[None]:
+    """Let a layer that keeps the size of its chunks pad rows to no more than this meanwhile."""
+    own = vars(layer)
+    if "chunk_size" not in own:
+        yield
+        return
+    whole = own["chunk_size"]
+    own["chunk_size"] = min(whole, size)
+    try:
+        yield
+    finally:
+        own["chunk_size"] = whole
 
 
 def _read_tree(
