@@ -1,4 +1,4 @@
-"""Padded batches give what the tree gives, on models that no tree serves."""
+"""Padded batches give what the tree gives, on models that no tree serves and on others."""
 
 import importlib.util
 from collections.abc import Callable
@@ -172,6 +172,11 @@ def family(name: str, **sizes: int) -> PreTrainedModel:
     return model.eval()
 
 
+def padded(model: PreTrainedModel) -> PaddedModel:
+    """Padded batches, of families too that the tree serves."""
+    return PaddedModel(model, refusal="none")
+
+
 def plain_hidden(model: CausalModel, row: IntArray) -> Tensor:
     ids = torch.from_numpy(row)[None]
     states: Tensor = model.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
@@ -215,7 +220,7 @@ def test_padded_batches_give_the_tree_s_states_and_gradients(architecture: str) 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_sequence_says_the_same_alone_and_in_company(name: str) -> None:
-    model = causal_engine(family(name))
+    model = padded(family(name))
     assert isinstance(model, PaddedModel)
     assert not model.shares_prefixes
     assert model.refusal
@@ -232,7 +237,7 @@ def test_a_sequence_says_the_same_alone_and_in_company(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_are_the_same_however_a_batch_is_cut(name: str) -> None:
-    model = causal_engine(family(name))
+    model = padded(family(name))
 
     def loss(rows: list[IntArray]) -> Tensor:
         tree = TokenTree.build(rows)
@@ -247,7 +252,7 @@ def test_gradients_are_the_same_however_a_batch_is_cut(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_continues_a_prefix_says_what_the_whole_says(name: str) -> None:
-    model = causal_engine(family(name))
+    model = padded(family(name))
     assert isinstance(model, PaddedModel)
     assert model.continues == FAMILIES[name][2]
     tails = [row[6:] for row in ROWS[:3]]
@@ -268,7 +273,7 @@ def test_what_continues_a_prefix_says_what_the_whole_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_written_on_token_by_token_is_the_whole(name: str) -> None:
-    model = causal_engine(family(name))
+    model = padded(family(name))
     row = ROWS[1]
     expected = plain_hidden(model, row)
     hidden, prefix = model.extend(row[:4])
@@ -285,7 +290,7 @@ def test_written_on_token_by_token_is_the_whole(name: str) -> None:
 def adapted(name: str, **settings: object) -> CausalModel:
     """A family with adapters that are away from zero."""
     model = family(name).requires_grad_(False)
-    engine = causal_engine(model)
+    engine = padded(model)
     add_adapter(model, AdapterSettings.model_validate({"lora_dropout": 0.0, **settings}), seed=0)
     disturb(model)
     return engine
@@ -386,7 +391,7 @@ def test_a_model_that_cannot_be_cut_runs_whole() -> None:
 
 def test_in_16_bits_a_state_that_is_ignored_is_noticed() -> None:
     for name in ("mamba", "mamba2", "jamba", "lfm2", "bloom"):
-        model = causal_engine(family(name).to(torch.bfloat16))
+        model = padded(family(name).to(torch.bfloat16))
         assert isinstance(model, PaddedModel)
         assert model.continues == FAMILIES[name][2]
 
@@ -437,7 +442,7 @@ def test_predicting_leaves_all_weights_as_they_are() -> None:
 
 def test_another_object_over_the_same_model_reads_it_in_the_same_way() -> None:
     for name in ("mamba", "bloom"):
-        model = causal_engine(family(name))
+        model = padded(family(name))
         assert isinstance(model, PaddedModel)
         other = model.over(model.model, adapter="")
         assert (other.continues, other.refusal) == (model.continues, model.refusal)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BloomConfig, MambaConfig, PreTrainedModel, Qwen3NextConfig
+from transformers import BertConfig, BloomConfig, MambaConfig, MiniMaxConfig, PreTrainedModel
 
 import tiny
 from taskfit.errors import ModelError
@@ -156,17 +156,13 @@ SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": VOCABULARY}
         (BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4), "ALiBi"),
         (MambaConfig(**SMALL), "recurrent or convolutional state"),
         (
-            Qwen3NextConfig(
+            MiniMaxConfig(
                 **SMALL,
                 num_attention_heads=4,
                 num_key_value_heads=2,
-                head_dim=8,
                 intermediate_size=64,
-                max_position_embeddings=64,
-                num_experts=2,
+                num_local_experts=2,
                 num_experts_per_tok=1,
-                moe_intermediate_size=16,
-                shared_expert_intermediate_size=16,
             ),
             "linear_attention",
         ),

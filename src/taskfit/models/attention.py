@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from taskfit.models.fork_layout import ForkLayout, State
 from taskfit.tree import AttentionBlock, IntArray
 
 IMPLEMENTATION = "taskfit_tree"
@@ -31,15 +32,20 @@ class KeyValueCache:
         ids: The prefix, (P,).
         keys: One tensor a layer.
         values: One tensor a layer.
+        states: What recurrent layers keep behind the prefix, in one row.
     """
 
     length: int
     ids: IntArray
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    states: dict[int, State] = field(default_factory=dict)
 
     def cropped(self, length: int) -> "KeyValueCache":
-        """Return the first `length` tokens of the prefix (views, nothing is copied)."""
+        """Return the first `length` tokens of the prefix (views, nothing is copied).
+
+        States of recurrent layers cannot be cropped; they are left out.
+        """
         return KeyValueCache(
             length,
             self.ids[:length],
@@ -54,6 +60,7 @@ class KeyValueCache:
             np.concatenate((self.ids, other.ids)),
             {layer: torch.cat((own, other.keys[layer]), 1) for layer, own in self.keys.items()},
             {layer: torch.cat((own, other.values[layer]), 1) for layer, own in self.values.items()},
+            other.states,
         )
 
 
@@ -84,11 +91,13 @@ class TreeLayout:
         blocks: The tree's blocks of queries, covering all its tokens in order.
         prefix: Keys and values before the tree's root, or None.
         record: Where to keep the keys and values of the tree itself, or None.
+        forks: The tree's segments for recurrent layers, where the model has any.
     """
 
     blocks: Sequence[BlockTensors]
     prefix: KeyValueCache | None = None
     record: KeyValueCache | None = None
+    forks: ForkLayout | None = None
 
 
 def block_tensors(
@@ -204,7 +213,7 @@ def tree_attention(
         )
     ]
     mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # (N, G, T, E)
-    return mixed.reshape(1, num_heads, num_tokens, width).transpose(1, 2), None
+    return mixed.reshape(1, num_heads, num_tokens, -1).transpose(1, 2), None
 
 
 def visible_to(block: BlockTensors, tree: Tensor, own: Tensor, prefix: Tensor | None) -> Tensor:
@@ -248,7 +257,7 @@ def _attend(
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
     mixed = torch.bmm(weights.view(num_kv, group * num_queries, -1), values)
-    return mixed.view(num_kv, group, num_queries, width)
+    return mixed.view(num_kv, group, num_queries, -1)  # values may have a width of their own
 
 
 AttentionInterface.register(IMPLEMENTATION, tree_attention)

@@ -254,11 +254,12 @@ class CausalModel(CutModel):
         return next((n for name in names if (n := self._config_number(name)) is not None), None)
 
     @torch.no_grad()
-    def _error(self, *, prefix_length: int = 0) -> tuple[float, float]:
+    def _error(self, *, prefix_length: int = 0, stem_length: int = 5) -> tuple[float, float]:
         """Compare a branching tree, cut after a prefix, with plain passes of the same model.
 
         Args:
             prefix_length: Tokens of the tree's stem that are encoded as a prefix.
+            stem_length: Tokens before the tree branches.
 
         Returns:
             The largest difference of a score (standard deviations of scores), and the most that is
@@ -266,7 +267,7 @@ class CausalModel(CutModel):
         """
         vocabulary = self._head.weight.shape[0]
         generator = np.random.default_rng(0)
-        stem, *tails = (generator.integers(0, vocabulary, n) for n in (5, 3, 2))
+        stem, *tails = (generator.integers(0, vocabulary, n) for n in (stem_length, 3, 2))
         sequences = [np.concatenate((stem, tail)) for tail in tails]
         tree = TokenTree.build([sequence[prefix_length:] for sequence in sequences])
         leaves = np.array([path[-1] for path in tree.paths])

@@ -1,4 +1,7 @@
-"""Which causal language models the token tree serves: those of pure causal attention."""
+"""Which causal language models the token tree serves.
+
+Those of causal attention, and hybrids whose recurrent states fork.
+"""
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -7,6 +10,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from taskfit.errors import ModelError, TaskfitError
+from taskfit.models.forked_state import forks
 from taskfit.models.out_of_memory import is_out_of_memory
 
 # Layer types whose attention the tree can mask.
@@ -59,7 +63,7 @@ def refuse_others(model: PreTrainedModel) -> None:
 
 
 def refuse_unserved(model: PreTrainedModel) -> None:
-    """Raise if a model's layers are not pure causal attention that can be masked from outside.
+    """Raise if a model has layers other than causal attention and recurrences that fork.
 
     Raises:
         UnservedError: If it is a causal language model of another kind.
@@ -78,6 +82,8 @@ def why_not_served(config: PretrainedConfig, kind: type[PreTrainedModel]) -> str
         config: Of the model.
         kind: Its class.
     """
+    if forks(config):
+        return None
     settings = config.get_text_config().to_dict()
     other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
     if other_layers:

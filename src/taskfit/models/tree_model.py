@@ -5,26 +5,31 @@ Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from taskfit.errors import first_line
 from taskfit.models.attention import (
     IMPLEMENTATION,
+    BlockTensors,
     KeyValueCache,
     TreeLayout,
     block_tensors,
 )
 from taskfit.models.causal_model import CausalModel
+from taskfit.models.fork_layout import ForkLayout, fork_layout
+from taskfit.models.forked_state import fork_states, forks
+from taskfit.models.frozen_depth import FrozenDepth
 from taskfit.models.lean_blocks import lean_layout
-from taskfit.models.lean_training import LeanTraining
+from taskfit.models.lean_training import LeanTraining, TrainingPasses
 from taskfit.models.lean_weights import NotLeanError
 from taskfit.models.prefix import Prefix
 from taskfit.models.served import OWN_ERRORS, UnservedError, is_of_model, refuse_unserved
-from taskfit.tree import IntArray, TokenTree, attention_blocks
+from taskfit.tree import CALL_TOKENS, IntArray, TokenTree, attention_blocks, cut_at_branches
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
 # at 128 the products are still large enough (measured on two CPU cores, 100 to 1,000 tokens).
@@ -49,7 +54,7 @@ class TreeModel(CausalModel):
         """Take over a model's attention.
 
         Args:
-            model: A causal LM of pure attention.
+            model: A causal LM of attention and recurrences that fork.
             adapter: See the attribute; it must be on the model before the first pass.
             verify: Compare a small tree with plain forward passes (a few tokens; do not skip it
                 for models from outside).
@@ -64,6 +69,9 @@ class TreeModel(CausalModel):
         self._window = None if window is None else int(window)
         self._trained: LeanTraining | None = None
         model.set_attn_implementation(IMPLEMENTATION)
+        self._forks = forks(model.config)
+        if self._forks:
+            fork_states(model)
         if verify:
             self._verify()
 
@@ -147,6 +155,8 @@ class TreeModel(CausalModel):
     ) -> Tensor:
         """Run the decoder over a tree, keys and values recorded; return its last states, (T, D)."""
         self._switch()
+        if self._forks and prefix is not None and not prefix.states:
+            prefix = self.encode_prefix(prefix.ids)  # it was cropped, which states cannot be
         offset = prefix.length if prefix is not None else 0
         num_tokens = len(tree)
         on_cpu = self.device.type == "cpu"
@@ -172,59 +182,54 @@ class TreeModel(CausalModel):
                 record=record,
             )
             return lean.hidden(ids, positions, aligned)[0, :num_tokens]
-        trained = self._trained
-        dtype = self.model.dtype if trained is None else torch.float32
-        like = torch.empty((), dtype=dtype, device=self.device)
-        layout = TreeLayout(
-            blocks=[
-                block_tensors(
-                    block,
-                    padded.positions,
-                    prefix_length=offset,
-                    window=self._window,
-                    like=like,
-                    multiple=multiple,
-                )
-                for block in attention_blocks(padded, block_size)
-            ],
-            prefix=prefix,
-            record=record,
-        )
-
-        before = np.empty(0, np.int64) if prefix is None else prefix.ids
-        if trained is not None:
-            passes = trained.passes(ids, positions, layout, first=self.first_trained)
-            if self._depth is None:
-                return passes.whole()[:num_tokens]
-            return self._depth.hidden(
-                tree,
-                before,
-                lower=lambda: passes.lower()[:num_tokens],
-                upper=lambda states: passes.upper(states)[:num_tokens],
-                recorded=record is not None,
-            )
-
-        def run() -> Tensor:
-            output = self._decoder(
-                input_ids=ids, position_ids=positions, use_cache=False, tree_layout=layout
-            )
-            states: Tensor = output.last_hidden_state
-            return states
-
-        depth = self._depth
-        if depth is None:
-            return run()[0, :num_tokens]
-        return depth.hidden(
+        blocks = self._blocks(padded, block_size, prefix_length=offset, multiple=multiple)
+        passes: TrainingPasses | StockPasses
+        if self._trained is not None:
+            layout = TreeLayout(blocks, prefix, record)
+            passes = self._trained.passes(ids, positions, layout, first=self.first_trained)
+        else:
+            forks = self._fork_layout(tree, goes_on=offset > 0, recorded=record is not None)
+            layout = TreeLayout(blocks, prefix, record, forks)
+            passes = StockPasses(self._decoder, self._depth, ids, positions, layout)
+        if self._depth is None:
+            return passes.whole()[:num_tokens]
+        return self._depth.hidden(
             tree,
-            before,
-            lower=lambda: depth.lower(run)[0, :num_tokens],
-            upper=lambda states: depth.upper(run, states[None])[0, :num_tokens],
+            np.empty(0, np.int64) if prefix is None else prefix.ids,
+            lower=lambda: passes.lower()[:num_tokens],
+            upper=lambda states: passes.upper(states)[:num_tokens],
             recorded=record is not None,
         )
 
+    def _blocks(
+        self, tree: TokenTree, block_size: int, *, prefix_length: int, multiple: int
+    ) -> list[BlockTensors]:
+        # The training pass adds masks to scores in float32.
+        dtype = self.model.dtype if self._trained is None else torch.float32
+        like = torch.empty((), dtype=dtype, device=self.device)
+        return [
+            block_tensors(
+                block,
+                tree.positions,
+                prefix_length=prefix_length,
+                window=self._window,
+                like=like,
+                multiple=multiple,
+            )
+            for block in attention_blocks(tree, block_size)
+        ]
+
+    def _fork_layout(self, tree: TokenTree, *, goes_on: bool, recorded: bool) -> ForkLayout | None:
+        if not self._forks:
+            return None
+        segments = cut_at_branches(tree, goes_on=goes_on, state_wanted=recorded)
+        return fork_layout(segments, self.device)
+
     def _verify(self) -> None:
+        # Recurrent layers fork only where enough is shared.
+        stem_length = 2 + 2 * CALL_TOKENS if self._forks else 5
         try:
-            error, allowed = self._error(prefix_length=2)
+            error, allowed = self._error(prefix_length=2, stem_length=stem_length)
         except OWN_ERRORS as found:
             if not is_of_model(found):
                 raise
@@ -236,6 +241,41 @@ class TreeModel(CausalModel):
                 f"scores that it does not reproduce (on a few tokens they differ by {error:.2g} "
                 f"standard deviations from the model's own; allowed: {allowed})",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class StockPasses:
+    """The passes of transformers' decoder over one tree, in one part or two."""
+
+    decoder: nn.Module
+    depth: FrozenDepth | None
+    ids: Tensor
+    positions: Tensor
+    layout: TreeLayout
+
+    def whole(self) -> Tensor:
+        """Return the last hidden states, (T, D)."""
+        return self._run()[0]
+
+    def lower(self) -> Tensor:
+        """Return what enters the first layer in training, without dropout, (T, D)."""
+        assert self.depth is not None, "all layers are in training"
+        return self.depth.lower(self._run)[0]
+
+    def upper(self, states: Tensor) -> Tensor:
+        """Return the last hidden states, (T, D), of what enters the first layer in training."""
+        assert self.depth is not None, "all layers are in training"
+        return self.depth.upper(self._run, states[None])[0]
+
+    def _run(self) -> Tensor:
+        output = self.decoder(
+            input_ids=self.ids,
+            position_ids=self.positions,
+            use_cache=False,
+            tree_layout=self.layout,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
 
 
 def _keys_and_values(prefix: Prefix | None) -> KeyValueCache | None:
