@@ -28,11 +28,12 @@ from taskfit.plan.shapes import known_config
 from taskfit.settings import ModelSettings
 from taskfit.tasks.chat import find_template
 
-WORDS = (
-    "the a this one every old new small large red quiet good bad warm cold river city farmer "
-    "teacher garden train song letter winter morning reads sees finds keeps loses writes near "
-    "under behind between always never often seldom yes no"
-).split()
+TEXT = """
+the a this one every old new small large red quiet good bad warm cold river city farmer teacher
+garden train song letter winter morning reads sees finds keeps loses writes near under behind
+between always never often seldom yes no
+"""
+WORDS = TEXT.split()
 PACKAGED = "smollm2-135m"
 
 
@@ -72,8 +73,8 @@ class Bench:
 
     def tidy(self) -> None:
         """Give back memory that nothing holds any more."""
-        gc.collect()
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
     def seconds(self, function: Callable[[], object], *, repeats: int, warmup: int = 2) -> float:
@@ -94,7 +95,7 @@ def llama(bench: Bench) -> LlamaConfig:
         vocab_size=bench.pick(4096, 512),
         hidden_size=bench.pick(512, 64),
         intermediate_size=bench.pick(1024, 128),
-        num_hidden_layers=bench.pick(4, 2),
+        num_hidden_layers=bench.pick(4, 3),
         num_attention_heads=bench.pick(8, 4),
         num_key_value_heads=bench.pick(4, 2),
         max_position_embeddings=8192,

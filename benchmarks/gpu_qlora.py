@@ -160,6 +160,7 @@ def ours(
 def recipe(bench: Bench, base: LoadedModel, *, prepared: bool = False) -> dict[str, Any]:
     """Train as the published recipe does."""
     items = examples(bench)
+    items = [items[i] for i in sft.training_order(len(items), 0)]  # that of our loop
     rows = [np.concatenate((i.prompt_ids, i.completions[i.label_index or 0])) for i in items]
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     account = MemoryAccount(bench.device)

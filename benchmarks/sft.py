@@ -315,6 +315,11 @@ def as_json(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]
 
 
+def record_of(row: Conversation) -> dict[str, Any]:
+    """Return a row as TRL reads it."""
+    return {"prompt": as_json(row.prompt), "completion": as_json(row.messages[-1:])}
+
+
 class Contender:
     """A process that takes steps when asked."""
 
@@ -511,10 +516,7 @@ def run_contender(options: argparse.Namespace) -> None:
         our_run(gate, rows, options, "sft")
         return
     ordered = [rows[i] for i in training_order(num, 0)]
-    records = []
-    for row in ordered:
-        assert isinstance(row, Conversation)
-        records.append({"prompt": as_json(row.prompt), "completion": as_json(row.messages[-1:])})
+    records = [record_of(row) for row in ordered if isinstance(row, Conversation)]
     extra = dict(CONTENDERS[options.contender])
     if extra.get("packing"):
         # As many tokens a step as the batch has, in whole bins, and the rows so often that they
