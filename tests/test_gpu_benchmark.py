@@ -17,14 +17,14 @@ from taskfit.tree import TokenTree
 
 
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gpu.Record]:
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> gpu.Record:
     """All parts, run in this process."""
     path = tmp_path_factory.mktemp("gpu") / "gpu.json"
     record = gpu.Record(path)
     record.values |= {"dry_run": True, "machine": {}}
     for name in gpu.PARTS:
         gpu.run_part(name, record, tiny=True)
-    yield gpu.Record(path)
+    return gpu.Record(path)
 
 
 # What peers call in transformers is on its way out there.

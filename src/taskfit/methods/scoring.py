@@ -17,6 +17,7 @@ from torch import Tensor
 from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache, nodes_to_read, run_in_trees
 from taskfit.models.attention import KeyValueCache
+from taskfit.models.transfer import on_device
 from taskfit.models.tree_model import TreeModel
 from taskfit.models.whole import require_finite
 from taskfit.tasks import EncodedExample, PromptEncoder
@@ -89,7 +90,7 @@ def token_log_probs(
     plan = read_plan(items, candidates, skip=prefix.length if prefix else 0)
     hidden = model.hidden(plan.tree, plan.nodes, prefix=prefix)  # (R, D)
     rows, targets, owners = (
-        torch.from_numpy(array).to(model.device) for array in (plan.rows, plan.targets, plan.owners)
+        on_device(array, model.device) for array in (plan.rows, plan.targets, plan.owners)
     )
     read = model.token_log_probs if normalize else model.token_scores
     return read(hidden, rows, targets), owners

@@ -27,6 +27,7 @@ from taskfit.models.frozen_depth import decoder_layers
 from taskfit.models.lean import LeanPass
 from taskfit.models.lean_blocks import lean_layout
 from taskfit.models.served import refuse_unserved
+from taskfit.models.transfer import on_device
 from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray, TokenTree, attention_blocks
 
@@ -111,7 +112,7 @@ class TreeModel(CutModel):
             Hidden states after the final norm, ready for the LM head, (R, D).
         """
         states = self._decode(tree, prefix=prefix, record=None)  # (T, D)
-        return states.index_select(0, torch.from_numpy(nodes).to(self.device))
+        return states.index_select(0, on_device(nodes, self.device))
 
     @torch.no_grad()
     def encode_prefix(self, ids: IntArray) -> KeyValueCache:
@@ -256,8 +257,8 @@ class TreeModel(CutModel):
         whole = len(padded) <= 1.5 * block_size
         block_size = len(padded) if whole else block_size
         self.num_tokens_run += num_tokens
-        ids = torch.from_numpy(padded.ids).to(self.device)[None]
-        positions = torch.from_numpy(padded.positions + offset).to(self.device)[None]
+        ids = on_device(padded.ids, self.device)[None]
+        positions = on_device(padded.positions + offset, self.device)[None]
         if lean is not None:
             aligned = lean_layout(
                 tree,
