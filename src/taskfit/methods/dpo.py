@@ -18,8 +18,8 @@ from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import Gather, Reference, learned_log_probs, tokens_to_run
+from taskfit.models.causal_model import CausalModel
 from taskfit.models.transfer import on_device
-from taskfit.models.tree_model import TreeModel
 from taskfit.tasks.chat import EncodedPreference
 from taskfit.tree import IntArray
 
@@ -47,7 +47,7 @@ class DpoLoss(TreeObjective[EncodedPreference]):
 
     def __init__(
         self,
-        model: TreeModel,
+        model: CausalModel,
         *,
         beta: float,
         reference: Reference,

@@ -6,7 +6,8 @@ epoch and at every validation. So a step needs only the states that enter the fi
 The stock decoders stay as they are. To run their lower or upper part, the layers of the other part
 let their input through, and a hook on the first trained layer reads or replaces what enters it.
 
-Legend: T unique tokens of a tree, D hidden width.
+Legend: T unique tokens of a tree, D hidden width, B sequences of a batch (a tree is one), L their
+length.
 """
 
 import hashlib
@@ -25,13 +26,21 @@ from taskfit.tree import IntArray, TokenTree
 
 # Disk space that is left for checkpoints and results (bytes).
 DISK_RESERVE = 2 * 10**9
-# Runs the decoder over a tree; returns its last hidden states, (1, T, D).
+# Runs the decoder over a batch; returns its last hidden states, (B, L, D).
 Run = Callable[[], Tensor]
+# What decoder layers return: states, or a tuple that begins with them.
+Output = Tensor | tuple[Tensor | None, ...]
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Return the decoder's layers: the longest list of modules, whatever a family calls it."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    lists: list[nn.ModuleList] = []
+    inside: set[int] = set()
+    for module in model.modules():  # outer ones first
+        if isinstance(module, nn.ModuleList) and id(module) not in inside:
+            lists.append(module)
+            # Experts of a layer may be more than there are layers.
+            inside.update(id(part) for part in module.modules())
     return max(lists, key=len)
 
 
@@ -133,14 +142,25 @@ class FrozenDepth:
         self.store: StateStore | None = None
         self.keeps = False
         self.only_lower = False
+        # Some families' layers return tuples; found out when the first one runs. 0: states alone.
+        self._tuple_length = 0
 
-    def hidden(self, run: Run, tree: TokenTree, prefix_ids: IntArray, *, recorded: bool) -> Tensor:
-        """Return the decoder's last hidden states of a tree, (1, T, D).
+    def hidden(
+        self,
+        tree: TokenTree,
+        prefix_ids: IntArray,
+        *,
+        lower: Callable[[], Tensor],
+        upper: Callable[[Tensor], Tensor],
+        recorded: bool,
+    ) -> Tensor:
+        """Return the decoder's last hidden states of a tree, (T, D).
 
         Args:
-            run: Runs the decoder over the padded tree.
-            tree: The tree, without what it is padded by.
+            tree: The tree.
             prefix_ids: Tokens before its root.
+            lower: Runs the frozen layers; returns what enters the first trained one, (T, D).
+            upper: Runs the trained layers on that; returns the last hidden states, (T, D).
             recorded: Whether the run records keys and values, of all layers.
         """
         keys: list[bytes] = []
@@ -149,22 +169,28 @@ class FrozenDepth:
             keys = sequence_keys(tree, prefix_ids)
             found = self.store.find(tree, keys)
         if found is None:
-            states = self.lower(run)
+            found = lower()
             if self.keeps and self.store is not None and keys:
-                self.store.keep(tree, keys, states[0, : len(tree)])
-            return states if self.only_lower else self.upper(run, states)
-        return found[None] if self.only_lower else self.upper(run, found)
+                self.store.keep(tree, keys, found)
+        return found if self.only_lower else upper(found)
 
     @torch.no_grad()
     def lower(self, run: Run) -> Tensor:
-        """Return the states that enter the first trained layer, without dropout, (1, T, D)."""
+        """Return the states that enter the first trained layer, without dropout, (B, L, D)."""
         found: list[Tensor] = []
 
         def read(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found.append(args[0] if args else kwargs["hidden_states"])
 
-        handle = self._upper[0].register_forward_pre_hook(read, with_kwargs=True)
-        with handle, evaluation_mode(self._decoder), _passed(self._upper):
+        def see(layer: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            self._tuple_length = len(output) if isinstance(output, tuple) else 0
+
+        with (
+            self._lower[0].register_forward_hook(see),
+            self._upper[0].register_forward_pre_hook(read, with_kwargs=True),
+            evaluation_mode(self._decoder),
+            self._passed(self._upper),
+        ):
             run()
         return found[0].detach()
 
@@ -175,32 +201,35 @@ class FrozenDepth:
         runs again in the backward pass gets them as well.
 
         Args:
-            run: Runs the decoder over the padded tree.
-            states: What enters, (1, T, D), or (T, D) without what the tree is padded by.
+            run: Runs the decoder over a batch.
+            states: What enters, (B, L, D); less than L tokens if it is padded behind them.
         """
 
-        def hand_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-            if states.dim() == 3:
-                return states
-            filled = torch.zeros_like(hidden_states)
-            filled[0, : len(states)] = states.to(hidden_states.device)
-            return filled
+        def hand_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Output:
+            # What runs between layers may be in float32 where embeddings are not.
+            filled = torch.zeros_like(hidden_states, dtype=states.dtype)
+            filled[:, : states.shape[1]] = states.to(hidden_states.device)
+            return self._output(filled)
 
-        with _passed(self._lower[:-1]), _replaced(self._lower[-1:], hand_on):
+        with self._passed(self._lower[:-1]), _replaced(self._lower[-1:], hand_on):
             return run()
 
+    def _passed(self, layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
+        """Let layers return what enters them."""
 
-def _passed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
-    """Let layers return what enters them."""
+        def through(hidden_states: Tensor, *args: object, **kwargs: object) -> Output:
+            return self._output(hidden_states)
 
-    def through(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return hidden_states
+        return _replaced(layers, through)
 
-    return _replaced(layers, through)
+    def _output(self, states: Tensor) -> Output:
+        """Return states in the form in which the layers return theirs."""
+        more = self._tuple_length - 1
+        return states if more < 0 else (states, *[None] * more)
 
 
 @contextmanager
-def _replaced(layers: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+def _replaced(layers: Sequence[nn.Module], forward: Callable[..., Output]) -> Iterator[None]:
     """Let layers do something else; all else about them stays, such as their attributes."""
     for layer in layers:
         # An attribute of the object hides the method of the class.

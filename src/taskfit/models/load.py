@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -14,11 +15,12 @@ from transformers import (
 )
 
 from taskfit.errors import ModelError, SettingsError
+from taskfit.models.causal_model import CausalModel
+from taskfit.models.engine import causal_engine
 from taskfit.models.identity import model_folder, weight_files
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
-from taskfit.models.tree_model import TreeModel
 from taskfit.models.whole import check_files_finite, load_whole
 from taskfit.settings import AdapterSettings, ModelSettings
 from taskfit.settings_base import check_device
@@ -32,7 +34,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready for trees, with its tokenizer.
+    """A model ready to read token trees, with its tokenizer.
 
     Attributes:
         tree: The model.
@@ -42,7 +44,7 @@ class LoadedModel:
         note: What people should know about its files, or None.
     """
 
-    tree: TreeModel
+    tree: CausalModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str | None
@@ -140,20 +142,21 @@ def load_model(
 
     Raises:
         ModelError: If they cannot be found or loaded, the files do not hold the whole model or
-            numbers that are not finite, the token tree cannot serve them, or bitsandbytes is
-            needed and missing.
+            numbers that are not finite, no engine can run them, or bitsandbytes is needed and
+            missing.
     """
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     options: dict[str, Any] = {}
-    if quantization is not None and quantization.weights == "qlora":
-        options["quantization_config"] = four_bit_config(
-            dtype, double_quantization=quantization.double_quantization
-        )
-        # Quantized on arrival, so that the device never holds the model in 16 bits.
-        options["device_map"] = {"": device}
     folder, name, revision = locate_model(settings.name), settings.name, settings.revision
     try:
+        if quantization is not None and quantization.weights == "qlora":
+            config = AutoConfig.from_pretrained(folder, revision=revision)
+            options["quantization_config"] = four_bit_config(
+                config, dtype, double_quantization=quantization.double_quantization
+            )
+            # Quantized on arrival, so that the device never holds the model in 16 bits.
+            options["device_map"] = {"": device}
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
         model, names = load_whole(
             AutoModelForCausalLM.from_pretrained,
@@ -177,7 +180,7 @@ def load_model(
     if tokenizer.pad_token is None:
         # Trees are never padded; this is for those who use the saved model elsewhere.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if model.config.pad_token_id is None:
+    if model.config.to_dict().get("pad_token_id") is None:  # not every family has it
         model.config.pad_token_id = tokenizer.pad_token_id
     if options and not four_bit_layers(model):
         raise ModelError(
@@ -189,7 +192,7 @@ def load_model(
     if not options:
         model.to(device)
     model.eval()
-    return LoadedModel(TreeModel(model), tokenizer, name, revision, names.note)
+    return LoadedModel(causal_engine(model), tokenizer, name, revision, names.note)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
