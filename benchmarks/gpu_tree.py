@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Lfm2Config, PreTrainedModel
 
 import sft
 from gpu_bench import Bench, apart, llama, random_model, small_tokenizer
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.label_words import LabelWordLoss
 from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.causal_model import CausalModel
+from taskfit.models.engine import causal_engine
 from taskfit.models.frozen_depth import first_trained_layer
 from taskfit.models.load import LoadedModel, load_model
 from taskfit.models.quantize import four_bit_layers
@@ -52,6 +54,7 @@ def measures(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]
     yield "float32", lambda: compare_format(bench, torch.float32)
     yield "bfloat16", lambda: compare_format(bench, torch.bfloat16)
     yield "float16", lambda: compare_format(bench, torch.float16)
+    yield "padded_engine", lambda: compare_padded_engine(bench)
     yield "nf4", lambda: compare_nf4(bench)
     yield "kept_states", lambda: compare_kept_states(bench)
     yield "loss_scale", lambda: recover_from_overflow(bench)
@@ -97,8 +100,8 @@ def gradient(model: PreTrainedModel, last: Tensor, scale: float) -> Tensor:
     return torch.cat(parts)
 
 
-def through_tree(model: TreeModel, rows: list[np.ndarray], scale: float) -> Passes:
-    """Run rows as one tree."""
+def through_tree(model: CausalModel, rows: list[np.ndarray], scale: float) -> Passes:
+    """Run rows as one tree, or as the model's engine runs one."""
     tree = TokenTree.build(rows)
     scores = model.logits(model.hidden(tree, np.arange(len(tree))))  # (T, V)
     paths = [torch.from_numpy(path).to(model.device) for path in tree.paths]
@@ -165,6 +168,29 @@ def compare_format(bench: Bench, dtype: torch.dtype) -> dict[str, Any]:
         "padded_tokens": len(rows) * max(map(len, rows)),
         **judged(ours, theirs, judge),
     }
+
+
+def compare_padded_engine(bench: Bench) -> dict[str, Any]:
+    """Set the engine for models that no tree serves beside plain padded passes of one."""
+    config = Lfm2Config(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=3,
+        layer_types=["conv", "full_attention", "conv"],
+        pad_token_id=0,
+    )
+    rows = rows_of(bench)
+    model = random_model(config, bench, torch.float32, std=STD)
+    engine = causal_engine(model)
+    add_adapter(model, LORA, seed=0)
+    disturb(model)
+    ours = through_tree(engine, rows, 1.0)
+    with engine.plain_attention() as plain:
+        judge = padded(plain, rows, 1.0)
+    return {"engine": type(engine).__name__, **judged(ours, judge, judge)}
 
 
 def compare_nf4(bench: Bench) -> dict[str, Any]:
