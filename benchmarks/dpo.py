@@ -59,6 +59,13 @@ def prompt_length(pair: EncodedPreference) -> int:
     return int(np.flatnonzero(pair.chosen.is_learned)[0])
 
 
+def record_of(row: Preference) -> dict[str, Any]:
+    """Return a pair as TRL reads it."""
+    answers = {"chosen": row.chosen, "rejected": row.rejected}
+    found = {k: sft.as_json([Message("assistant", text)]) for k, text in answers.items()}
+    return {"prompt": sft.as_json(row.prompt), **found}
+
+
 def run_contender(options: argparse.Namespace) -> None:
     """Be one contender's process."""
     gate = sft.Gate()
@@ -69,12 +76,7 @@ def run_contender(options: argparse.Namespace) -> None:
     if options.contender.startswith(sft.OURS):
         sft.our_run(gate, named, options, "dpo")
         return
-    records: list[dict[str, Any]] = []
-    for index in sft.training_order(num, 0):
-        row = named[index]
-        answers = {"chosen": row.chosen, "rejected": row.rejected}
-        record = {k: sft.as_json([Message("assistant", text)]) for k, text in answers.items()}
-        records.append({"prompt": sft.as_json(row.prompt), **record})
+    records = [record_of(named[i]) for i in sft.training_order(num, 0)]
     names = ("DPOTrainer", "DPOConfig")
     sft.peer_run(
         gate, records, options, names=names, extra={"beta": 0.1, **CONTENDERS[options.contender]}

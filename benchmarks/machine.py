@@ -1,5 +1,6 @@
-"""What a benchmark ran on: processor, versions, and the rate that matrix products reach."""
+"""What a benchmark ran on: processor, GPU, versions, and the rate that matrix products reach."""
 
+import subprocess
 import time
 from typing import Any
 
@@ -22,10 +23,49 @@ def matmul_rate(
     return 2 * rows * width * inner / best / 1e12
 
 
+def describe_gpu() -> dict[str, Any]:
+    """Return the GPU that PyTorch uses: name, memory, driver, and the rate it reaches in bfloat16.
+
+    Empty where there is none.
+    """
+    if not torch.cuda.is_available():
+        return {}
+    properties = torch.cuda.get_device_properties(0)
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    torch.mm(a, b)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(10):
+        torch.mm(a, b)
+    end.record()
+    torch.cuda.synchronize()
+    return {
+        "gpu": properties.name,
+        "gpus": torch.cuda.device_count(),
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 2),
+        "gpu_capability": f"{properties.major}.{properties.minor}",
+        "gpu_driver": driver_version(),
+        "torch_cuda": torch.version.cuda,
+        "gpu_bfloat16_tflops": round(10 * 2 * size**3 / start.elapsed_time(end) / 1e9, 1),
+    }
+
+
+def driver_version() -> str:
+    """Return the version of NVIDIA's driver, or `unknown`."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return (found.stdout.splitlines() or ["unknown"])[0].strip()
+
+
 def describe() -> dict[str, Any]:
     """Return everything worth recording beside a figure."""
     return {
         **describe_machine(),
+        **describe_gpu(),
         "threads": torch.get_num_threads(),
         "versions": library_versions(),
         "matmul_tflops": {

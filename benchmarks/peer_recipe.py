@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
+from transformers import AutoModelForCausalLM, PreTrainedModel, get_linear_schedule_with_warmup
 
 
 class PeerRecipe:
@@ -21,6 +21,17 @@ class PeerRecipe:
     ) -> None:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.adopt(model, length=length, total_steps=total_steps)
+
+    @classmethod
+    def over(cls, model: PreTrainedModel, *, length: int, total_steps: int) -> "PeerRecipe":
+        """Return the recipe over a model that is loaded already."""
+        recipe = cls.__new__(cls)
+        recipe.adopt(model, length=length, total_steps=total_steps)
+        return recipe
+
+    def adopt(self, model: PreTrainedModel, *, length: int, total_steps: int) -> None:
+        """Put adapters on a model, and make its optimizer."""
         config = LoraConfig(
             r=8,
             lora_alpha=16,
@@ -29,6 +40,7 @@ class PeerRecipe:
             task_type="CAUSAL_LM",
         )
         self.model: nn.Module = get_peft_model(model, config)
+        self.device = model.device
         self.length = length
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.0)
@@ -45,7 +57,7 @@ class PeerRecipe:
             ids[i, : len(row)] = torch.from_numpy(row)
             mask[i, : len(row)] = 1
             labels[i, len(row) - 1] = int(row[-1])
-        return ids, mask, labels
+        return ids.to(self.device), mask.to(self.device), labels.to(self.device)
 
     def step(self, rows: Sequence[np.ndarray]) -> float:
         """Take one optimizer step on sequences whose last token is the label word."""
@@ -72,5 +84,5 @@ class PeerRecipe:
             logits = self.model(input_ids=ids, attention_mask=mask).logits
             at = torch.tensor([len(row) - 2 for row in chunk])
             scores = logits[torch.arange(len(chunk)), at][:, list(words)]
-            predicted.append(scores.argmax(dim=-1).numpy())
+            predicted.append(scores.argmax(dim=-1).cpu().numpy())
         return np.concatenate(predicted)

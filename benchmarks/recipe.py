@@ -34,9 +34,9 @@ from taskfit.models.load import load_model
 from taskfit.models.packaged import packaged_folder
 from taskfit.settings import AdapterSettings, ModelSettings, TrainingSettings
 from taskfit.tasks import EncodedExample, PromptEncoder, choose_demonstrations, load_task
-from taskfit.training.loop import step_seed
 from taskfit.training.memory import MemoryAccount
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
+from taskfit.training.seeds import step_seed
 
 BATCH = 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

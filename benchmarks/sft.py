@@ -29,7 +29,7 @@ import numpy as np
 
 from taskfit.data.instructions import Conversation, InstructionRow, read_instructions
 from taskfit.data.messages import Message
-from taskfit.models.packaged import packaged_folder
+from taskfit.models.packaged import locate_model, packaged_folder
 from taskfit.tasks.chat import ChatEncoder, find_template
 
 RATE = 2e-4
@@ -68,11 +68,11 @@ class Gate:
         self._out.flush()
 
 
-def tokenizer_of_model() -> Any:  # noqa: ANN401 - what transformers returns
-    """Return the packaged model's tokenizer with the template of both sides."""
+def tokenizer_of_model(folder: str | Path | None = None) -> Any:  # noqa: ANN401 - transformers'
+    """Return a model's tokenizer with the template of both sides; None: of the packaged model."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(packaged_folder("smollm2-135m"))
+    tokenizer = AutoTokenizer.from_pretrained(folder or packaged_folder("smollm2-135m"))
     tokenizer.chat_template = find_template("chatml")
     return tokenizer
 
@@ -112,10 +112,6 @@ def our_run(
     from taskfit.runs.tuning.model import TunedModel
     from taskfit.screen import SilentScreen
     from taskfit.settings_file import settings_from_dict
-    from taskfit.training.checkpoint import Checkpoints
-    from taskfit.training.log import TrainingLog
-    from taskfit.training.loop import TrainingJob, train
-    from taskfit.training.memory import MemoryAccount
 
     training = {"learning_rate": RATE, "batch_size": options.batch, "epochs": 1, "keep": "last"}
     training |= {"warmup_fraction": 0.0, "save_every_steps": 10**6, "tensorboard": False}
@@ -124,7 +120,7 @@ def our_run(
     settings = settings_from_dict(
         {
             "method": {"name": method},
-            "model": {"name": "smollm2-135m", "dtype": options.dtype, "device": "cpu"},
+            "model": {"name": options.model, "dtype": options.dtype, "device": options.device},
             "tuning": {"chat_template": "chatml"},
             "training": training,
             "adapter": {"lora_dropout": options.dropout},
@@ -138,7 +134,7 @@ def our_run(
         reference = pair_log_probs(tuned, items, label="", screen=SilentScreen())  # type: ignore[arg-type]
     reference_seconds = time.perf_counter() - started
     adapted = AdaptedModel(tuned.model, settings)
-    parameters = adapted.make_trainable()
+    adapted.make_trainable()
     start_adapters(adapted.module)
     if options.contender == "taskfit, compiled":
         adapted.compile()
@@ -152,15 +148,42 @@ def our_run(
             gate.wait()
         elif record["kind"] == "step":
             step, seconds[0] = record["seconds"] - seconds[0], record["seconds"]
-            gate.tell(seconds=step, loss=record["loss"], run=record["tokens"], memory=peak())
+            memory = peak(options.device)
+            gate.tell(seconds=step, loss=record["loss"], run=record["tokens"], memory=memory)
             gate.wait()
 
     torch.manual_seed(0)
+    train_items(adapted, loss, items, settings, show=show)
+
+
+def train_items(
+    adapted: Any,  # noqa: ANN401 - what needs torch is imported late
+    loss: Any,  # noqa: ANN401
+    items: Sequence[Any],
+    settings: Any,  # noqa: ANN401
+    *,
+    show: Callable[[Mapping[str, Any]], None],
+) -> None:
+    """Train by the loop of `taskfit fit`, without validation, and keep nothing.
+
+    Args:
+        adapted: The `AdaptedModel`, its weights trainable.
+        loss: The method's objective.
+        items: Encoded examples.
+        settings: All settings.
+        show: Called with every record of the training log.
+    """
+    from taskfit.models.adapters import trainable_parameters
+    from taskfit.training.checkpoint import Checkpoints
+    from taskfit.training.log import TrainingLog
+    from taskfit.training.loop import TrainingJob, train
+    from taskfit.training.memory import MemoryAccount
+
     with tempfile.TemporaryDirectory() as scratch:
         train(
             TrainingJob(
                 model=adapted.module,
-                parameters=parameters,
+                parameters=trainable_parameters(adapted.module),
                 objective=loss,
                 items=items,
                 validate=None,
@@ -168,7 +191,7 @@ def our_run(
                 seed=settings.seed,
                 checkpoints=Checkpoints(Path(scratch) / "checkpoints"),
                 log=TrainingLog(Path(scratch), show=show),
-                memory=MemoryAccount(torch.device("cpu")),
+                memory=MemoryAccount(adapted.tree.device),
                 count_tokens=adapted.tokens_run,
             )
         )
@@ -197,8 +220,9 @@ def peer_run(
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, TrainerCallback
 
-    folder = packaged_folder("smollm2-135m")
+    folder = locate_model(options.model)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype))
+    on_cpu = options.device == "cpu"
     peft = LoraConfig(r=8, lora_alpha=16, lora_dropout=options.dropout, target_modules="all-linear")
     losses: list[float] = []
     reference_seconds = [0.0]
@@ -225,14 +249,16 @@ def peer_run(
             self.started = time.perf_counter()
 
         def on_step_end(self, *_: object, **__: object) -> None:
+            if not on_cpu:
+                torch.cuda.synchronize()
             seconds = time.perf_counter() - self.started
-            gate.tell(seconds=seconds, loss=losses[-1], run=0, memory=peak())
+            gate.tell(seconds=seconds, loss=losses[-1], run=0, memory=peak(options.device))
             gate.wait()
 
     with tempfile.TemporaryDirectory() as scratch:
         arguments = {
             "output_dir": scratch,
-            "use_cpu": True,
+            "use_cpu": on_cpu,
             "bf16": PEER_PRECISION[options.peer_precision] and options.dtype == "bfloat16",
             "gradient_checkpointing": False,
             "per_device_train_batch_size": options.batch,
@@ -253,7 +279,7 @@ def peer_run(
             model=model,
             args=getattr(trl, names[1])(**arguments),
             train_dataset=Dataset.from_list(records),
-            processing_class=tokenizer_of_model(),
+            processing_class=tokenizer_of_model(folder),
             peft_config=peft,
             callbacks=[Gated()],
         )
@@ -275,14 +301,23 @@ def start_adapters(model: Any) -> None:  # noqa: ANN401 - a module of either sid
                 parameter.copy_(drawn / math.sqrt(parameter.shape[1]))
 
 
-def peak() -> int:
-    """Return the most memory that this process had (bytes)."""
+def peak(device: str) -> int:
+    """Return the most memory that this process had, on a GPU in tensors there (bytes)."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def as_json(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Return messages as TRL reads them."""
     return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def record_of(row: Conversation) -> dict[str, Any]:
+    """Return a row as TRL reads it."""
+    return {"prompt": as_json(row.prompt), "completion": as_json(row.messages[-1:])}
 
 
 class Contender:
@@ -305,6 +340,8 @@ class Contender:
             "budget",
             "peer_precision",
             "dtype",
+            "device",
+            "model",
         )
         for option, value in vars(options).items():
             if option in passed:
@@ -437,6 +474,8 @@ def common_parser(description: str, contenders: Mapping[str, object]) -> argpars
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peer-precision", choices=list(PEER_PRECISION), default="autocast")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", default="smollm2-135m", help="name, or a folder")
     parser.add_argument("--peer-python", default=sys.executable)
     # Compiling takes minutes, and each contender holds a model in memory all along.
     usual = [name for name in contenders if "compiled" not in name]
@@ -477,10 +516,7 @@ def run_contender(options: argparse.Namespace) -> None:
         our_run(gate, rows, options, "sft")
         return
     ordered = [rows[i] for i in training_order(num, 0)]
-    records = []
-    for row in ordered:
-        assert isinstance(row, Conversation)
-        records.append({"prompt": as_json(row.prompt), "completion": as_json(row.messages[-1:])})
+    records = [record_of(row) for row in ordered if isinstance(row, Conversation)]
     extra = dict(CONTENDERS[options.contender])
     if extra.get("packing"):
         # As many tokens a step as the batch has, in whole bins, and the rows so often that they

@@ -1,6 +1,5 @@
 """Label words of which one starts another: every word is scored up to where it ends."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,8 +218,10 @@ def test_questions_are_scored_as_each_alone(loaded: LoadedModel) -> None:
 def test_methods_say_how_they_tell_such_words_apart(loaded: LoadedModel) -> None:
     task = task_of({"a": (" yes",), "b": (" yes or no",)})
 
+    own = replace(loaded, tokenizer=tiny.byte_level_tokenizer())  # others need its end token
+
     def note(kind: type[InContext | LabelWords], task: Task = task, **method: object) -> str:
-        (found,) = kind(context_of(loaded, task, method)).notes()
+        (found,) = kind(context_of(own, task, method)).notes()
         assert found.startswith("' yes' starts ' yes or no': ")
         return found
 
@@ -232,9 +233,7 @@ def test_methods_say_how_they_tell_such_words_apart(loaded: LoadedModel) -> None
     assert calibrated.endswith(r"with the '\n' that follows it")
     assert "'</s>' is one of the tokens" in note(LabelWords, name="label_words")
     assert r"'\n' that follows it" in note(LabelWords, name="label_words", loss="labels")
-    # A copy: the tokenizer is shared by all tests.
-    loaded = replace(loaded, tokenizer=copy.deepcopy(loaded.tokenizer))
-    loaded.tokenizer.eos_token = None
+    own.tokenizer.eos_token = None
     bare = replace(task, template=replace(task.template, line="{text} ={label}", separator=""))
     assert "choose other words" in note(InContext, bare, name="in_context")
 

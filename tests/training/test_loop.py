@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -23,9 +24,10 @@ from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.tasks import EncodedExample, PromptEncoder, task_from_columns
 from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training.choice import is_worse
 from taskfit.training.length import count_steps
 from taskfit.training.log import TrainingLog
-from taskfit.training.loop import TrainingJob, Validation, is_worse, train
+from taskfit.training.loop import TrainingJob, Validation, train
 from taskfit.training.memory import MemoryAccount
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
 from tiny_screens import Killed
@@ -271,6 +273,34 @@ def test_running_out_of_memory_halves_the_budget_and_changes_nothing_else(
     notes = [r["text"] for r in tight.records() if r["kind"] == "note"]
     assert any("token budget halved to 128" in note for note in notes)
     assert len(calm.weights()) == len(tight.weights())
+
+
+def test_a_step_that_starts_over_has_given_back_what_its_backward_pass_kept(
+    byte_level_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(fresh(byte_level_tokenizer), tmp_path, epochs=1, token_budget=256)
+    original, kept, alive = rig.objective.loss_sum, [], []
+
+    def limited(items: Sequence[EncodedExample]) -> torch.Tensor:
+        alive.extend(reference() is not None for reference in kept)
+
+        def fails(gradient: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError
+
+        loss = original(items)
+        if len(items) > 1:
+            loss.register_hook(fails)
+            # The graph holds its hooks, so this lives as long as the graph does.
+            kept.append(weakref.ref(fails))
+        return loss
+
+    monkeypatch.setattr(rig.objective, "loss_sum", limited)
+    train(rig.job())
+    assert len(kept) > 1
+    assert alive
+    assert not any(alive)
 
 
 def test_memory_that_never_suffices_ends_in_a_message(

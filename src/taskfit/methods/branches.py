@@ -26,6 +26,7 @@ from taskfit.methods.reading import nodes_to_read
 from taskfit.methods.scoring import JOINT, WordReader
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.prefix import Prefix
+from taskfit.models.transfer import on_device
 from taskfit.tasks import EncodedExample
 from taskfit.tree import IntArray, TokenTree
 
@@ -163,17 +164,17 @@ class BranchWords(WordReader):
         columns = np.concatenate([np.arange(count) for count in counts])
         of_branch = np.repeat(np.arange(len(counts)), counts)
 
-        def on_device(array: IntArray) -> Tensor:
-            return torch.from_numpy(array).to(model.device)
+        def moved(array: IntArray) -> Tensor:
+            return on_device(array, model.device)
 
         hidden = model.hidden(laid, nodes, prefix=prefix)  # (R, D)
         scores = model.token_scores(
-            hidden, on_device(rows[of_branch]), on_device(np.concatenate(options))
+            hidden, moved(rows[of_branch]), moved(np.concatenate(options))
         )  # (Y,)
         # Branches have different numbers of options: rows of one table, normalised at once.
         table = scores.new_full((len(counts), int(counts.max())), float("-inf"))
-        table = table.index_put((on_device(of_branch), on_device(columns)), scores)
-        owner, branch, option = on_device(np.concatenate(chosen)).unbind(dim=1)
+        table = table.index_put((moved(of_branch), moved(columns)), scores)
+        owner, branch, option = moved(np.concatenate(chosen)).unbind(dim=1)
         taken = torch.log_softmax(table, dim=-1)[branch, option]  # (E,)
         return taken.new_zeros(num_words).index_add(0, owner, taken)
 

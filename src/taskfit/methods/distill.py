@@ -25,6 +25,7 @@ from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_tas
 from taskfit.methods.tree_method import WordMethod, prompt_encoder
 from taskfit.models.causal_model import LOGIT_ROWS, CausalModel
 from taskfit.models.prefix import Prefix
+from taskfit.models.transfer import on_device
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tree import IntArray
 
@@ -249,17 +250,13 @@ class DistillLoss(TreeObjective[DistillItem]):
         model = self.teacher.model
         with self.teacher.reading():
             theirs = model.hidden(taught.tree, taught.nodes, prefix=prefix)
-            rows, targets = (
-                torch.from_numpy(a).to(model.device) for a in (taught.rows, taught.targets)
-            )
+            rows, targets = (on_device(a, model.device) for a in (taught.rows, taught.targets))
             log_probs = model.token_log_probs(theirs, rows, targets).cpu().numpy()
         tokens, weights = _branches(own, log_probs, len(self._every))
         ours = self.student.model.hidden(own.tree, own.nodes)
         device = self.student.model.device
-        rows_theirs, rows_ours = (
-            torch.from_numpy(plan.rows[tokens]).to(device) for plan in (taught, own)
-        )
-        weight = torch.from_numpy(weights).to(device)
+        rows_theirs, rows_ours = (on_device(plan.rows[tokens], device) for plan in (taught, own))
+        weight = on_device(weights, device)
         total = ours.new_zeros((), dtype=torch.float32)
         for part in torch.split(torch.arange(len(tokens), device=device), LOGIT_ROWS):
             with self.teacher.reading():

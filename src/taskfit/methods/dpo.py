@@ -19,6 +19,7 @@ from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import Gather, Reference, learned_log_probs, tokens_to_run
 from taskfit.models.causal_model import CausalModel
+from taskfit.models.transfer import on_device
 from taskfit.tasks.chat import EncodedPreference
 from taskfit.tree import IntArray
 
@@ -66,12 +67,13 @@ class DpoLoss(TreeObjective[EncodedPreference]):
         self.reference = reference
         self.step = 0
         self._gather = gather
-        self._margins: dict[str, float] = {}
+        # Of each pass: the pairs' ids, and by how much the chosen is ahead, (N,).
+        self._margins: list[tuple[list[str], Tensor]] = []
 
     def start_step(self, step: int) -> None:
         """Count steps, and forget the metrics of the one before."""
         self.step = step + 1
-        self._margins = {}
+        self._margins = []
 
     def sequences(self, item: EncodedPreference) -> Sequence[IntArray]:
         """Return both answers behind their prompt, which a tree runs once."""
@@ -82,21 +84,28 @@ class DpoLoss(TreeObjective[EncodedPreference]):
         answers = [answer for item in items for answer in (item.chosen, item.rejected)]
         log_probs, owners = learned_log_probs(self.model, answers)
         sums = log_probs.new_zeros(len(answers))
-        sums = sums.index_add(0, torch.from_numpy(owners).to(log_probs.device), log_probs)
+        sums = sums.index_add(0, on_device(owners, log_probs.device), log_probs)
         policy = sums.view(-1, 2)  # (N, 2)
-        reference = torch.tensor([self.reference[item.id] for item in items]).to(policy)
+        said = np.array([self.reference[item.id] for item in items], np.float32)
+        reference = on_device(said, policy.device).to(policy)
         losses = dpo_loss(policy, reference, beta=self.beta)
         with torch.no_grad():
             rewards = self.beta * (policy - reference)
-            margins = (rewards[:, 0] - rewards[:, 1]).tolist()
-        self._margins |= dict(zip([item.id for item in items], margins, strict=True))
+            margins = rewards[:, 0] - rewards[:, 1]
+        # Numbers when the step is over: to read them now would wait for the pass.
+        self._margins.append(([item.id for item in items], margins))
         return losses.sum()
 
     def step_metrics(self) -> Mapping[str, float]:
         """Return the mean margin of the rewards, and the share of pairs where it is above 0."""
         # By id: with sharding a process may run a pair of another one's share once more.
+        own = {
+            id_: margin
+            for ids, margins in self._margins
+            for id_, margin in zip(ids, margins.tolist(), strict=True)
+        }
         found: dict[str, float] = {}
-        for part in self._gather(self._margins):
+        for part in self._gather(own):
             found |= part
         if not found:
             return {}

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,6 +22,7 @@ from taskfit.methods.questions import QuestionLoss, encode_questions
 from taskfit.methods.scoring import JOINT, read_plan, sum_over_words
 from taskfit.methods.tree_method import WordMethod, prompt_encoders
 from taskfit.models.causal_model import CausalModel
+from taskfit.models.transfer import on_device
 from taskfit.tasks import EncodedExample
 from taskfit.tasks.questions import Questionnaire
 from taskfit.tree import IntArray
@@ -164,7 +164,7 @@ class LabelWordLoss(TreeObjective[EncodedExample]):
         """Add up the words that were scored to log p(w(y)) of each label, (N, L)."""
         rows = np.repeat(np.arange(len(compared)), [len(chosen) for chosen in compared])
         columns = np.concatenate([np.asarray(chosen, np.int64) for chosen in compared])
-        place = tuple(torch.from_numpy(index).to(log_probs.device) for index in (rows, columns))
+        place = tuple(on_device(index, log_probs.device) for index in (rows, columns))
         # Words without a share are not scored; their weight of 0 leaves nothing of the floor.
         table = log_probs.new_full((len(compared), len(self.label_of_candidate)), FLOOR)
         return sum_over_words(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from taskfit.methods.targets import FloatArray
+from taskfit.models.transfer import on_device
 
 # A loss of scores (N, L) and targets (N, L), with class weights and focal factor bound to it.
 LossSum = Callable[[Tensor, Tensor], Tensor]
@@ -91,4 +92,4 @@ def multi_label_loss_sum(
 
 def label_targets(targets: Sequence[FloatArray | None], device: torch.device) -> Tensor:
     """Stack the targets of labelled items, (N, L)."""
-    return torch.from_numpy(np.stack([t for t in targets if t is not None])).to(device)
+    return on_device(np.stack([t for t in targets if t is not None]), device)

@@ -18,6 +18,7 @@ from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache, nodes_to_read, run_in_trees
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.prefix import Prefix
+from taskfit.models.transfer import on_device
 from taskfit.models.whole import require_finite
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tree import IntArray, TokenTree
@@ -89,7 +90,7 @@ def token_log_probs(
     plan = read_plan(items, candidates, skip=prefix.length if prefix else 0)
     hidden = model.hidden(plan.tree, plan.nodes, prefix=prefix)  # (R, D)
     rows, targets, owners = (
-        torch.from_numpy(array).to(model.device) for array in (plan.rows, plan.targets, plan.owners)
+        on_device(array, model.device) for array in (plan.rows, plan.targets, plan.owners)
     )
     read = model.token_log_probs if normalize else model.token_scores
     return read(hidden, rows, targets), owners

@@ -20,6 +20,7 @@ from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import nodes_to_read, run_in_trees
 from taskfit.methods.targets import FloatArray
 from taskfit.models.causal_model import LOGIT_ROWS, CausalModel
+from taskfit.models.transfer import on_device
 from taskfit.models.whole import require_finite
 from taskfit.tasks.chat import EncodedText
 from taskfit.tree import IntArray, TokenTree, unique_tokens
@@ -88,9 +89,9 @@ def learned_log_probs(model: CausalModel, items: Sequence[EncodedText]) -> tuple
     nodes, rows = nodes_to_read(tree, [places - 1 for places in learned])
     targets = np.concatenate([item.ids[p] for item, p in zip(items, learned, strict=True)])
     hidden = model.hidden(tree, nodes)  # (R, D)
-    on_device = (torch.from_numpy(a).to(model.device) for a in (rows, targets))
+    moved = (on_device(a, model.device) for a in (rows, targets))
     owners = np.repeat(np.arange(len(items)), [len(places) for places in learned])
-    return _token_log_probs(model, hidden, *on_device), owners
+    return _token_log_probs(model, hidden, *moved), owners
 
 
 def _token_log_probs(model: CausalModel, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import decoder_layers
 from taskfit.models.lean import LeanPass
 from taskfit.models.prefix import Prefix
+from taskfit.models.transfer import on_device
 from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray, TokenTree
 
@@ -137,7 +138,7 @@ class CausalModel(CutModel):
             Hidden states after the final norm, ready for the LM head, (R, D).
         """
         states = self._decode(tree, prefix=prefix)  # (T, D)
-        return states.index_select(0, torch.from_numpy(nodes).to(self.device))
+        return states.index_select(0, on_device(nodes, self.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the LM head: (R, D) to scores in float32, (R, V)."""

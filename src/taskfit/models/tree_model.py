@@ -29,6 +29,7 @@ from taskfit.models.lean_training import LeanTraining, TrainingPasses
 from taskfit.models.lean_weights import NotLeanError
 from taskfit.models.prefix import Prefix
 from taskfit.models.served import OWN_ERRORS, UnservedError, is_of_model, refuse_unserved
+from taskfit.models.transfer import on_device
 from taskfit.tree import CALL_TOKENS, IntArray, TokenTree, attention_blocks, cut_at_branches
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
@@ -170,8 +171,8 @@ class TreeModel(CausalModel):
         whole = len(padded) <= 1.5 * block_size
         block_size = len(padded) if whole else block_size
         self.num_tokens_run += num_tokens
-        ids = torch.from_numpy(padded.ids).to(self.device)[None]
-        positions = torch.from_numpy(padded.positions + offset).to(self.device)[None]
+        ids = on_device(padded.ids, self.device)[None]
+        positions = on_device(padded.positions + offset, self.device)[None]
         if lean is not None:
             aligned = lean_layout(
                 tree,

@@ -25,6 +25,7 @@ from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.quantize import count_parameters
 from taskfit.settings import TrainingSettings, known
 from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training.choice import is_worse
 from taskfit.training.distributed import (
     any_process,
     max_over_processes,
@@ -43,11 +44,10 @@ from taskfit.training.length import count_steps
 from taskfit.training.log import TrainingLog
 from taskfit.training.memory import MemoryAccount
 from taskfit.training.optim import MasterOptimizer, learning_rate_at
+from taskfit.training.seeds import seed_generators, step_seed
 from taskfit.training.sharding import ShardedModel
 
 VALIDATIONS_PER_RUN = 5
-# Of the standard normal distribution, one-sided 5 %.
-ONE_SIDED = 1.645
 TOKEN_BUDGET = 2048
 SHARDED_MEMORY = (
     "Memory ran out in a sharded model, where one process cannot start a step over by itself. Set "
@@ -220,11 +220,8 @@ def accumulate_gradient(
         total, failed = 0.0, False
         try:
             job.objective.start_step(state.step)
-            for items, weight in forward_passes(job, batch, share, state.token_budget):
-                loss = loss_sum(job, items) * (weight / count)
-                optimizer.scale_loss(loss).backward()  # type: ignore[no-untyped-call]
-                optimizer.collect_gradients()
-                total += loss.item()
+            passes = forward_passes(job, batch, share, state.token_budget)
+            total = run_passes(job, passes, optimizer, count=count)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -236,6 +233,33 @@ def accumulate_gradient(
             return sum_over_processes(total)
         optimizer.clear()
         halve_budget(job, batch, state)
+
+
+def run_passes(
+    job: TrainingJob,
+    passes: Sequence[tuple[list[Item], float]],
+    optimizer: MasterOptimizer,
+    *,
+    count: float,
+) -> float:
+    """Add up the gradient of a step over its forward passes; return the loss.
+
+    Args:
+        job: The training.
+        passes: See `forward_passes`.
+        optimizer: Collects the gradient.
+        count: What the summed loss is divided by.
+    """
+    # A function of its own, so that what a pass keeps for its backward pass is given back when
+    # memory runs out, before the step starts over.
+    total = torch.zeros((), dtype=torch.float64)
+    for items, weight in passes:
+        loss = loss_sum(job, items) * (weight / count)
+        optimizer.scale_loss(loss).backward()  # type: ignore[no-untyped-call]
+        optimizer.collect_gradients()
+        # Read once a step: a GPU would stand still while the next tree is built.
+        total = total + loss.detach()
+    return total.item()
 
 
 def forward_passes(
@@ -298,21 +322,6 @@ def batch_indices(num_items: int, step: int, job: TrainingJob) -> list[int]:
     else:
         order = generator.choice(num_items, num_items, p=job.sampling)
     return [int(i) for i in order[index * size : (index + 1) * size]]
-
-
-def step_seed(seed: int, step: int, process: int = 0) -> int:
-    """Return the seed of a step's dropout, well apart from its neighbours' and other processes'."""
-    # SeedSequence does not tell [a, b] from [a, b, 0]: the first process draws as a single one.
-    return int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
-
-
-def seed_generators(seed: int) -> None:
-    """Seed what draws on the CPU and, where they are in use, on the GPUs."""
-    # `torch.manual_seed` also notes, for each kind of device that is not in use, the call stack: a
-    # millisecond a step.
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(seed)
 
 
 def padded_tokens(batch: Sequence[Item]) -> int:
@@ -382,17 +391,3 @@ def _validate(
             "is_kept": kept,
         }
     )
-
-
-def is_worse(losses: Sequence[float], best: Sequence[float]) -> bool:
-    """Return whether losses of examples are significantly above the best ones of the same examples.
-
-    A paired one-sided test at 5 % (normal approximation). What a few dozen examples cannot tell
-    apart is not worse: then the later weights, which have learned from more steps, are kept. The
-    comparison is with the lowest mean so far, so that small steps upward do not add up.
-    """
-    differences = np.asarray(losses) - np.asarray(best)
-    if len(differences) < 2:
-        return bool(differences.mean() > 0)
-    error = differences.std(ddof=1) / math.sqrt(len(differences))
-    return bool(differences.mean() > ONE_SIDED * error)
