@@ -46,6 +46,7 @@ class Contender:
         settings = AdapterSettings.model_validate({"layers": layers, "lora_dropout": dropout})
         add_adapter(self.tree.model, settings, seed=0)
         self.tree.freeze_below(first_trained_layer(self.tree.num_layers, layers))
+        self.tree.prepare_training()
         self.loss = LabelWordLoss(self.tree, [0, 1], over="vocabulary")
         self.optimizer = MasterOptimizer(
             trainable_parameters(self.tree.model), TrainingSettings(learning_rate=RATE)

@@ -109,6 +109,7 @@ def steps(
     account.stage("forward")
     add_adapter(tree.model, settings.adapter, seed=0)
     tree.freeze_below(first_trained_layer(tree.num_layers, settings.adapter.trained_layers))
+    tree.prepare_training()
     if settings.training.gradient_checkpointing:
         enable_gradient_checkpointing(tree.model)
     account.stage("adapter")

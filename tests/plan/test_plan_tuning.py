@@ -90,6 +90,7 @@ def test_a_simulated_step_allocates_what_a_real_one_does(
     model.requires_grad_(False)
     tree = TreeModel(model.eval())
     add_adapter(model, predicted.settings.adapter, seed=0)
+    tree.prepare_training()
     if checkpointing:
         enable_gradient_checkpointing(model)
     optimizer = MasterOptimizer(trainable_parameters(model), predicted.settings.training)

@@ -113,6 +113,7 @@ def test_a_simulated_step_allocates_what_a_real_one_does(
     add_adapter(model, predicted.settings.adapter, seed=0)
     objective = LabelWordLoss(tree, [0, 1], over="labels")
     tree.freeze_below(0 if layers == "all" else 1)
+    tree.prepare_training()
     if checkpointing:
         enable_gradient_checkpointing(model)
     optimizer = MasterOptimizer(trainable_parameters(model), predicted.settings.training)

@@ -275,6 +275,7 @@ def memory_rows(plan: "Plan") -> list[tuple[str, int, str]]:
     if memory.trains:
         optimizer = plan.settings.training.optimizer
         rows += [
+            ("laid out for training", memory.ready_bytes, "frozen weights, once more"),
             ("adapter", count.adapter_bytes, f"{count.num_adapter:,} weights"),
             ("float32 masters", count.master_bytes, ""),
             ("Adam moments", memory.moment_bytes, optimizer),

@@ -124,7 +124,7 @@ class Weights:
 
     def joined(self, layers: Sequence[Layer]) -> Tensor:
         """Return the weights of layers side by side, without adapters; made once."""
-        key = tuple(layer.weight.data_ptr() for layer in layers)
+        key = _places(layers)
         if key not in self._kept:
             self._kept[key] = self.ready([layer.weight for layer in layers])
         return self._kept[key]
@@ -133,7 +133,7 @@ class Weights:
         """Return what `joined` does for the gradient of the input, (I, O); made once."""
         if not self.packs:
             return self.joined(layers).t()
-        key = (0, *(layer.weight.data_ptr() for layer in layers))
+        key = (0, *_places(layers))
         if key not in self._kept:
             whole = torch.cat([layer.weight for layer in layers])
             self._kept[key] = self.ready([whole.t()])
@@ -150,6 +150,11 @@ class Weights:
             return whole.contiguous()
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(whole.contiguous(), PACKED_FOR)
         return packed
+
+
+def _places(layers: Sequence[Layer]) -> tuple[int, ...]:
+    """Return where the weights of layers are in memory; tensors without contents have one, too."""
+    return tuple(layer.weight.untyped_storage()._cdata for layer in layers)
 
 
 class Product:

@@ -50,6 +50,7 @@ class MemoryPlan:
         frozen: Layers that are not trained, and what is kept of what they give out.
         epoch: Tokens of an epoch, and the step that was simulated.
         host: What a CPU needs beside tensors; nothing on a GPU.
+        ready_bytes: Frozen weights laid out once more for training on a CPU.
         refusal: Why the model runs padded, one clause; None: by the token tree.
         unknown: Why it is not known what passes take; None: it is.
     """
@@ -62,6 +63,7 @@ class MemoryPlan:
     frozen: FrozenPlan
     epoch: Epoch
     host: HostMemory
+    ready_bytes: int = 0
     refusal: str | None = None
     unknown: str | None = None
 
@@ -74,7 +76,8 @@ class MemoryPlan:
     def static_bytes(self) -> int:
         """Return what stays in memory through all of training."""
         count = self.count
-        return count.weight_bytes + count.adapter_bytes + count.master_bytes + self.moment_bytes
+        weights = count.weight_bytes + self.ready_bytes + count.adapter_bytes
+        return weights + count.master_bytes + self.moment_bytes
 
     @property
     def tensor_bytes(self) -> int:
@@ -263,6 +266,7 @@ def plan_memory(
         frozen,
         epoch,
         host or HostMemory(),
+        ready_bytes=model.ready_bytes,
         refusal=model.tree.refusal,
         unknown=unknown,
     )

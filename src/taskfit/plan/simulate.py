@@ -29,6 +29,7 @@ from taskfit.methods.objective import Objective
 from taskfit.models.adapters import CpuDropout, enable_gradient_checkpointing, trainable_parameters
 from taskfit.models.engine import causal_engine
 from taskfit.models.frozen_depth import first_trained_layer
+from taskfit.models.lean import shared_weights
 from taskfit.models.prefix import Prefix
 from taskfit.plan.model import meta_model, prepare_weights
 from taskfit.settings import AdapterSettings, TrainingSettings
@@ -78,6 +79,11 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[key] = weakref.ref(storage, dies)
         self.live += size
         self.peak = max(self.peak, self.live)
+
+
+@torch.library.register_fake("mkldnn::_reorder_linear_weight")  # type: ignore[untyped-decorator]
+def _packed_shape(weight: Tensor, batch_size: int | None = None) -> Tensor:
+    return weight.new_empty(weight.shape)
 
 
 class _NoNumbers(TorchFunctionMode):
@@ -197,6 +203,13 @@ class SimulatedModel:
         first = first_trained_layer(self.tree.num_layers, adapter.trained_layers) if trains else 0
         with self._without_numbers():
             self.tree.freeze_below(first)
+            if trains and adapter.weights == "lora":  # others keep the stock pass
+                self.tree.prepare_training()
+
+    @property
+    def ready_bytes(self) -> int:
+        """Return what frozen weights take that the training pass keeps ready."""
+        return shared_weights(self._model).num_bytes if self.tree.has_training_pass else 0
 
     @property
     def token_bytes(self) -> int:
