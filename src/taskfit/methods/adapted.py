@@ -13,10 +13,10 @@ from taskfit.models.adapters import (
     save_weights,
     trainable_parameters,
 )
+from taskfit.models.causal_model import CausalModel
 from taskfit.models.frozen_depth import first_trained_layer
 from taskfit.models.load import LoadedModel
 from taskfit.models.quantize import count_parameters
-from taskfit.models.tree_model import TreeModel
 from taskfit.settings import RunSettings
 
 
@@ -50,7 +50,7 @@ class AdaptedModel(Trainable):
         return module
 
     @property
-    def tree(self) -> TreeModel:
+    def tree(self) -> CausalModel:
         """Return the model that runs the trees."""
         return self.model.tree
 

@@ -24,8 +24,8 @@ from taskfit.method_base import MethodSettings
 from taskfit.method_settings import LabelWordsSettings
 from taskfit.methods.reading import nodes_to_read
 from taskfit.methods.scoring import JOINT, WordReader
-from taskfit.models.attention import KeyValueCache
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.causal_model import CausalModel
+from taskfit.models.prefix import Prefix
 from taskfit.tasks import EncodedExample
 from taskfit.tree import IntArray, TokenTree
 
@@ -128,11 +128,11 @@ class BranchWords(WordReader):
 
     def log_probs(
         self,
-        model: TreeModel,
+        model: CausalModel,
         items: Sequence[EncodedExample],
         candidates: Sequence[Sequence[int]],
         *,
-        prefix: KeyValueCache | None = None,
+        prefix: Prefix | None = None,
         normalize: bool = True,
     ) -> Tensor:
         """Return log p(w | prompt) as the sum of its choices, see `WordReader.log_probs`."""

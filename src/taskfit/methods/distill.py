@@ -23,8 +23,8 @@ from taskfit.methods.objective import FixedTree, Objective, TreeObjective
 from taskfit.methods.scoring import LabelScorer, ReadPlan, read_plan, sum_over_words
 from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_task
 from taskfit.methods.tree_method import WordMethod, prompt_encoder
-from taskfit.models.attention import KeyValueCache
-from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
+from taskfit.models.causal_model import LOGIT_ROWS, CausalModel
+from taskfit.models.prefix import Prefix
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tree import IntArray
 
@@ -218,7 +218,7 @@ class DistillLoss(TreeObjective[DistillItem]):
         self,
         students: Sequence[EncodedExample],
         teachers: Sequence[EncodedExample],
-        prefix: KeyValueCache | None,
+        prefix: Prefix | None,
     ) -> Tensor:
         with self.teacher.reading():
             theirs = self._label_scores(self.teacher.model, teachers, prefix)
@@ -228,7 +228,7 @@ class DistillLoss(TreeObjective[DistillItem]):
         return divergence(theirs, ours, temperature=self.temperature).sum()
 
     def _label_scores(
-        self, model: TreeModel, items: Sequence[EncodedExample], prefix: KeyValueCache | None
+        self, model: CausalModel, items: Sequence[EncodedExample], prefix: Prefix | None
     ) -> Tensor:
         owners = self.student.label_of_candidate
         joint = self.student.words.log_probs(
@@ -240,7 +240,7 @@ class DistillLoss(TreeObjective[DistillItem]):
         self,
         students: Sequence[EncodedExample],
         teachers: Sequence[EncodedExample],
-        prefix: KeyValueCache | None,
+        prefix: Prefix | None,
     ) -> Tensor:
         every = [self._every] * len(students)
         taught = read_plan(teachers, every, skip=prefix.length if prefix else 0)

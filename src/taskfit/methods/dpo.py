@@ -18,7 +18,7 @@ from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import Gather, Reference, learned_log_probs, tokens_to_run
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.causal_model import CausalModel
 from taskfit.tasks.chat import EncodedPreference
 from taskfit.tree import IntArray
 
@@ -46,7 +46,7 @@ class DpoLoss(TreeObjective[EncodedPreference]):
 
     def __init__(
         self,
-        model: TreeModel,
+        model: CausalModel,
         *,
         beta: float,
         reference: Reference,

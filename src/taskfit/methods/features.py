@@ -24,12 +24,12 @@ from taskfit.data.fetch import cache_folder, writing_to_cache
 from taskfit.methods.method import Advance, MethodContext, Reading
 from taskfit.methods.reading import PrefixCache, read_prompts
 from taskfit.methods.tree_method import prompt_encoder, prompts_of
-from taskfit.models.attention import KeyValueCache
+from taskfit.models.causal_model import CausalModel
 from taskfit.models.encoder import EMBED_MAX_LENGTH, embed_texts, load_encoder, note_long
 from taskfit.models.fingerprint import fingerprint
 from taskfit.models.load import resolve_device
+from taskfit.models.prefix import Prefix
 from taskfit.models.quantize import count_parameters
-from taskfit.models.tree_model import TreeModel
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.tasks.control_tokens import ControlTokens
 from taskfit.tree import IntArray, TokenTree
@@ -54,7 +54,7 @@ def prompt_alone(item: EncodedExample, skip: int = 0) -> list[IntArray]:
 
 
 def last_hidden(
-    model: TreeModel, items: Sequence[EncodedExample], *, prefix: KeyValueCache | None = None
+    model: CausalModel, items: Sequence[EncodedExample], *, prefix: Prefix | None = None
 ) -> Tensor:
     """Return the last hidden state at the last prompt token of each item, run as one tree, (N, D).
 

@@ -26,7 +26,7 @@ from taskfit.methods.objective import Objective, TreeObjective
 from taskfit.methods.probe import Probe
 from taskfit.methods.reading import PrefixCache, read_prompts
 from taskfit.methods.tree_method import TreeMethod
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.causal_model import CausalModel
 from taskfit.tasks import EncodedExample
 from taskfit.tasks.text_encoder import TextEncoder
 from taskfit.tree import IntArray
@@ -181,7 +181,7 @@ class Head(TreeMethod):
 class HeadLoss(TreeObjective[EncodedExample]):
     """The training objective of `head`: cross-entropy of the head's scores against the targets."""
 
-    def __init__(self, model: TreeModel, head: nn.Linear, loss: LossSum) -> None:
+    def __init__(self, model: CausalModel, head: nn.Linear, loss: LossSum) -> None:
         """Bind the loss to a model and a head.
 
         Args:

@@ -19,7 +19,7 @@ from taskfit.methods.objective import Objective
 from taskfit.methods.reading import read_prompts
 from taskfit.methods.scoring import token_log_probs
 from taskfit.methods.tree_method import WordMethod, prompt_encoder
-from taskfit.models.attention import KeyValueCache
+from taskfit.models.prefix import Prefix
 from taskfit.tasks import EncodedExample, parse_answer
 
 
@@ -81,7 +81,7 @@ class LabelText(WordMethod):
         owners = self.scorer.label_of_candidate
         every, num_labels = list(range(len(owners))), max(owners) + 1
 
-        def score(found: list[EncodedExample], prefix: KeyValueCache | None) -> FloatArray:
+        def score(found: list[EncodedExample], prefix: Prefix | None) -> FloatArray:
             per_token, flat = token_log_probs(
                 self.model.tree, found, [every] * len(found), prefix=prefix
             )

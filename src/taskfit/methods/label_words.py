@@ -22,7 +22,7 @@ from taskfit.methods.objective import Item, Objective, TreeObjective
 from taskfit.methods.questions import QuestionLoss, encode_questions
 from taskfit.methods.scoring import JOINT, read_plan, sum_over_words
 from taskfit.methods.tree_method import WordMethod, prompt_encoders
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.causal_model import CausalModel
 from taskfit.tasks import EncodedExample
 from taskfit.tasks.questions import Questionnaire
 from taskfit.tree import IntArray
@@ -111,7 +111,7 @@ class LabelWordLoss(TreeObjective[EncodedExample]):
 
     def __init__(
         self,
-        model: TreeModel,
+        model: CausalModel,
         label_of_candidate: Sequence[int],
         *,
         over: Literal["labels", "vocabulary", "branches"],

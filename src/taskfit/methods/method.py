@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from taskfit.methods.losses import LossSum
     from taskfit.methods.objective import Item, Objective
+    from taskfit.models.causal_model import CausalModel
     from taskfit.models.load import LoadedModel
     from taskfit.models.padded import EncodedRow
-    from taskfit.models.tree_model import TreeModel
     from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 
 FloatArray = NDArray[np.float64]
@@ -228,7 +228,7 @@ class Trainable(ABC):
         """Return the model in training."""
 
     @property
-    def tree(self) -> "TreeModel | None":
+    def tree(self) -> "CausalModel | None":
         """Return what runs its token trees; None: it has none."""
         return None
 

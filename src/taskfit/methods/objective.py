@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from taskfit.models.attention import KeyValueCache
+from taskfit.models.prefix import Prefix
 from taskfit.tree import IntArray, TokenTree, plan_trees, unique_tokens
 
 
@@ -44,7 +44,7 @@ class FixedTree:
     """
 
     tree: TokenTree
-    prefix: KeyValueCache | None
+    prefix: Prefix | None
     num_items: int
 
 
@@ -73,7 +73,7 @@ class Objective(ABC, Generic[ItemT]):
     def fixed_trees(self, items: Sequence[ItemT], token_budget: int) -> Iterator[FixedTree]:
         """Return what all steps over these items run, in trees.
 
-        Layers that training does not change run over it once (`TreeModel.keep_states`). Nothing,
+        Layers that training does not change run over it once (`CausalModel.keep_states`). Nothing,
         where there are no trees.
         """
         return iter(())

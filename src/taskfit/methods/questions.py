@@ -14,7 +14,7 @@ from taskfit.data import Example
 from taskfit.methods.losses import LossSum, label_targets
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.scoring import WordReader, sum_over_words
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.causal_model import CausalModel
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tree import IntArray
 
@@ -76,7 +76,7 @@ class QuestionLoss(TreeObjective[QuestionItem]):
 
     def __init__(
         self,
-        model: TreeModel,
+        model: CausalModel,
         encoders: Mapping[str, PromptEncoder],
         *,
         words: WordReader,

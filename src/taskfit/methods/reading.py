@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskfit.errors import ModelError
-from taskfit.models.attention import KeyValueCache
+from taskfit.models.causal_model import CausalModel
 from taskfit.models.out_of_memory import is_out_of_memory
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.prefix import Prefix
 from taskfit.models.whole import require_finite
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
 from taskfit.tree import IntArray, TokenTree, common_prefix_length, plan_trees, unique_tokens
@@ -27,18 +27,18 @@ class PrefixCache:
         model: The model that runs it.
     """
 
-    def __init__(self, model: TreeModel, encoder: PromptEncoder | BareEncoder) -> None:
+    def __init__(self, model: CausalModel, encoder: PromptEncoder | BareEncoder) -> None:
         """Nothing is run before it is asked for."""
         self.model = model
         self._encoder = encoder
-        self._cache: KeyValueCache | None = None
+        self._cache: Prefix | None = None
         self._ids: IntArray = np.empty(0, np.int64)
 
     def forget(self) -> None:
         """Drop keys and values; call it when the weights have changed."""
         self._cache = None
 
-    def shared_by(self, items: Sequence[EncodedExample]) -> KeyValueCache | None:
+    def shared_by(self, items: Sequence[EncodedExample]) -> Prefix | None:
         """Return the cached keys and values that all these prompts start with, if any."""
         # The last prompt token must run with the tree, since the first answer token is read there.
         limit = min(len(item.prompt_ids) for item in items) - 1
@@ -65,7 +65,7 @@ def static_start(encoder: PromptEncoder | BareEncoder) -> IntArray:
 
 @torch.no_grad()
 def run_in_trees(
-    model: TreeModel,
+    model: CausalModel,
     groups: Sequence[Sequence[IntArray]],
     run: Callable[[list[int]], None],
     *,
@@ -118,7 +118,7 @@ def read_prompts(
     result: NDArray[Number],
     *,
     sequences: Callable[[EncodedExample, int], Sequence[IntArray]],
-    read: Callable[[list[EncodedExample], KeyValueCache | None], Tensor | NDArray[np.float64]],
+    read: Callable[[list[EncodedExample], Prefix | None], Tensor | NDArray[np.float64]],
     token_budget: int | None,
     advance: Callable[[int], None] | None = None,
 ) -> NDArray[Number]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache, nodes_to_read, run_in_trees
-from taskfit.models.attention import KeyValueCache
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.causal_model import CausalModel
+from taskfit.models.prefix import Prefix
 from taskfit.models.whole import require_finite
 from taskfit.tasks import EncodedExample, PromptEncoder
 from taskfit.tree import IntArray, TokenTree
@@ -66,11 +66,11 @@ def read_plan(
 
 
 def token_log_probs(
-    model: TreeModel,
+    model: CausalModel,
     items: Sequence[EncodedExample],
     candidates: Sequence[Sequence[int]],
     *,
-    prefix: KeyValueCache | None = None,
+    prefix: Prefix | None = None,
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probability of every token of label words, with gradient where enabled.
@@ -110,11 +110,11 @@ class WordReader:
 
     def log_probs(
         self,
-        model: TreeModel,
+        model: CausalModel,
         items: Sequence[EncodedExample],
         candidates: Sequence[Sequence[int]],
         *,
-        prefix: KeyValueCache | None = None,
+        prefix: Prefix | None = None,
         normalize: bool = True,
     ) -> Tensor:
         """Return the log-probabilities of words, with gradient where enabled.
@@ -178,7 +178,7 @@ class LabelScorer:
 
     def __init__(
         self,
-        model: TreeModel,
+        model: CausalModel,
         *encoders: PromptEncoder,
         token_budget: int | None = None,
         length_normalization: bool | None = False,

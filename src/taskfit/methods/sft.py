@@ -19,7 +19,7 @@ from taskfit.methods.method import MethodTraits
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import nodes_to_read, run_in_trees
 from taskfit.methods.targets import FloatArray
-from taskfit.models.tree_model import LOGIT_ROWS, TreeModel
+from taskfit.models.causal_model import LOGIT_ROWS, CausalModel
 from taskfit.models.whole import require_finite
 from taskfit.tasks.chat import EncodedText
 from taskfit.tree import IntArray, TokenTree, unique_tokens
@@ -45,7 +45,7 @@ class SftLoss(TreeObjective[EncodedText]):
         step: The step under way, counted from 1.
     """
 
-    def __init__(self, model: TreeModel) -> None:
+    def __init__(self, model: CausalModel) -> None:
         """Bind the loss to a model."""
         self.model = model
         self.step = 0
@@ -73,7 +73,7 @@ def tokens_to_run(item: EncodedText) -> IntArray:
     return item.ids[: int(np.flatnonzero(item.is_learned)[-1])]
 
 
-def learned_log_probs(model: TreeModel, items: Sequence[EncodedText]) -> tuple[Tensor, IntArray]:
+def learned_log_probs(model: CausalModel, items: Sequence[EncodedText]) -> tuple[Tensor, IntArray]:
     """Return the log-probability of every learned token, with gradient where enabled.
 
     Args:
@@ -93,8 +93,8 @@ def learned_log_probs(model: TreeModel, items: Sequence[EncodedText]) -> tuple[T
     return _token_log_probs(model, hidden, *on_device), owners
 
 
-def _token_log_probs(model: TreeModel, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
-    """Return what `TreeModel.token_log_probs` does, with less work where the head is not trained.
+def _token_log_probs(model: CausalModel, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+    """Return what `CausalModel.token_log_probs` does, with less work where the head is not trained.
 
     A frozen head's normalizer has a gradient in the hidden states alone, of their size, so it is
     taken at once, while the scores are there; computing them again would cost a third product.
@@ -133,7 +133,7 @@ class _EagerGradient(torch.autograd.Function):
 
 
 def sequence_log_probs(
-    model: TreeModel,
+    model: CausalModel,
     items: Sequence[EncodedText],
     *,
     token_budget: int | None = None,

@@ -12,9 +12,9 @@ from peft import PeftModel
 
 from taskfit.data import Example
 from taskfit.methods.reading import PrefixCache
-from taskfit.models.attention import KeyValueCache
+from taskfit.models.causal_model import CausalModel
 from taskfit.models.evaluation_mode import evaluation_mode
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.prefix import Prefix
 from taskfit.tasks import EncodedExample, PromptEncoder, Task, choose_demonstrations
 
 
@@ -54,7 +54,7 @@ class Teacher:
 
     def __init__(
         self,
-        model: TreeModel,
+        model: CausalModel,
         adapter: PeftModel | None,
         *,
         kind: Literal["frozen", "self"],
@@ -72,7 +72,7 @@ class Teacher:
         self.encoder = encoder
         self._adapter = adapter
         if kind == "frozen" and adapter is None:
-            model = TreeModel(copy.deepcopy(model.model).requires_grad_(False), verify=False)
+            model = model.over(copy.deepcopy(model.model).requires_grad_(False))
         self.model = model
         self._prefixes = PrefixCache(model, encoder)
 
@@ -94,9 +94,7 @@ class Teacher:
         with evaluation_mode(self.model.model), torch.no_grad(), off:
             yield
 
-    def encode(
-        self, examples: Sequence[Example]
-    ) -> tuple[list[EncodedExample], KeyValueCache | None]:
+    def encode(self, examples: Sequence[Example]) -> tuple[list[EncodedExample], Prefix | None]:
         """Return the texts with their context, and the context's keys and values."""
         items = self.encoder.encode(examples)
         return items, self._prefixes.shared_by(items)

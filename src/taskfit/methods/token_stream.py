@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taskfit.models.causal_model import CausalModel
 from taskfit.models.load import LoadedModel
-from taskfit.models.tree_model import TreeModel
 from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray
 
@@ -53,7 +53,7 @@ class NextToken:
 
 
 def stream_tokens(
-    tree: TreeModel,
+    tree: CausalModel,
     prompt: IntArray,
     *,
     max_tokens: int,
@@ -91,7 +91,7 @@ def stream_tokens(
 
 @torch.no_grad()
 def _next(
-    tree: TreeModel, hidden: Tensor, sampling: Sampling, generator: torch.Generator
+    tree: CausalModel, hidden: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> NextToken:
     scores = tree.logits(hidden)[0]  # (V,)
     require_finite(scores[None], ["the prompt"])

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from taskfit.errors import ModelError
-from taskfit.models.attention import KeyValueCache
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
+from taskfit.models.out_of_memory import is_out_of_memory
+from taskfit.models.prefix import Prefix
 from taskfit.tree import TokenTree
+
+# What code of transformers raises where layers that let their input through do not suit it.
+UNCUT = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
 
 
 class CutModel(ABC):
@@ -22,7 +25,7 @@ class CutModel(ABC):
 
     Attributes:
         model: The transformers model.
-        num_tokens_run: Unique tokens run through the decoder so far.
+        num_tokens_run: Tokens run through the decoder so far.
     """
 
     model: PreTrainedModel
@@ -31,34 +34,37 @@ class CutModel(ABC):
     _depth: FrozenDepth | None = None
 
     @abstractmethod
-    def _decode(
-        self, tree: TokenTree, *, prefix: KeyValueCache | None, record: KeyValueCache | None
-    ) -> Tensor:
+    def _decode(self, tree: TokenTree, *, prefix: Prefix | None) -> Tensor:
         """Run the decoder over a tree; return its last hidden states, (T, D)."""
 
     def freeze_below(self, first: int) -> None:
         """Run the layers below `first` apart from the others, without gradients; 0: none.
 
+        Where a model cannot be cut there, all its layers go on running as one: training is the
+        same, and only takes longer.
+
         Args:
             first: Index of the first layer in training.
-
-        Raises:
-            ModelError: If the architecture cannot be cut there.
         """
         self._depth = None
         if first == 0:
             return
-        depth = FrozenDepth(self._decoder, decoder_layers(self._decoder), first)
+        layers = decoder_layers(self._decoder)
+        # Layers that share weights with those below: what these say changes in training.
+        if any(p.requires_grad for p in layers[:first].parameters()):
+            return
         whole = self._small_hidden()
-        self._depth = depth
-        error = float((self._small_hidden() - whole).abs().max() / (whole.abs().max() + 1e-6))
+        self._depth = FrozenDepth(self._decoder, layers, first)
+        try:
+            error = float((self._small_hidden() - whole).abs().max() / (whole.abs().max() + 1e-6))
+        except UNCUT as found:
+            if is_out_of_memory(found):
+                raise
+            self._depth = None
+            return
+        # More: upper layers read more than what the one below gives out.
         if not error < 1e-3:
             self._depth = None
-            raise ModelError(
-                f"{type(self.model).__name__} cannot be cut below layer {first}: upper layers read "
-                f"more than what the one below gives out (difference {error:.2g}). Set "
-                "adapter.layers=all."
-            )
 
     @property
     def first_trained(self) -> int:
@@ -66,14 +72,14 @@ class CutModel(ABC):
         return 0 if self._depth is None else self._depth.first
 
     @torch.no_grad()
-    def keep_tree(self, tree: TokenTree, *, prefix: KeyValueCache | None = None) -> None:
+    def keep_tree(self, tree: TokenTree, *, prefix: Prefix | None = None) -> None:
         """Put the states of a tree that enter the first trained layer into the store."""
         if self._depth is None:
             return
         self._depth.only_lower = True
         try:
             with self.keeping():
-                self._decode(tree, prefix=prefix, record=None)
+                self._decode(tree, prefix=prefix)
         finally:
             self._depth.only_lower = False
 
@@ -116,7 +122,8 @@ class CutModel(ABC):
             0, self.model.get_input_embeddings().weight.shape[0], 8
         )
         tree = TokenTree.build([ids[:6], np.concatenate((ids[:3], ids[5:]))])
+        before = self.num_tokens_run
         with evaluation_mode(self.model):
-            states = self._decode(tree, prefix=None, record=None)
-        self.num_tokens_run -= len(tree)
+            states = self._decode(tree, prefix=None)
+        self.num_tokens_run = before
         return states.float()

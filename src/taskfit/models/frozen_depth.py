@@ -6,7 +6,8 @@ epoch and at every validation. So a step needs only the states that enter the fi
 The stock decoders stay as they are. To run their lower or upper part, the layers of the other part
 let their input through, and a hook on the first trained layer reads or replaces what enters it.
 
-Legend: T unique tokens of a tree, D hidden width.
+Legend: T unique tokens of a tree, D hidden width, B sequences of a batch (a tree is one), L their
+length.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from taskfit.tree import IntArray, TokenTree
 
 # Disk space that is left for checkpoints and results (bytes).
 DISK_RESERVE = 2 * 10**9
-# Runs the decoder over a tree; returns its last hidden states, (1, T, D).
+# Runs the decoder over a batch; returns its last hidden states, (B, L, D).
 Run = Callable[[], Tensor]
 
 
@@ -134,13 +135,22 @@ class FrozenDepth:
         self.keeps = False
         self.only_lower = False
 
-    def hidden(self, run: Run, tree: TokenTree, prefix_ids: IntArray, *, recorded: bool) -> Tensor:
-        """Return the decoder's last hidden states of a tree, (1, T, D).
+    def hidden(
+        self,
+        tree: TokenTree,
+        prefix_ids: IntArray,
+        *,
+        lower: Callable[[], Tensor],
+        upper: Callable[[Tensor], Tensor],
+        recorded: bool,
+    ) -> Tensor:
+        """Return the decoder's last hidden states of a tree, (T, D).
 
         Args:
-            run: Runs the decoder over the padded tree.
-            tree: The tree, without what it is padded by.
+            tree: The tree.
             prefix_ids: Tokens before its root.
+            lower: Runs the frozen layers; returns what enters the first trained one, (T, D).
+            upper: Runs the trained layers on that; returns the last hidden states, (T, D).
             recorded: Whether the run records keys and values, of all layers.
         """
         keys: list[bytes] = []
@@ -149,15 +159,14 @@ class FrozenDepth:
             keys = sequence_keys(tree, prefix_ids)
             found = self.store.find(tree, keys)
         if found is None:
-            states = self.lower(run)
+            found = lower()
             if self.keeps and self.store is not None and keys:
-                self.store.keep(tree, keys, states[0, : len(tree)])
-            return states if self.only_lower else self.upper(run, states)
-        return found[None] if self.only_lower else self.upper(run, found)
+                self.store.keep(tree, keys, found)
+        return found if self.only_lower else upper(found)
 
     @torch.no_grad()
     def lower(self, run: Run) -> Tensor:
-        """Return the states that enter the first trained layer, without dropout, (1, T, D)."""
+        """Return the states that enter the first trained layer, without dropout, (B, L, D)."""
         found: list[Tensor] = []
 
         def read(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -175,15 +184,13 @@ class FrozenDepth:
         runs again in the backward pass gets them as well.
 
         Args:
-            run: Runs the decoder over the padded tree.
-            states: What enters, (1, T, D), or (T, D) without what the tree is padded by.
+            run: Runs the decoder over a batch.
+            states: What enters, (B, L, D); less than L tokens if it is padded behind them.
         """
 
         def hand_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-            if states.dim() == 3:
-                return states
             filled = torch.zeros_like(hidden_states)
-            filled[0, : len(states)] = states.to(hidden_states.device)
+            filled[:, : states.shape[1]] = states.to(hidden_states.device)
             return filled
 
         with _passed(self._lower[:-1]), _replaced(self._lower[-1:], hand_on):

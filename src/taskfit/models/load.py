@@ -14,11 +14,12 @@ from transformers import (
 )
 
 from taskfit.errors import ModelError, SettingsError
+from taskfit.models.causal_model import CausalModel
+from taskfit.models.engine import causal_engine
 from taskfit.models.identity import model_folder, weight_files
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
-from taskfit.models.tree_model import TreeModel
 from taskfit.models.whole import check_files_finite, load_whole
 from taskfit.settings import AdapterSettings, ModelSettings
 from taskfit.settings_base import check_device
@@ -42,7 +43,7 @@ class LoadedModel:
         note: What people should know about its files, or None.
     """
 
-    tree: TreeModel
+    tree: CausalModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str | None
@@ -189,7 +190,7 @@ def load_model(
     if not options:
         model.to(device)
     model.eval()
-    return LoadedModel(TreeModel(model), tokenizer, name, revision, names.note)
+    return LoadedModel(causal_engine(model), tokenizer, name, revision, names.note)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:

@@ -9,33 +9,60 @@ from taskfit.errors import ModelError
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def refuse_unserved(model: PreTrainedModel) -> None:
-    """Raise if a model's layers are not pure causal attention that can be masked from outside.
+class UnservedError(ModelError):
+    """A causal language model that the token tree does not serve; padded batches may.
+
+    Attributes:
+        reason: What is in the way, one clause.
+    """
+
+    def __init__(self, model: PreTrainedModel, reason: str) -> None:
+        """Make the message."""
+        super().__init__(
+            f"{type(model).__name__} (model type {model.config.model_type}) cannot be served by "
+            f"the token tree: {reason}."
+        )
+        self.reason = reason
+
+
+def refuse_others(model: PreTrainedModel) -> None:
+    """Raise if a model is no causal language model.
 
     Raises:
         ModelError: Naming the architecture and the reason.
     """
-    name = type(model).__name__
     config = model.config
-    reason = ""
-    settings = config.get_text_config().to_dict()
-    other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
     if config.is_encoder_decoder:
-        reason = "it is an encoder-decoder; the tree serves decoders only"
+        reason = "it is an encoder-decoder"
     elif model.get_output_embeddings() is None:
         reason = "it has no LM head"
-    elif other_layers:
-        reason = f"it has layers that are not pure causal attention ({', '.join(other_layers)})"
-    elif not model._supports_attention_backend:
-        reason = (
-            "its attention cannot be replaced in transformers (recurrent or convolutional state, "
-            "attention biases such as ALiBi, or an encoder)"
-        )
     elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         reason = "it is an encoder, which sees what comes after a token"
-    if reason:
-        raise ModelError(
-            f"{name} (model type {config.model_type}) cannot be served by the token tree: "
-            f"{reason}. Use a decoder-only model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, "
-            f"GPT-NeoX or OPT."
+    else:
+        return
+    raise ModelError(
+        f"{type(model).__name__} (model type {config.model_type}) cannot be used: {reason}. Use a "
+        "causal language model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX or OPT."
+    )
+
+
+def refuse_unserved(model: PreTrainedModel) -> None:
+    """Raise if a model's layers are not pure causal attention that can be masked from outside.
+
+    Raises:
+        UnservedError: If it is a causal language model of another kind.
+        ModelError: If it is none.
+    """
+    refuse_others(model)
+    settings = model.config.get_text_config().to_dict()
+    other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
+    if other_layers:
+        raise UnservedError(
+            model, f"layers that are not pure causal attention ({', '.join(other_layers)})"
+        )
+    if not model._supports_attention_backend:
+        raise UnservedError(
+            model,
+            "attention that cannot be replaced in transformers (recurrent or convolutional state, "
+            "or biases such as ALiBi)",
         )

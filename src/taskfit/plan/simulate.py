@@ -27,10 +27,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from taskfit.methods.objective import Objective
 from taskfit.models.adapters import CpuDropout, enable_gradient_checkpointing, trainable_parameters
-from taskfit.models.attention import KeyValueCache
+from taskfit.models.engine import causal_engine
 from taskfit.models.frozen_depth import first_trained_layer
-from taskfit.models.served import refuse_unserved
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.prefix import Prefix
 from taskfit.plan.model import meta_model, prepare_weights
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.training.optim import MasterOptimizer
@@ -162,7 +161,6 @@ class SimulatedModel:
                 cannot serve it.
         """
         self._model = meta_model(config, dtype)
-        refuse_unserved(self._model)
         self.count = prepare_weights(self._model, adapter, dtype=dtype, trains=trains)
         _replace_dropout(self._model, adapter, on_cpu=on_cpu)
         self._mode: AbstractContextManager[Any] = contextlib.nullcontext()
@@ -170,7 +168,7 @@ class SimulatedModel:
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             with self._mode:
                 _move_to_fake_cpu(self._model)
-        self.tree = TreeModel(self._model, verify=False)
+        self.tree = causal_engine(self._model, verify=False)
         first = first_trained_layer(self.tree.num_layers, adapter.trained_layers) if trains else 0
         with self._mode, _NoNumbers():
             self.tree.freeze_below(first)
@@ -232,9 +230,7 @@ class SimulatedModel:
             peak_bytes=max(peak, backward + expanded),
         )
 
-    def score(
-        self, prefix_ids: IntArray, run: Callable[[KeyValueCache | None], None]
-    ) -> SimulatedScoring:
+    def score(self, prefix_ids: IntArray, run: Callable[[Prefix | None], None]) -> SimulatedScoring:
         """Simulate a forward pass of scoring.
 
         Args:

@@ -16,8 +16,8 @@ from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.reading import static_start
 from taskfit.methods.scoring import WordReader
-from taskfit.models.attention import KeyValueCache
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.causal_model import CausalModel
+from taskfit.models.prefix import Prefix
 from taskfit.plan.shapes import tokenizer_folder
 from taskfit.runs.kind import Size
 from taskfit.runs.prepare import prepare_data
@@ -73,7 +73,7 @@ class Workload(ABC):
         return Size(self.num_examples, num_labels=0, mean_words=0.0)
 
     @abstractmethod
-    def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[Any]:
+    def objective(self, tree: CausalModel, settings: RunSettings) -> TreeObjective[Any]:
         """Return the method's loss, bound to a model."""
 
     @abstractmethod
@@ -85,7 +85,7 @@ class Workload(ABC):
         """Return the nodes of a forward pass at which the whole LM head is read."""
 
     @abstractmethod
-    def score(self, tree: TreeModel, prefix: KeyValueCache | None, budget: int | None) -> None:
+    def score(self, tree: CausalModel, prefix: Prefix | None, budget: int | None) -> None:
         """Run the heaviest forward pass of scoring.
 
         Args:
@@ -133,7 +133,7 @@ class LabelWorkload(Workload):
             for item in items
         ]
 
-    def objective(self, tree: TreeModel, settings: RunSettings) -> LabelWordLoss:
+    def objective(self, tree: CausalModel, settings: RunSettings) -> LabelWordLoss:
         """Return the loss of label words, which serves for every method that reads them."""
         return LabelWordLoss(
             tree, self.label_of_candidate, over=settings.method.word_loss, end_id=self.end_id
@@ -143,7 +143,7 @@ class LabelWorkload(Workload):
         """Return the places of the words, unless the words' own rows of the head suffice."""
         return objective.num_normalized(piece)
 
-    def score(self, tree: TreeModel, prefix: KeyValueCache | None, budget: int | None) -> None:
+    def score(self, tree: CausalModel, prefix: Prefix | None, budget: int | None) -> None:
         """Score every label word of as many prompts as fit, the longest first."""
         chosen: list[EncodedExample] = []
         used, every = 0, range(len(self.items[0].completions))

@@ -12,9 +12,10 @@ from taskfit.errors import SettingsError
 from taskfit.methods.dpo import DpoLoss
 from taskfit.methods.objective import TreeObjective
 from taskfit.methods.sft import SftLoss, learned_log_probs, tokens_to_run
-from taskfit.models.attention import KeyValueCache
+from taskfit.models.causal_model import CausalModel
+from taskfit.models.engine import causal_engine
 from taskfit.models.load import LoadedModel
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.prefix import Prefix
 from taskfit.plan.model import meta_model
 from taskfit.plan.tokens import (
     SCORE_TOKEN_BUDGET,
@@ -60,7 +61,7 @@ class RowWorkload(Workload):
         """Return whether these are pairs."""
         return isinstance(self.items[0], EncodedPreference)
 
-    def objective(self, tree: TreeModel, settings: RunSettings) -> TreeObjective[Any]:
+    def objective(self, tree: CausalModel, settings: RunSettings) -> TreeObjective[Any]:
         """Return the loss; what the reference says of pairs changes no size."""
         if not self.scores_before:
             return SftLoss(tree)
@@ -79,7 +80,7 @@ class RowWorkload(Workload):
         read = [path[place] for path, place in zip(paths, places, strict=True)]
         return len(np.unique(np.concatenate(read)))
 
-    def score(self, tree: TreeModel, prefix: KeyValueCache | None, budget: int | None) -> None:
+    def score(self, tree: CausalModel, prefix: Prefix | None, budget: int | None) -> None:
         """Run the tree that has the most tokens, cut as `sequence_log_probs` cuts."""
         texts, groups = texts_of(self.items), self.scored_groups(self.items)
         budget = budget or max(SCORE_TOKEN_BUDGET, *(len(ids) for (ids,) in groups))
@@ -146,7 +147,7 @@ def real_rows(settings: RunSettings, config: PretrainedConfig) -> RowWorkload | 
         return None
     data = prepare_tuning(settings)
     # No number of the model is needed to encode, only what its configuration says.
-    tree = TreeModel(meta_model(config, torch.bfloat16), verify=False)
+    tree = causal_engine(meta_model(config, torch.bfloat16), verify=False)
     own = settings.model
     tuned = TunedModel(settings, LoadedModel(tree, tokenizer, own.name, own.revision))
     rows = [data.train[i] for i in sample_of(len(data.train), settings.seed)]

@@ -9,7 +9,6 @@ from peft import PeftModel
 from taskfit.models.adapters import load_adapter
 from taskfit.models.identity import describe_model
 from taskfit.models.load import LoadedModel, load_model, resolve_device, resolve_dtype
-from taskfit.models.tree_model import TreeModel
 from taskfit.settings import RunSettings
 
 
@@ -69,8 +68,7 @@ class SharedBases:
                 base.model.tree.model, adapter, name=name, beside=base.adapters
             )
             base.model.tree.model.eval()
-        # The base was compared with plain passes when it was loaded.
-        tree = TreeModel(base.model.tree.model, verify=False, adapter=name)
+        tree = base.model.tree.over(base.model.tree.model, adapter=name)
         model = settings.model
         return replace(base.model, tree=tree, name=model.name, revision=model.revision)
 

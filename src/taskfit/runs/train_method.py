@@ -14,10 +14,10 @@ from taskfit.files import folder_atomic
 from taskfit.methods.method import Trainable, TrainedMethod
 from taskfit.methods.objective import Item, Objective
 from taskfit.methods.targets import target_matrix
+from taskfit.models.causal_model import CausalModel
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.load import resolve_device
 from taskfit.models.out_of_memory import is_out_of_memory
-from taskfit.models.tree_model import TreeModel
 from taskfit.runs.kind import RunKind
 from taskfit.runs.run import Run
 from taskfit.runs.saved import ADAPTER, MODEL
@@ -169,7 +169,7 @@ def train_items(
 
 
 def _run_frozen(
-    run: AnyRun, tree: TreeModel, objective: Objective[Item], items: Sequence[Item]
+    run: AnyRun, tree: CausalModel, objective: Objective[Item], items: Sequence[Item]
 ) -> None:
     """Run the layers that training leaves alone over all items, once for all epochs."""
     settings, gigabytes = run.settings.training, run.settings.adapter.cache_gigabytes
@@ -201,7 +201,7 @@ def _run_frozen(
 
 
 def _keeping_states(
-    tree: TreeModel, validate: Callable[[], Validation] | None
+    tree: CausalModel, validate: Callable[[], Validation] | None
 ) -> Callable[[], Validation] | None:
     """Let validations keep what the frozen layers say, and find it the next time."""
     if validate is None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from taskfit.data import Example
-from taskfit.models.tree_model import TreeModel
+from taskfit.models.causal_model import CausalModel
 from taskfit.serve.free_questions import FreeQuestion, FreeQuestions
 from taskfit.serve.own_questions import Match, OwnQuestions, Probabilities
 from taskfit.serve.work import (
@@ -68,7 +68,7 @@ class ServedModel:
         own: OwnQuestions | None = None,
         free: FreeQuestions | None = None,
         writer: Writer | None = None,
-        tree: TreeModel | None = None,
+        tree: CausalModel | None = None,
     ) -> None:
         """Put the parts together."""
         self.card = card

@@ -82,6 +82,18 @@ class TokenTree:
             paths=self.paths,
         )
 
+    def behind(self, ids: IntArray) -> "TokenTree":
+        """Return the tree with tokens before its root, (P,), which become its first P nodes."""
+        before = np.arange(len(ids))
+        return TokenTree(
+            ids=np.concatenate((ids, self.ids)),
+            positions=np.concatenate((before, self.positions + len(ids))),
+            subtree_end=np.concatenate(
+                (np.full(len(ids), len(ids) + len(self)), self.subtree_end + len(ids))
+            ),
+            paths=tuple(np.concatenate((before, path + len(ids))) for path in self.paths),
+        )
+
     def ancestors(self, node: int) -> IntArray:
         """Return the proper ancestors of a node, root first, (depth of the node,)."""
         before = np.arange(node)

@@ -1,0 +1,259 @@
+"""A causal language model that reads token trees, whichever engine runs them.
+
+Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width, P prefix tokens,
+Y predicted tokens.
+"""
+
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from taskfit.models.adapters import adapter_layers, use_adapter
+from taskfit.models.cut_model import CutModel
+from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.models.frozen_depth import decoder_layers
+from taskfit.models.lean import LeanPass
+from taskfit.models.prefix import Prefix
+from taskfit.models.whole import require_finite
+from taskfit.tree import IntArray, TokenTree
+
+# Rows of logits in memory at once: 128 x 50,000 words x 4 bytes = 26 MB.
+LOGIT_ROWS = 128
+# What configurations call the longest sequence. Models without one have no limit: recurrent ones,
+# and those whose attention is biased by distance.
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
+# What models do to their scores after the head: divide, multiply, cap.
+DIVISORS = ("logits_scaling",)
+FACTORS = ("logit_scale", "lm_head_multiplier")
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+class CausalModel(CutModel):
+    """A causal LM that reads token trees: hidden states at nodes, log-probabilities of tokens.
+
+    The model object stays transformers' own (with PEFT's layers inside where there is an adapter);
+    engines only call its decoder and its LM head.
+
+    Attributes:
+        model: The transformers model.
+        adapter: Of several on the model, the one that this object computes with; empty: with none;
+            None: with whatever is active.
+        device: Where it lives.
+        lean: What decodes in scoring after `prepare_scoring`, where it knows the model.
+        num_tokens_run: Tokens run through the decoder so far, padding included.
+        shares_prefixes: Whether what sequences of a tree share runs once.
+        refusal: Why they do not, one clause: what keeps the token tree from serving the model.
+    """
+
+    shares_prefixes: bool
+    refusal: str | None
+
+    def __init__(self, model: PreTrainedModel, *, adapter: str | None = None) -> None:
+        """Bind to a model.
+
+        Args:
+            model: A causal LM.
+            adapter: See the attribute; it must be on the model before the first pass.
+        """
+        self.model = model
+        self.adapter = adapter
+        self._adapter_layers: list[LoraLayer] | None = None
+        self.device = model.device
+        self.num_tokens_run = 0
+        self._head = model.get_output_embeddings()
+        self._decoder = model.get_decoder()
+        self._softcap = self._first_number(CAPS)
+        self._logit_scale = (self._first_number(FACTORS) or 1.0) / (
+            self._first_number(DIVISORS) or 1.0
+        )
+        self.lean = LeanPass(model)
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence that the model was made for (tokens); where there is none, no limit."""
+        found = self._first_number(LENGTHS)
+        return sys.maxsize if found is None else int(found)
+
+    @abstractmethod
+    def over(self, model: PreTrainedModel, *, adapter: str | None = None) -> "CausalModel":
+        """Return the same engine over this model or a copy of it, without looking at it again.
+
+        Args:
+            model: This object's model, or a copy of it.
+            adapter: What the new object computes with.
+        """
+
+    @abstractmethod
+    def encode_prefix(self, ids: IntArray) -> Prefix:
+        """Run a prefix once, without gradients or dropout, for use under any number of trees.
+
+        Args:
+            ids: Token ids, (P,), P >= 1.
+        """
+
+    @abstractmethod
+    def extend(self, ids: IntArray, *, prefix: Prefix | None = None) -> tuple[Tensor, Prefix]:
+        """Run tokens behind a prefix, to write on from there; the model must be in evaluation mode.
+
+        Args:
+            ids: Token ids, (T,), T >= 1.
+            prefix: What stands before.
+
+        Returns:
+            The last hidden state of the last token, (1, D), and prefix and ids as one prefix.
+        """
+
+    @abstractmethod
+    def plain_attention(self) -> AbstractContextManager[PreTrainedModel]:
+        """Lend the model with transformers' own attention, for padded batches and generation."""
+
+    def hidden(self, tree: TokenTree, nodes: IntArray, *, prefix: Prefix | None = None) -> Tensor:
+        """Return the last hidden states at chosen nodes.
+
+        Args:
+            tree: The tokens; their depths count from the end of the prefix.
+            nodes: Nodes to read, (R,).
+            prefix: What stands before the root.
+
+        Returns:
+            Hidden states after the final norm, ready for the LM head, (R, D).
+        """
+        states = self._decode(tree, prefix=prefix)  # (T, D)
+        return states.index_select(0, torch.from_numpy(nodes).to(self.device))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the LM head: (R, D) to scores in float32, (R, V)."""
+        return self._finish(self._head(hidden).float())
+
+    def token_scores(self, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the LM head's scores of single tokens, computed in float32.
+
+        In bfloat16 two label words often get the very same score; a product of width D in
+        float32 for a few tokens costs nothing and tells them apart.
+
+        Args:
+            hidden: Hidden states, (R, D).
+            rows: For every target the row of `hidden` that predicts it, (Y,).
+            targets: Token ids, (Y,).
+
+        Returns:
+            Scores before normalisation, (Y,).
+        """
+        weight = self._head.weight[targets].float()  # (Y, D)
+        scores = (hidden[rows].float() * weight).sum(dim=-1)
+        if self._head.bias is not None:
+            scores = scores + self._head.bias[targets].float()
+        return self._finish(scores)
+
+    def token_log_probs(self, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the log-probability of tokens under the whole vocabulary.
+
+        Works in slices of rows, recomputed in the backward pass, so that (R, V) never exists.
+
+        Args:
+            hidden: Hidden states, (R, D).
+            rows: For every target the row of `hidden` that predicts it, (Y,).
+            targets: Token ids, (Y,).
+
+        Returns:
+            log p(target), float32, (Y,).
+        """
+        normalizers = []
+        for part in torch.split(hidden, LOGIT_ROWS):
+            if torch.is_grad_enabled() and len(hidden) > LOGIT_ROWS:
+                normalizers.append(checkpoint(self._log_normalizer, part, use_reentrant=False))
+            else:
+                normalizers.append(self._log_normalizer(part))
+        return self.token_scores(hidden, rows, targets) - torch.cat(normalizers)[rows]
+
+    def compile_layers(self) -> None:
+        """Compile the layers in training in place; the first passes then take tens of seconds."""
+        for layer in decoder_layers(self._decoder)[self.first_trained :]:
+            layer.compile(dynamic=True)
+
+    @property
+    def num_layers(self) -> int:
+        """Return the number of decoder layers."""
+        return len(decoder_layers(self._decoder))
+
+    def prepare_scoring(self, *, fold: bool | None = None) -> None:
+        """Score from now on, with the lean pass where it knows the model; see `LeanPass.use`."""
+        self.freeze_below(0)  # all layers run, whatever was trained
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run without dropout meanwhile."""
+        self._switch()
+        # The lean pass knows no dropout, and a model that is seen through an adapter by name only
+        # predicts; to switch thousands of modules takes as long as their work.
+        if self.adapter is not None or self.lean.decoder(self._small_hidden) is not None:
+            yield
+        else:
+            with evaluation_mode(self.model):
+                yield
+
+    def _log_normalizer(self, hidden: Tensor) -> Tensor:
+        return torch.logsumexp(self.logits(hidden), dim=-1)
+
+    def _finish(self, scores: Tensor) -> Tensor:
+        """Do what models do to their scores after the head; what else they do `_error` shows."""
+        scores = scores * self._logit_scale
+        return (
+            scores if self._softcap is None else torch.tanh(scores / self._softcap) * self._softcap
+        )
+
+    def _switch(self) -> None:
+        """Let this object's adapter compute; others may share the model with theirs."""
+        if self.adapter is None:
+            return
+        if self._adapter_layers is None:
+            self._adapter_layers = adapter_layers(self.model)
+        use_adapter(self._adapter_layers, self.adapter)
+
+    def _config_number(self, name: str) -> float | None:
+        settings: dict[str, Any] = self.model.config.get_text_config().to_dict()
+        value = settings.get(name)
+        return None if value is None else float(value)
+
+    def _first_number(self, names: tuple[str, ...]) -> float | None:
+        """Return the first of these numbers that the configuration has, or None."""
+        return next((n for name in names if (n := self._config_number(name)) is not None), None)
+
+    @torch.no_grad()
+    def _error(self, *, prefix_length: int = 0) -> tuple[float, float]:
+        """Compare a branching tree, cut after a prefix, with plain passes of the same model.
+
+        Args:
+            prefix_length: Tokens of the tree's stem that are encoded as a prefix.
+
+        Returns:
+            The largest difference of a score (standard deviations of scores), and the most that is
+            allowed: what differs by more does something unknown to positions, attention or scores.
+        """
+        vocabulary = self._head.weight.shape[0]
+        generator = np.random.default_rng(0)
+        stem, *tails = (generator.integers(0, vocabulary, n) for n in (5, 3, 2))
+        sequences = [np.concatenate((stem, tail)) for tail in tails]
+        tree = TokenTree.build([sequence[prefix_length:] for sequence in sequences])
+        leaves = np.array([path[-1] for path in tree.paths])
+        with evaluation_mode(self.model):
+            prefix = self.encode_prefix(stem[:prefix_length]) if prefix_length else None
+            ours = self.logits(self.hidden(tree, leaves, prefix=prefix))  # (2, V)
+            with self.plain_attention() as plain:
+                inputs = [torch.from_numpy(ids).to(self.device)[None] for ids in sequences]
+                theirs = torch.stack(
+                    [plain(ids, use_cache=False).logits[0, -1].float() for ids in inputs]
+                )
+        require_finite(theirs, ["a few tokens", "a few others"])
+        scale = (theirs - theirs.mean(dim=-1, keepdim=True)).std() + 1e-6
+        tolerance = 1e-2 if self.model.dtype == torch.float32 else 0.5
+        return float((ours - theirs).abs().max() / scale), tolerance
