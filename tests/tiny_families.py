@@ -96,6 +96,13 @@ _GEMMA_3N = {  # the layers that borrow keys and values need one of each kind be
     "num_kv_shared_layers": 2,
 }
 _NO_LAYER_INPUT = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+# Their windows are off by default.
+_WINDOW_ABOVE = {
+    "num_hidden_layers": 2,
+    "use_sliding_window": True,
+    "sliding_window": 8,
+    "max_window_layers": 1,
+}
 _QWEN_4 = {
     "head_dim": 8,
     "indexer_n_heads": 2,
@@ -125,7 +132,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": _AXIS_BY_AXIS}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "cpmant": {"prompt_length": 4, "prompt_types": 4, "segment_types": 4},
     "deepseek_v32": _NO_GROUPS,
+    "deepseek_v4": {
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4}
+    },
     "dots1": {
         "n_routed_experts": 8,
         "num_experts_per_tok": 2,
@@ -156,14 +167,20 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2},
+    "lfm2": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {
         "num_hidden_layers": 3,
         "layer_types": ["conv", "full_attention", "conv"],
         "num_dense_layers": 1,
     },
     "mamba2": {"hidden_size": 32, "num_heads": 4, "head_dim": 16},
+    "minimax_m3_vl_text": {"index_block_size": 4, "index_topk_blocks": 1},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
+    "qwen2": _WINDOW_ABOVE,
+    "qwen2_moe": _WINDOW_ABOVE,
+    "qwen3": _WINDOW_ABOVE,
+    "qwen3_moe": _WINDOW_ABOVE,
     "qwen4_exp": {"text_config": _QWEN_4},
     "qwen4_exp_text": _QWEN_4,
     "recurrent_gemma": {"num_hidden_layers": 3},
@@ -174,8 +191,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "axial_pos_shape": [16, 32],
         "axial_pos_embds_dim": [16, 16],
         "num_buckets": 4,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
         "hash_seed": 0,
     },
+    "roc_bert": {"pronunciation_embed_dim": 8, "shape_embed_dim": 8, "shape_vocab_size": 16},
     "rwkv": {"attention_hidden_size": 32},
     "xmod": {"default_language": "en_XX"},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # keys come in multiples of 64
@@ -242,7 +262,8 @@ def _few_layers(settings: dict[str, Any], number: int | None) -> dict[str, Any]:
     lists = {
         name: value
         for name, value in settings.items()
-        if isinstance(value, list) and len(value) == number
+        # One entry a layer, and not the numbers of layers.
+        if isinstance(value, list) and len(value) == number and value != list(range(number))
     }
     kinds = list(zip(*(map(str, value) for value in lists.values()), strict=True))
     kept = sorted({kinds.index(kind) for kind in kinds}) if kinds else [0, 1]
