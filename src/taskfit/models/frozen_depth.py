@@ -28,11 +28,19 @@ from taskfit.tree import IntArray, TokenTree
 DISK_RESERVE = 2 * 10**9
 # Runs the decoder over a batch; returns its last hidden states, (B, L, D).
 Run = Callable[[], Tensor]
+# What decoder layers return: states, or a tuple that begins with them.
+Output = Tensor | tuple[Tensor]
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Return the decoder's layers: the longest list of modules, whatever a family calls it."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    lists: list[nn.ModuleList] = []
+    inside: set[int] = set()
+    for module in model.modules():  # outer ones first
+        if isinstance(module, nn.ModuleList) and id(module) not in inside:
+            lists.append(module)
+            # Experts of a layer may be more than there are layers.
+            inside.update(id(part) for part in module.modules())
     return max(lists, key=len)
 
 
@@ -134,6 +142,8 @@ class FrozenDepth:
         self.store: StateStore | None = None
         self.keeps = False
         self.only_lower = False
+        # Some families' layers return tuples; found out when the first one runs.
+        self._in_tuples = False
 
     def hidden(
         self,
@@ -172,8 +182,15 @@ class FrozenDepth:
         def read(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found.append(args[0] if args else kwargs["hidden_states"])
 
-        handle = self._upper[0].register_forward_pre_hook(read, with_kwargs=True)
-        with handle, evaluation_mode(self._decoder), _passed(self._upper):
+        def see(layer: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            self._in_tuples = isinstance(output, tuple)
+
+        with (
+            self._lower[0].register_forward_hook(see),
+            self._upper[0].register_forward_pre_hook(read, with_kwargs=True),
+            evaluation_mode(self._decoder),
+            self._passed(self._upper),
+        ):
             run()
         return found[0].detach()
 
@@ -188,26 +205,29 @@ class FrozenDepth:
             states: What enters, (B, L, D); less than L tokens if it is padded behind them.
         """
 
-        def hand_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        def hand_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Output:
             filled = torch.zeros_like(hidden_states)
             filled[:, : states.shape[1]] = states.to(hidden_states.device)
-            return filled
+            return self._output(filled)
 
-        with _passed(self._lower[:-1]), _replaced(self._lower[-1:], hand_on):
+        with self._passed(self._lower[:-1]), _replaced(self._lower[-1:], hand_on):
             return run()
 
+    def _passed(self, layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
+        """Let layers return what enters them."""
 
-def _passed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
-    """Let layers return what enters them."""
+        def through(hidden_states: Tensor, *args: object, **kwargs: object) -> Output:
+            return self._output(hidden_states)
 
-    def through(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return hidden_states
+        return _replaced(layers, through)
 
-    return _replaced(layers, through)
+    def _output(self, states: Tensor) -> Output:
+        """Return states in the form in which the layers return theirs."""
+        return (states,) if self._in_tuples else states
 
 
 @contextmanager
-def _replaced(layers: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+def _replaced(layers: Sequence[nn.Module], forward: Callable[..., Output]) -> Iterator[None]:
     """Let layers do something else; all else about them stays, such as their attributes."""
     for layer in layers:
         # An attribute of the object hides the method of the class.
