@@ -21,6 +21,7 @@ from taskfit.models.adapters import adapter_layers, use_adapter
 from taskfit.models.cut_model import CutModel
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import decoder_layers
+from taskfit.models.head_input import decoder_of
 from taskfit.models.lean import LeanPass
 from taskfit.models.prefix import Prefix
 from taskfit.models.whole import require_finite
@@ -70,7 +71,7 @@ class CausalModel(CutModel):
         self.device = model.device
         self.num_tokens_run = 0
         self._head = model.get_output_embeddings()
-        self._decoder = model.get_decoder()
+        self._decoder = decoder_of(model)
         self._softcap = self._first_number(CAPS)
         self._logit_scale = (self._first_number(FACTORS) or 1.0) / (
             self._first_number(DIVISORS) or 1.0

@@ -32,12 +32,17 @@ def refuse_others(model: PreTrainedModel) -> None:
         ModelError: Naming the architecture and the reason.
     """
     config = model.config
+    settings = config.get_text_config().to_dict()
+    # What a type of encoders calls its models that see nothing of what comes later.
+    as_decoder = settings.get("is_decoder") or settings.get("causal")
     if config.is_encoder_decoder:
         reason = "it is an encoder-decoder"
     elif model.get_output_embeddings() is None:
         reason = "it has no LM head"
-    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not as_decoder:
         reason = "it is an encoder, which sees what comes after a token"
+    elif "lsh" in settings.get("attn_layers", ()):
+        reason = "its attention is hashed: what a token sees hangs on those behind it"
     else:
         return
     raise ModelError(

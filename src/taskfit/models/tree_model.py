@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from taskfit.models.attention import (
     IMPLEMENTATION,
     KeyValueCache,
+    NoTreeError,
     TreeLayout,
     block_tensors,
 )
@@ -57,8 +58,9 @@ class TreeModel(CausalModel):
         """
         refuse_unserved(model)
         super().__init__(model, adapter=adapter)
-        window = self._config_number("sliding_window")
-        self._window = None if window is None else int(window)
+        # Nothing and 0 both mean that there is none.
+        self._window = int(self._config_number("sliding_window") or 0) or None
+        self._windows: dict[int, int | None] | None = None
         model.set_attn_implementation(IMPLEMENTATION)
         if verify:
             self._verify()
@@ -154,6 +156,7 @@ class TreeModel(CausalModel):
             ],
             prefix=prefix,
             record=record,
+            windows=self._windows,
         )
 
         def run() -> Tensor:
@@ -175,13 +178,27 @@ class TreeModel(CausalModel):
         )
 
     def _verify(self) -> None:
-        error, allowed = self._error(prefix_length=2)
+        self._windows = {}
+        try:
+            error, allowed = self._error(prefix_length=2)
+        except NoTreeError:
+            reason = "layers that do not hand the tree on to their attention"
+            raise UnservedError(self.model, reason) from None
+        found, self._windows = self._windows, None
         if not error < allowed:
             raise UnservedError(
                 self.model,
                 f"scores that it does not reproduce (on a few tokens they differ by {error:.2g} "
                 f"standard deviations from the model's own; allowed: {allowed})",
             )
+        # A few tokens are within every window, so that they do not show what is wrong here.
+        kinds = self.model.config.get_text_config().to_dict().get("layer_types")
+        for layer, window in found.items():
+            slides = self._window and (kinds is None or kinds[layer] == "sliding_attention")
+            if window != (self._window if slides else None):
+                raise UnservedError(
+                    self.model, "a sliding window of which layers do not tell their attention"
+                )
 
 
 def _keys_and_values(prefix: Prefix | None) -> KeyValueCache | None:
