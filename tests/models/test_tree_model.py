@@ -117,7 +117,7 @@ def test_random_trees_cut_into_any_blocks_equal_plain_passes(
 
 
 def test_token_log_probs_are_the_models_log_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskfit.models.tree_model.LOGIT_ROWS", 3)
+    monkeypatch.setattr("taskfit.models.causal_model.LOGIT_ROWS", 3)
     trees = TreeModel(tiny.tiny_model("gemma2", VOCABULARY))
     hidden = torch.randn(8, 32, requires_grad=True)
     rows, targets = torch.tensor([0, 0, 3, 7, 2]), torch.tensor([4, 5, 6, 7, 8])
@@ -194,7 +194,7 @@ def test_a_model_that_does_something_unknown_to_its_scores_is_noticed() -> None:
         return output
 
     model.forward = doubled
-    with pytest.raises(ModelError, match="does not reproduce LlamaForCausalLM"):
+    with pytest.raises(ModelError, match="LlamaForCausalLM.*scores that it does not reproduce"):
         TreeModel(model)
 
 
