@@ -21,7 +21,9 @@ SIZES: dict[int, str] = {
     64: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim dff dim_ff d_inner "
     "ffn_hidden_size feed_forward_size attention_hidden_size mamba_d_ssm intermediate_size_mlp "
     "dense_intermediate_size",
-    32: "hidden_size d_model n_embd emb_dim embedding_size lru_width moe_intermediate_size "
+    # Many heads of an indexer, or two tokens often get the same score, 0.
+    32: "index_n_heads "
+    "hidden_size d_model n_embd emb_dim embedding_size lru_width moe_intermediate_size "
     "shared_expert_intermediate_size shared_experts_intermediate_size shared_intermediate_size "
     "expert_ffn_hidden_size moe_shared_expert_intermediate_size router_hidden_size "
     "word_embed_proj_dim input_embedding_size output_embedding_size embedding_dim "
@@ -37,7 +39,7 @@ SIZES: dict[int, str] = {
     "gated_norm_rank",
     4: "num_attention_heads encoder_attention_heads decoder_attention_heads attention_heads "
     "n_head n_heads num_heads mamba_n_heads mamba_num_heads n_mamba_heads swa_num_attention_heads "
-    "linear_num_value_heads linear_num_heads index_n_heads mamba_n_groups",
+    "linear_num_value_heads linear_num_heads mamba_n_groups",
     2: "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads n_groups "
     "num_experts_per_tok num_experts_per_token moe_topk moe_k topk_group n_group num_expert_group "
     "o_groups hc_mult hc_count mamba_ngroups zero_expert_num",
@@ -105,7 +107,7 @@ _WINDOW_ABOVE = {
 }
 _QWEN_4 = {
     "head_dim": 8,
-    "indexer_n_heads": 2,
+    "indexer_n_heads": 16,
     "indexer_kv_heads": 1,
     "indexer_head_dim": 8,
     "indexer_budget": 8,
@@ -120,6 +122,7 @@ _QWEN_4 = {
 }
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "axk2": _NO_GROUPS,
+    "bailing_hybrid": _NO_GROUPS,
     "bamba": {"num_hidden_layers": 2, "attn_layer_indices": [1]},
     "blt": {
         "encoder_hash_byte_group_size": [3, 4],
@@ -130,7 +133,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "global_config": {"num_key_value_heads": 4, "hidden_size": 64},
     },
     "cohere_compass_text": {"rope_parameters": {"full_attention": _AXIS_BY_AXIS}},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"moe_top_k": 2},
+    },
     "deepseek_v2": {"num_experts_per_tok": 2},
     "cpmant": {"prompt_length": 4, "prompt_types": 4, "segment_types": 4},
     "deepseek_v32": _NO_GROUPS,
@@ -167,6 +173,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2},
+    "inkling2_text": {"unpadded_vocab_size": VOCABULARY - 8},
+    "inkling_text": {"unpadded_vocab_size": VOCABULARY - 8},
+    "kimi_linear": _NO_GROUPS,
     "lfm2": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {
         "num_hidden_layers": 3,
@@ -174,9 +183,15 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "num_dense_layers": 1,
     },
     "mamba2": {"hidden_size": 32, "num_heads": 4, "head_dim": 16},
-    "minimax_m3_vl_text": {"index_block_size": 4, "index_topk_blocks": 1},
+    "minimax_m3_vl_text": {
+        "index_block_size": 4,
+        "index_topk_blocks": 1,
+        "num_hidden_layers": 2,
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+    },
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
+    "phimoe": {"sliding_window": 8},
     "qwen2": _WINDOW_ABOVE,
     "qwen2_moe": _WINDOW_ABOVE,
     "qwen3": _WINDOW_ABOVE,
@@ -201,10 +216,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # keys come in multiples of 64
     "zamba": {
         "num_hidden_layers": 5,
-        "layers_block_type": ["linear_attention", "linear_attention", "hybrid"]
-        + ["linear_attention", "hybrid"],
+        "layers_block_type": ["linear_attention", *["linear_attention", "hybrid"] * 2],
     },
 }
+
+
 def causal_types() -> list[str]:
     """Return transformers' own names of all types of causal models."""
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

@@ -25,9 +25,10 @@ from taskfit.errors import ModelError
 from taskfit.models.attention import IMPLEMENTATION
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.padded import plan_padded
 from taskfit.models.prefix import Prefix
-from taskfit.models.served import refuse_others
+from taskfit.models.served import ENCODER, refusal, refuse_others, sees_later
 from taskfit.tree import IntArray, TokenTree
 
 # Smallest budget of a batch (tokens); otherwise as many as the tree has unique ones, which whoever
@@ -251,14 +252,20 @@ class PaddedModel(CausalModel):
     def _verify(self) -> None:
         error, allowed = self._error()
         if not error < allowed:
+            if sees_later(self.model):
+                raise refusal(self.model, ENCODER)
             raise ModelError(
                 f"{type(self.model).__name__} (model type {self.model.config.model_type}) can be "
                 f"run neither by the token tree ({self.refusal}) nor in padded batches: on a few "
                 f"tokens its scores differ by {error:.2g} standard deviations from its own of one "
-                f"text alone (allowed: {allowed}). Tokens that come later change it, or it does "
-                "something unknown to its scores; use another model and report this one."
+                f"text alone (allowed: {allowed}). It does something unknown to its scores; use "
+                "another model and report this one."
             )
-        self.continues = self._goes_on()
+        try:
+            self.continues = self._goes_on()
+        except Exception as error:  # the states of some families fail by themselves (BLT)
+            if is_out_of_memory(error):
+                raise
 
     @torch.no_grad()
     def _goes_on(self) -> bool:

@@ -1,12 +1,15 @@
 """Which causal language models the token tree serves: those of pure causal attention."""
 
+import torch
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from taskfit.errors import ModelError
+from taskfit.models.evaluation_mode import evaluation_mode
 
 # Layer types whose attention the tree can mask.
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
+ENCODER = "it is an encoder, which sees what comes after a token"
 
 
 class UnservedError(ModelError):
@@ -40,15 +43,33 @@ def refuse_others(model: PreTrainedModel) -> None:
     elif model.get_output_embeddings() is None:
         reason = "it has no LM head"
     elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not as_decoder:
-        reason = "it is an encoder, which sees what comes after a token"
+        reason = ENCODER
     elif "lsh" in settings.get("attn_layers", ()):
         reason = "its attention is hashed: what a token sees hangs on those behind it"
     else:
         return
-    raise ModelError(
-        f"{type(model).__name__} (model type {config.model_type}) cannot be used: {reason}. Use a "
-        "causal language model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX or OPT."
+    raise refusal(model, reason)
+
+
+def refusal(model: PreTrainedModel, reason: str) -> ModelError:
+    """Return the error that no engine runs a model."""
+    return ModelError(
+        f"{type(model).__name__} (model type {model.config.model_type}) cannot be used: {reason}. "
+        "Use a causal language model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX or "
+        "OPT."
     )
+
+
+@torch.no_grad()
+def sees_later(model: PreTrainedModel) -> bool:
+    """Return whether a model's scores of tokens change with what comes after them."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(0, vocabulary, (1, 9), generator=torch.Generator().manual_seed(0))
+    longer, shorter = ids.to(model.device), ids[:, :6].to(model.device)
+    with evaluation_mode(model):
+        scores = model(longer, use_cache=False).logits[0, :6].float()
+        alone = model(shorter, use_cache=False).logits[0].float()
+    return float((scores - alone).abs().max()) > 0.01 * float(alone.std())
 
 
 def refuse_unserved(model: PreTrainedModel) -> None:

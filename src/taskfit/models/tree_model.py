@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from taskfit.errors import first_line
 from taskfit.models.attention import (
     IMPLEMENTATION,
     KeyValueCache,
@@ -20,6 +21,7 @@ from taskfit.models.attention import (
 )
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.lean_blocks import lean_layout
+from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.prefix import Prefix
 from taskfit.models.served import UnservedError, refuse_unserved
 from taskfit.tree import IntArray, TokenTree, attention_blocks
@@ -184,6 +186,11 @@ class TreeModel(CausalModel):
         except NoTreeError:
             reason = "layers that do not hand the tree on to their attention"
             raise UnservedError(self.model, reason) from None
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
+            if is_out_of_memory(problem):
+                raise
+            reason = f"code that does not take it ({first_line(problem)})"
+            raise UnservedError(self.model, reason) from problem
         found, self._windows = self._windows, None
         if not error < allowed:
             raise UnservedError(
@@ -195,7 +202,9 @@ class TreeModel(CausalModel):
         kinds = self.model.config.get_text_config().to_dict().get("layer_types")
         for layer, window in found.items():
             slides = self._window and (kinds is None or kinds[layer] == "sliding_attention")
-            if window != (self._window if slides else None):
+            expected = self._window if slides else None
+            # A window as long as the longest text hides nothing.
+            if window != expected and (self._window or 0) < self.max_length:
                 raise UnservedError(
                     self.model, "a sliding window of which layers do not tell their attention"
                 )
