@@ -5,11 +5,16 @@ The default configuration of a type says how transformers names its sizes; each 
 type stands in `EXCEPTIONS`, with the reason.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from taskfit.models.causal_model import CausalModel
+from taskfit.tree import TokenTree
 
 VOCABULARY = 211
 
@@ -221,22 +226,40 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# Switches of types whose models can be encoders or decoders.
+DECODER_SETTINGS = ("is_decoder", "causal")
+
+
 def causal_types() -> list[str]:
     """Return transformers' own names of all types of causal models."""
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tiny_config(model_type: str) -> PreTrainedConfig:
-    """Return the configuration of a type, shrunk."""
+def decoder_setting(model_type: str) -> str | None:
+    """Return what makes decoders of a type's models, which can be encoders, or None."""
+    settings = CONFIG_MAPPING[model_type](**EXCEPTIONS.get(model_type, {})).to_dict()
+    return next((name for name in DECODER_SETTINGS if settings.get(name) is False), None)
+
+
+def tiny_config(model_type: str, *, as_decoder: bool = False) -> PreTrainedConfig:
+    """Return the configuration of a type, shrunk.
+
+    Args:
+        model_type: A type of the table.
+        as_decoder: Of a type whose models can be encoders, a decoder.
+    """
     config_class = CONFIG_MAPPING[model_type]
-    return config_class(**_shrunk(config_class, EXCEPTIONS.get(model_type, {})))
+    settings = _shrunk(config_class, EXCEPTIONS.get(model_type, {}))
+    if as_decoder:
+        settings |= dict.fromkeys(filter(None, [decoder_setting(model_type)]), True)
+    return config_class(**settings)
 
 
-def tiny_family(model_type: str, *, seed: int = 0) -> PreTrainedModel:
-    """Return a random model of a type in float32, in evaluation mode."""
+def tiny_family(model_type: str, *, as_decoder: bool = False, seed: int = 0) -> PreTrainedModel:
+    """Return a random model of a type in float32, in evaluation mode; see `tiny_config`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(model_type))
+        model = AutoModelForCausalLM.from_config(tiny_config(model_type, as_decoder=as_decoder))
         with torch.no_grad():
             for parameter in model.parameters():
                 # Larger than the usual start, so that differences between tokens are worth
@@ -289,3 +312,58 @@ def _few_layers(settings: dict[str, Any], number: int | None) -> dict[str, Any]:
         name: [value[index] for index in kept] for name, value in lists.items()
     }
     return found | {name: len(kept) for name in LAYER_COUNTS if name in settings}
+
+
+def _texts() -> list[np.ndarray]:
+    """Four texts, three of one stem; longer than the windows of tiny models."""
+    generator = np.random.default_rng(0)
+    stem, *tails, other = (generator.integers(3, VOCABULARY - 8, n) for n in (9, 3, 12, 5))
+    return [stem, *(np.concatenate((stem, tail)) for tail in tails), other]
+
+
+@torch.no_grad()
+def plain_scores(engine: CausalModel, texts: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    """Return a model's own scores of texts, one at a time, each (L, V)."""
+    with engine.plain_attention() as plain:
+        return [
+            plain(torch.from_numpy(text)[None], use_cache=False).logits[0].float() for text in texts
+        ]
+
+
+@torch.no_grad()
+def difference_to_plain_passes(engine: CausalModel) -> float:
+    """Return the largest difference of a score at any node of a tree (standard deviations)."""
+    texts = _texts()
+    tree = TokenTree.build(texts)
+    ours = engine.logits(engine.hidden(tree, np.arange(len(tree))))
+    theirs = plain_scores(engine, texts)
+    differences = [(ours[path] - one) for path, one in zip(tree.paths, theirs, strict=True)]
+    return max(float(one.abs().max()) for one in differences) / float(torch.cat(theirs).std())
+
+
+@torch.no_grad()
+def difference_behind_a_prefix(engine: CausalModel) -> float:
+    """Return the same for texts behind an encoded prefix."""
+    stem, *texts, _ = _texts()
+    tree = TokenTree.build([text[len(stem) :] for text in texts])
+    prefix = engine.encode_prefix(stem)
+    ours = engine.logits(engine.hidden(tree, np.arange(len(tree)), prefix=prefix))
+    theirs = [one[len(stem) :] for one in plain_scores(engine, texts)]
+    differences = [(ours[path] - one) for path, one in zip(tree.paths, theirs, strict=True)]
+    return max(float(one.abs().max()) for one in differences) / float(torch.cat(theirs).std())
+
+
+def idle_adapters(engine: CausalModel) -> list[str]:
+    """Return the last names of layers whose adapters get no gradient in a step of training."""
+    texts = _texts()
+    tree = TokenTree.build(texts)
+    engine.model.train()
+    hidden = engine.hidden(tree, np.array([path[-1] for path in tree.paths]))
+    rows = torch.arange(len(texts))
+    engine.token_log_probs(hidden, rows, rows + 5).sum().backward()
+    idle = {
+        ".".join(name.split(".lora_B")[0].rsplit(".", 2)[-2:])
+        for name, parameter in engine.model.named_parameters()
+        if "lora_B" in name and (parameter.grad is None or not parameter.grad.any())
+    }
+    return sorted(idle)

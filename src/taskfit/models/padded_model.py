@@ -28,7 +28,7 @@ from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.padded import plan_padded
 from taskfit.models.prefix import Prefix
-from taskfit.models.served import ENCODER, refusal, refuse_others, sees_later
+from taskfit.models.served import SEES_LATER, refusal, refuse_others, sees_later
 from taskfit.tree import IntArray, TokenTree
 
 # Smallest budget of a batch (tokens); otherwise as many as the tree has unique ones, which whoever
@@ -253,7 +253,7 @@ class PaddedModel(CausalModel):
         error, allowed = self._error()
         if not error < allowed:
             if sees_later(self.model):
-                raise refusal(self.model, ENCODER)
+                raise refusal(self.model, SEES_LATER)
             raise ModelError(
                 f"{type(self.model).__name__} (model type {self.model.config.model_type}) can be "
                 f"run neither by the token tree ({self.refusal}) nor in padded batches: on a few "

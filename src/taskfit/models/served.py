@@ -9,7 +9,7 @@ from taskfit.models.evaluation_mode import evaluation_mode
 
 # Layer types whose attention the tree can mask.
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
-ENCODER = "it is an encoder, which sees what comes after a token"
+SEES_LATER = "what comes after a token changes its scores, as in an encoder"
 
 
 class UnservedError(ModelError):
@@ -43,7 +43,7 @@ def refuse_others(model: PreTrainedModel) -> None:
     elif model.get_output_embeddings() is None:
         reason = "it has no LM head"
     elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not as_decoder:
-        reason = ENCODER
+        reason = "it is an encoder, which sees what comes after a token"
     elif "lsh" in settings.get("attn_layers", ()):
         reason = "its attention is hashed: what a token sees hangs on those behind it"
     else:
