@@ -196,6 +196,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
+    "opt": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},  # the 350m shape
     "phimoe": {"sliding_window": 8},
     "qwen2": _WINDOW_ABOVE,
     "qwen2_moe": _WINDOW_ABOVE,

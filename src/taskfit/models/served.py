@@ -90,5 +90,5 @@ def refuse_unserved(model: PreTrainedModel) -> None:
         raise UnservedError(
             model,
             "attention that cannot be replaced in transformers (recurrent or convolutional state, "
-            "or biases such as ALiBi)",
+            "biases such as ALiBi, or code of its own)",
         )
