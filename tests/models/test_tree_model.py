@@ -194,7 +194,7 @@ def test_a_model_that_does_something_unknown_to_its_scores_is_noticed() -> None:
         return output
 
     model.forward = doubled
-    with pytest.raises(ModelError, match="LlamaForCausalLM.*scores that it does not reproduce"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM.*scores that it does not reproduce"):
         TreeModel(model)
 
 

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from taskfit.errors import CheckpointError, SettingsError, first_line
 from taskfit.models.frozen_depth import decoder_layers, first_trained_layer
+from taskfit.models.lora_targets import target_modules
 from taskfit.models.quantize import four_bit_layers, quantization_bytes
 from taskfit.models.whole import refuse_infinite
 from taskfit.settings import AdapterSettings
@@ -113,6 +114,8 @@ def add_adapter(
         # Adapters in the model's own dtype: the optimizer keeps float32 masters of them.
         with _peft_warnings_off():
             wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+    # Of stacked experts PEFT adapts those of all layers, whichever it was asked for.
+    layers[:first].requires_grad_(False)
     _adapters_in_model_dtype(model)
     if model.device.type == "cpu" and settings.lora_dropout:
         # Numbered by the layer's last name (q_proj, k_proj, ...), so that all decoder layers look
@@ -143,40 +146,6 @@ def _freeze_all_below(model: PreTrainedModel, layers: nn.ModuleList, first: int)
     for module in model.get_decoder().modules():
         if "Norm" in type(module).__name__ and id(module) not in inside:
             module.requires_grad_(True)
-
-
-def target_modules(model: PreTrainedModel, targets: str | list[str]) -> list[str]:
-    """Return the names of the linear layers that get adapters, as PEFT takes them.
-
-    Args:
-        model: The model, in 4 bits or not.
-        targets: `all` linear layers of the decoder layers, those of `attention`, those of the `mlp`
-            (all others), or names such as `q_proj`.
-
-    Raises:
-        SettingsError: If a name fits no linear layer.
-    """
-    kinds = (nn.Linear, Conv1D)
-    found: dict[str, bool] = {}  # name -> whether it belongs to attention
-    for path, module in decoder_layers(model).named_modules():
-        if isinstance(module, kinds):
-            parts = path.split(".")[1:]  # without the number of the layer
-            attends = any("attn" in part or "attention" in part for part in parts)
-            found[".".join(parts[-2:])] = attends
-    if isinstance(targets, str):
-        chosen = {"all": (True, False), "attention": (True,), "mlp": (False,)}[targets]
-        return [name for name, attends in found.items() if attends in chosen]
-    unknown = [name for name in targets if not any(_names(name, path) for path in found)]
-    if unknown:
-        raise SettingsError(
-            f"adapter.targets names {', '.join(unknown)}; the linear layers of this "
-            f"{type(model).__name__} are {', '.join(found)}, or say all, attention or mlp."
-        )
-    return list(targets)
-
-
-def _names(name: str, path: str) -> bool:
-    return path == name or path.endswith(f".{name}")
 
 
 def _check_weights(model: PreTrainedModel, settings: AdapterSettings) -> None:
@@ -233,9 +202,14 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def _peft_warnings_off() -> Iterator[None]:
-    """Hide that PEFT asks transformers by a name that is on its way out; users can do nothing."""
+    """Hide what users can do nothing about.
+
+    PEFT asks transformers by a name that is on its way out, and gives stacked experts ranks by a
+    pattern that it does not find again itself.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
         yield
 
 

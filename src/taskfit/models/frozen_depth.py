@@ -29,7 +29,7 @@ DISK_RESERVE = 2 * 10**9
 # Runs the decoder over a batch; returns its last hidden states, (B, L, D).
 Run = Callable[[], Tensor]
 # What decoder layers return: states, or a tuple that begins with them.
-Output = Tensor | tuple[Tensor]
+Output = Tensor | tuple[Tensor | None, ...]
 # In the names of the parts of multimodal models that read no text.
 SENSES = ("vision", "visual", "image", "audio")
 
@@ -149,8 +149,8 @@ class FrozenDepth:
         self.store: StateStore | None = None
         self.keeps = False
         self.only_lower = False
-        # Some families' layers return tuples; found out when the first one runs.
-        self._in_tuples = False
+        # Some families' layers return tuples; found out when the first one runs. 0: states alone.
+        self._tuple_length = 0
 
     def hidden(
         self,
@@ -190,7 +190,7 @@ class FrozenDepth:
             found.append(args[0] if args else kwargs["hidden_states"])
 
         def see(layer: nn.Module, args: tuple[Any, ...], output: object) -> None:
-            self._in_tuples = isinstance(output, tuple)
+            self._tuple_length = len(output) if isinstance(output, tuple) else 0
 
         with (
             self._lower[0].register_forward_hook(see),
@@ -213,7 +213,8 @@ class FrozenDepth:
         """
 
         def hand_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Output:
-            filled = torch.zeros_like(hidden_states)
+            # What runs between layers may be in float32 where embeddings are not.
+            filled = torch.zeros_like(hidden_states, dtype=states.dtype)
             filled[:, : states.shape[1]] = states.to(hidden_states.device)
             return self._output(filled)
 
@@ -230,7 +231,8 @@ class FrozenDepth:
 
     def _output(self, states: Tensor) -> Output:
         """Return states in the form in which the layers return theirs."""
-        return (states,) if self._in_tuples else states
+        more = self._tuple_length - 1
+        return states if more < 0 else (states, *[None] * more)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -33,7 +34,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready for trees, with its tokenizer.
+    """A model ready to read token trees, with its tokenizer.
 
     Attributes:
         tree: The model.
@@ -141,20 +142,21 @@ def load_model(
 
     Raises:
         ModelError: If they cannot be found or loaded, the files do not hold the whole model or
-            numbers that are not finite, the token tree cannot serve them, or bitsandbytes is
-            needed and missing.
+            numbers that are not finite, no engine can run them, or bitsandbytes is needed and
+            missing.
     """
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     options: dict[str, Any] = {}
-    if quantization is not None and quantization.weights == "qlora":
-        options["quantization_config"] = four_bit_config(
-            dtype, double_quantization=quantization.double_quantization
-        )
-        # Quantized on arrival, so that the device never holds the model in 16 bits.
-        options["device_map"] = {"": device}
     folder, name, revision = locate_model(settings.name), settings.name, settings.revision
     try:
+        if quantization is not None and quantization.weights == "qlora":
+            config = AutoConfig.from_pretrained(folder, revision=revision)
+            options["quantization_config"] = four_bit_config(
+                config, dtype, double_quantization=quantization.double_quantization
+            )
+            # Quantized on arrival, so that the device never holds the model in 16 bits.
+            options["device_map"] = {"": device}
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
         model, names = load_whole(
             AutoModelForCausalLM.from_pretrained,

@@ -62,9 +62,8 @@ class PaddedPrefix:
         """Return the number of tokens, P."""
         return len(self.ids)
 
-    @property
-    def state(self) -> DynamicCache:
-        """Return the states behind the tokens; they must not be changed."""
+    def run(self) -> DynamicCache:
+        """Run the tokens, unless that is done; return the states behind them, not to be changed."""
         if self._state is None:
             self._state = self._model.state_behind(self.ids)
         return self._state
@@ -186,6 +185,8 @@ class PaddedModel(CausalModel):
         before = _padded(prefix)
         if before is not None and not self.continues:
             return self._decode(tree.behind(before.ids), prefix=None)[before.length :]
+        if before is not None:
+            before.run()  # whole, before layers are passed over
         batches = _batches(tree, 0 if before is None else before.length)
         self.num_tokens_run += sum(batch.nodes.size for batch in batches)
 
@@ -198,13 +199,11 @@ class PaddedModel(CausalModel):
             return _by_node(batches, [run(batch) for batch in batches])
 
         def upper(states: Tensor) -> Tensor:
-            return _by_node(
-                batches,
-                [
-                    depth.upper(partial(run, batch), states[torch.from_numpy(batch.nodes)])
-                    for batch in batches
-                ],
-            )
+            found = []
+            for batch in batches:
+                entering = states[torch.from_numpy(batch.nodes).to(states.device)]  # (B, L, D)
+                found.append(depth.upper(partial(run, batch), entering))
+            return _by_node(batches, found)
 
         return depth.hidden(
             tree,
@@ -235,19 +234,20 @@ class PaddedModel(CausalModel):
         """
         if before is None and not keep:
             output = self._decoder(input_ids=ids, use_cache=False)
-            return output.last_hidden_state, None
+            return output.last_hidden_state.to(self._head.weight.dtype), None
         assert self._cache_name is not None, "nothing is kept of this model"
         options: dict[str, object] = {}
         if before is not None:
             # Models write into their states; what is gathered below is new.
-            cache = copy.deepcopy(before.state)
+            cache = copy.deepcopy(before.run())
             cache.reorder_cache(torch.zeros(len(ids), dtype=torch.long, device=self.device))
             options[self._cache_name] = cache
             if self._takes_positions:
                 positions = before.length + torch.arange(ids.shape[1], device=self.device)
                 options["position_ids"] = positions.expand(ids.shape)
         output = self._decoder(input_ids=ids, use_cache=True, **options)
-        return output.last_hidden_state, output.get(self._cache_name)
+        states = output.last_hidden_state.to(self._head.weight.dtype)
+        return states, output.get(self._cache_name)
 
     def _verify(self) -> None:
         error, allowed = self._error()
@@ -285,7 +285,7 @@ class PaddedModel(CausalModel):
             self.continues = True
             try:
                 ours = self._decode(tree, prefix=prefix).float()
-                reads = _reads_states(lambda: self._decode(tree, prefix=prefix), prefix.state)
+                reads = _reads_states(lambda: self._decode(tree, prefix=prefix), prefix.run())
             finally:
                 self.continues = False
         allowed = 1e-3 if self.model.dtype == torch.float32 else 0.05

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
 from taskfit.errors import ModelError
+from taskfit.models.lora_targets import READ_DIRECTLY, bypassed_layers
 
 
 def require_bitsandbytes(setting: str) -> ModuleType:
@@ -35,12 +36,16 @@ def require_bitsandbytes(setting: str) -> ModuleType:
         ) from error
 
 
-def four_bit_config(compute_dtype: torch.dtype, *, double_quantization: bool) -> BitsAndBytesConfig:
+def four_bit_config(
+    config: PretrainedConfig, compute_dtype: torch.dtype, *, double_quantization: bool
+) -> BitsAndBytesConfig:
     """Return what transformers needs to load a base as NF4.
 
-    The LM head, and whatever is tied to the embeddings, stays as it is.
+    The LM head, and whatever is tied to the embeddings, stays as it is, and so do weights that the
+    model reads itself.
 
     Args:
+        config: The model's configuration.
         compute_dtype: The dtype of products; weights are expanded to it.
         double_quantization: Quantize the scales of the blocks too, to 8 bits.
 
@@ -48,12 +53,19 @@ def four_bit_config(compute_dtype: torch.dtype, *, double_quantization: bool) ->
         ModelError: If bitsandbytes is not installed.
     """
     require_bitsandbytes("adapter.weights=qlora")
+    with torch.device("meta"):
+        shapes = AutoModelForCausalLM.from_config(config)
+    skipped = sorted(bypassed_layers(shapes) & READ_DIRECTLY)
+    if skipped:  # names given replace the rule of transformers, which spares the head
+        head = shapes.get_output_embeddings()
+        skipped += [name for name, module in shapes.named_modules() if module is head]
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quantization,
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_quant_storage=torch.uint8,
+        llm_int8_skip_modules=skipped or None,
     )
 
 

@@ -108,7 +108,9 @@ def train_items(
     settings = run.settings
     device = resolve_device(settings.model.device)
     shards = settings.training.sharding == "full" and num_processes() > 1
-    use_compile = not shards and on_main(
+    # Loops over tokens, as recurrent layers have them, would be compiled token by token.
+    suits = method.tree is None or method.tree.shares_prefixes or settings.model.compile == "on"
+    use_compile = (not shards and suits) and on_main(
         lambda: compile_pays(settings, len(items), run.folder, device)
     )
     parameters = method.make_trainable()
