@@ -33,27 +33,38 @@ from tiny_families import (
 INTRODUCTION = """\
 # Models
 
-Every type of causal language model in transformers {version} ({count} types), and what runs it. Made by
+Every type of causal language model in transformers {version} ({count} types), and what runs it.
+Made with torch {torch} by
 
     python tests/models/families.py > docs/models.md
 
-with torch {torch}: of each type a tiny random model (a few layers, one of each kind that its default settings mix,
-windows of 8 tokens) was loaded as taskfit loads models, and the engine is what the code decided then; nothing in the
-tables was written by hand. A model of yours is looked at in the same way when it is loaded.
+Of each type a tiny random model (a few layers, one of each kind that its default settings mix,
+windows of 8 tokens) was loaded as taskfit loads models, and the engine is what the code decided
+then. Nothing in the tables was written by hand. A model of yours is looked at in the same way when
+it is loaded, so its own settings decide.
 
-- **tree**: every distinct prefix runs once, whatever follows it. Fastest.
-- **padded**: layers that cannot fork inside of a row of tokens read each text whole, in batches of like length. All
-  methods and commands work and the scores are as exact; what texts share runs again with each of them, in training as
-  in scoring. **Prefix** says whether scoring runs what all texts share once and goes on from copies of the model's
-  states (*once*) or runs it with each text (*each*). With the tree it always runs once.
-- **refused**: neither is exact, or transformers {version} does not build the model; the reason is in the last table.
+- **Tree**: every distinct prefix runs once, whatever follows it. Fastest.
+- **Padded**: layers that cannot fork inside of a row of tokens read each text whole, in batches of
+  like length. All methods and commands work, and scores are as exact. What texts share runs again
+  with each of them in training. In scoring, what stands before all texts runs once and copies of
+  the model's states go on from there (prefix: *once*), or with each text where states cannot be
+  gone on from (*each*).
+- **Refused**: neither is exact, or transformers does not build the model.
 
-**Difference** is the largest one of any score from plain passes of the same model over one text alone, in standard
-deviations of scores (float32): texts of 5 to 21 tokens in company, and behind a prefix. **LoRA** says which linear
-layers took an adapter and got a gradient in one step: *all* that are given one by default, or which did not.
+*Difference* is the largest one of any score from plain passes of the same model over one text
+alone, in standard deviations of scores (float32): for texts of 5 to 21 tokens, in company and
+behind a prefix. *LoRA* says whether all linear layers that get an adapter by default took one and
+got a gradient in a step of training, or which did not. Parts that see, hear or only choose get
+none.
 
-Types that are encoders by default are also shown as decoders, with the setting that makes them such.
+Types whose models are encoders by default stand among the refused, and where a setting makes
+decoders of them, with it among the others.
 """
+
+
+# In the names of classes of recurrent layers, and of settings of windows.
+RECURRENT = ("mamba", "rwkv", "lstm", "recurrent", "deltanet")
+WINDOWS = ("sliding_window", "window_size", "attention_window_size", "local_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +107,32 @@ def main() -> None:
     refused = [row for row in rows if not row.engine]
     version = transformers.__version__
     torch_version = torch.__version__.split("+")[0]
-    print(INTRODUCTION.format(version=version, count=len(causal_types()), torch=torch_version))
-    print(f"## Tree: {len(by_engine['tree'])}\n")
-    print("| type | class | layers | LoRA | difference |\n|---|---|---|---|---|")
-    for row in by_engine["tree"]:
-        print(
-            f"| {row.name} | {row.architecture} | {row.layers} | {row.lora} | {row.difference:.0e} |"
-        )
-    print(f"\n## Padded: {len(by_engine['padded'])}\n")
-    print("| type | class | layers | why not the tree | prefix | LoRA | difference |")
-    print("|---|---|---|---|---|---|---|")
+    lines = [INTRODUCTION.format(version=version, count=len(causal_types()), torch=torch_version)]
+    lines += [f"## Tree: {len(by_engine['tree'])}", ""]
+    lines += table("type", "class", "layers", "LoRA", "difference")
+    lines += [
+        line(row.name, row.architecture, row.layers, row.lora, f"{row.difference:.0e}")
+        for row in by_engine["tree"]
+    ]
+    lines += ["", f"## Padded: {len(by_engine['padded'])}", ""]
+    lines += table("type", "class", "layers", "why not the tree", "prefix", "LoRA", "difference")
     for row in by_engine["padded"]:
-        print(
-            f"| {row.name} | {row.architecture} | {row.layers} | {row.reason} | {row.prefix} | "
-            f"{row.lora} | {row.difference:.0e} |"
-        )
-    print(f"\n## Refused: {len(refused)}\n")
-    print("| type | class | reason |\n|---|---|---|")
-    for row in refused:
-        print(f"| {row.name} | {row.architecture} | {row.reason} |")
+        found = (row.name, row.architecture, row.layers, row.reason, row.prefix, row.lora)
+        lines.append(line(*found, f"{row.difference:.0e}"))
+    lines += ["", f"## Refused: {len(refused)}", ""]
+    lines += table("type", "class", "reason")
+    lines += [line(row.name, row.architecture, row.reason) for row in refused]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def table(*columns: str) -> list[str]:
+    """Return the first lines of a table."""
+    return [line(*columns), "|" + "---|" * len(columns)]
+
+
+def line(*cells: str) -> str:
+    """Return a line of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def row_of(model_type: str, *, as_decoder: bool = False) -> Row:
@@ -166,10 +184,6 @@ def layers_of(model: PreTrainedModel) -> str:
     return ", ".join(found)
 
 
-RECURRENT = ("mamba", "rwkv", "lstm", "recurrent", "deltanet")
-WINDOWS = ("sliding_window", "window_size", "attention_window_size", "local_attention")
-
-
 def lora_of(engine: CausalModel) -> str:
     """Put adapters on all linear layers, run one step, and say which got no gradient."""
     engine.model.requires_grad_(False)
@@ -183,8 +197,8 @@ def lora_of(engine: CausalModel) -> str:
 
 
 def cell(error: Exception) -> str:
-    """Return the first line of an error, fit for a table."""
-    return first_line(error).replace("|", "/").strip()[:160]
+    """Return the first sentence of an error, fit for a table."""
+    return first_line(error).replace("|", "/").split(". ")[0].strip(" .")[:160]
 
 
 if __name__ == "__main__":

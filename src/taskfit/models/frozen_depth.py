@@ -30,14 +30,14 @@ DISK_RESERVE = 2 * 10**9
 Run = Callable[[], Tensor]
 # What decoder layers return: states, or a tuple that begins with them.
 Output = Tensor | tuple[Tensor | None, ...]
-# In the names of the parts of multimodal models that read no text.
-SENSES = ("vision", "visual", "image", "audio")
+# In the names of parts that read no text, but see or hear, or cut it into patches (BLT).
+SENSES = ("vision", "visual", "image", "audio", "patcher")
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Return the decoder's layers: the longest list of modules, whatever a family calls it.
 
-    What a model sees and hears with is passed over, though it often has more layers.
+    Parts that read no text are passed over, though they often have more layers.
     """
     lists: list[nn.ModuleList] = []
     inside: set[int] = set()

@@ -189,7 +189,7 @@ class TreeModel(CausalModel):
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
             if is_out_of_memory(problem):
                 raise
-            reason = f"code that does not take it ({first_line(problem)})"
+            reason = f"code that does not take a tree ({first_line(problem)})"
             raise UnservedError(self.model, reason) from problem
         found, self._windows = self._windows, None
         if not error < allowed:
