@@ -1,5 +1,6 @@
 """Padded batches give what the tree gives, on models that no tree serves."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,19 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import tiny
 from taskfit.errors import ModelError, SettingsError
 from taskfit.models.adapters import add_adapter, enable_gradient_checkpointing, trainable_parameters
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.engine import causal_engine
+from taskfit.models.load import load_model
 from taskfit.models.lora_targets import target_modules
 from taskfit.models.padded_model import PaddedModel
+from taskfit.models.quantize import four_bit_layers
 from taskfit.models.tree_model import TreeModel
-from taskfit.settings import AdapterSettings
+from taskfit.settings import AdapterSettings, ModelSettings
 from taskfit.tree import IntArray, TokenTree
 
 VOCABULARY = 61
@@ -126,6 +129,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], bool]] = {
             "num_hidden_layers": 2,
             "attention_hidden_size": 32,
             "intermediate_size": 64,
+            "rescale_every": 1,
         },
         False,
     ),
@@ -155,10 +159,10 @@ ROWS = [
 ROWS += [STEM, ROWS[0]]
 
 
-def family(name: str) -> PreTrainedModel:
+def family(name: str, **sizes: int) -> PreTrainedModel:
     """A random model of a few layers in float32."""
-    config_class, sizes, _ = FAMILIES[name]
-    config = getattr(transformers, config_class)(**sizes)
+    config_class, own, _ = FAMILIES[name]
+    config = getattr(transformers, config_class)(**{**own, **sizes})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
@@ -283,11 +287,16 @@ def adapted(name: str, **settings: object) -> CausalModel:
     model = family(name).requires_grad_(False)
     engine = causal_engine(model)
     add_adapter(model, AdapterSettings.model_validate({"lora_dropout": 0.0, **settings}), seed=0)
+    disturb(model)
+    return engine
+
+
+def disturb(model: PreTrainedModel) -> None:
+    """Give adapters weights that change the output and have gradients everywhere."""
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
             parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.1)
-    return engine
 
 
 def end_loss(model: CausalModel, rows: list[IntArray]) -> Tensor:
@@ -391,6 +400,41 @@ def test_weights_that_a_model_reads_itself_take_no_adapter() -> None:
         target_modules(model, "attention")
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not installed (pip install 'taskfit[qlora]')",
+)
+@pytest.mark.parametrize("name", ["mamba", "lfm2"])
+def test_in_4_bits_weights_that_a_model_reads_itself_stay_and_the_rest_trains(
+    name: str, tmp_path: Path, byte_level_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    family(name, vocab_size=len(byte_level_tokenizer)).save_pretrained(tmp_path)
+    byte_level_tokenizer.save_pretrained(tmp_path)
+    settings = AdapterSettings(weights="qlora", lora_dropout=0.0)
+    loaded = load_model(
+        ModelSettings(name=str(tmp_path), dtype="float32", device="cpu"), quantization=settings
+    )
+    packed = {path.rsplit(".", 1)[-1] for path in four_bit_layers(loaded.tree.model)}
+    assert "in_proj" in packed
+    assert not packed & {"dt_proj", "lm_head"}
+    add_adapter(loaded.tree.model, settings, seed=0)
+    disturb(loaded.tree.model)
+    found = gradients(loaded.tree.model, lambda: end_loss(loaded.tree, ROWS))[1]
+    assert found.keys() == trainable_parameters(loaded.tree.model).keys()
+    assert all(gradient.abs().sum() > 0 for gradient in found.values())
+
+
+def test_predicting_leaves_all_weights_as_they_are() -> None:
+    for name in FAMILIES:
+        model = family(name)
+        before = {key: weight.clone() for key, weight in model.named_parameters()}
+        engine = causal_engine(model)
+        with torch.no_grad():
+            all_states(engine, ROWS)
+        for key, weight in model.named_parameters():
+            assert torch.equal(weight, before[key]), f"{name}: {key}"
+
+
 def test_another_object_over_the_same_model_reads_it_in_the_same_way() -> None:
     for name in ("mamba", "bloom"):
         model = causal_engine(family(name))
@@ -430,6 +474,31 @@ def test_a_model_that_reads_what_comes_later_is_refused_in_one_message() -> None
 
     attention.forward = mixed
     with pytest.raises(ModelError, match="what comes after a token changes its scores"):
+        causal_engine(model)
+
+
+def test_a_model_whose_code_takes_no_tree_runs_padded_and_one_that_fails_is_one_message() -> None:
+    model = tiny.tiny_model("llama", VOCABULARY)
+    plain = model.model.forward
+
+    def picky(*, input_ids: Tensor, use_cache: bool, **others: object) -> object:
+        if "tree_layout" in others:
+            raise TypeError("unexpected argument tree_layout")
+        return plain(input_ids=input_ids, use_cache=use_cache, **others)
+
+    model.model.forward = picky
+    engine = causal_engine(model)
+    assert isinstance(engine, PaddedModel)
+    assert engine.refusal == "code that takes no tree (unexpected argument tree_layout)"
+    with torch.no_grad():
+        tree, states = all_states(engine, ROWS)
+        torch.testing.assert_close(states[tree.paths[0]], plain_hidden(engine, ROWS[0]))
+
+    def broken(**_: object) -> object:
+        raise IndexError("no such table")
+
+    model.model.forward = broken
+    with pytest.raises(ModelError, match=r"neither by .* nor .*: its code ends in 'no such table'"):
         causal_engine(model)
 
 

@@ -102,6 +102,17 @@ def test_padding_adds_tokens_that_nobody_sees(rows: list[list[int]], multiple: i
         assert padded.subtree_end[extra] == extra + 1
 
 
+@given(sequences, st.lists(st.integers(0, 3), min_size=1, max_size=5))
+def test_a_tree_behind_tokens_is_the_tree_of_the_whole_sequences(
+    rows: list[list[int]], before: list[int]
+) -> None:
+    found = TokenTree.build(rows).behind(np.array(before))
+    whole = TokenTree.build([before + row for row in rows])
+    for name in ("ids", "positions", "subtree_end"):
+        assert getattr(found, name).tolist() == getattr(whole, name).tolist()
+    assert [p.tolist() for p in found.paths] == [p.tolist() for p in whole.paths]
+
+
 long_rows = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6)
 
 

@@ -12,12 +12,9 @@ from transformers import PreTrainedModel
 
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import FrozenDepth, StateStore, decoder_layers
-from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.prefix import Prefix
+from taskfit.models.served import OWN_ERRORS, is_of_model
 from taskfit.tree import TokenTree
-
-# What code of transformers raises where layers that let their input through do not suit it.
-UNCUT = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
 
 
 class CutModel(ABC):
@@ -57,8 +54,8 @@ class CutModel(ABC):
         self._depth = FrozenDepth(self._decoder, layers, first)
         try:
             error = float((self._small_hidden() - whole).abs().max() / (whole.abs().max() + 1e-6))
-        except UNCUT as found:
-            if is_out_of_memory(found):
+        except OWN_ERRORS as found:
+            if not is_of_model(found):
                 raise
             self._depth = None
             return

@@ -180,7 +180,7 @@ def load_model(
     if tokenizer.pad_token is None:
         # Trees are never padded; this is for those who use the saved model elsewhere.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if model.config.pad_token_id is None:
+    if model.config.to_dict().get("pad_token_id") is None:  # not every family has it
         model.config.pad_token_id = tokenizer.pad_token_id
     if options and not four_bit_layers(model):
         raise ModelError(

@@ -10,9 +10,8 @@ length with padding.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -20,23 +19,24 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.utils import logging as transformers_logging
 
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, first_line
 from taskfit.models.attention import IMPLEMENTATION
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.evaluation_mode import evaluation_mode
-from taskfit.models.out_of_memory import is_out_of_memory
-from taskfit.models.padded import plan_padded
 from taskfit.models.prefix import Prefix
-from taskfit.models.served import SEES_LATER, refusal, refuse_others, sees_later
+from taskfit.models.served import (
+    OWN_ERRORS,
+    SEES_LATER,
+    is_of_model,
+    refuse_others,
+    sees_later,
+    unusable,
+)
+from taskfit.models.tree_rows import RowBatch, row_batches, states_by_node
 from taskfit.tree import IntArray, TokenTree
 
-# Smallest budget of a batch (tokens); otherwise as many as the tree has unique ones, which whoever
-# planned it had memory for.
-BATCH_TOKENS = 1024
-# Keys and values of a prefix, copied for each sequence of a batch, against what a token needs that
-# runs: so many of its tokens count as one.
-PREFIX_SHARE = 8
 # What decoders call the states that they go on from, in arguments and results.
 CACHES = ("past_key_values", "cache_params")
 
@@ -83,19 +83,6 @@ class PaddedPrefix:
         return longer
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Sequences of a tree as rows, padded on the right.
-
-    Attributes:
-        nodes: The node that each cell holds; in cells of padding any, (B, L).
-        read: Of each node that is read from this batch its cell, row by row, (N,).
-    """
-
-    nodes: IntArray
-    read: IntArray
-
-
 class PaddedModel(CausalModel):
     """A causal LM over the sequences of trees: what `TreeModel` gives, but nothing is shared.
 
@@ -132,6 +119,10 @@ class PaddedModel(CausalModel):
         self.refusal = refusal
         if model.config._attn_implementation == IMPLEMENTATION:
             model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+        if "rescale_every" in model.config.to_dict():
+            # RWKV halves weights in place before it predicts: not those of adapters, and for good
+            # if it is saved then. It only keeps float16 from overflowing.
+            model.config.rescale_every = 0
         takes = inspect.signature(self._decoder.forward).parameters
         self._cache_name = next((name for name in CACHES if name in takes), None)
         self._takes_positions = "position_ids" in takes
@@ -187,28 +178,28 @@ class PaddedModel(CausalModel):
             return self._decode(tree.behind(before.ids), prefix=None)[before.length :]
         if before is not None:
             before.run()  # whole, before layers are passed over
-        batches = _batches(tree, 0 if before is None else before.length)
+        batches = row_batches(tree, 0 if before is None else before.length)
         self.num_tokens_run += sum(batch.nodes.size for batch in batches)
 
-        def run(batch: _Batch) -> Tensor:
+        def run(batch: RowBatch) -> Tensor:
             ids = torch.from_numpy(tree.ids[batch.nodes]).to(self.device)
             return self._run(ids, before)[0]
 
         depth = self._depth
         if depth is None:
-            return _by_node(batches, [run(batch) for batch in batches])
+            return states_by_node(batches, [run(batch) for batch in batches])
 
         def upper(states: Tensor) -> Tensor:
             found = []
             for batch in batches:
                 entering = states[torch.from_numpy(batch.nodes).to(states.device)]  # (B, L, D)
                 found.append(depth.upper(partial(run, batch), entering))
-            return _by_node(batches, found)
+            return states_by_node(batches, found)
 
         return depth.hidden(
             tree,
             np.empty(0, np.int64) if before is None else before.ids,
-            lower=lambda: _by_node(batches, [depth.lower(partial(run, b)) for b in batches]),
+            lower=lambda: states_by_node(batches, [depth.lower(partial(run, b)) for b in batches]),
             upper=upper,
             recorded=False,
         )
@@ -250,21 +241,32 @@ class PaddedModel(CausalModel):
         return states, output.get(self._cache_name)
 
     def _verify(self) -> None:
-        error, allowed = self._error()
+        name = f"{type(self.model).__name__} (model type {self.model.config.model_type})"
+        start = (
+            f"{name} can be run neither by the token tree ({self.refusal}) nor in padded batches"
+        )
+        advice = "Use another model and report this one."
+        try:
+            with _no_advice() if self.device.type == "cpu" else nullcontext():
+                error, allowed = self._error()
+        except OWN_ERRORS as found:
+            if not is_of_model(found):
+                raise
+            raise ModelError(
+                f"{start}: its code ends in {first_line(found)!r}. {advice}"
+            ) from found
         if not error < allowed:
             if sees_later(self.model):
-                raise refusal(self.model, SEES_LATER)
+                raise unusable(self.model, SEES_LATER)
             raise ModelError(
-                f"{type(self.model).__name__} (model type {self.model.config.model_type}) can be "
-                f"run neither by the token tree ({self.refusal}) nor in padded batches: on a few "
-                f"tokens its scores differ by {error:.2g} standard deviations from its own of one "
-                f"text alone (allowed: {allowed}). It does something unknown to its scores; use "
-                "another model and report this one."
+                f"{start}: on a few tokens its scores differ by {error:.2g} standard deviations "
+                f"from its own of one text alone (allowed: {allowed}). It does something "
+                f"unknown to its scores. {advice}"
             )
         try:
             self.continues = self._goes_on()
-        except Exception as error:  # the states of some families fail by themselves (BLT)
-            if is_out_of_memory(error):
+        except OWN_ERRORS as found:
+            if not is_of_model(found):
                 raise
 
     @torch.no_grad()
@@ -292,48 +294,20 @@ class PaddedModel(CausalModel):
         return reads and float((ours - whole).norm() / (whole.norm() + 1e-6)) < allowed
 
 
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Hide that transformers misses kernels, which it says once: there are none for a CPU."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 def _padded(prefix: Prefix | None) -> PaddedPrefix | None:
     assert prefix is None or isinstance(prefix, PaddedPrefix), "a prefix of another engine"
     return prefix
-
-
-def _batches(tree: TokenTree, prefix_length: int) -> list[_Batch]:
-    """Lay out the sequences of a tree in batches of like length.
-
-    Those that occur twice or start another one run once; a node is read from the first row that
-    holds it.
-
-    Args:
-        tree: The tree.
-        prefix_length: Tokens whose states are copied for each sequence.
-    """
-    is_leaf = tree.subtree_end == np.arange(len(tree)) + 1
-    paths = list({int(path[-1]): path for path in tree.paths if is_leaf[path[-1]]}.values())
-    costs = [len(path) + prefix_length // PREFIX_SHARE for path in paths]
-    budget = max(BATCH_TOKENS, len(tree), *costs)
-    found = []
-    is_read = np.zeros(len(tree), bool)
-    for chosen in plan_padded(costs, budget, names=[str(i) for i in range(len(paths))]):
-        rows = [paths[i] for i in chosen]
-        width = max(map(len, rows))
-        nodes = np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows])
-        cells = []
-        for place, row in enumerate(rows):
-            first = int(np.count_nonzero(is_read[row]))  # from the root on
-            cells.append(place * width + np.arange(first, len(row)))
-            is_read[row] = True
-        found.append(_Batch(nodes, np.concatenate(cells)))
-    return found
-
-
-def _by_node(batches: Sequence[_Batch], states: Sequence[Tensor]) -> Tensor:
-    """Return the states of nodes, (T, D), of those of batches, each (B, L, D)."""
-    read = [
-        one.flatten(0, 1)[torch.from_numpy(batch.read).to(one.device)]
-        for batch, one in zip(batches, states, strict=True)
-    ]
-    nodes = np.concatenate([batch.nodes.flat[batch.read] for batch in batches])
-    return torch.cat(read)[torch.from_numpy(np.argsort(nodes)).to(read[0].device)]
 
 
 def _reads_states(run: Callable[[], Tensor], state: DynamicCache) -> bool:

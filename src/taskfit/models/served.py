@@ -4,12 +4,21 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from taskfit.errors import ModelError
+from taskfit.errors import ModelError, TaskfitError
 from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.models.out_of_memory import is_out_of_memory
 
 # Layer types whose attention the tree can mask.
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
 SEES_LATER = "what comes after a token changes its scores, as in an encoder"
+
+# What a model's own code raises where it does not suit what it is called with.
+OWN_ERRORS = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
+
+
+def is_of_model(error: Exception) -> bool:
+    """Return whether one of `OWN_ERRORS` comes from a model's code: not ours, nor memory."""
+    return not isinstance(error, TaskfitError) and not is_out_of_memory(error)
 
 
 class UnservedError(ModelError):
@@ -48,10 +57,10 @@ def refuse_others(model: PreTrainedModel) -> None:
         reason = "its attention is hashed: what a token sees hangs on those behind it"
     else:
         return
-    raise refusal(model, reason)
+    raise unusable(model, reason)
 
 
-def refusal(model: PreTrainedModel, reason: str) -> ModelError:
+def unusable(model: PreTrainedModel, reason: str) -> ModelError:
     """Return the error that no engine runs a model."""
     return ModelError(
         f"{type(model).__name__} (model type {model.config.model_type}) cannot be used: {reason}. "

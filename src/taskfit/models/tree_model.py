@@ -21,9 +21,8 @@ from taskfit.models.attention import (
 )
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.lean_blocks import lean_layout
-from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.prefix import Prefix
-from taskfit.models.served import UnservedError, refuse_unserved
+from taskfit.models.served import OWN_ERRORS, UnservedError, is_of_model, refuse_unserved
 from taskfit.tree import IntArray, TokenTree, attention_blocks
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
@@ -186,12 +185,12 @@ class TreeModel(CausalModel):
         except NoTreeError:
             reason = "layers that do not hand the tree on to their attention"
             raise UnservedError(self.model, reason) from None
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
-            if is_out_of_memory(problem):
+        except OWN_ERRORS as found:
+            if not is_of_model(found):
                 raise
-            reason = f"code that does not take a tree ({first_line(problem)})"
-            raise UnservedError(self.model, reason) from problem
-        found, self._windows = self._windows, None
+            reason = f"code that takes no tree ({first_line(found)})"
+            raise UnservedError(self.model, reason) from found
+        windows, self._windows = self._windows, None
         if not error < allowed:
             raise UnservedError(
                 self.model,
@@ -200,7 +199,7 @@ class TreeModel(CausalModel):
             )
         # A few tokens are within every window, so that they do not show what is wrong here.
         kinds = self.model.config.get_text_config().to_dict().get("layer_types")
-        for layer, window in found.items():
+        for layer, window in windows.items():
             slides = self._window and (kinds is None or kinds[layer] == "sliding_attention")
             expected = self._window if slides else None
             # A window as long as the longest text hides nothing.
