@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from taskfit.models.causal_model import CausalModel
+from taskfit.models.multimodal import know_multimodal
 from taskfit.tree import TokenTree
 
-VOCABULARY = 211
+VOCABULARY = 433  # as many as the byte-level tokenizer has, and a few
 
 # What a size is called, by the size that it gets.
 SIZES: dict[int, str] = {
@@ -69,6 +73,7 @@ _ONE_OF_EACH = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 _AXIS_BY_AXIS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+_AXES = {"text_config": {"rope_parameters": _AXIS_BY_AXIS}}
 _SLIDING_NOTE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -174,6 +179,12 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gemma3n_text": _GEMMA_3N,
     "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", **_NO_LAYER_INPUT}},
     "glm_moe_dsa": _NO_GROUPS,
+    "glm46v": _AXES,
+    "glm4v": _AXES,
+    "glm4v_moe": {
+        "text_config": {"rope_parameters": {**_AXIS_BY_AXIS, "mrope_section": [1, 1, 0]}}
+    },
+    "glm_ocr": _AXES,
     "granitemoehybrid": _ONE_OF_EACH,
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
@@ -195,11 +206,17 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "minimax_m3_sparse"],
     },
     "ministral": {"head_dim": 8},
+    "mistral4": {**_NO_GROUPS, "head_dim": 16},
+    "mistral_large4": {"text_config": _NO_GROUPS},
     "nemotron": {"num_key_value_heads": 2},
     "opt": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},  # the 350m shape
+    "paddleocr_vl": _AXES,
     "phimoe": {"sliding_window": 8},
     "qwen2": _WINDOW_ABOVE,
+    "qwen2_5_omni_thinker": _AXES,
+    "qwen2_5_vl": _AXES,
     "qwen2_moe": _WINDOW_ABOVE,
+    "qwen2_vl": _AXES,
     "qwen3": _WINDOW_ABOVE,
     "qwen3_moe": _WINDOW_ABOVE,
     "qwen4_exp": {"text_config": _QWEN_4},
@@ -217,6 +234,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "hash_seed": 0,
     },
     "roc_bert": {"pronunciation_embed_dim": 8, "shape_embed_dim": 8, "shape_vocab_size": 16},
+    "step3p7": {"text_config": {"sliding_window": 8}},
     "rwkv": {"attention_hidden_size": 32},
     "xmod": {"default_language": "en_XX"},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # keys come in multiples of 64
@@ -234,6 +252,13 @@ DECODER_SETTINGS = ("is_decoder", "causal")
 def causal_types() -> list[str]:
     """Return transformers' own names of all types of causal models."""
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def multimodal_types() -> list[str]:
+    """Return those of all types of models of images and text that are not among them."""
+    return [
+        kind for kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if kind not in causal_types()
+    ]
 
 
 def decoder_setting(model_type: str) -> str | None:
@@ -260,7 +285,9 @@ def tiny_family(model_type: str, *, as_decoder: bool = False, seed: int = 0) -> 
     """Return a random model of a type in float32, in evaluation mode; see `tiny_config`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(model_type, as_decoder=as_decoder))
+        config = tiny_config(model_type, as_decoder=as_decoder)
+        know_multimodal(config)
+        model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 # Larger than the usual start, so that differences between tokens are worth
@@ -318,7 +345,7 @@ def _few_layers(settings: dict[str, Any], number: int | None) -> dict[str, Any]:
 def _texts() -> list[np.ndarray]:
     """Four texts, three of one stem; longer than the windows of tiny models."""
     generator = np.random.default_rng(0)
-    stem, *tails, other = (generator.integers(3, VOCABULARY - 8, n) for n in (9, 3, 12, 5))
+    stem, *tails, other = (generator.integers(3, 200, n) for n in (9, 3, 12, 5))
     return [stem, *(np.concatenate((stem, tail)) for tail in tails), other]
 
 

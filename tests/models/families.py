@@ -13,7 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import transformers
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 from taskfit.errors import ModelError, first_line
@@ -27,14 +30,16 @@ from tiny_families import (
     difference_behind_a_prefix,
     difference_to_plain_passes,
     idle_adapters,
+    multimodal_types,
     tiny_family,
 )
 
 INTRODUCTION = """\
 # Models
 
-Every type of causal language model in transformers {version} ({count} types), and what runs it.
-Made with torch {torch} by
+Every type of causal language model in transformers {version} ({count} types), and what runs it;
+then those of its {others} other types of models of images and text of which a tiny one could be
+made. Made with torch {torch} by
 
     python tests/models/families.py > docs/models.md
 
@@ -58,10 +63,13 @@ got a gradient in a step of training, or which did not. Parts that see, hear or 
 none.
 
 Types whose models are encoders by default stand among the refused, and where a setting makes
-decoders of them, with it among the others.
+decoders of them, with it among the others. Of models of images and text the text part is used.
+
+Not tried, since no tiny one was made: {untried}.
 """
 
 
+NOT_BUILT = "transformers does not build it from its default settings: "
 # In the names of classes of recurrent layers, and of settings of windows.
 RECURRENT = ("mamba", "rwkv", "lstm", "recurrent", "deltanet")
 WINDOWS = ("sliding_window", "window_size", "attention_window_size", "local_attention")
@@ -102,21 +110,31 @@ def main() -> None:
         rows.append(row_of(model_type))
         if rows[-1].engine == "" and decoder_setting(model_type):
             rows.append(row_of(model_type, as_decoder=True))
+    rows += (others := [row_of(model_type) for model_type in multimodal_types()])
     served = [row for row in rows if row.engine]
-    by_engine = {kind: [row for row in served if row.engine == kind] for kind in ("tree", "padded")}
-    refused = [row for row in rows if not row.engine]
-    version = transformers.__version__
-    torch_version = torch.__version__.split("+")[0]
-    lines = [INTRODUCTION.format(version=version, count=len(causal_types()), torch=torch_version)]
-    lines += [f"## Tree: {len(by_engine['tree'])}", ""]
+    # What is not built here may be for want of sizes that fit each other.
+    untried = [row for row in others if row.reason.startswith(NOT_BUILT)]
+    refused = [row for row in rows if not row.engine and row not in untried]
+    tree = [row for row in served if row.engine == "tree"]
+    padded = [row for row in served if row.engine == "padded"]
+    lines = [
+        INTRODUCTION.format(
+            version=transformers.__version__,
+            count=len(causal_types()),
+            others=len(others),
+            torch=torch.__version__.split("+")[0],
+            untried=", ".join(row.name for row in untried),
+        )
+    ]
+    lines += [f"## Tree: {len(tree)}", ""]
     lines += table("type", "class", "layers", "LoRA", "difference")
     lines += [
         line(row.name, row.architecture, row.layers, row.lora, f"{row.difference:.0e}")
-        for row in by_engine["tree"]
+        for row in tree
     ]
-    lines += ["", f"## Padded: {len(by_engine['padded'])}", ""]
+    lines += ["", f"## Padded: {len(padded)}", ""]
     lines += table("type", "class", "layers", "why not the tree", "prefix", "LoRA", "difference")
-    for row in by_engine["padded"]:
+    for row in padded:
         found = (row.name, row.architecture, row.layers, row.reason, row.prefix, row.lora)
         lines.append(line(*found, f"{row.difference:.0e}"))
     lines += ["", f"## Refused: {len(refused)}", ""]
@@ -137,18 +155,19 @@ def line(*cells: str) -> str:
 
 def row_of(model_type: str, *, as_decoder: bool = False) -> Row:
     """Try a type."""
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    architecture = names[model_type]
     name = f"`{model_type}`" + (f", {decoder_setting(model_type)}: true" * as_decoder)
     try:
         model = tiny_family(model_type, as_decoder=as_decoder)
     except Exception as error:
-        reason = f"transformers does not build it from its default settings: {cell(error)}"
-        return Row(name, architecture, "", reason=reason)
+        return Row(name, architecture, "", reason=f"{NOT_BUILT}{cell(error)}")
     layers = layers_of(model)
     try:
         engine = causal_engine(model)
     except ModelError as error:
-        reason = str(error).split("cannot be used: ")[-1].split(". Use ")[0]
+        reason = str(error).split("cannot be used: ")[-1].split("nor in padded batches: ")[-1]
+        reason = reason.split(". Use ")[0].split(". It does")[0]
         return Row(name, architecture, layers, reason=reason)
     difference = max(difference_to_plain_passes(engine), difference_behind_a_prefix(engine))
     return Row(

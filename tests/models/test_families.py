@@ -9,9 +9,12 @@ import torch
 import transformers
 
 from taskfit.errors import ModelError
+from taskfit.models.adapters import add_adapter
 from taskfit.models.engine import causal_engine
+from taskfit.models.load import load_model
 from taskfit.models.padded_model import PaddedModel
 from taskfit.models.tree_model import TreeModel
+from taskfit.settings import AdapterSettings, ModelSettings
 from taskfit.tree import TokenTree
 from tiny_families import (
     VOCABULARY,
@@ -19,6 +22,8 @@ from tiny_families import (
     decoder_setting,
     difference_behind_a_prefix,
     difference_to_plain_passes,
+    idle_adapters,
+    multimodal_types,
     plain_scores,
     tiny_config,
     tiny_family,
@@ -34,6 +39,7 @@ TREE = {
     "mimo_v2_flash": "values of a width of their own",
     "minicpm3": "a factor before the head",
     "modernbert-decoder": "layers between decoder and head",
+    "mistral3": "images and text, not in the table of causal models",
     "opt": "the 350m shape: projections and norms after layers",
 }
 PADDED = {
@@ -48,6 +54,7 @@ PADDED = {
     "nemotron": "layers that keep the tree from their attention",
     "qwen3_next": "attention and a recurrent matrix",
     "rwkv": "recurrent state alone",
+    "unlimited_ocr": "windows that keep the tokens of the first call",
     "zamba2": "layers that share weights",
 }
 
@@ -141,9 +148,26 @@ def test_a_model_whose_head_was_read_scores_as_before() -> None:
     assert torch.equal(before, after)
 
 
+def test_a_model_of_images_and_text_is_loaded_and_adapted_as_a_language_model(
+    tmp_path: Path, byte_level_tokenizer: transformers.PreTrainedTokenizerFast
+) -> None:
+    tiny_family("qwen2_5_vl").save_pretrained(tmp_path)
+    byte_level_tokenizer.save_pretrained(tmp_path)
+    engine = load_model(ModelSettings(name=str(tmp_path), device="cpu", dtype="float32")).tree
+    assert isinstance(engine, TreeModel)
+    add_adapter(engine.model, AdapterSettings(lora_dropout=0.0), seed=0)
+    adapted = {name for name, p in engine.model.named_parameters() if p.requires_grad}
+    assert adapted
+    assert not any("visual" in name for name in adapted)
+    assert idle_adapters(engine) == []
+
+
 def test_the_page_of_models_names_the_types_of_the_version_that_it_was_made_with() -> None:
     page = PAGE.read_text(encoding="utf-8")
     (version,) = re.findall(r"in transformers ([\d.]+\d) ", page)
     if version != transformers.__version__:
         pytest.skip(f"docs/models.md is about transformers {version}")
-    assert set(re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE)) == set(causal_types())
+    named = set(re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE))
+    untried = set(re.findall(r"`([^`]+)`", page.partition("Not tried")[2].partition(".\n")[0]))
+    assert set(causal_types()) <= named
+    assert named | untried == {*causal_types(), *multimodal_types()}

@@ -34,7 +34,7 @@ LOGIT_ROWS = 128
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 # What models do to their scores after the head: divide, multiply, cap.
 DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
-FACTORS = ("logit_scale", "lm_head_multiplier")
+FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 

@@ -31,7 +31,7 @@ Run = Callable[[], Tensor]
 # What decoder layers return: states, or a tuple that begins with them.
 Output = Tensor | tuple[Tensor | None, ...]
 # In the names of parts that read no text, but see or hear, or cut it into patches (BLT).
-SENSES = ("vision", "visual", "image", "audio", "patcher")
+SENSES = ("vision", "visual", "image", "video", "audio", "connector", "patcher")
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
