@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from taskfit.errors import CheckpointError, SettingsError, first_line
 from taskfit.models.frozen_depth import decoder_layers, first_trained_layer
-from taskfit.models.lora_targets import target_modules
+from taskfit.models.lora_targets import beside_text, target_modules
 from taskfit.models.quantize import four_bit_layers, quantization_bytes
 from taskfit.models.whole import refuse_infinite
 from taskfit.settings import AdapterSettings
@@ -103,6 +103,7 @@ def add_adapter(
         use_rslora=settings.rank_stabilized,
         use_dora=settings.dora,
         target_modules=target_modules(model, settings.targets),
+        exclude_modules=beside_text(model),
         layers_to_transform=list(range(first, len(layers))) if first else None,
         layers_pattern=_own_name(model, layers) if first else None,
         task_type="CAUSAL_LM",

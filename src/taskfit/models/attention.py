@@ -1,7 +1,7 @@
 """Attention over a token tree, plugged into transformers' decoders by name.
 
 Legend: H query heads, N key-value heads, G = H / N queries per key-value head, T tokens,
-Q queries of a block, K keys of a block, P prefix tokens, E head width.
+Q queries of a block, K keys of a block, P prefix tokens, E head width, F width of values.
 
 The stock decoders of transformers call `attention_interface(module, query, key, value, ...)` and
 hand extra keyword arguments of the model's forward down to it. So the tree needs no change in any
@@ -21,6 +21,10 @@ from taskfit.models.fork_layout import ForkLayout, State
 from taskfit.tree import AttentionBlock, IntArray
 
 IMPLEMENTATION = "taskfit_tree"
+
+
+class NoTreeError(RuntimeError):
+    """A layer did not hand the tree on to its attention, or there is none."""
 
 
 @dataclass(slots=True)
@@ -92,12 +96,14 @@ class TreeLayout:
         prefix: Keys and values before the tree's root, or None.
         record: Where to keep the keys and values of the tree itself, or None.
         forks: The tree's segments for recurrent layers, where the model has any.
+        windows: Where to note which window each layer asks for, or None.
     """
 
     blocks: Sequence[BlockTensors]
     prefix: KeyValueCache | None = None
     record: KeyValueCache | None = None
     forks: ForkLayout | None = None
+    windows: dict[int, int | None] | None = None
 
 
 def block_tensors(
@@ -159,6 +165,7 @@ def tree_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     tree_layout: TreeLayout | None = None,
     **ignored: Any,  # noqa: ANN401 - transformers hands every model its own extras
 ) -> tuple[Tensor, None]:
@@ -168,27 +175,30 @@ def tree_attention(
         module: The attention layer; its `layer_idx` names its keys and values.
         query: (1, H, T, E).
         key: (1, N, T, E), rotated already where the model rotates.
-        value: (1, N, T, E).
+        value: (1, N, T, F).
         attention_mask: Unused; the layout holds the masks.
         scaling: Factor of the scores; None means E ** -0.5.
         dropout: Share of attention weights dropped in training.
         sliding_window: Set in layers that see a limited number of positions.
         softcap: Scores s become softcap * tanh(s / softcap).
+        s_aux: Sinks, (H,): each head's score of one more key, whose value is zero.
         tree_layout: The tree's masks, prefix and record.
         ignored: Arguments of other attention functions.
 
     Returns:
-        The mixed values (1, T, H, E), and None for the weights.
+        The mixed values (1, T, H, F), and None for the weights.
     """
     if tree_layout is None:
-        raise RuntimeError("The tree attention was called without a tree; use `plain_attention`.")
+        raise NoTreeError("The tree attention was called without a tree; use `plain_attention`.")
     num_heads, num_tokens, width = query.shape[1:]
     num_kv = key.shape[1]
-    queries = query[0].view(num_kv, num_heads // num_kv, num_tokens, width)  # (N, G, T, E)
+    queries = query[0].reshape(num_kv, -1, num_tokens, width)  # (N, G, T, E)
     queries = queries * (width**-0.5 if scaling is None else scaling)
     keys, values = key[0], value[0]  # (N, T, E)
     prefix, record = tree_layout.prefix, tree_layout.record
     layer = 0 if prefix is None and record is None else int(module.layer_idx)  # type: ignore[arg-type]
+    if tree_layout.windows is not None:
+        tree_layout.windows[int(module.layer_idx)] = sliding_window  # type: ignore[arg-type]
     if record is not None:
         record.keys[layer] = keys[:, : record.length]
         record.values[layer] = values[:, : record.length]
@@ -202,6 +212,7 @@ def tree_attention(
             visible_to(block, values, own_values, None if prefix is None else prefix.values[layer]),
             block.bias if sliding_window is None else block.window_bias,
             softcap=softcap,
+            sinks=None if s_aux is None else s_aux.view(num_kv, -1, 1, 1),
             dropout=dropout if module.training else 0.0,
         )
         for block, own_queries, own_keys, own_values in zip(
@@ -212,8 +223,9 @@ def tree_attention(
             strict=True,
         )
     ]
-    mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # (N, G, T, E)
-    return mixed.reshape(1, num_heads, num_tokens, -1).transpose(1, 2), None
+    mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # (N, G, T, F)
+    # Some models view what they get, as if each token's heads lay side by side.
+    return mixed.reshape(1, num_heads, num_tokens, -1).transpose(1, 2).contiguous(), None
 
 
 def visible_to(block: BlockTensors, tree: Tensor, own: Tensor, prefix: Tensor | None) -> Tensor:
@@ -240,9 +252,12 @@ def _attend(
     bias: Tensor,
     *,
     softcap: float | None,
+    sinks: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """Return softmax(queries keys^T + bias) values, (N, G, Q, E), for scaled queries (N, G, Q, E).
+    """Return softmax(queries keys^T + bias) values, (N, G, Q, F), for scaled queries (N, G, Q, E).
+
+    Sinks, (N, G, 1, 1), take their share of the softmax and give nothing.
 
     The G query heads of a key-value head are rows of one product, so keys are never repeated.
     """
@@ -253,10 +268,15 @@ def _attend(
         scores = torch.tanh(scores / softcap) * softcap
     # In place: neither product keeps its output for the backward pass.
     scores = scores.view(num_kv, group, num_queries, -1).add_(bias)
+    if sinks is not None:
+        shares = sinks.to(scores.dtype).expand(-1, -1, num_queries, -1)
+        scores = torch.cat((scores, shares), dim=-1)
     weights = torch.softmax(scores, dim=-1)
+    if sinks is not None:
+        weights = weights[..., :-1]
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
-    mixed = torch.bmm(weights.view(num_kv, group * num_queries, -1), values)
+    mixed = torch.bmm(weights.reshape(num_kv, group * num_queries, -1), values)
     return mixed.view(num_kv, group, num_queries, -1)  # values may have a width of their own
 
 

@@ -20,6 +20,7 @@ from taskfit.models.adapters import adapter_layers, use_adapter
 from taskfit.models.cut_model import CutModel
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import decoder_layers
+from taskfit.models.head_input import decoder_of
 from taskfit.models.lean import LeanPass
 from taskfit.models.prefix import Prefix
 from taskfit.models.transfer import on_device
@@ -30,11 +31,11 @@ from taskfit.tree import IntArray, TokenTree
 LOGIT_ROWS = 128
 # What configurations call the longest sequence. Models without one have no limit: recurrent ones,
 # and those whose attention is biased by distance.
-LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 NO_LIMIT = 2**20  # tokens; a number that can be shown and sent
 # What models do to their scores after the head: divide, multiply, cap.
-DIVISORS = ("logits_scaling",)
-FACTORS = ("logit_scale", "lm_head_multiplier")
+DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
@@ -81,11 +82,17 @@ class CausalModel(CutModel):
         self.device = model.device
         self.num_tokens_run = 0
         self._head = model.get_output_embeddings()
-        self._decoder = model.get_decoder()
+        self._decoder = decoder_of(model)
         self._softcap = self._first_number(CAPS)
         self._logit_scale = (self._first_number(FACTORS) or 1.0) / (
             self._first_number(DIVISORS) or 1.0
         )
+        # MiniCPM 3 divides states by how much wider it is than its base.
+        width = self._head.weight.shape[1]
+        self._logit_scale *= (self._config_number("dim_model_base") or width) / width
+        # What a vocabulary is filled up by is no word.
+        num_words = self._config_number("unpadded_vocab_size")
+        self._num_words = None if num_words is None else int(num_words)
         self.lean = LeanPass(model)
 
     @property
@@ -142,7 +149,7 @@ class CausalModel(CutModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the LM head: (R, D) to scores in float32, (R, V)."""
-        return self._finish(self._head(hidden).float())
+        return self._finish(self._head(hidden)[..., : self._num_words].float())
 
     def token_scores(self, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
         """Return the LM head's scores of single tokens, computed in float32.

@@ -30,13 +30,20 @@ DISK_RESERVE = 2 * 10**9
 Run = Callable[[], Tensor]
 # What decoder layers return: states, or a tuple that begins with them.
 Output = Tensor | tuple[Tensor | None, ...]
+# In the names of parts that read no text, but see or hear, or cut it into patches (BLT).
+SENSES = ("vision", "visual", "image", "video", "audio", "connector", "patcher")
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder's layers: the longest list of modules, whatever a family calls it."""
+    """Return the decoder's layers: the longest list of modules, whatever a family calls it.
+
+    Parts that read no text are passed over, though they often have more layers.
+    """
     lists: list[nn.ModuleList] = []
     inside: set[int] = set()
-    for module in model.modules():  # outer ones first
+    for path, module in model.named_modules():  # outer ones first
+        if any(sense in path for sense in SENSES):
+            continue
         if isinstance(module, nn.ModuleList) and id(module) not in inside:
             lists.append(module)
             # Experts of a layer may be more than there are layers.

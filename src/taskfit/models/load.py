@@ -18,6 +18,7 @@ from taskfit.errors import ModelError, SettingsError, TaskfitError
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.engine import causal_engine
 from taskfit.models.identity import model_folder, weight_files
+from taskfit.models.multimodal import know_multimodal
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.packaged import PACKAGED_MODELS, explain_failure, locate_model, readable
 from taskfit.models.quantize import four_bit_config, four_bit_layers, keep_differentiable
@@ -159,8 +160,9 @@ def load_model(
     folder, name, revision = locate_model(settings.name), settings.name, settings.revision
     try:
         folder, revision = readable(folder, revision)
+        config = AutoConfig.from_pretrained(folder, revision=revision)
+        know_multimodal(config)
         if quantization is not None and quantization.weights == "qlora":
-            config = AutoConfig.from_pretrained(folder, revision=revision)
             options["quantization_config"] = four_bit_config(
                 config, dtype, double_quantization=quantization.double_quantization
             )

@@ -11,18 +11,36 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from taskfit.errors import SettingsError
-from taskfit.models.frozen_depth import decoder_layers
+from taskfit.models.frozen_depth import SENSES, decoder_layers
 
-# The step sizes of Mamba's layers (Mamba, Falcon Mamba, Jamba, Zamba).
-READ_DIRECTLY = frozenset({"dt_proj"})
+# The step sizes of Mamba's layers (Mamba, Falcon Mamba, Jamba, Zamba), the coefficients of Gemma 3n
+# and the router of LongCat-Flash.
+READ_DIRECTLY = frozenset({"dt_proj", "correction_coefs", "classifier"})
+# Parts that learn nothing from a text: an indexer only chooses what is seen, and attention to an
+# encoder has none to see.
+WITHOUT_GRADIENT = ("indexer", "encoder_attn")
 # What PEFT refuses to adapt, since fused kernels read it where they are installed.
 KERNEL_MODELS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 KERNEL_LAYERS = frozenset({"out_proj"})
 
+# Kinds of linear layers that give out more, or another shape (Llama 4, Phi MoE, DeepSeek 4).
+MORE_THAN_PRODUCTS = ("Router", "GroupedLinear")
+
 
 def linear_layers(module: nn.Module) -> list[str]:
-    """Return the paths of all linear layers in a module."""
-    return [path for path, one in module.named_modules() if isinstance(one, (nn.Linear, Conv1D))]
+    """Return the paths of all linear layers in a module that give out their product alone."""
+    return [
+        path
+        for path, one in module.named_modules()
+        if isinstance(one, (nn.Linear, Conv1D))
+        and not type(one).__name__.endswith(MORE_THAN_PRODUCTS)
+    ]
+
+
+def beside_text(model: PreTrainedModel) -> str | None:
+    """Return a pattern of what reads no text, for PEFT to leave out, or None."""
+    found = any(sense in path for path, _ in model.named_modules() for sense in SENSES)
+    return f".*({'|'.join(SENSES)}).*" if found else None
 
 
 def bypassed_layers(model: PreTrainedModel) -> frozenset[str]:
@@ -58,7 +76,7 @@ def target_modules(model: PreTrainedModel, targets: str | list[str]) -> list[str
     bypassed = bypassed_layers(model)
     for path in linear_layers(decoder_layers(model)):
         parts = path.split(".")[1:]  # without the number of the layer
-        if parts[-1] not in bypassed:
+        if parts[-1] not in bypassed and not any(part in WITHOUT_GRADIENT for part in parts):
             attends = any("attn" in part or "attention" in part for part in parts)
             found[".".join(parts[-2:])] = attends
     kind = type(model).__name__

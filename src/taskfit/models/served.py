@@ -3,6 +3,7 @@
 Those of causal attention, and hybrids whose recurrent states fork.
 """
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -10,11 +11,14 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from taskfit.errors import ModelError, TaskfitError
+from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.forked_state import forks
+from taskfit.models.multimodal import know_multimodal
 from taskfit.models.out_of_memory import is_out_of_memory
 
 # Layer types whose attention the tree can mask.
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
+SEES_LATER = "what comes after a token changes its scores, as in an encoder"
 
 # What a model's own code raises where it does not suit what it is called with.
 OWN_ERRORS = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
@@ -48,18 +52,41 @@ def refuse_others(model: PreTrainedModel) -> None:
         ModelError: Naming the architecture and the reason.
     """
     config = model.config
+    settings = config.get_text_config().to_dict()
+    # What a type of encoders calls its models that see nothing of what comes later.
+    as_decoder = settings.get("is_decoder") or settings.get("causal")
     if config.is_encoder_decoder:
         reason = "it is an encoder-decoder"
     elif model.get_output_embeddings() is None:
         reason = "it has no LM head"
-    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not as_decoder:
         reason = "it is an encoder, which sees what comes after a token"
+    elif "lsh" in settings.get("attn_layers", ()):
+        reason = "its attention is hashed: what a token sees hangs on those behind it"
     else:
         return
-    raise ModelError(
-        f"{type(model).__name__} (model type {config.model_type}) cannot be used: {reason}. Use a "
-        "causal language model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX or OPT."
+    raise unusable(model, reason)
+
+
+def unusable(model: PreTrainedModel, reason: str) -> ModelError:
+    """Return the error that no engine runs a model."""
+    return ModelError(
+        f"{type(model).__name__} (model type {model.config.model_type}) cannot be used: {reason}. "
+        "Use a causal language model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX or "
+        "OPT."
     )
+
+
+@torch.no_grad()
+def sees_later(model: PreTrainedModel) -> bool:
+    """Return whether a model's scores of tokens change with what comes after them."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(0, vocabulary, (1, 9), generator=torch.Generator().manual_seed(0))
+    longer, shorter = ids.to(model.device), ids[:, :6].to(model.device)
+    with evaluation_mode(model):
+        scores = model(longer, use_cache=False).logits[0, :6].float()
+        alone = model(shorter, use_cache=False).logits[0].float()
+    return float((scores - alone).abs().max()) > 0.01 * float(alone.std())
 
 
 def refuse_unserved(model: PreTrainedModel) -> None:
@@ -91,7 +118,7 @@ def why_not_served(config: PretrainedConfig, kind: type[PreTrainedModel]) -> str
     if not kind._supports_attention_backend:
         return (
             "attention that cannot be replaced in transformers (recurrent or convolutional state, "
-            "or biases such as ALiBi)"
+            "biases such as ALiBi, or code of its own)"
         )
     return None
 
@@ -101,6 +128,7 @@ def refusal_of(config: PretrainedConfig) -> str | None:
 
     None also where there is no class. Nothing is loaded; loading may find more reasons.
     """
+    know_multimodal(config)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     return why_not_served(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])

@@ -17,6 +17,7 @@ from taskfit.models.attention import (
     IMPLEMENTATION,
     BlockTensors,
     KeyValueCache,
+    NoTreeError,
     TreeLayout,
     block_tensors,
 )
@@ -66,8 +67,9 @@ class TreeModel(CausalModel):
         """
         refuse_unserved(model)
         super().__init__(model, adapter=adapter)
-        window = self._config_number("sliding_window")
-        self._window = None if window is None else int(window)
+        # Nothing and 0 both mean that there is none.
+        self._window = int(self._config_number("sliding_window") or 0) or None
+        self._windows: dict[int, int | None] | None = None
         self._trained: LeanTraining | None = None
         model.set_attn_implementation(IMPLEMENTATION)
         self._forks = forks(model.config)
@@ -190,7 +192,7 @@ class TreeModel(CausalModel):
             passes = self._trained.passes(ids, positions, layout, first=self.first_trained)
         else:
             forks = self._fork_layout(tree, goes_on=offset > 0, recorded=record is not None)
-            layout = TreeLayout(blocks, prefix, record, forks)
+            layout = TreeLayout(blocks, prefix, record, forks, self._windows)
             passes = StockPasses(self._decoder, self._depth, ids, positions, layout)
         if self._depth is None:
             return passes.whole()[:num_tokens]
@@ -229,19 +231,34 @@ class TreeModel(CausalModel):
     def _verify(self) -> None:
         # Recurrent layers fork only where enough is shared.
         stem_length = 2 + 2 * CALL_TOKENS if self._forks else 5
+        self._windows = {}
         try:
             error, allowed = self._error(prefix_length=2, stem_length=stem_length)
+        except NoTreeError:
+            reason = "layers that do not hand the tree on to their attention"
+            raise UnservedError(self.model, reason) from None
         except OWN_ERRORS as found:
             if not is_of_model(found):
                 raise
             reason = f"code that takes no tree ({first_line(found)})"
             raise UnservedError(self.model, reason) from found
+        windows, self._windows = self._windows, None
         if not error < allowed:
             raise UnservedError(
                 self.model,
                 f"scores that it does not reproduce (on a few tokens they differ by {error:.2g} "
                 f"standard deviations from the model's own; allowed: {allowed})",
             )
+        # A few tokens are within every window, so that they do not show what is wrong here.
+        kinds = self.model.config.get_text_config().to_dict().get("layer_types")
+        for layer, window in windows.items():
+            slides = self._window and (kinds is None or kinds[layer] == "sliding_attention")
+            expected = self._window if slides else None
+            # A window as long as the longest text hides nothing.
+            if window != expected and (self._window or 0) < self.max_length:
+                raise UnservedError(
+                    self.model, "a sliding window of which layers do not tell their attention"
+                )
 
 
 @dataclass(frozen=True, slots=True)

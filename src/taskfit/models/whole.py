@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from taskfit.errors import ModelError, first_line
+from taskfit.models.multimodal import know_multimodal
 from taskfit.models.quantize import four_bit_layers
 
 # Tables that architectures once kept in their files and now compute: rotary angles, causal masks
@@ -122,6 +123,7 @@ def check_files(source: str, name: str, revision: str | None) -> None:
     """
     load = AutoModelForCausalLM.from_pretrained
     try:
+        know_multimodal(AutoConfig.from_pretrained(source, revision=revision))
         load_whole(load, source, name, revision=revision, device_map="meta")
     except ModelError:
         raise

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from taskfit.errors import ModelError
 from taskfit.models.adapters import add_adapter, trainable_parameters
 from taskfit.models.frozen_depth import decoder_layers, first_trained_layer
+from taskfit.models.multimodal import know_multimodal
 from taskfit.settings import AdapterSettings
 
 # NF4 as bitsandbytes stores it: blocks of 64 weights share a float32 scale; with double
@@ -73,6 +74,7 @@ def meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         with torch.device("meta"):
             # A copy, since transformers writes the dtype into the configuration.
             own = copy.deepcopy(config)
+            know_multimodal(own)
             model: PreTrainedModel = AutoModelForCausalLM.from_config(own, dtype=dtype)
     except (ValueError, ImportError, AttributeError, TypeError, KeyError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
