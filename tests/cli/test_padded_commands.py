@@ -72,7 +72,7 @@ def test_fit_predict_evaluate_and_the_server_agree(
 
 
 def test_what_can_be_told_before_a_run_is_told(shell, given: list[str]) -> None:
-    without = [one for one in given if one not in ("--test", "new=test.csv")]
+    without = ["--data", "train.csv", *given[4:]]
     said = works(shell, "inspect", *without, "--method", "label_words")
     assert "Prefix sharing: little or none" in said
     assert "linear_attention" in said
@@ -83,15 +83,30 @@ def test_what_can_be_told_before_a_run_is_told(shell, given: list[str]) -> None:
     assert "It fits." in planned
 
 
-@pytest.mark.parametrize("architecture", ["mamba", "bloom"])
-def test_models_without_a_longest_length_are_planned_and_looked_at(
+def test_passes_that_hang_on_numbers_leave_a_plan_of_what_stays_in_memory(
+    shell, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no rule for shapes\nof this operator")
+
+    monkeypatch.setattr("taskfit.plan.simulate.SimulatedModel.score", fails)
+    own = ["--data", "train.csv", *given[4:], "--method", "label_words"]
+    said = works(shell, "plan", *own, "--gpu", "t4")
+    assert "What stays in memory fits; what the passes take cannot be told" in said
+    assert "(no rule for shapes)" in said
+    assert "It fits." not in said
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "bloom", "recurrent_gemma"])
+def test_models_of_other_kinds_are_planned_and_looked_at(
     shell, tmp_path: Path, byte_level_tokenizer, architecture: str
 ) -> None:
     tiny.tiny_model(architecture, len(byte_level_tokenizer)).save_pretrained(tmp_path / "model")
     byte_level_tokenizer.save_pretrained(tmp_path / "model")
-    for command in ("inspect", "plan"):
-        said = works(shell, command, "train.csv", "--model", "model")
-        assert "attention that cannot be replaced" in said
+    recurrent = architecture == "recurrent_gemma"
+    reason = "(recurrent)" if recurrent else "attention that cannot be replaced"
+    for command in (["inspect"], ["plan", "--gpu", "t4"]):
+        assert reason in works(shell, *command, "train.csv", "--model", "model")
 
 
 def test_compare_says_once_what_is_lost(shell, given: list[str]) -> None:

@@ -14,7 +14,6 @@ from taskfit.cli.screen import Terminal
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from taskfit.serve.engine import RunsEngine
     from taskfit.serve.work import Engine
 
 API_KEY_VARIABLE = "TASKFIT_API_KEY"
@@ -136,8 +135,6 @@ def serve(
             # threads of Python have had work for them, this one and the one that scores.
             with ThreadPoolExecutor(1) as loading:
                 engine = loading.submit(make).result()
-            for note in engine.notes:
-                Terminal(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
             app = create_app(lambda: engine, limits, api_key=api_key)
             has_key = api_key is not None
             started = functools.partial(tell, console, engine, base=base, has_key=has_key)
@@ -183,11 +180,14 @@ def is_loopback(host: str) -> bool:
 
 def load(
     folders: Mapping[str, Path], model: str | None, *, device: str, allow_other_base: bool
-) -> "RunsEngine":
-    """Return the engine that serves runs and a base."""
+) -> "Engine":
+    """Return the engine that serves runs and a base; say what people should know of it."""
     from taskfit.serve.engine import load_engine
 
-    return load_engine(folders, base=model, device=device, allow_other_base=allow_other_base)
+    engine = load_engine(folders, base=model, device=device, allow_other_base=allow_other_base)
+    for note in engine.notes:
+        Terminal(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
+    return engine
 
 
 def is_package_missing() -> bool:

@@ -112,7 +112,10 @@ def why_not_served(config: PretrainedConfig, kind: type[PreTrainedModel]) -> str
     if forks(config):
         return None
     settings = config.get_text_config().to_dict()
-    other_layers = sorted(set(settings.get("layer_types") or ()) - SERVED_LAYERS)
+    other = set(settings.get("layer_types") or ()) - SERVED_LAYERS
+    # What RecurrentGemma calls them.
+    other |= set(settings.get("block_types") or ()) - {"attention"}
+    other_layers = sorted(other)
     if other_layers:
         return f"layers that are not pure causal attention ({', '.join(other_layers)})"
     if not kind._supports_attention_backend:

@@ -233,17 +233,14 @@ def plan_memory(
         token_bytes=model.token_bytes,
         token_budget=budget,
     )
-    unknown = None
-    try:
-        scoring, before, step = _simulate(model, workload, objective, settings, frozen, epoch)
-    except TaskfitError:
-        raise
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        if model.tree.shares_prefixes:
-            raise
-        # What recurrent layers compute may hang on numbers, and here are none.
-        unknown = first_line(error)
-        scoring, before, step = SimulatedScoring(0, 0, 0), None, None
+    scoring, before, step, unknown = _simulate(
+        model,
+        workload=workload,
+        objective=objective,
+        settings=settings,
+        frozen=frozen,
+        epoch=epoch,
+    )
     moments = MOMENT_BYTES[training.optimizer] * model.count.num_trainable if trains else 0
     host = None
     if on_cpu:
@@ -274,24 +271,37 @@ def plan_memory(
 
 def _simulate(
     model: SimulatedModel,
+    *,
     workload: Workload,
     objective: TreeObjective[Any],
     settings: RunSettings,
     frozen: FrozenPlan,
     epoch: Epoch,
-) -> tuple[SimulatedScoring, SimulatedScoring | None, SimulatedStep | None]:
-    """Return what scoring, the passes of frozen layers, and a training step allocate."""
+) -> tuple[SimulatedScoring, SimulatedScoring | None, SimulatedStep | None, str | None]:
+    """Return what scoring, the passes of frozen layers, and a training step allocate.
+
+    The last is why that is not known; None: it is.
+    """
     training = settings.training
-    scoring = model.score(
-        workload.prefix_ids,
-        lambda prefix: workload.score(model.tree, prefix, training.score_token_budget),
-    )
-    before = None if frozen.heaviest is None else model.keep(frozen.heaviest.tree)
-    step = None
-    if settings.method.name in TRAINED:
-        found = frozen.num_before > 0
-        step = model.train_step(epoch.heaviest, objective, training, finds_states=found)
-    return scoring, before, step
+    before = step = None
+    try:
+        scoring = model.score(
+            workload.prefix_ids,
+            lambda prefix: workload.score(model.tree, prefix, training.score_token_budget),
+        )
+        if frozen.heaviest is not None:
+            before = model.keep(frozen.heaviest.tree)
+        if settings.method.name in TRAINED:
+            found = frozen.num_before > 0
+            step = model.train_step(epoch.heaviest, objective, training, finds_states=found)
+    except TaskfitError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        if model.tree.shares_prefixes:
+            raise
+        # What recurrent layers compute may hang on numbers, and here are none.
+        return SimulatedScoring(0, 0, 0), None, None, first_line(error)
+    return scoring, before, step, None
 
 
 def find_remedy(

@@ -111,7 +111,7 @@ def _is_empty(tensor: Tensor) -> bool:
 
 
 class _AnyFormat(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets products by groups, as mixtures of experts have them, be in float32.
+    """Lets products by groups, as mixtures of experts have them, be in any format.
 
     Real tensors may be; the operator's rule for shapes knows bfloat16 alone.
     """
@@ -124,9 +124,10 @@ class _AnyFormat(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the operator returns
         """Run an operator."""
-        if func is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float32:
+        if func is torch.ops.aten._grouped_mm.default:
             rows, weights, *others = args
-            return func(rows.bfloat16(), weights.bfloat16(), *others, **(kwargs or {})).float()
+            found = func(rows.bfloat16(), weights.bfloat16(), *others, **(kwargs or {}))
+            return found.to(rows.dtype)
         return func(*args, **(kwargs or {}))
 
 
