@@ -49,6 +49,7 @@ class OurRecipe:
         loaded = load_model(ModelSettings(dtype={"fp32": "float32", "bf16": "bfloat16"}[dtype]))
         self.loaded = loaded
         add_adapter(loaded.tree.model, AdapterSettings(layers="all", lora_dropout=0.05), seed=seed)
+        loaded.tree.prepare_training()
         if compiled:
             loaded.tree.compile_layers()
         self.settings = TrainingSettings(learning_rate=5e-4)

@@ -339,6 +339,8 @@ def _activation_back(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return what left the activation, and what turns its gradient into that of what entered."""
     gate, rest = entered.chunk(2, dim=-1) if parts.is_gated else (entered, None)
+    if rest is not None and type(parts.activation) is nn.SiLU:
+        return _silu_back(entered, gate, rest)
     with torch.enable_grad():
         source = gate.detach().requires_grad_()
         value = parts.activation(source)
@@ -350,6 +352,22 @@ def _activation_back(
         return of_gate if rest is None else torch.cat((of_gate, grad * plain), dim=-1)
 
     return plain if rest is None else plain * rest, back
+
+
+def _silu_back(
+    entered: Tensor, gate: Tensor, rest: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Do what `_activation_back` does for the activation that most models have, in fewer steps."""
+    plain = nn.functional.silu(gate)
+
+    def back(grad: Tensor) -> Tensor:
+        found = torch.empty_like(entered)
+        of_gate, of_rest = found.chunk(2, dim=-1)
+        torch.mul(grad, plain, out=of_rest)
+        torch.ops.aten.silu_backward.grad_input(grad * rest, gate, grad_input=of_gate)
+        return found
+
+    return plain * rest, back
 
 
 def _refuse_own_dropout(model: PreTrainedModel) -> None:

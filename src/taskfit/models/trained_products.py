@@ -177,8 +177,7 @@ def draw_masks(num_rows: int, products: Sequence[TrainedProduct]) -> list[Tensor
         return [None] * len(products)
     # Seeded by torch's generator, which the loop seeds for each step; several times as fast.
     seed = int(torch.empty((), dtype=torch.int64).random_().item())
-    generator = np.random.Generator(np.random.SFC64(seed))
-    words = generator.integers(0, 2**64, -(-sum(sizes) // 4), dtype=np.uint64)
+    words = np.random.SFC64(seed).random_raw(-(-sum(sizes) // 4))
     bits = torch.from_numpy(words.view(np.int16))[: sum(sizes)]
     return [
         _keeping(own, one.threshold).view(num_rows, -1) if one.threshold else None
