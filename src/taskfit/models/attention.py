@@ -1,7 +1,7 @@
 """Attention over a token tree, plugged into transformers' decoders by name.
 
-Legend: H query heads, N key-value heads, G = H / N queries per key-value head, T tokens,
-Q queries of a block, K keys of a block, P prefix tokens, E head width.
+Legend: H query heads, N key-value heads, G = H / N queries per key-value head, T tokens, B blocks,
+Q queries of a block, K keys of a block, A ancestors before a block, P prefix tokens, E head width.
 
 The stock decoders of transformers call `attention_interface(module, query, key, value, ...)` and
 hand extra keyword arguments of the model's forward down to it. So the tree needs no change in any
@@ -77,6 +77,22 @@ class BlockTensors:
 
 
 @dataclass(frozen=True, slots=True)
+class StackedBlocks:
+    """Blocks of equal size as one, so that a compiled layer is the same for any number of them.
+
+    Attributes:
+        ancestors: Indices of keys before each block, (B, A), or None for a single block.
+        bias: 0 where a query sees a key, -inf elsewhere; keys are prefix, ancestors, block,
+            (B, Q, K).
+        window_bias: The same within the model's sliding window, (B, Q, K).
+    """
+
+    ancestors: Tensor | None
+    bias: Tensor
+    window_bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class TreeLayout:
     """What the attention function needs to know of a tree.
 
@@ -84,11 +100,28 @@ class TreeLayout:
         blocks: The tree's blocks of queries, covering all its tokens in order.
         prefix: Keys and values before the tree's root, or None.
         record: Where to keep the keys and values of the tree itself, or None.
+        stacked: The same blocks for compiled layers, or None where those run as they are.
     """
 
     blocks: Sequence[BlockTensors]
     prefix: KeyValueCache | None = None
     record: KeyValueCache | None = None
+    stacked: StackedBlocks | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLayout:
+    """What a compiled layer needs to know of a tree: tensors alone, and nothing of its number.
+
+    Attributes:
+        blocks: The tree's blocks of queries.
+        keys: Those of this layer before the tree's root, (N, P, E), or None.
+        values: The same of the values.
+    """
+
+    blocks: StackedBlocks
+    keys: Tensor | None
+    values: Tensor | None
 
 
 def block_tensors(
@@ -134,6 +167,36 @@ def block_tensors(
     return BlockTensors(block.start, block.stop, ancestors, bias, window_bias)
 
 
+def stack_blocks(blocks: Sequence[BlockTensors], prefix_length: int) -> StackedBlocks:
+    """Make one of a tree's blocks, filling ancestors up to equal numbers by keys that nobody sees.
+
+    Args:
+        blocks: Of equal numbers of queries.
+        prefix_length: Tokens of a cached prefix, seen by all queries.
+    """
+    first = blocks[0]
+    if len(blocks) == 1 and first.ancestors is None:
+        # The same tensor twice would be another kind of input to the compiler than two are.
+        return StackedBlocks(None, first.bias[None], first.window_bias[None].clone())
+    counts = [0 if block.ancestors is None else len(block.ancestors) for block in blocks]
+    # Two at least: sizes 0 and 1 are compiled apart.
+    most = max(2, *counts)
+    ancestors = torch.zeros(len(blocks), most, dtype=torch.int64, device=first.bias.device)
+    biases = []
+    for row, block, count in zip(ancestors, blocks, counts, strict=True):
+        if block.ancestors is not None:
+            row[most - count :] = block.ancestors
+        hidden = block.bias.new_full((len(block.bias), most - count), float("-inf"))
+        biases.append(
+            [
+                torch.cat((bias[:, :prefix_length], hidden, bias[:, prefix_length:]), dim=1)
+                for bias in (block.bias, block.window_bias)
+            ]
+        )
+    bias, window_bias = (torch.stack(kind) for kind in zip(*biases, strict=True))
+    return StackedBlocks(ancestors, bias, window_bias)
+
+
 def _additive(seen: np.ndarray[Any, np.dtype[np.bool_]], like: Tensor) -> Tensor:
     bias = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
     return bias.masked_fill_(torch.from_numpy(~seen).to(like.device), float("-inf"))
@@ -150,7 +213,7 @@ def tree_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    tree_layout: TreeLayout | None = None,
+    tree_layout: TreeLayout | LayerLayout | None = None,
     **ignored: Any,  # noqa: ANN401 - transformers hands every model its own extras
 ) -> tuple[Tensor, None]:
     """Attend along the paths of a token tree.
@@ -165,7 +228,7 @@ def tree_attention(
         dropout: Share of attention weights dropped in training.
         sliding_window: Set in layers that see a limited number of positions.
         softcap: Scores s become softcap * tanh(s / softcap).
-        tree_layout: The tree's masks, prefix and record.
+        tree_layout: The tree's masks, prefix and record; in a compiled layer its own share of them.
         ignored: Arguments of other attention functions.
 
     Returns:
@@ -178,6 +241,17 @@ def tree_attention(
     queries = query[0].view(num_kv, num_heads // num_kv, num_tokens, width)  # (N, G, T, E)
     queries = queries * (width**-0.5 if scaling is None else scaling)
     keys, values = key[0], value[0]  # (N, T, E)
+    if isinstance(tree_layout, LayerLayout):
+        mixed = _attend_stacked(
+            queries,
+            keys,
+            values,
+            tree_layout,
+            windowed=sliding_window is not None,
+            softcap=softcap,
+            dropout=dropout if module.training else 0.0,
+        )
+        return mixed.reshape(1, num_heads, num_tokens, width).transpose(1, 2), None
     prefix, record = tree_layout.prefix, tree_layout.record
     layer = 0 if prefix is None and record is None else int(module.layer_idx)  # type: ignore[arg-type]
     if record is not None:
@@ -207,6 +281,54 @@ def tree_attention(
     return mixed.reshape(1, num_heads, num_tokens, width).transpose(1, 2), None
 
 
+def _attend_stacked(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: LayerLayout,
+    *,
+    windowed: bool,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """Return what all blocks mix, (N, G, T, E), for scaled queries (N, G, T, E).
+
+    Args:
+        queries: Of the whole tree, scaled.
+        keys: Of the whole tree, (N, T, E).
+        values: Of the whole tree, (N, T, E).
+        layout: Blocks and what stands before the tree.
+        windowed: Whether the layer sees a limited number of positions.
+        softcap: See `tree_attention`.
+        dropout: See `tree_attention`.
+    """
+    bias = layout.blocks.window_bias if windowed else layout.blocks.bias  # (B, Q, K)
+    num_kv, group, num_tokens, width = queries.shape
+    num_blocks, num_queries, _ = bias.shape
+    ancestors = layout.blocks.ancestors
+
+    def visible(own: Tensor, before: Tensor | None) -> Tensor:
+        parts = [own.view(num_kv, num_blocks, num_queries, width)]
+        if ancestors is not None:
+            found = own.index_select(1, ancestors.flatten())
+            parts.insert(0, found.view(num_kv, num_blocks, -1, width))
+        if before is not None:
+            parts.insert(0, before[:, None].expand(-1, num_blocks, -1, -1))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).flatten(0, 1)
+
+    cut = queries.view(num_kv, group, num_blocks, num_queries, width).transpose(1, 2)
+    mixed = _attend(
+        cut.flatten(0, 1),  # (N * B, G, Q, E)
+        visible(keys, layout.keys),
+        visible(values, layout.values),
+        bias.repeat(num_kv, 1, 1)[:, None],
+        softcap=softcap,
+        dropout=dropout,
+    )
+    mixed = mixed.view(num_kv, num_blocks, group, num_queries, width).transpose(1, 2)
+    return mixed.reshape(num_kv, group, num_tokens, width)
+
+
 def _visible(tree: Tensor, own: Tensor, block: BlockTensors, prefix: Tensor | None) -> Tensor:
     """Return what a block may see of a tree's keys or values, (N, K, E).
 
@@ -234,6 +356,8 @@ def _attend(
     dropout: float,
 ) -> Tensor:
     """Return softmax(queries keys^T + bias) values, (N, G, Q, E), for scaled queries (N, G, Q, E).
+
+    The bias is (Q, K), or one for each of N, (N, 1, Q, K).
 
     The G query heads of a key-value head are rows of one product, so keys are never repeated.
     """

@@ -20,7 +20,9 @@ from taskfit.models.attention import (
     KeyValueCache,
     TreeLayout,
     block_tensors,
+    stack_blocks,
 )
+from taskfit.models.compiled import compile_layers
 from taskfit.models.cut_model import CutModel
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import decoder_layers
@@ -78,6 +80,7 @@ class TreeModel(CutModel):
         self._adapter_layers: list[LoraLayer] | None = None
         self.device = model.device
         self.num_tokens_run = 0
+        self._is_compiled = False
         window = self._config_number("sliding_window")
         self._window = None if window is None else int(window)
         self._head = model.get_output_embeddings()
@@ -213,8 +216,8 @@ class TreeModel(CutModel):
 
     def compile_layers(self) -> None:
         """Compile the layers in training in place; the first passes then take tens of seconds."""
-        for layer in decoder_layers(self._decoder)[self.first_trained :]:
-            layer.compile(dynamic=True)
+        compile_layers(decoder_layers(self._decoder), first=self.first_trained)
+        self._is_compiled = True
 
     @property
     def num_layers(self) -> int:
@@ -254,6 +257,9 @@ class TreeModel(CutModel):
         block_size = BLOCK_SIZE["cpu" if on_cpu else "cuda"]
         # Just over one block, gathering the keys of a second costs more than it saves.
         whole = len(padded) <= 1.5 * block_size
+        compiled = self._is_compiled and record is None and lean is None
+        if compiled:  # blocks of equal size
+            padded = tree.padded(CPU_MULTIPLE * (1 if whole else -(-len(padded) // block_size)))
         block_size = len(padded) if whole else block_size
         self.num_tokens_run += num_tokens
         ids = torch.from_numpy(padded.ids).to(self.device)[None]
@@ -269,21 +275,19 @@ class TreeModel(CutModel):
             )
             return lean.hidden(ids, positions, aligned)[0, :num_tokens]
         like = torch.empty((), dtype=self.model.dtype, device=self.device)
-        layout = TreeLayout(
-            blocks=[
-                block_tensors(
-                    block,
-                    padded.positions,
-                    prefix_length=offset,
-                    window=self._window,
-                    like=like,
-                    multiple=multiple,
-                )
-                for block in attention_blocks(padded, block_size)
-            ],
-            prefix=prefix,
-            record=record,
-        )
+        blocks = [
+            block_tensors(
+                block,
+                padded.positions,
+                prefix_length=offset,
+                window=self._window,
+                like=like,
+                multiple=multiple,
+            )
+            for block in attention_blocks(padded, block_size)
+        ]
+        stacked = stack_blocks(blocks, offset) if compiled else None
+        layout = TreeLayout(blocks, prefix, record, stacked)
 
         def run() -> Tensor:
             output = self._decoder(
