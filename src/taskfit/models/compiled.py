@@ -6,7 +6,7 @@ whatever their number. What is left are few kinds of passes, each compiled once:
 without gradients, with a prefix and without, of one block and of several.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.fx.experimental._config
 from torch import Tensor, nn
 
 from taskfit.models.attention import LayerLayout, TreeLayout
+from taskfit.models.compile_cache import use_compile_cache
 
 # Kinds of passes (above), of layers with a window and without.
 MOST_KINDS = 32
@@ -26,6 +27,7 @@ def compile_layers(layers: Iterable[nn.Module], *, first: int) -> None:
         layers: All layers of a decoder.
         first: The first to compile.
     """
+    use_compile_cache()
     # What earlier trainings of this process compiled counts towards the same limit.
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = MOST_KINDS
@@ -42,7 +44,9 @@ class _CompiledLayer:
     def __init__(self, layer: nn.Module, place: int) -> None:
         self._layer = layer
         self._place = place
-        self._compiled = torch.compile(layer._call_impl, dynamic=True)
+        # Hooks with it, as `nn.Module.compile` does.
+        self._plain: Callable[..., object] = layer._call_impl
+        self._compiled = torch.compile(self._plain, dynamic=True)
 
     def __call__(
         self,
@@ -54,7 +58,7 @@ class _CompiledLayer:
         layout = tree_layout
         # Rare passes are not worth a compilation: those that record, or let states through.
         if layout is None or layout.stacked is None or "forward" in vars(self._layer):
-            return self._layer._call_impl(hidden_states, *args, tree_layout=layout, **kwargs)
+            return self._plain(hidden_states, *args, tree_layout=layout, **kwargs)
         if torch.is_grad_enabled() and not hidden_states.requires_grad:
             # With a gradient that nobody reads, the first layer in training is like the others.
             hidden_states = hidden_states.detach().requires_grad_()
