@@ -109,7 +109,7 @@ def packs_weights(dtype: torch.dtype) -> bool:
     """
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available() and _is_amd()
+    return dtype == torch.float32 and torch._C._has_mkldnn and _is_amd()
 
 
 @cache
