@@ -27,7 +27,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from gpu_bench import Bench, apart
-from taskfit.models.attention import TreeLayout, block_tensors, tree_attention
+from taskfit.models.attention import TreeLayout, tree_attention
+from taskfit.models.tree_blocks import block_tensors
 from taskfit.training.memory import MemoryAccount
 from taskfit.tree import TokenTree, attention_blocks
 

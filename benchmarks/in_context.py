@@ -62,6 +62,7 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(test))[: arguments.texts]
     texts = [Example(test[i].id, test[i].texts) for i in order]
     loaded = load_model(ModelSettings(dtype=arguments.dtype))
+    loaded.tree.prepare_scoring()  # as runs that train nothing do
     encoder = PromptEncoder(loaded.tokenizer, task, shown, max_length=8192)
     LabelScorer(loaded.tree, encoder).log_probs(texts[:8])  # warm-up
 

@@ -2,12 +2,16 @@
 
     python benchmarks/recipe.py --steps 30                     # the step, alternating, both sides
     python benchmarks/recipe.py --steps 30 --compile           # with compiled decoder layers
+    python benchmarks/recipe.py --strong                       # against the recipe written well
+    python benchmarks/recipe.py --strong --adapter-layers half # ours trains the upper half
     python benchmarks/recipe.py --train 2000 --seeds 3         # an epoch over 2,000 examples, MCC
 
 Needs TASKFIT_DATA with CoLA. Same sequences, order and hyper-parameters on both sides: the
 two-demonstration prompt, batch 8, LoRA r=8 on all linear layers, dropout 0.05, AdamW 5e-4 with
 linear warm-up and decay, loss over the whole vocabulary at the label. The step of either side
-includes everything from token ids to updated weights.
+includes everything from token ids to updated weights. The strong recipe (`peer_strong.py`) makes
+batches of like length, and ours runs the same. Where ours trains the upper half, what lies below is
+computed before, as in all epochs but the first; the seconds that takes stand in the record.
 """
 
 import argparse
@@ -15,6 +19,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +31,13 @@ from sklearn.metrics import matthews_corrcoef
 
 from machine import describe, matmul_rate
 from peer_recipe import PeerRecipe
+from peer_strong import StrongRecipe, like_batches
 from taskfit.data import load_builtin
 from taskfit.methods.label_words import LabelWordLoss
 from taskfit.methods.scoring import LabelScorer
 from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.evaluation_mode import evaluation_mode
+from taskfit.models.frozen_depth import first_trained_layer
 from taskfit.models.load import load_model
 from taskfit.models.packaged import packaged_folder
 from taskfit.settings import AdapterSettings, ModelSettings, TrainingSettings
@@ -45,10 +53,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class OurRecipe:
     """Our side, from the parts that `taskfit fit` uses."""
 
-    def __init__(self, dtype: str, *, compiled: bool, total_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        dtype: str,
+        *,
+        compiled: bool,
+        total_steps: int,
+        seed: int,
+        layers: str = "all",
+        dropout: float = 0.05,
+    ) -> None:
         loaded = load_model(ModelSettings(dtype={"fp32": "float32", "bf16": "bfloat16"}[dtype]))
         self.loaded = loaded
-        add_adapter(loaded.tree.model, AdapterSettings(layers="all", lora_dropout=0.05), seed=seed)
+        adapter = AdapterSettings.model_validate({"layers": layers, "lora_dropout": dropout})
+        add_adapter(loaded.tree.model, adapter, seed=seed)
+        loaded.tree.freeze_below(first_trained_layer(loaded.tree.num_layers, layers))
         loaded.tree.prepare_training()
         if compiled:
             loaded.tree.compile_layers()
@@ -57,6 +76,15 @@ class OurRecipe:
         self.optimizer = MasterOptimizer(parameters, self.settings)
         self.objective = LabelWordLoss(loaded.tree, [0, 1], over="vocabulary")
         self.total_steps, self.done, self.seed = total_steps, 0, seed
+
+    def keep(self, items: list[EncodedExample], folder: Path) -> None:
+        """Run the layers that are not trained once over all texts, as the training loop does."""
+        tree = self.loaded.tree
+        if tree.first_trained:
+            tree.keep_states(memory_bytes=2 * 10**9, folder=folder)
+            with evaluation_mode(tree.model):
+                for fixed in self.objective.fixed_trees(items, 2048):
+                    tree.keep_tree(fixed.tree, prefix=fixed.prefix)
 
     def step(self, items: list[EncodedExample]) -> float:
         """Take one optimizer step, as the training loop does."""
@@ -67,7 +95,7 @@ class OurRecipe:
             loss = self.objective.loss_sum([items[i] for i in piece]) / len(items)
             loss.backward()
             self.optimizer.collect_gradients()
-            total += float(loss)
+            total += loss.item()
         self.optimizer.clip(1.0)
         rate = learning_rate_at(self.done, total_steps=self.total_steps, settings=self.settings)
         self.optimizer.step(rate)
@@ -147,6 +175,80 @@ def compare_steps(dtype: str, steps: int, *, compiled: bool) -> dict[str, object
     }
 
 
+def compare_strong(
+    dtype: str, steps: int, *, compiled: bool, layers: str, folder: Path
+) -> dict[str, object]:
+    """Alternate our steps with those of the strong recipe on its batches of like length."""
+    _, train, _ = encode(None)
+    rows = [row_of(item) for item in train]
+    batches = like_batches([len(row) for row in rows], BATCH, seed=0)[: steps + 4]
+    options = {"total_steps": 10_000, "seed": 0}
+    model = str(packaged_folder("smollm2-135m"))
+    agreement = agreement_with_strong(model, [train[i] for i in batches[0]])
+    ours = OurRecipe(dtype, compiled=compiled, layers=layers, **options)
+    peer = StrongRecipe(model, DTYPES[dtype], **options)
+    used = [train[i] for batch in batches for i in batch]
+    kept = timed(lambda: ours.keep(used, folder))
+    for batch in batches[:4]:  # warm-up: allocations, compilation for both tree shapes
+        ours.step([train[i] for i in batch])
+    peer.step([rows[i] for i in batches[0]])
+    before = ours.loaded.tree.num_tokens_run
+    seconds = [
+        (
+            timed(lambda b=batch: ours.step([train[i] for i in b])),
+            timed(lambda b=batch: peer.step([rows[i] for i in b])),
+        )
+        for batch in batches[4:]
+    ]
+    our_median = statistics.median(s for s, _ in seconds)
+    peer_median = statistics.median(s for _, s in seconds)
+    padded = [peer.padded_tokens([rows[i] for i in batch]) for batch in batches[4:]]
+    return {
+        "peer": "strong: like lengths, padding per batch, LM head at the label",
+        "batches": "of like length, the peer's, on both sides",
+        "batch_size": BATCH,
+        "lora": {"rank": 8, "alpha": 16, "dropout_both_sides": 0.05},
+        "our_layers": layers,
+        "dtype": dtype,
+        "compiled": compiled,
+        "steps": steps,
+        "our_step_seconds": round(our_median, 4),
+        "peer_step_seconds": round(peer_median, 4),
+        "ratio_of_medians": round(peer_median / our_median, 2),
+        "median_of_ratios": round(statistics.median(p / o for o, p in seconds), 2),
+        "our_seconds_before_for_a_step": round(kept / len(batches), 4) if layers != "all" else 0.0,
+        "our_tokens": (ours.loaded.tree.num_tokens_run - before) / steps,
+        "peer_tokens": statistics.fmean(padded),
+        **agreement,
+    }
+
+
+def agreement_with_strong(model: str, items: list[EncodedExample]) -> dict[str, float]:
+    """Compare loss and gradient of both sides on a batch, in float32 without dropout."""
+    options = {"total_steps": 10, "seed": 0, "dropout": 0.0}
+    ours = OurRecipe("fp32", compiled=False, **options)
+    peer = StrongRecipe(model, torch.float32, **options)
+    own = trainable_parameters(ours.loaded.tree.model)
+    theirs = {n.removeprefix("base_model.model."): p for n, p in peer.model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in own.items():
+        # The second of two factors starts from zero, and would leave the first without gradient.
+        parameter.data.normal_(0, 0.02, generator=generator)
+        theirs[name].data.copy_(parameter.data)
+    loss = ours.objective.loss_sum(items) / len(items)
+    loss.backward()
+    peer_loss = peer.loss([row_of(item) for item in items])
+    peer_loss.backward()
+    mine, other = (
+        torch.cat([p.grad.flatten() for p in side.values() if p.grad is not None])
+        for side in (own, {name: theirs[name] for name in own})
+    )
+    return {
+        "loss_difference": abs(float(loss.detach()) - float(peer_loss.detach())),
+        "relative_gradient_difference": float((mine - other).norm() / other.norm()),
+    }
+
+
 def train_epoch(
     side: str, dtype: str, num_train: int, seed: int, *, compiled: bool, num_dev: int | None
 ) -> dict[str, object]:
@@ -202,6 +304,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--strong", action="store_true", help="against the recipe written well")
+    parser.add_argument("--adapter-layers", default="all", help="ours, with --strong")
     parser.add_argument("--train", type=int, help="examples of an epoch; leaves out the steps")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--dev", type=int, help="development examples to score; default all")
@@ -234,6 +338,16 @@ def main() -> None:
             epochs.append(json.loads(done.stdout.splitlines()[-1]))
             print(epochs[-1], flush=True)
         result = {"machine": describe(), "epochs": epochs}
+    elif arguments.strong:
+        with tempfile.TemporaryDirectory() as scratch:
+            compared = compare_strong(
+                arguments.dtype,
+                arguments.steps,
+                compiled=arguments.compile,
+                layers=arguments.adapter_layers,
+                folder=Path(scratch),
+            )
+        result = {"machine": describe(), "step": compared}
     else:
         compared = compare_steps(arguments.dtype, arguments.steps, compiled=arguments.compile)
         result = {"machine": describe(), "step": compared}

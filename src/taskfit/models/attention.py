@@ -1,7 +1,8 @@
 """Attention over a token tree, plugged into transformers' decoders by name.
 
-Legend: H query heads, N key-value heads, G = H / N queries per key-value head, T tokens,
-Q queries of a block, K keys of a block, P prefix tokens, E head width, F width of values.
+Legend: H query heads, N key-value heads, G = H / N queries per key-value head, T tokens, B blocks,
+Q queries of a block, K keys of a block, A ancestors before a block, P prefix tokens, E head width,
+F width of values.
 
 The stock decoders of transformers call `attention_interface(module, query, key, value, ...)` and
 hand extra keyword arguments of the model's forward down to it. So the tree needs no change in any
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from taskfit.models.fork_layout import ForkLayout, State
-from taskfit.tree import AttentionBlock, IntArray
+from taskfit.models.tree_blocks import BlockTensors, StackedBlocks
+from taskfit.tree import IntArray
 
 IMPLEMENTATION = "taskfit_tree"
 
@@ -69,25 +71,6 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockTensors:
-    """A block of queries as tensors on the model's device.
-
-    Attributes:
-        start: First query (token index).
-        stop: One past the last query.
-        ancestors: Indices of keys before the block, (A,), or None where there are none.
-        bias: 0 where a query sees a key, -inf elsewhere; keys are prefix, ancestors, block, (Q, K).
-        window_bias: The same within the model's sliding window, (Q, K).
-    """
-
-    start: int
-    stop: int
-    ancestors: Tensor | None
-    bias: Tensor
-    window_bias: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class TreeLayout:
     """What the attention function needs to know of a tree.
 
@@ -97,6 +80,7 @@ class TreeLayout:
         record: Where to keep the keys and values of the tree itself, or None.
         forks: The tree's segments for recurrent layers, where the model has any.
         windows: Where to note which window each layer asks for, or None.
+        stacked: The same blocks for compiled layers, or None where those run as they are.
     """
 
     blocks: Sequence[BlockTensors]
@@ -104,54 +88,22 @@ class TreeLayout:
     record: KeyValueCache | None = None
     forks: ForkLayout | None = None
     windows: dict[int, int | None] | None = None
+    stacked: StackedBlocks | None = None
 
 
-def block_tensors(
-    block: AttentionBlock,
-    positions: IntArray,
-    *,
-    prefix_length: int,
-    window: int | None,
-    like: Tensor,
-    multiple: int,
-) -> BlockTensors:
-    """Turn a block into an additive mask of the dtype and device of `like`.
+@dataclass(frozen=True, slots=True)
+class LayerLayout:
+    """What a compiled layer needs to know of a tree: tensors alone, and nothing of its number.
 
-    Args:
-        block: The block.
-        positions: Depth of each token of its tree, (T,).
-        prefix_length: Tokens of a cached prefix, seen by all queries.
-        window: Number of positions that windowed layers see, or None.
-        like: Gives dtype and device.
-        multiple: Ancestors are filled up to a multiple of this by keys that nobody sees.
+    Attributes:
+        blocks: The tree's blocks of queries.
+        keys: Those of this layer before the tree's root, (N, P, E), or None.
+        values: The same of the values.
     """
-    num_queries = block.stop - block.start
-    fill = -len(block.ancestors) % multiple
-    seen = np.concatenate(
-        (
-            np.ones((num_queries, prefix_length), bool),
-            np.zeros((num_queries, fill), bool),
-            block.visible,
-        ),
-        axis=1,
-    )
-    # Added to the scores, not a boolean mask: it is made once for all layers and heads.
-    bias = window_bias = _additive(seen, like)
-    keys = np.concatenate((np.zeros(fill, dtype=np.int64), block.ancestors))
-    # A key is within the window if fewer than `window` positions lie between it and the query.
-    own = positions[block.start : block.stop]  # (Q,)
-    if window is not None and prefix_length + own.max() >= window:
-        before = np.arange(-prefix_length, 0)  # positions of the prefix
-        key_positions = np.concatenate((before, positions[keys], own))  # (K,)
-        near = own[:, None] - key_positions[None, :] < window  # (Q, K)
-        window_bias = _additive(seen & near, like)
-    ancestors = torch.from_numpy(keys).to(like.device) if len(keys) else None
-    return BlockTensors(block.start, block.stop, ancestors, bias, window_bias)
 
-
-def _additive(seen: np.ndarray[Any, np.dtype[np.bool_]], like: Tensor) -> Tensor:
-    bias = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
-    return bias.masked_fill_(torch.from_numpy(~seen).to(like.device), float("-inf"))
+    blocks: StackedBlocks
+    keys: Tensor | None
+    values: Tensor | None
 
 
 def tree_attention(
@@ -166,7 +118,7 @@ def tree_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    tree_layout: TreeLayout | None = None,
+    tree_layout: TreeLayout | LayerLayout | None = None,
     **ignored: Any,  # noqa: ANN401 - transformers hands every model its own extras
 ) -> tuple[Tensor, None]:
     """Attend along the paths of a token tree.
@@ -182,7 +134,7 @@ def tree_attention(
         sliding_window: Set in layers that see a limited number of positions.
         softcap: Scores s become softcap * tanh(s / softcap).
         s_aux: Sinks, (H,): each head's score of one more key, whose value is zero.
-        tree_layout: The tree's masks, prefix and record.
+        tree_layout: The tree's masks, prefix and record; in a compiled layer its own share of them.
         ignored: Arguments of other attention functions.
 
     Returns:
@@ -195,6 +147,19 @@ def tree_attention(
     queries = query[0].reshape(num_kv, -1, num_tokens, width)  # (N, G, T, E)
     queries = queries * (width**-0.5 if scaling is None else scaling)
     keys, values = key[0], value[0]  # (N, T, E)
+    sinks = None if s_aux is None else s_aux.view(num_kv, -1, 1, 1)
+    if isinstance(tree_layout, LayerLayout):
+        mixed = _attend_stacked(
+            queries,
+            keys,
+            values,
+            tree_layout,
+            windowed=sliding_window is not None,
+            softcap=softcap,
+            sinks=sinks,
+            dropout=dropout if module.training else 0.0,
+        )
+        return mixed.reshape(1, num_heads, num_tokens, -1).transpose(1, 2).contiguous(), None
     prefix, record = tree_layout.prefix, tree_layout.record
     layer = 0 if prefix is None and record is None else int(module.layer_idx)  # type: ignore[arg-type]
     if tree_layout.windows is not None:
@@ -212,7 +177,7 @@ def tree_attention(
             visible_to(block, values, own_values, None if prefix is None else prefix.values[layer]),
             block.bias if sliding_window is None else block.window_bias,
             softcap=softcap,
-            sinks=None if s_aux is None else s_aux.view(num_kv, -1, 1, 1),
+            sinks=sinks,
             dropout=dropout if module.training else 0.0,
         )
         for block, own_queries, own_keys, own_values in zip(
@@ -226,6 +191,57 @@ def tree_attention(
     mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # (N, G, T, F)
     # Some models view what they get, as if each token's heads lay side by side.
     return mixed.reshape(1, num_heads, num_tokens, -1).transpose(1, 2).contiguous(), None
+
+
+def _attend_stacked(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: LayerLayout,
+    *,
+    windowed: bool,
+    softcap: float | None,
+    sinks: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """Return what all blocks mix, (N, G, T, F), for scaled queries (N, G, T, E).
+
+    Args:
+        queries: Of the whole tree, scaled.
+        keys: Of the whole tree, (N, T, E).
+        values: Of the whole tree, (N, T, F).
+        layout: Blocks and what stands before the tree.
+        windowed: Whether the layer sees a limited number of positions.
+        softcap: See `tree_attention`.
+        sinks: See `_attend`.
+        dropout: See `tree_attention`.
+    """
+    bias = layout.blocks.window_bias if windowed else layout.blocks.bias  # (B, Q, K)
+    num_kv, group, num_tokens, width = queries.shape
+    num_blocks, num_queries, _ = bias.shape
+    ancestors = layout.blocks.ancestors
+
+    def visible(own: Tensor, before: Tensor | None) -> Tensor:
+        parts = [own.view(num_kv, num_blocks, num_queries, -1)]
+        if ancestors is not None:
+            found = own.index_select(1, ancestors.flatten())
+            parts.insert(0, found.view(num_kv, num_blocks, -1, own.shape[-1]))
+        if before is not None:
+            parts.insert(0, before[:, None].expand(-1, num_blocks, -1, -1))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).flatten(0, 1)
+
+    cut = queries.view(num_kv, group, num_blocks, num_queries, width).transpose(1, 2)
+    mixed = _attend(
+        cut.flatten(0, 1),  # (N * B, G, Q, E)
+        visible(keys, layout.keys),
+        visible(values, layout.values),
+        bias.repeat(num_kv, 1, 1)[:, None],
+        softcap=softcap,
+        sinks=None if sinks is None else sinks.repeat_interleave(num_blocks, dim=0),
+        dropout=dropout,
+    )
+    mixed = mixed.view(num_kv, num_blocks, group, num_queries, -1).transpose(1, 2)
+    return mixed.reshape(num_kv, group, num_tokens, -1)
 
 
 def visible_to(block: BlockTensors, tree: Tensor, own: Tensor, prefix: Tensor | None) -> Tensor:
@@ -258,6 +274,8 @@ def _attend(
     """Return softmax(queries keys^T + bias) values, (N, G, Q, F), for scaled queries (N, G, Q, E).
 
     Sinks, (N, G, 1, 1), take their share of the softmax and give nothing.
+
+    The bias is (Q, K), or one for each of N, (N, 1, Q, K).
 
     The G query heads of a key-value head are rows of one product, so keys are never repeated.
     """

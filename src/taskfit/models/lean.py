@@ -28,6 +28,7 @@ from taskfit.models.lean_weights import (
     Weights,
     active_adapter,
     adapted_layer,
+    packs_weights,
     read_layer,
 )
 
@@ -40,8 +41,7 @@ _SHARED: "WeakKeyDictionary[PreTrainedModel, Weights]" = WeakKeyDictionary()
 def shared_weights(model: PreTrainedModel) -> Weights:
     """Return what is kept ready of a base model, the same for all who ask."""
     if model not in _SHARED:
-        packs = model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        _SHARED[model] = Weights(packs=packs)
+        _SHARED[model] = Weights(packs=packs_weights(model.dtype))
     return _SHARED[model]
 
 

@@ -3,8 +3,11 @@
 Legend: T tokens, I inputs, O outputs, R rank of the adapters side by side.
 """
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +101,24 @@ def _detached(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
+def packs_weights(dtype: torch.dtype) -> bool:
+    """Return whether weights of a number format are laid out for oneDNN.
+
+    In bfloat16 that always helps. In float32 products are MKL's, which knows Intel's processors: on
+    AMD's (Zen 5) it reaches 105 GFLOP/s on one core, and oneDNN 245.
+    """
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 and torch._C._has_mkldnn and _is_amd()
+
+
+@cache
+def _is_amd() -> bool:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else platform.processor()
+    return "AuthenticAMD" in text
+
+
 class Weights:
     """Joined and packed weights of one base model, shared by all who read it.
 
@@ -111,7 +132,7 @@ class Weights:
         """Keep nothing yet.
 
         Args:
-            packs: Whether weights are laid out for oneDNN, which only helps in bfloat16.
+            packs: Whether weights are laid out for oneDNN; see `packs_weights`.
         """
         self.packs = packs
         self._kept: dict[tuple[int, ...], Tensor] = {}

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taskfit.models.attention import BlockTensors, TreeLayout, visible_to
+from taskfit.models.attention import TreeLayout, visible_to
 from taskfit.models.lean_layers import LayerParts, Norm
+from taskfit.models.tree_blocks import BlockTensors
 
 Pair = tuple[Tensor, Tensor]
 

@@ -13,24 +13,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from taskfit.errors import first_line
-from taskfit.models.attention import (
-    IMPLEMENTATION,
-    BlockTensors,
-    KeyValueCache,
-    NoTreeError,
-    TreeLayout,
-    block_tensors,
-)
+from taskfit.models.attention import IMPLEMENTATION, KeyValueCache, NoTreeError, TreeLayout
 from taskfit.models.causal_model import CausalModel
+from taskfit.models.compiled import compile_layers
 from taskfit.models.fork_layout import ForkLayout, fork_layout
 from taskfit.models.forked_state import fork_states, forks
-from taskfit.models.frozen_depth import FrozenDepth
+from taskfit.models.frozen_depth import FrozenDepth, decoder_layers
 from taskfit.models.lean_blocks import lean_layout
 from taskfit.models.lean_training import LeanTraining, TrainingPasses
-from taskfit.models.lean_weights import NotLeanError
+from taskfit.models.lean_weights import NotLeanError, packs_weights
 from taskfit.models.prefix import Prefix
 from taskfit.models.served import OWN_ERRORS, UnservedError, is_of_model, refuse_unserved
 from taskfit.models.transfer import on_device
+from taskfit.models.tree_blocks import BlockTensors, block_tensors, stack_blocks
 from taskfit.tree import CALL_TOKENS, IntArray, TokenTree, attention_blocks, cut_at_branches
 
 # Queries in one block of attention. Small blocks waste less on pairs that cannot see each other;
@@ -71,6 +66,7 @@ class TreeModel(CausalModel):
         self._window = int(self._config_number("sliding_window") or 0) or None
         self._windows: dict[int, int | None] | None = None
         self._trained: LeanTraining | None = None
+        self._is_compiled = False
         model.set_attn_implementation(IMPLEMENTATION)
         self._forks = forks(model.config)
         if self._forks:
@@ -145,6 +141,19 @@ class TreeModel(CausalModel):
             self._trained = None
 
     @property
+    def suits_compiling(self) -> bool:
+        """Return whether compiling the layers may pay."""
+        return super().suits_compiling and not self._forks
+
+    def compile_layers(self) -> None:
+        """Compile the layers in training in place; the first passes then take tens of seconds."""
+        if self._forks:
+            super().compile_layers()
+            return
+        compile_layers(decoder_layers(self._decoder), first=self.first_trained)
+        self._is_compiled = True
+
+    @property
     def has_training_pass(self) -> bool:
         """Return whether training runs in a pass made for it, instead of the stock decoder."""
         return self._trained is not None
@@ -163,7 +172,8 @@ class TreeModel(CausalModel):
         offset = prefix.length if prefix is not None else 0
         num_tokens = len(tree)
         on_cpu = self.device.type == "cpu"
-        rounds = on_cpu and self.model.dtype != torch.float32
+        dtype = self.model.dtype
+        rounds = on_cpu and (dtype != torch.float32 or packs_weights(dtype))
         lean = self.lean.decoder(self._small_hidden)
         is_short = lean is not None and num_tokens <= SHORT
         multiple = (SHORT_MULTIPLE if is_short else CPU_MULTIPLE) if rounds else 1
@@ -171,6 +181,9 @@ class TreeModel(CausalModel):
         block_size = BLOCK_SIZE["cpu" if on_cpu else "cuda"]
         # Just over one block, gathering the keys of a second costs more than it saves.
         whole = len(padded) <= 1.5 * block_size
+        compiled = self._is_compiled and record is None and lean is None
+        if compiled:  # blocks of equal size
+            padded = tree.padded(CPU_MULTIPLE * (1 if whole else -(-len(padded) // block_size)))
         block_size = len(padded) if whole else block_size
         self.num_tokens_run += num_tokens
         ids = on_device(padded.ids, self.device)[None]
@@ -192,7 +205,8 @@ class TreeModel(CausalModel):
             passes = self._trained.passes(ids, positions, layout, first=self.first_trained)
         else:
             forks = self._fork_layout(tree, goes_on=offset > 0, recorded=record is not None)
-            layout = TreeLayout(blocks, prefix, record, forks, self._windows)
+            stacked = stack_blocks(blocks, offset) if compiled else None
+            layout = TreeLayout(blocks, prefix, record, forks, self._windows, stacked)
             passes = StockPasses(self._decoder, self._depth, ids, positions, layout)
         if self._depth is None:
             return passes.whole()[:num_tokens]

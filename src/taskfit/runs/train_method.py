@@ -15,6 +15,7 @@ from taskfit.methods.method import Trainable, TrainedMethod
 from taskfit.methods.objective import Item, Objective
 from taskfit.methods.targets import target_matrix
 from taskfit.models.causal_model import CausalModel
+from taskfit.models.compile_cache import note_compiled
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.load import resolve_device
 from taskfit.models.out_of_memory import is_out_of_memory
@@ -24,7 +25,7 @@ from taskfit.runs.saved import ADAPTER, MODEL
 from taskfit.stats import METRICS, Evaluation
 from taskfit.tasks.questions import Questionnaire
 from taskfit.training.checkpoint import Checkpoints, TrainingState
-from taskfit.training.compiling import compile_pays
+from taskfit.training.compiling import compile_key, compile_pays
 from taskfit.training.distributed import divided, is_main, num_processes, on_main
 from taskfit.training.length import sees_texts_again
 from taskfit.training.log import TrainingLog
@@ -116,8 +117,9 @@ def train_items(
         or method.tree.suits_compiling
         or (settings.model.compile == "on" and not method.tree.has_training_pass)
     )
+    layers = compile_key(settings, method.tree)
     use_compile = (not shards and suits) and on_main(
-        lambda: compile_pays(settings, len(items), run.folder, device)
+        lambda: compile_pays(settings, len(items), folder=run.folder, device=device, key=layers)
     )
     if use_compile:
         run.screen.note("compiling the layers; the first steps take longer")
@@ -162,6 +164,7 @@ def train_items(
                 warm_up=None if tree is None else partial(_run_frozen, run, tree, loss, items),
             )
         )
+    _note_compiled(layers if use_compile else None)
     if tree is not None:
         tree.forget_states()
     if sharded is not None:
@@ -174,6 +177,11 @@ def train_items(
         with folder_atomic(target) as scratch:
             method.save_weights(scratch)
     return state, sum(p.numel() for p in parameters.values())
+
+
+def _note_compiled(key: str | None) -> None:
+    if key is not None and is_main():
+        note_compiled(key)
 
 
 def _run_frozen(
