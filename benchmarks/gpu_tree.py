@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Lfm2Config, PreTrainedModel
+from transformers import BloomConfig, Lfm2Config, PretrainedConfig, PreTrainedModel
 
 import sft
 from gpu_bench import Bench, apart, llama, random_model, small_tokenizer
@@ -54,12 +54,27 @@ def measures(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]
     yield "float32", lambda: compare_format(bench, torch.float32)
     yield "bfloat16", lambda: compare_format(bench, torch.bfloat16)
     yield "float16", lambda: compare_format(bench, torch.float16)
-    yield "padded_engine", lambda: compare_padded_engine(bench)
+    yield "forked_states", lambda: compare_engine(bench, HYBRID)
+    yield "padded_engine", lambda: compare_engine(bench, BIASED)
     yield "nf4", lambda: compare_nf4(bench)
     yield "kept_states", lambda: compare_kept_states(bench)
     yield "loss_scale", lambda: recover_from_overflow(bench)
     yield "paged_optimizer", lambda: compare_optimizers(bench)
     yield "waiting", lambda: count_waits(bench)
+
+
+# Under the tree states fork at branches; attention biased by distance runs padded.
+HYBRID = Lfm2Config(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_hidden_layers=3,
+    layer_types=["conv", "full_attention", "conv"],
+    pad_token_id=0,
+)
+BIASED = BloomConfig(vocab_size=512, hidden_size=64, n_head=4, n_layer=3, pad_token_id=0)
 
 
 def rows_of(bench: Bench) -> list[np.ndarray]:
@@ -170,18 +185,8 @@ def compare_format(bench: Bench, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def compare_padded_engine(bench: Bench) -> dict[str, Any]:
-    """Set the engine for models that no tree serves beside plain padded passes of one."""
-    config = Lfm2Config(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_hidden_layers=3,
-        layer_types=["conv", "full_attention", "conv"],
-        pad_token_id=0,
-    )
+def compare_engine(bench: Bench, config: PretrainedConfig) -> dict[str, Any]:
+    """Set what runs a model of this kind beside plain padded passes of it."""
     rows = rows_of(bench)
     model = random_model(config, bench, torch.float32, std=STD)
     engine = causal_engine(model)

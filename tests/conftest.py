@@ -101,7 +101,7 @@ def hybrid_folder(
     import tiny
 
     folder = tmp_path_factory.mktemp("hybrid") / "tiny"
-    tiny.tiny_model("qwen3_next", len(byte_level_tokenizer)).save_pretrained(folder)
+    tiny.tiny_model("jamba", len(byte_level_tokenizer)).save_pretrained(folder)
     byte_level_tokenizer.save_pretrained(folder)
     return folder
 

@@ -34,6 +34,7 @@ def test_every_measure_of_every_part_works_and_is_as_it_must_be(rehearsed: gpu.R
     tree = rehearsed.part("tree")["measures"]
     # The judge is float32, so that 16 bits must show, and the tree must show no more.
     assert tree["float32"]["scores_error"] < 1e-5 < tree["bfloat16"]["scores_error"] < 0.05
+    assert tree["forked_states"]["engine"] == "TreeModel"
     assert tree["padded_engine"]["engine"] == "PaddedModel"
     assert tree["nf4"]["layers_in_4_bits"] == 21
     qlora = rehearsed.part("qlora")["measures"]

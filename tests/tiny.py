@@ -161,14 +161,14 @@ ARCHITECTURES = {
     "granite": ("GraniteConfig", {**COMMON, "logits_scaling": 3.0}),
     "cohere": ("CohereConfig", COMMON),
 }
-# Models that the tree does not serve: hybrids, a pure recurrent one, and attention with biases.
+# Hybrids whose recurrent states fork under the tree.
 LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
-PADDED = {
+HYBRIDS = {
     "qwen3_next": (
         "Qwen3NextConfig",
         {
@@ -195,6 +195,25 @@ PADDED = {
             "mamba_chunk_size": 8,
         },
     ),
+}
+# Models that the tree does not serve: a hybrid and recurrent ones whose states do not fork, and
+# attention with biases.
+PADDED = {
+    "jamba": (
+        "JambaConfig",
+        {
+            **COMMON,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+        },
+    ),
     "mamba": ("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
     "recurrent_gemma": (
         "RecurrentGemmaConfig",
@@ -214,7 +233,7 @@ def tiny_model(
     architecture: str, vocab_size: int, *, seed: int = 0, window: int | None = None
 ) -> PreTrainedModel:
     """A random model of two layers in float32, ready for scoring; windowed layers see 4 tokens."""
-    config_class, settings = {**ARCHITECTURES, **PADDED}[architecture]
+    config_class, settings = {**ARCHITECTURES, **HYBRIDS, **PADDED}[architecture]
     if window is not None and settings.get("sliding_window"):
         settings = {**settings, "sliding_window": window}
     config = getattr(transformers, config_class)(vocab_size=vocab_size, **settings)

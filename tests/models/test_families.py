@@ -32,6 +32,9 @@ from tiny_families import (
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 TREE = {
     "afmoe": "attention that views what it is given",
+    "falcon_h1": "attention beside recurrent state that forks",
+    "lfm2": "attention and convolutions",
+    "qwen3_next": "attention and a recurrent matrix",
     "deepseek_v3": "compressed keys and values, experts",
     "gemma3": "the text part of a multimodal model",
     "gemma4_text": "heads of two widths",
@@ -45,14 +48,11 @@ TREE = {
 PADDED = {
     "blt": "bytes in patches",
     "bloom": "biases by distance",
-    "falcon_h1": "attention beside recurrent state",
     "inkling_text": "a vocabulary that is filled up",
     "jamba": "attention, recurrent state, experts",
-    "lfm2": "attention and convolutions",
     "llama4_text": "attention within chunks",
     "mamba": "recurrent state alone",
     "nemotron": "layers that keep the tree from their attention",
-    "qwen3_next": "attention and a recurrent matrix",
     "rwkv": "recurrent state alone",
     "unlimited_ocr": "windows that keep the tokens of the first call",
     "zamba2": "layers that share weights",

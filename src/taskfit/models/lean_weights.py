@@ -175,7 +175,9 @@ class Weights:
 
 def _places(layers: Sequence[Layer]) -> tuple[int, ...]:
     """Return where the weights of layers are in memory; tensors without contents have one, too."""
-    storages = [(one.weight.untyped_storage()._cdata, one.weight.storage_offset()) for one in layers]
+    storages = [
+        (one.weight.untyped_storage()._cdata, one.weight.storage_offset()) for one in layers
+    ]
     return tuple(number for pair in storages for number in pair)
 
 
