@@ -40,6 +40,7 @@ class PeerRecipe:
             task_type="CAUSAL_LM",
         )
         self.model: nn.Module = get_peft_model(model, config)
+        self.model.train()
         self.device = model.device
         self.length = length
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -61,7 +62,6 @@ class PeerRecipe:
 
     def step(self, rows: Sequence[np.ndarray]) -> float:
         """Take one optimizer step on sequences whose last token is the label word."""
-        self.model.train()
         ids, mask, labels = self.pad(rows)
         loss = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()

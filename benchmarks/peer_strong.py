@@ -57,6 +57,7 @@ class StrongRecipe:
             task_type="CAUSAL_LM",
         )
         self.model: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+        self.model.train()
         self.decoder: nn.Module = model.get_decoder()
         self.head: nn.Module = model.get_output_embeddings()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -78,7 +79,6 @@ class StrongRecipe:
 
     def step(self, rows: Sequence[np.ndarray]) -> float:
         """Take one optimizer step."""
-        self.model.train()
         loss = self.loss(rows)
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, 1.0)

@@ -76,6 +76,7 @@ class OurRecipe:
         self.optimizer = MasterOptimizer(parameters, self.settings)
         self.objective = LabelWordLoss(loaded.tree, [0, 1], over="vocabulary")
         self.total_steps, self.done, self.seed = total_steps, 0, seed
+        loaded.tree.model.train()
 
     def keep(self, items: list[EncodedExample], folder: Path) -> None:
         """Run the layers that are not trained once over all texts, as the training loop does."""
@@ -88,7 +89,6 @@ class OurRecipe:
 
     def step(self, items: list[EncodedExample]) -> float:
         """Take one optimizer step, as the training loop does."""
-        self.loaded.tree.model.train()
         torch.manual_seed(step_seed(self.seed, self.done))
         total = 0.0
         for piece in self.objective.plan(items, 2048):

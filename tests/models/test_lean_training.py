@@ -160,6 +160,8 @@ def test_masks_drop_the_share_that_was_asked_for_and_keep_the_mean() -> None:
     kept = masked(x, mask)
     assert set(kept.unique().tolist()) == {0.0, 1.0}
     assert float(kept.mean()) == pytest.approx(0.8, abs=0.01)
+    means = [float(masked(x[:50], draw_masks(50, [product])[0]).mean()) for _ in range(400)]
+    assert np.mean(means) == pytest.approx(0.8, abs=0.001)
     # Rows and columns alike: nothing is dropped by its place.
     assert float(kept.mean(dim=0).std()) < 0.02
     once = product.forward(x, product.parameters, mask)[0]

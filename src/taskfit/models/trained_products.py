@@ -160,7 +160,7 @@ def _threshold(dropout: nn.Module) -> int:
 
 
 def draw_masks(num_rows: int, products: Sequence[TrainedProduct]) -> list[Tensor | None]:
-    """Draw which inputs of adapters are dropped: 16 random bits an input, those of a layer at once.
+    """Draw which inputs of adapters are dropped: 8 random bits an input, those of a layer at once.
 
     A mask is -1, of which all bits are set, where a number stays, and 0 where it is dropped; so
     dropping is one operation on bits. The scale belongs to the products.
@@ -177,18 +177,22 @@ def draw_masks(num_rows: int, products: Sequence[TrainedProduct]) -> list[Tensor
         return [None] * len(products)
     # Seeded by torch's generator, which the loop seeds for each step; several times as fast.
     seed = int(torch.empty((), dtype=torch.int64).random_().item())
-    words = np.random.SFC64(seed).random_raw(-(-sum(sizes) // 4))
-    bits = torch.from_numpy(words.view(np.int16))[: sum(sizes)]
+    words = np.random.SFC64(seed).random_raw(-(-sum(sizes) // 8))
+    bits = torch.from_numpy(words.view(np.int8))[: sum(sizes)]
     return [
-        _keeping(own, one.threshold).view(num_rows, -1) if one.threshold else None
+        _keeping(own, one.threshold, seed).view(num_rows, -1) if one.threshold else None
         for own, one in zip(torch.split(bits, sizes), products, strict=True)
     ]
 
 
-def _keeping(bits: Tensor, threshold: int) -> Tensor:
-    """Return -1 for all but `threshold` of the 65,536 numbers of 16 bits, 0 for those."""
-    first = 32768 - threshold
-    return bits.clamp(first - 1, first).sub_(first).to(torch.int8)
+def _keeping(bits: Tensor, threshold: int, seed: int) -> Tensor:
+    """Return 0 for a share of numbers of 8 bits that is threshold / 65,536 in the mean, else -1.
+
+    What 256 parts cannot express is decided for all of them: a little more is dropped, or less.
+    """
+    parts, rest = divmod(threshold, 256)
+    first = 128 - parts - (seed % 256 < rest)
+    return bits.clamp(first - 1, first).sub_(first)
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
