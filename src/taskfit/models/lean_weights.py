@@ -178,7 +178,7 @@ def _places(layers: Sequence[Layer]) -> tuple[int, ...]:
     storages = [
         (one.weight.untyped_storage()._cdata, one.weight.storage_offset()) for one in layers
     ]
-    return tuple(number for pair in storages for number in pair)
+    return tuple(int(number) for pair in storages for number in pair)
 
 
 class Product:
