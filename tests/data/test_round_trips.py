@@ -101,6 +101,7 @@ def test_what_taskfit_writes_comes_back(kind: str, rows: list[tuple[str, str]]) 
 @pytest.mark.parametrize("delimiter", [",", "\t"])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
 @given(rows=ROWS)
+@example(rows=[(",", "010"), ("\r,", "010")])
 def test_what_the_csv_module_writes_comes_back(
     quoting: int, delimiter: str, rows: list[tuple[str, str]]
 ) -> None:

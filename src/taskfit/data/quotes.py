@@ -235,6 +235,6 @@ def _reason(field: str, content: str) -> str:
         return "bare" if '"' in field else "bare comma" if "," in field else ""
     if '"' in content:
         return "doubled"
-    if "," in content:
-        return "comma"
-    return "" if not content or STAND_IN in content or "\r" in content else "needless"
+    if not content or STAND_IN in content or "\r" in content:
+        return ""
+    return "comma" if "," in content else "needless"
