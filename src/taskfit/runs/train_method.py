@@ -107,20 +107,10 @@ def train_items(
         Where training ended, and the number of weights trained.
     """
     settings = run.settings
-    device = resolve_device(settings.model.device)
     shards = settings.training.sharding == "full" and num_processes() > 1
     parameters = method.make_trainable()
-    # Loops over tokens, as recurrent layers have them, would be compiled token by token; and a
-    # training pass of our own has nothing to compile.
-    suits = (
-        method.tree is None
-        or method.tree.suits_compiling
-        or (settings.model.compile == "on" and not method.tree.has_training_pass)
-    )
     layers = compile_key(settings, method.tree)
-    use_compile = (not shards and suits) and on_main(
-        lambda: compile_pays(settings, len(items), folder=run.folder, device=device, key=layers)
-    )
+    use_compile = not shards and _compiles(run, method, len(items), layers)
     if use_compile:
         run.screen.note("compiling the layers; the first steps take longer")
         method.compile()
@@ -177,6 +167,23 @@ def train_items(
         with folder_atomic(target) as scratch:
             method.save_weights(scratch)
     return state, sum(p.numel() for p in parameters.values())
+
+
+def _compiles(run: AnyRun, method: Trainable, num_items: int, layers: str | None) -> bool:
+    """Return whether the layers are to be compiled."""
+    settings, tree = run.settings, method.tree
+    is_on = settings.model.compile == "on"
+    if tree is not None and tree.has_training_pass:
+        if is_on:
+            run.screen.note("model.compile=on: training runs in a pass that needs no compiling")
+        return False
+    # Loops over tokens, as recurrent layers have them, would be compiled token by token.
+    if tree is not None and not tree.suits_compiling and not is_on:
+        return False
+    device = resolve_device(settings.model.device)
+    return on_main(
+        lambda: compile_pays(settings, num_items, folder=run.folder, device=device, key=layers)
+    )
 
 
 def _note_compiled(key: str | None) -> None:
