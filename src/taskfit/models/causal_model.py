@@ -4,6 +4,7 @@ Legend: T unique tokens of a tree, R rows read out, V vocabulary, D hidden width
 Y predicted tokens.
 """
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,8 @@ from taskfit.models.transfer import on_device
 from taskfit.models.whole import require_finite
 from taskfit.tree import IntArray, TokenTree
 
+# Where transformers says that recurrent layers run without kernels of their own.
+KERNELS_LOGGER = "transformers.integrations.hub_kernels"
 # Rows of logits in memory at once: 128 x 50,000 words x 4 bytes = 26 MB.
 LOGIT_ROWS = 128
 # What configurations call the longest sequence. Models without one have no limit: recurrent ones,
@@ -94,6 +97,8 @@ class CausalModel(CutModel):
         num_words = self._config_number("unpadded_vocab_size")
         self._num_words = None if num_words is None else int(num_words)
         self.lean = LeanPass(model)
+        if model.device.type != "cuda":  # the kernels that it advises to install are for GPUs
+            logging.getLogger(KERNELS_LOGGER).setLevel(logging.ERROR)
 
     @property
     def max_length(self) -> int:

@@ -10,7 +10,6 @@ length with padding.
 
 import copy
 import inspect
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -40,8 +39,6 @@ from taskfit.tree import IntArray, TokenTree
 
 # What decoders call the states that they go on from, in arguments and results.
 CACHES = ("past_key_values", "cache_params")
-# Where transformers says that recurrent layers run without kernels of their own.
-KERNELS_LOGGER = "transformers.integrations.hub_kernels"
 
 
 class PaddedPrefix:
@@ -120,8 +117,6 @@ class PaddedModel(CausalModel):
         refuse_others(model)
         super().__init__(model, adapter=adapter)
         self.refusal = refusal
-        if model.device.type != "cuda":  # the kernels that it advises to install are for GPUs
-            logging.getLogger(KERNELS_LOGGER).setLevel(logging.ERROR)
         if model.config._attn_implementation == IMPLEMENTATION:
             model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
         if "rescale_every" in model.config.to_dict():
