@@ -125,6 +125,7 @@ def train_items(
         # Its layers are gathered one by one as the whole model runs, so it is not cut.
         tree.freeze_below(0)
         tree.end_training()
+        tree.lean.forget()
     if tree is not None and (tree.first_trained == 0 or settings.adapter.cache_gigabytes is None):
         tree = None
     if sharded is not None:
