@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taskfit.models.transfer import on_device
 from taskfit.tree import Segments
 
 
@@ -58,7 +59,7 @@ def fork_layout(segments: Segments, device: torch.device) -> ForkLayout:
     """Bring a tree's segments to a device."""
     return ForkLayout(
         segments,
-        [torch.from_numpy(step.nodes).to(device) for step in segments.steps],
-        [torch.from_numpy(step.rows).to(device) for step in segments.steps],
-        torch.from_numpy(segments.cells).to(device),
+        [on_device(step.nodes, device) for step in segments.steps],
+        [on_device(step.rows, device) for step in segments.steps],
+        on_device(segments.cells, device),
     )

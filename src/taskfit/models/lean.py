@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taskfit.models.adapters import adapters_off
+from taskfit.models.lean_attention import masked_scores, normalized, rotated, signed_angles
 from taskfit.models.lean_blocks import LeanBlock, LeanLayout
 from taskfit.models.lean_layers import Angles, LayerParts, read_decoder
 from taskfit.models.lean_weights import (
@@ -48,6 +49,21 @@ def shared_weights(model: PreTrainedModel) -> Weights:
 def forget_weights(model: PreTrainedModel) -> None:
     """Give back what is kept ready of a base model whose weights are about to change."""
     _SHARED.pop(model, None)
+
+
+def apart_from_stock(states: Tensor, stock: Tensor, dtype: torch.dtype) -> str | None:
+    """Return what is wrong where states of a small tree are not the stock decoder's, else None.
+
+    Args:
+        states: In float32, (T, D).
+        stock: Those of the stock decoder.
+        dtype: The model's number format.
+    """
+    # The mean of the errors, as in 16 bits single states may be anything.
+    difference = float((states - stock).norm() / (stock.norm() + 1e-6))
+    if difference < (1e-4 if dtype == torch.float32 else 0.1):
+        return None
+    return f"its states differ from those of the stock decoder by {difference:.2g}"
 
 
 class LeanPass:
@@ -136,11 +152,8 @@ class LeanPass:
             self.refusal = str(error)
             return
         self._decoders[adapter] = found
-        # The mean of the errors, as in 16 bits single states may be anything.
-        difference = float((check() - stock).norm() / (stock.norm() + 1e-6))
-        if not difference < (1e-4 if self._model.dtype == torch.float32 else 0.1):
-            self._decoders[adapter] = None
-            self.refusal = f"its states differ from those of the stock decoder by {difference:.2g}"
+        if (apart := apart_from_stock(check(), stock, self._model.dtype)) is not None:
+            self._decoders[adapter], self.refusal = None, apart
         self._lower.are_asked_for |= adapter is None
 
 
@@ -263,24 +276,6 @@ def check_memory(model: PreTrainedModel, *, copies: int = 1) -> None:
         )
 
 
-def signed_angles(angles: Angles) -> Angles:
-    """Return angles as `_rotate` takes them: (T, 1, R), sines negative in the first half."""
-    found = {}
-    for kind, (cos, sin) in angles.items():
-        half = sin.shape[-1] // 2
-        signed = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)
-        found[kind] = (cos[:, None], signed[:, None])
-    return found
-
-
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate queries and keys, (T, heads, E); where there are fewer angles, the first numbers."""
-    size = cos.shape[-1]
-    turned = heads if size == heads.shape[-1] else heads[..., :size]
-    turned = torch.addcmul(turned * cos, turned.roll(size // 2, dims=-1), sin)
-    return turned if size == heads.shape[-1] else torch.cat((turned, heads[..., size:]), dim=-1)
-
-
 class _Layer:
     """One layer, ready to run."""
 
@@ -307,12 +302,7 @@ class _Layer:
         added = self._mixed(self._attend(heads, angles, layout, place))
         x.add_(added if behind is None else behind(added.float()), alpha=parts.residual_factor)
         entered = self._entering(inner(x).to(dtype))
-        if parts.is_gated:
-            gate, rest = entered.chunk(2, dim=-1)
-            entered = parts.activation(gate).mul_(rest)
-        else:
-            entered = parts.activation(entered)
-        added = self._leaving(entered)
+        added = self._leaving(parts.activated(entered))
         x.add_(added if last is None else last(added.float()), alpha=parts.residual_factor)
 
     def _attend(self, flat: Tensor, angles: Angles, layout: LeanLayout, place: int) -> Tensor:
@@ -320,13 +310,9 @@ class _Layer:
         parts, num_tokens = self._parts, len(flat)
         num_heads, num_kv = parts.num_heads, parts.num_kv
         heads = flat.view(num_tokens, num_heads + 2 * num_kv, -1)
-        turned = heads[:, : num_heads + num_kv]  # (T, H + N, E)
-        if parts.head_norms is not None:
-            of_queries, of_keys = parts.head_norms
-            pair = torch.split(turned.float(), [num_heads, num_kv], dim=1)
-            turned = torch.cat((of_queries(pair[0]), of_keys(pair[1])), dim=1).to(flat.dtype)
+        turned = normalized(heads[:, : num_heads + num_kv], parts)  # (T, H + N, E)
         if parts.kind is not None:
-            turned = _rotate(turned, *angles[parts.kind])
+            turned = rotated(turned, *angles[parts.kind])
         queries = turned[:, :num_heads].view(num_tokens, num_kv, -1, heads.shape[-1])
         queries = queries.permute(1, 2, 0, 3)  # (N, G, T, E)
         keys = turned[:, num_heads:].transpose(0, 1)  # (N, T, E)
@@ -349,17 +335,10 @@ class _Layer:
         self, queries: Tensor, keys: Tensor, values: Tensor, block: LeanBlock
     ) -> Tensor:
         """Return the mixed values of a block, (Q, H E), of queries (N, G, Q, E)."""
-        parts = self._parts
         num_kv, group, num_queries, width = queries.shape
         rows = queries.reshape(num_kv, group * num_queries, width)
-        scores = torch.bmm(rows, keys.transpose(1, 2)).view(num_kv, group, num_queries, -1)
-        bias = block.window_bias if parts.has_window else block.bias
-        if parts.softcap is None:
-            # One operator scales, masks and widens: in bfloat16 the softmax would be slower.
-            scores = torch.add(bias, scores, alpha=parts.scaling)
-        else:
-            capped = torch.tanh(scores.float() * (parts.scaling / parts.softcap)) * parts.softcap
-            scores = capped.add_(bias)
+        bias = block.window_bias if self._parts.has_window else block.bias
+        scores = masked_scores(rows, keys, bias, self._parts)
         weights = torch.softmax(scores, dim=-1).to(values.dtype)
         weights = weights.view(num_kv, group * num_queries, -1)
         if len(block.spans) == 1:

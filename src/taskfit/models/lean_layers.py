@@ -82,6 +82,13 @@ class LayerParts:
     kind: str | None
     residual_factor: float = 1.0
 
+    def activated(self, entered: Tensor) -> Tensor:
+        """Return what enters the last linear layer of the MLP, of what left the first ones."""
+        if not self.is_gated:
+            return self.activation(entered)
+        gate, rest = entered.chunk(2, dim=-1)
+        return self.activation(gate).mul_(rest)
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderParts:

@@ -25,7 +25,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from taskfit.models.attention import TreeLayout
 from taskfit.models.frozen_depth import decoder_layers
-from taskfit.models.lean import check_memory, shared_weights, signed_angles
+from taskfit.models.lean import check_memory, shared_weights
+from taskfit.models.lean_attention import signed_angles
 from taskfit.models.lean_layers import LayerParts, Norm, read_decoder
 from taskfit.models.lean_weights import NotLeanError, Weights, active_adapter, adapted_layer
 from taskfit.models.trained_attention import Kept, Pair, attend, attend_back, norm_back
@@ -48,6 +49,9 @@ class LeanTraining:
     """A model's decoder with a LoRA adapter in training.
 
     The adapter's parameters are read anew at each pass; what is frozen is made ready once.
+
+    Attributes:
+        dtype: The model's number format.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -63,7 +67,8 @@ class LeanTraining:
         _refuse_own_dropout(model)
         self._parts = read_decoder(model)
         check_memory(model, copies=2)
-        self._model, self._dtype = model, model.dtype
+        self._model = model
+        self.dtype: torch.dtype = model.dtype
         self._stock_layer = decoder_layers(model.get_decoder())[0]
         self._adapted = adapted_layer(model)
         if self._adapted is None:
@@ -75,19 +80,6 @@ class LeanTraining:
     def end(self) -> None:
         """Give back what only training needs."""
         shared_weights(self._model).drop_transposed()
-
-    def passes(
-        self, ids: Tensor, positions: Tensor, layout: TreeLayout, *, first: int
-    ) -> "TrainingPasses":
-        """Return the decoder's passes over one tree.
-
-        Args:
-            ids: Token ids, (1, T).
-            positions: Of each token in its own sequence, (1, T).
-            layout: Its masks in float32, prefix and record.
-            first: Index of the first layer in training.
-        """
-        return TrainingPasses(self, ids, positions, layout, first)
 
     def enter(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Return what enters the first layer, (T, D) in float32."""
@@ -109,7 +101,7 @@ class LeanTraining:
         Returns:
             What leaves the last of them, (T, D) in float32.
         """
-        angles = signed_angles(self._parts.angles(x[None, :1].to(self._dtype), positions))
+        angles = signed_angles(self._parts.angles(x[None, :1].to(self.dtype), positions))
         is_off = active_adapter(self._adapted) is None
         first = self._stock_layer
         again = isinstance(first, GradientCheckpointingLayer) and first.gradient_checkpointing
@@ -124,7 +116,7 @@ class LeanTraining:
     def leave(self, x: Tensor) -> Tensor:
         """Return the last hidden states in the model's number format, (T, D)."""
         parts = self._parts
-        states = (x if parts.final is None else parts.final(x)).to(self._dtype)
+        states = (x if parts.final is None else parts.final(x)).to(self.dtype)
         return states if parts.project_out is None else parts.project_out(states)
 
     @property
@@ -132,16 +124,18 @@ class LeanTraining:
         """Return whether adapters drop numbers of their inputs."""
         return bool(self._model.training)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the model's number format."""
-        found: torch.dtype = self._dtype
-        return found
-
 
 @dataclass(frozen=True, slots=True)
 class TrainingPasses:
-    """The passes of a decoder over one tree, in one part or two."""
+    """The passes of a decoder over one tree, in one part or two.
+
+    Attributes:
+        decoder: The decoder.
+        ids: Token ids, (1, T).
+        positions: Of each token in its own sequence, (1, T).
+        layout: The tree's masks in float32, prefix and record.
+        first: Index of the first layer in training.
+    """
 
     decoder: LeanTraining
     ids: Tensor
@@ -152,7 +146,7 @@ class TrainingPasses:
     def whole(self) -> Tensor:
         """Return the last hidden states, (T, D)."""
         x = self.decoder.enter(self.ids, self.positions)
-        return self._run(x, slice(None), drops=self.decoder.drops)
+        return self._rest(x, slice(None))
 
     @torch.no_grad()
     def lower(self) -> Tensor:
@@ -171,11 +165,11 @@ class TrainingPasses:
         """
         x = torch.zeros(self.ids.shape[1], states.shape[1])
         x[: len(states)] = states
-        return self._run(x, slice(self.first, None), drops=self.decoder.drops)
+        return self._rest(x, slice(self.first, None))
 
-    def _run(self, x: Tensor, layers: slice, *, drops: bool) -> Tensor:
-        decoder = self.decoder
-        return decoder.leave(decoder.run(x, self.positions, self.layout, layers, drops=drops))
+    def _rest(self, x: Tensor, layers: slice) -> Tensor:
+        one = self.decoder
+        return one.leave(one.run(x, self.positions, self.layout, layers, drops=one.drops))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +279,7 @@ class _Mlp(Function):
         count = 0 if of.is_off else len(entering.parameters)
         into = parts.norms[2](x).to(entering.dtype)
         entered, first = entering.forward(into, parameters[:count], masks[0])
-        added, second = leaving.forward(_activated(entered, parts), parameters[count:], masks[1])
+        added, second = leaving.forward(parts.activated(entered), parameters[count:], masks[1])
         ctx.layer, ctx.count = layer, len(first)
         raw = None if parts.norms[3] is None else added
         ctx.save_for_backward(x, entered, raw, *masks, *first, *second)
@@ -325,13 +319,6 @@ def _added_back(
     if behind is not None and raw is not None:
         of = norm_back(behind, of, raw.float())
     return of.to(dtype)
-
-
-def _activated(entered: Tensor, parts: LayerParts) -> Tensor:
-    if not parts.is_gated:
-        return parts.activation(entered)
-    gate, rest = entered.chunk(2, dim=-1)
-    return parts.activation(gate).mul_(rest)
 
 
 def _activation_back(

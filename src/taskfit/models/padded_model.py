@@ -34,6 +34,7 @@ from taskfit.models.served import (
     sees_later,
     unusable,
 )
+from taskfit.models.transfer import on_device
 from taskfit.models.tree_rows import RowBatch, row_batches, states_by_node
 from taskfit.tree import IntArray, TokenTree
 
@@ -182,7 +183,7 @@ class PaddedModel(CausalModel):
         self.num_tokens_run += sum(batch.nodes.size for batch in batches)
 
         def run(batch: RowBatch) -> Tensor:
-            ids = torch.from_numpy(tree.ids[batch.nodes]).to(self.device)
+            ids = on_device(tree.ids[batch.nodes], self.device)
             return self._run(ids, before)[0]
 
         depth = self._depth
@@ -192,7 +193,7 @@ class PaddedModel(CausalModel):
         def upper(states: Tensor) -> Tensor:
             found = []
             for batch in batches:
-                entering = states[torch.from_numpy(batch.nodes).to(states.device)]  # (B, L, D)
+                entering = states[on_device(batch.nodes, states.device)]  # (B, L, D)
                 found.append(depth.upper(partial(run, batch), entering))
             return states_by_node(batches, found)
 
@@ -211,7 +212,7 @@ class PaddedModel(CausalModel):
             The last token's last hidden state, (1, D), and the states behind it.
         """
         self.num_tokens_run += len(ids)
-        states, cache = self._run(torch.from_numpy(ids).to(self.device)[None], before, keep=True)
+        states, cache = self._run(on_device(ids, self.device)[None], before, keep=True)
         assert isinstance(cache, DynamicCache), "it was looked at when the model was loaded"
         return states[0, -1:], cache
 
@@ -282,7 +283,7 @@ class PaddedModel(CausalModel):
         tree = TokenTree.build(tails)
         with evaluation_mode(self.model):
             whole = self._decode(tree.behind(stem), prefix=None)[len(stem) :].float()
-            ids = torch.from_numpy(stem).to(self.device)[None]
+            ids = on_device(stem, self.device)[None]
             if not isinstance(self._run(ids, None, keep=True)[1], DynamicCache):
                 return False
             prefix = PaddedPrefix(stem, self)

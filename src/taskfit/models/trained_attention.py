@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taskfit.models.attention import TreeLayout, visible_to
+from taskfit.models.lean_attention import masked_scores, normalized, rotated
 from taskfit.models.lean_layers import LayerParts, Norm
 from taskfit.models.tree_blocks import BlockTensors
 
@@ -48,9 +49,7 @@ def attend(
     turned, raw = heads[:, : num_heads + num_kv], None
     if parts.head_norms is not None:
         raw = turned.clone()
-        of_queries, of_keys = parts.head_norms
-        pair = torch.split(turned.float(), [num_heads, num_kv], dim=1)
-        turned.copy_(torch.cat((of_queries(pair[0]), of_keys(pair[1])), dim=1))
+        turned.copy_(normalized(raw, parts))
     if angles is not None:
         turned.copy_(rotated(turned, *angles))
     queries, keys, values = _split(heads, parts)
@@ -64,7 +63,8 @@ def attend(
         own = slice(block.start, block.stop)
         rows = queries[:, :, own].reshape(num_kv, -1, heads.shape[-1])  # (N, G Q, E)
         seen = visible_to(block, keys, keys[:, own], before[0])
-        scores = _scores(rows, seen, block, parts)
+        bias = block.window_bias if parts.has_window else block.bias
+        scores = masked_scores(rows, seen, bias, parts)
         found = torch.softmax(scores, dim=-1).to(flat.dtype).view(num_kv, rows.shape[1], -1)
         mixed = torch.bmm(found, visible_to(block, values, values[:, own], before[1]))
         outputs.append(_as_tokens(mixed, num_heads))
@@ -157,30 +157,11 @@ def _split(heads: Tensor, parts: LayerParts) -> tuple[Tensor, Tensor, Tensor]:
     return queries.permute(1, 2, 0, 3), keys, values
 
 
-def _scores(rows: Tensor, keys: Tensor, block: BlockTensors, parts: LayerParts) -> Tensor:
-    """Return masked scores in float32, (N, G, Q, K)."""
-    bias = block.window_bias if parts.has_window else block.bias
-    num_kv, num_queries = len(rows), block.stop - block.start
-    scores = torch.bmm(rows, keys.transpose(1, 2)).view(num_kv, -1, num_queries, keys.shape[1])
-    if parts.softcap is None:
-        return torch.add(bias, scores, alpha=parts.scaling)
-    capped = torch.tanh(scores.float().mul_(parts.scaling / parts.softcap))
-    return capped.mul_(parts.softcap).add_(bias)
-
-
 def _as_tokens(mixed: Tensor, num_heads: int) -> Tensor:
     """Turn (N, G Q, E) to (Q, H E)."""
     num_kv, _, width = mixed.shape
     tokens = mixed.view(num_kv, num_heads // num_kv, -1, width).permute(2, 0, 1, 3)
     return tokens.reshape(tokens.shape[0], -1)
-
-
-def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (T, heads, E); where there are fewer angles, the first numbers alone."""
-    size = cos.shape[-1]
-    turned = heads if size == heads.shape[-1] else heads[..., :size]
-    turned = torch.addcmul(turned * cos, turned.roll(size // 2, dims=-1), sin)
-    return turned if size == heads.shape[-1] else torch.cat((turned, heads[..., size:]), dim=-1)
 
 
 def rotated_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from taskfit.models.compiled import compile_layers
 from taskfit.models.fork_layout import ForkLayout, fork_layout
 from taskfit.models.forked_state import fork_states, forks
 from taskfit.models.frozen_depth import FrozenDepth, decoder_layers
+from taskfit.models.lean import apart_from_stock
 from taskfit.models.lean_blocks import lean_layout
 from taskfit.models.lean_training import LeanTraining, TrainingPasses
 from taskfit.models.lean_weights import NotLeanError, packs_weights
@@ -128,11 +129,10 @@ class TreeModel(CausalModel):
         except NotLeanError as found:
             self.lean.refusal = str(found)
             return
-        # The mean of the errors, as in 16 bits single states may be anything.
-        difference = float((self._small_hidden() - stock).norm() / (stock.norm() + 1e-6))
-        if not difference < (1e-4 if self.model.dtype == torch.float32 else 0.1):
+        apart = apart_from_stock(self._small_hidden(), stock, self.model.dtype)
+        if apart is not None:
             self.end_training()
-            self.lean.refusal = f"its states differ from the stock decoder's by {difference:.2g}"
+            self.lean.refusal = apart
 
     def end_training(self) -> None:
         """Leave training passes to the stock decoder again, and give back what was kept ready."""
@@ -168,7 +168,8 @@ class TreeModel(CausalModel):
         """Run the decoder over a tree, keys and values recorded; return its last states, (T, D)."""
         self._switch()
         if self._forks and prefix is not None and not prefix.states:
-            prefix = self.encode_prefix(prefix.ids)  # it was cropped, which states cannot be
+            # It was cropped, which states cannot be; they serve all trees behind it.
+            prefix.states = self.encode_prefix(prefix.ids).states
         offset = prefix.length if prefix is not None else 0
         num_tokens = len(tree)
         on_cpu = self.device.type == "cpu"
@@ -202,7 +203,8 @@ class TreeModel(CausalModel):
         passes: TrainingPasses | StockPasses
         if self._trained is not None:
             layout = TreeLayout(blocks, prefix, record)
-            passes = self._trained.passes(ids, positions, layout, first=self.first_trained)
+            first = self.first_trained
+            passes = TrainingPasses(self._trained, ids, positions, layout, first)
         else:
             forks = self._fork_layout(tree, goes_on=offset > 0, recorded=record is not None)
             stacked = stack_blocks(blocks, offset) if compiled else None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taskfit.models.padded import plan_padded
+from taskfit.models.transfer import on_device
 from taskfit.tree import IntArray, TokenTree
 
 # Smallest budget of a batch (tokens); otherwise as many as the tree has unique ones, which whoever
@@ -67,8 +68,8 @@ def row_batches(tree: TokenTree, prefix_length: int) -> list[RowBatch]:
 def states_by_node(batches: Sequence[RowBatch], states: Sequence[Tensor]) -> Tensor:
     """Return the states of nodes, (T, D), of those of batches, each (B, L, D)."""
     read = [
-        one.flatten(0, 1)[torch.from_numpy(batch.read).to(one.device)]
+        one.flatten(0, 1)[on_device(batch.read, one.device)]
         for batch, one in zip(batches, states, strict=True)
     ]
     nodes = np.concatenate([batch.nodes.flat[batch.read] for batch in batches])
-    return torch.cat(read)[torch.from_numpy(np.argsort(nodes)).to(read[0].device)]
+    return torch.cat(read)[on_device(np.argsort(nodes), read[0].device)]
