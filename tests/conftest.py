@@ -85,12 +85,7 @@ def model_folder(
     tmp_path_factory: pytest.TempPathFactory, byte_level_tokenizer: "PreTrainedTokenizerFast"
 ) -> Path:
     """A tiny Llama saved with its tokenizer, as a user's local model."""
-    import tiny
-
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny.tiny_model("llama", len(byte_level_tokenizer)).save_pretrained(folder)
-    byte_level_tokenizer.save_pretrained(folder)
-    return folder
+    return _saved_model("llama", byte_level_tokenizer, tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")
@@ -98,11 +93,14 @@ def hybrid_folder(
     tmp_path_factory: pytest.TempPathFactory, byte_level_tokenizer: "PreTrainedTokenizerFast"
 ) -> Path:
     """A tiny hybrid of attention and recurrent layers, which the token tree does not serve."""
+    return _saved_model("jamba", byte_level_tokenizer, tmp_path_factory.mktemp("hybrid") / "tiny")
+
+
+def _saved_model(name: str, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> Path:
     import tiny
 
-    folder = tmp_path_factory.mktemp("hybrid") / "tiny"
-    tiny.tiny_model("jamba", len(byte_level_tokenizer)).save_pretrained(folder)
-    byte_level_tokenizer.save_pretrained(folder)
+    tiny.tiny_model(name, len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

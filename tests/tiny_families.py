@@ -85,18 +85,11 @@ _SLIDING_NOTE = {
     "v_head_dim": 16,
 }
 _NOTE = {
+    **_SLIDING_NOTE,
     "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
     "num_hidden_layers": 4,
     "mlp_layer_types": ["dense", "sparse"] * 2,
     "layer_types": ["indexed_attention"] * 2 + ["sliding_attention"] * 2,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "head_dim": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
     "index_head_dim": 16,
     "per_layer_config": {2: _SLIDING_NOTE, 3: _SLIDING_NOTE},
 }

@@ -1,23 +1,21 @@
 """Hybrids of attention and recurrences under the tree say what they say padded."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from taskfit.models.adapters import add_adapter, enable_gradient_checkpointing, trainable_parameters
-from taskfit.models.causal_model import CausalModel
 from taskfit.models.engine import causal_engine
 from taskfit.models.padded_model import PaddedModel
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings
 from taskfit.tree import TokenTree
 from tiny_hybrids import FORKING, VOCABULARY, tiny_hybrid
+from tiny_states import gradients, states_of
 
 generator = np.random.default_rng(0)
 STEM, LONG, *TAILS = (generator.integers(3, VOCABULARY, n) for n in (37, 41, 3, 1, 5, 2, 9))
@@ -26,21 +24,6 @@ ROWS = [np.concatenate((STEM, tail)) for tail in TAILS[:3]]
 ROWS += [np.concatenate((STEM, LONG, tail)) for tail in TAILS[2:4]] + [TAILS[4], ROWS[0]]
 # Kinds of recurrences: gated delta rule, Mamba 2 beside attention, convolutions alone.
 KINDS = ["qwen3_5_text", "falcon_h1", "lfm2"]
-
-
-def states_of(model: CausalModel, rows: list[np.ndarray]) -> tuple[TokenTree, Tensor]:
-    tree = TokenTree.build(rows)
-    return tree, model.hidden(tree, np.arange(len(tree)))
-
-
-def gradients(
-    model: PreTrainedModel, loss: Callable[[], Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    value = loss()
-    value.backward()  # type: ignore[no-untyped-call]
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return value.detach(), found
 
 
 def assert_same(

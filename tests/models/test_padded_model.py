@@ -1,7 +1,6 @@
 """Padded batches give what the tree gives, on models that no tree serves and on others."""
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from taskfit.models.quantize import four_bit_layers
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, ModelSettings
 from taskfit.tree import IntArray, TokenTree
+from tiny_hybrids import FORKING
+from tiny_states import gradients, states_of
 
 VOCABULARY = 61
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "pad_token_id": 0}
@@ -32,59 +33,11 @@ MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_gr
 EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1}
 # Of each family its configuration, and whether it goes on from its states by several tokens.
 FAMILIES: dict[str, tuple[str, dict[str, Any], bool]] = {
+    **{
+        name: (*FORKING[name], True)
+        for name in ("mamba2", "qwen3_next", "falcon_h1", "bamba", "lfm2")
+    },
     "mamba": ("MambaConfig", {**SIZES, "num_hidden_layers": 2, "state_size": 8}, False),
-    "mamba2": (
-        "Mamba2Config",
-        {
-            **SIZES,
-            "num_hidden_layers": 2,
-            "state_size": 8,
-            "num_heads": 4,
-            "head_dim": 16,
-            "n_groups": 1,
-            "chunk_size": 4,
-        },
-        True,
-    ),
-    "qwen3_next": (
-        "Qwen3NextConfig",
-        {
-            **ATTENTION,
-            **EXPERTS,
-            "num_hidden_layers": 4,
-            "head_dim": 8,
-            "moe_intermediate_size": 16,
-            "shared_expert_intermediate_size": 16,
-            "linear_num_value_heads": 2,
-            "linear_num_key_heads": 2,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-        },
-        True,
-    ),
-    "falcon_h1": (
-        "FalconH1Config",
-        {
-            **ATTENTION,
-            **MAMBA,
-            "num_hidden_layers": 2,
-            "mamba_d_ssm": 64,
-            "mamba_chunk_size": 4,
-            "head_dim": 8,
-        },
-        True,
-    ),
-    "bamba": (
-        "BambaConfig",
-        {
-            **ATTENTION,
-            **MAMBA,
-            "num_hidden_layers": 2,
-            "attn_layer_indices": [1],
-            "mamba_chunk_size": 4,
-        },
-        True,
-    ),
     "jamba": (
         "JambaConfig",
         {
@@ -100,15 +53,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], bool]] = {
             "use_mamba_kernels": False,
         },
         False,
-    ),
-    "lfm2": (
-        "Lfm2Config",
-        {
-            **ATTENTION,
-            "num_hidden_layers": 3,
-            "layer_types": ["conv", "full_attention", "conv"],
-        },
-        True,
     ),
     "recurrent_gemma": (
         "RecurrentGemmaConfig",
@@ -183,21 +127,6 @@ def plain_hidden(model: CausalModel, row: IntArray) -> Tensor:
     return states[0]
 
 
-def all_states(model: CausalModel, rows: list[IntArray]) -> tuple[TokenTree, Tensor]:
-    tree = TokenTree.build(rows)
-    return tree, model.hidden(tree, np.arange(len(tree)))
-
-
-def gradients(
-    model: PreTrainedModel, loss: Callable[[], Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    value = loss()
-    value.backward()  # type: ignore[no-untyped-call]
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return value.detach(), found
-
-
 def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     scale = max(float(g.abs().max()) for g in theirs.values())
@@ -211,7 +140,7 @@ def test_padded_batches_give_the_tree_s_states_and_gradients(architecture: str) 
     for padded in (False, True):
         model = tiny.tiny_model(architecture, VOCABULARY)
         engine = PaddedModel(model, refusal="none") if padded else TreeModel(model)
-        states = all_states(engine, ROWS)[1]
+        states = states_of(engine, ROWS)[1]
         weights = torch.linspace(-1, 1, states.numel()).view_as(states)
         found.append((states.detach(), gradients(model, lambda: (states * weights).sum())[1]))  # noqa: B023
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
@@ -225,7 +154,7 @@ def test_a_sequence_says_the_same_alone_and_in_company(name: str) -> None:
     assert not model.shares_prefixes
     assert model.refusal
     with torch.no_grad():
-        tree, states = all_states(model, ROWS)
+        tree, states = states_of(model, ROWS)
         for row, path in zip(ROWS, tree.paths, strict=True):
             torch.testing.assert_close(states[path], plain_hidden(model, row), rtol=1e-4, atol=1e-5)
             ids = torch.from_numpy(row)[None]
@@ -257,7 +186,7 @@ def test_what_continues_a_prefix_says_what_the_whole_says(name: str) -> None:
     assert model.continues == FAMILIES[name][2]
     tails = [row[6:] for row in ROWS[:3]]
     with torch.no_grad():
-        whole, expected = all_states(model, ROWS[:3])
+        whole, expected = states_of(model, ROWS[:3])
         prefix = model.encode_prefix(np.concatenate((STEM, [9, 9]))).cropped(6)
         before = model.num_tokens_run
         tree = TokenTree.build(tails)
@@ -435,7 +364,7 @@ def test_predicting_leaves_all_weights_as_they_are() -> None:
         before = {key: weight.clone() for key, weight in model.named_parameters()}
         engine = causal_engine(model)
         with torch.no_grad():
-            all_states(engine, ROWS)
+            states_of(engine, ROWS)
         for key, weight in model.named_parameters():
             assert torch.equal(weight, before[key]), f"{name}: {key}"
 
@@ -447,7 +376,7 @@ def test_another_object_over_the_same_model_reads_it_in_the_same_way() -> None:
         other = model.over(model.model, adapter="")
         assert (other.continues, other.refusal) == (model.continues, model.refusal)
         with torch.no_grad():
-            assert torch.equal(all_states(other, ROWS)[1], all_states(model, ROWS)[1])
+            assert torch.equal(states_of(other, ROWS)[1], states_of(model, ROWS)[1])
 
 
 def test_a_model_that_the_tree_does_not_reproduce_runs_padded() -> None:
@@ -465,7 +394,7 @@ def test_a_model_that_the_tree_does_not_reproduce_runs_padded() -> None:
     assert isinstance(engine, PaddedModel)
     assert "scores that it does not reproduce" in (engine.refusal or "")
     with torch.no_grad():
-        tree, states = all_states(engine, ROWS)
+        tree, states = states_of(engine, ROWS)
         torch.testing.assert_close(states[tree.paths[0]], plain_hidden(engine, ROWS[0]))
 
 
@@ -496,7 +425,7 @@ def test_a_model_whose_code_takes_no_tree_runs_padded_and_one_that_fails_is_one_
     assert isinstance(engine, PaddedModel)
     assert engine.refusal == "code that takes no tree (unexpected argument tree_layout)"
     with torch.no_grad():
-        tree, states = all_states(engine, ROWS)
+        tree, states = states_of(engine, ROWS)
         torch.testing.assert_close(states[tree.paths[0]], plain_hidden(engine, ROWS[0]))
 
     def broken(**_: object) -> object:
