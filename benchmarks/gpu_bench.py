@@ -213,7 +213,7 @@ def small_model_at_hand(bench: Bench, dtype: str) -> tuple[LoadedModel, str]:
         dtype: As settings name it.
     """
     if not bench.tiny and (cache_folder() / "models" / PACKAGED / WEIGHTS).is_file():
-        settings = ModelSettings(name=PACKAGED, dtype=dtype, device=bench.device.type)  # type: ignore[arg-type]
+        settings = ModelSettings(name=PACKAGED, dtype=dtype, device=bench.device.type)
         return load_model(settings), PACKAGED
     config = llama(bench) if bench.tiny else known_config(PACKAGED)
     model = random_model(config, bench, getattr(torch, dtype))

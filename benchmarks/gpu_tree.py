@@ -208,7 +208,7 @@ def compare_nf4(bench: Bench) -> dict[str, Any]:
         random_model(llama(bench), bench, torch.bfloat16, std=STD).save_pretrained(folder)
         small_tokenizer().save_pretrained(folder)
         name, device = folder, bench.device.type
-        settings = ModelSettings(name=name, dtype="bfloat16", device=device)  # type: ignore[arg-type]
+        settings = ModelSettings(name=name, dtype="bfloat16", device=device)
         tree = load_model(settings, quantization=adapter).tree
     model = random_model(llama(bench), bench, torch.float32)
     packed = four_bit_layers(tree.model)
@@ -306,7 +306,7 @@ def compare_optimizers(bench: Bench) -> dict[str, Any]:
 
     def stepped(optimizer: str, *, reload_after: int | None = None) -> Tensor:
         weight = nn.Parameter(start.to(bench.device, torch.bfloat16))
-        settings = TrainingSettings(optimizer=optimizer)  # type: ignore[arg-type]
+        settings = TrainingSettings(optimizer=optimizer)
         made = MasterOptimizer({"weight": weight}, settings)
         for step, grad in enumerate(gradients):
             if step == reload_after:
