@@ -38,6 +38,7 @@ from taskfit.methods.scoring import LabelScorer
 from taskfit.models.adapters import add_adapter, trainable_parameters
 from taskfit.models.evaluation_mode import evaluation_mode
 from taskfit.models.frozen_depth import first_trained_layer
+from taskfit.models.lean import shared_weights
 from taskfit.models.load import load_model
 from taskfit.models.packaged import packaged_folder
 from taskfit.settings import AdapterSettings, ModelSettings, TrainingSettings
@@ -267,6 +268,7 @@ def train_epoch(
     else:
         length = max(len(row_of(item)) for item in (*train, *dev))
         peer = PeerRecipe(folder, DTYPES[dtype], length=length, total_steps=steps, seed=seed)
+    laid_out = shared_weights(ours.loaded.tree.model).num_bytes if side == "ours" else 0
     memory = MemoryAccount(torch.device("cpu"))
     at_start = psutil.Process().memory_info().rss
     started = time.perf_counter()
@@ -298,6 +300,8 @@ def train_epoch(
         "mcc": round(float(matthews_corrcoef(gold, predicted)), 4),
         "peak_above_weights_mb": round(sum(memory.by_stage.values()) / 1e6),
         "resident_at_start_mb": round(at_start / 1e6),
+        # Frozen weights once more, for the processor; in memory at the start already.
+        "laid_out_mb": round(laid_out / 1e6),
     }
 
 
