@@ -38,6 +38,7 @@ FLOORS = {
     "plan": 7,
     "export": 7,
     "compare": 8,
+    "labels": 8,
     "serve": 8,
     "ui": 8,
     "cli": 9,

@@ -1,0 +1,1 @@
+"""The labels themselves: which are wrong, which to get next, and who can give them."""
