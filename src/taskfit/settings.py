@@ -56,6 +56,10 @@ FULL_LEARNING_RATE = 2e-5
 ENCODER_LEARNING_RATE = 1e-4
 
 
+# Value of `data.unlabeled`: what is drawn from the training table leaves these.
+REST = "rest"
+
+
 class DataSettings(Section):
     """What is read, and which part of it is used for what."""
 
@@ -67,7 +71,8 @@ class DataSettings(Section):
     validation: str | None = None
     """File or hub id of the validation set. None: `validation_fraction` of the training set."""
     unlabeled: str | None = None
-    """File or hub id of texts without labels that `method.name=distill` learns from instead."""
+    """File or hub id of texts without labels that `method.name=distill` learns from instead; rest:
+    the training texts that `num_train` or `shots_per_class` leaves out, their labels unseen."""
     text: list[str] = Field(default_factory=list)
     """Names of the text columns, in order. Empty: those of the task, or the only candidate."""
     label: str | None = None
@@ -116,8 +121,8 @@ class TaskSettings(Section):
     """What is asked of the model."""
 
     name: str | None = None
-    """Built-in task (cola, mnli, hans, sentiment) or a task file (.yaml). None: made from the
-    columns of the table."""
+    """Built-in task (cola, mnli, mnli_hans, hans, sentiment, sentiment3) or a task file (.yaml).
+    None: made from the columns of the table."""
     instruction: PromptText | None = None
     """Text before the demonstrations; replaces the task's own."""
     line: PromptText | None = None

@@ -14,7 +14,7 @@ from taskfit.data import BUILTIN_NAMES
 from taskfit.runs.file_names import RESULT_FILE
 from taskfit.runs.rows import fingerprint
 from taskfit.runs.sources import read_builtin, read_source
-from taskfit.settings import RunSettings
+from taskfit.settings import REST, RunSettings
 from taskfit.tasks import load_task
 
 # Where a run is done, what is shown of it, and how often it is saved. What was measured where
@@ -74,7 +74,7 @@ class Fingerprints:
         }
         if data.validation is not None:
             found["validation"] = self._source(data.validation, data.encoding, "test")
-        if data.unlabeled is not None:
+        if data.unlabeled not in (None, REST):
             found["unlabeled"] = self._source(data.unlabeled, data.encoding, "train")
         if data.train is not None:
             found["train"] = self._source(data.train, data.encoding, "train")

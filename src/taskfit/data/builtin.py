@@ -9,6 +9,7 @@ import os
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +38,7 @@ NLI = Columns(text=("premise", "hypothesis"), label="label")
 # What HANS tests separately (McCoy, Pavlick and Linzen 2019, table 1).
 HANS_COLUMNS = ("heuristic", "subcase")
 # Built-in set -> columns by which its metrics are cut up where no others are asked for.
-DEFAULT_SLICES = {"hans": ("heuristic", "gold")}
+DEFAULT_SLICES = dict.fromkeys(("hans", "mnli_hans"), ("heuristic", "gold"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,15 @@ def _hans(folder: Path | None) -> BuiltinData:
     )
 
 
+def _mnli_hans(folder: Path | None) -> BuiltinData:
+    """Train on three classes of MNLI; HANS has two, the task says what they are made of."""
+    mnli = _mnli(folder)
+    evaluations = {f"mnli_{name}": found for name, found in mnli.evaluations.items()}
+    return BuiltinData(
+        mnli.train, {**evaluations, **_hans_tests(folder)}, f"{mnli.description}; HANS"
+    )
+
+
 def _hans_tests(folder: Path | None) -> dict[str, list[Example]]:
     files = {
         "hans": "hans/heuristics_evaluation_set.txt",
@@ -151,11 +161,11 @@ def _hans_tests(folder: Path | None) -> dict[str, list[Example]]:
     return {"hans": _hub("jhu-cogsci/hans", "validation", folder, columns, source="hans")}
 
 
-def _sentiment(folder: Path | None) -> BuiltinData:
+def _sentiment(folder: Path | None, *, with_neutral: bool = False) -> BuiltinData:
     """Movie snippets in domain; tweets, products and editorials out of domain.
 
-    A snippet is positive if its mean rating is at least 0.5, negative at -0.5 or less, and left
-    out in between. Movies are split once and for all, whatever the run's seed.
+    A snippet is positive if its mean rating is at least 0.5, negative at -0.5 or less, and in
+    between left out, or neutral. Movies are split once and for all, whatever the run's seed.
     """
     local = folder / "sentiment" / VADER.filename if folder is not None else None
     archive = local if local is not None and local.is_file() else fetch_package(VADER)
@@ -168,7 +178,11 @@ def _sentiment(folder: Path | None) -> BuiltinData:
         "editorials": "nytEditorialSnippets_GroundTruth.txt",
     }
     sets = {
-        name: _rated(_member(data, f"hutto_ICWSM_2014/{file}"), f"sentiment/{name}")
+        name: _rated(
+            _member(data, f"hutto_ICWSM_2014/{file}"),
+            f"sentiment/{name}",
+            with_neutral=with_neutral,
+        )
         for name, file in files.items()
     }
     movies = sets.pop("movies")
@@ -180,16 +194,18 @@ def _sentiment(folder: Path | None) -> BuiltinData:
         train,
         {"movies": test, **sets},
         "Snippets rated by 20 people each (Hutto and Gilbert 2014, in vaderSentiment 3.3.2, MIT); "
-        f"mean ratings within {NEUTRAL_BELOW} of 0 are left out",
+        f"mean ratings within {NEUTRAL_BELOW} of 0 are {'neutral' if with_neutral else 'left out'}",
     )
 
 
-def _rated(raw: bytes, source: str) -> list[Example]:
+def _rated(raw: bytes, source: str, *, with_neutral: bool) -> list[Example]:
     examples = []
     for line, row in enumerate(raw.decode("utf-8").splitlines(), start=1):
         _, rating, text = row.split("\t", 2)
-        if abs(float(rating)) >= NEUTRAL_BELOW and text.strip():
+        is_neutral = abs(float(rating)) < NEUTRAL_BELOW
+        if text.strip() and (with_neutral or not is_neutral):
             label = "positive" if float(rating) > 0 else "negative"
+            label = "neutral" if is_neutral else label
             examples.append(Example(f"{source}:{line}", {"text": text.strip()}, label))
     return examples
 
@@ -227,7 +243,9 @@ def _hub(
 _LOADERS: dict[str, Callable[[Path | None], BuiltinData]] = {
     "cola": _cola,
     "mnli": _mnli,
+    "mnli_hans": _mnli_hans,
     "hans": _hans,
     "sentiment": _sentiment,
+    "sentiment3": partial(_sentiment, with_neutral=True),
 }
 BUILTIN_NAMES = tuple(_LOADERS)

@@ -18,6 +18,7 @@ from taskfit.methods.table import label_method
 from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.bases import Found, blended_places
 from taskfit.runs.blending import PREFIX, Blend, restore_blend
+from taskfit.runs.coarse import as_measured
 from taskfit.runs.records import QUESTIONS_FILE, library_versions
 from taskfit.runs.saved import (
     MODEL,
@@ -160,10 +161,11 @@ class Classifier:
 
     def by_question(
         self, examples: Sequence[Example], probabilities: FloatArray
-    ) -> Iterator[tuple[AskedQuestion, list[Example], FloatArray]]:
+    ) -> Iterator[tuple[AskedQuestion, Sequence[Example], FloatArray]]:
         """Give each question the examples that have a label of it, with their probabilities.
 
-        Questions without any label are left out.
+        Questions without any label are left out; one whose examples have coarser labels is asked
+        about these (`taskfit.runs.coarse`).
 
         Args:
             examples: N texts.
@@ -174,7 +176,7 @@ class Classifier:
             rows = [i for i, example in enumerate(own) if example.label is not None]
             if rows:
                 part = np.ascontiguousarray(probabilities[:, question.columns][rows])
-                yield question, [own[i] for i in rows], part
+                yield as_measured(question, [own[i] for i in rows], part)
 
     def evaluate(
         self, examples: Sequence[Example], probabilities: FloatArray

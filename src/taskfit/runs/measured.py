@@ -12,6 +12,7 @@ from taskfit.data import Example
 from taskfit.runs.baselines import Row
 from taskfit.runs.calibration import coverage_record
 from taskfit.runs.classifier import Classifier
+from taskfit.runs.coarse import as_measured
 from taskfit.runs.predictions import write_predictions
 from taskfit.runs.slices import measure_slices, slices_text, write_slices
 from taskfit.screen import Screen
@@ -69,16 +70,20 @@ class MeasuredSets:
             with_coverage: Whether prediction sets are checked.
             shortened: Ids of texts that lost their end, which are marked; None: it is not known.
         """
-        write_predictions(folder, name, examples, probabilities, classifier.questions, shortened)
+        asked, shown, own = classifier.questions, examples, probabilities
+        if "" in asked:
+            only, shown, own = as_measured(classifier.only, examples, probabilities)
+            asked = {"": only}
+        write_predictions(folder, name, shown, own, asked, shortened)
         if shortened and (count := sum(example.id in shortened for example in examples)):
             self.shortened.append(shortened_note(name, count, len(examples)))
-        for question, own, part in classifier.by_question(examples, probabilities):
+        for question, labelled, part in classifier.by_question(examples, probabilities):
             key = question.of_set(name)
-            self.evaluations[key] = question.evaluate(own, part)
-            if levels := question.level_metrics(own, part):
+            self.evaluations[key] = question.evaluate(labelled, part)
+            if levels := question.level_metrics(labelled, part):
                 self.levels[key] = levels
-            if with_coverage and (record := coverage_record(question, own, part)):
+            if with_coverage and (record := coverage_record(question, labelled, part)):
                 self.coverage[key] = record
-            if slices := measure_slices(question, key, own, part, by):
+            if slices := measure_slices(question, key, labelled, part, by):
                 write_slices(folder, {key: slices})
                 screen.note(slices_text(key, slices))

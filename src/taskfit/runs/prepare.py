@@ -27,7 +27,7 @@ from taskfit.runs.rows import (
 from taskfit.runs.seen import Seen, seen_in, tables_of
 from taskfit.runs.sources import check_labels_task, read_source
 from taskfit.runs.training_table import asked_and_train
-from taskfit.settings import DataSettings, RunSettings
+from taskfit.settings import REST, DataSettings, RunSettings
 from taskfit.tasks import (
     Task,
     choose_demonstrations,
@@ -119,7 +119,10 @@ def prepare_data(
         drawn = {"num_examples": data.num_train, "shots_per_class": data.shots_per_class}
         train = draw(train, **drawn, seed=settings.seed)
     demonstrations, train = _demonstrations(asked, train, settings, origin)
-    unlabeled = _unlabeled(asked, data, {**evaluations, "validation": validation})
+    if data.unlabeled == REST:
+        unlabeled = _rest(whole, [*demonstrations, *train])
+    else:
+        unlabeled = _unlabeled(asked, data, {**evaluations, "validation": validation})
     found = PreparedData(
         asked=asked,
         train=train,
@@ -134,7 +137,7 @@ def prepare_data(
             *earlier.notes,
             *earlier.learned_tests({**evaluations, VALIDATION: validation}),
             *unseparated_note(asked, read, data),
-            *lost_classes_note(whole, train),
+            *lost_classes_note(whole, [*demonstrations, *train]),
             *answer_notes(asked, len(read) - len(answered), evaluations),
             *_left_out(rows),
         ),
@@ -230,6 +233,22 @@ def _unlabeled(
             "learn from."
         )
     return texts
+
+
+def _rest(whole: Sequence[Example], drawn: Sequence[Example]) -> list[Example]:
+    """Return the training texts that were not drawn, without their labels.
+
+    Raises:
+        SettingsError: If there are none.
+    """
+    texts = {text_key(example) for example in drawn}
+    rest = [replace(e, label=None, target=None) for e in whole if text_key(e) not in texts]
+    if not rest:
+        raise SettingsError(
+            "data.unlabeled=rest is what a draw leaves of the training table, and here it leaves "
+            "nothing. Set data.num_train or data.shots_per_class to less, or name a file of texts."
+        )
+    return rest
 
 
 def sets_by_name(

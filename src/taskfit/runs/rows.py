@@ -72,7 +72,8 @@ def labelled_examples(
         asked: One question, or several; then an empty cell is a question without a label.
         data: Names columns.
         source: Name of the table, for ids and messages.
-        every_question: Whether each of several questions must have its column, or one suffices.
+        every_question: Whether each of several questions must have its column, or one suffices, as
+            where a table is for measuring alone; then labels may be coarse ones of the task, too.
         advice: What to do about a column that is not there.
 
     Raises:
@@ -80,7 +81,8 @@ def labelled_examples(
     """
     if isinstance(asked, Task):
         examples = to_examples(table, task_columns(asked, data, advice), source=source)
-        check_labels(examples, asked.label_names)
+        coarse = () if every_question else asked.coarse
+        check_labels(examples, [*asked.label_names, *coarse])
         return examples
     present = [str(name) for name in table.columns]
     there = [q for q in asked.questions if q.label_column in present]

@@ -39,6 +39,7 @@ class _Task(Entry):
     chat: bool = Field(False, strict=True)
     multi_label: bool = Field(False, strict=True)
     allow_control_tokens: bool = Field(False, strict=True)
+    coarse: dict[str, Texts] = Field({})
 
 
 def load_task(name_or_path: str) -> Task:
@@ -99,13 +100,16 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         chat=found.chat,
         multi_label=found.multi_label,
         allow_control_tokens=found.allow_control_tokens,
+        coarse={name: tuple(members) for name, members in found.coarse.items()},
     )
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:
     """Return the contents of a task file; `task_from_dict` gives the same task again."""
     # Said only where it is so: tasks of earlier versions have the same contents.
-    allowed = {"allow_control_tokens": True} if task.allow_control_tokens else {}
+    rare: dict[str, Any] = {"allow_control_tokens": True} if task.allow_control_tokens else {}
+    if task.coarse:
+        rare["coarse"] = {name: list(members) for name, members in task.coarse.items()}
     return {
         "name": task.name,
         "version": task.version,
@@ -124,5 +128,5 @@ def task_to_dict(task: Task) -> dict[str, Any]:
         "num_demonstrations": task.num_demonstrations,
         "chat": task.chat,
         "multi_label": task.multi_label,
-        **allowed,
+        **rare,
     }

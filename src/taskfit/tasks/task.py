@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from taskfit.errors import PromptError, SettingsError
 from taskfit.settings import TaskSettings
@@ -45,6 +45,8 @@ class Task:
         levels: Of a score, the numbers of its labels, ascending; empty for others.
         weight: Factor of its loss among several questions.
         allow_control_tokens: Whether control tokens that stand in texts and words are read as such.
+        coarse: Coarser label -> the labels that it is made of. An evaluation set in which one
+            stands is measured on coarser labels: their probabilities are sums.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Task:
     levels: tuple[float, ...] = ()
     weight: float = 1.0
     allow_control_tokens: bool = False
+    coarse: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what can be checked without a tokenizer; collect all problems.
@@ -75,7 +78,7 @@ class Task:
             problems.append(f"metric {self.metric!r}; allowed are {', '.join(METRICS)}")
         if self.num_demonstrations < 0:
             problems.append(f"num_demonstrations is {self.num_demonstrations}; 0 is the least")
-        problems += self._word_problems() + self._value_problems()
+        problems += self._word_problems() + self._value_problems() + self._coarse_problems()
         if problems:
             raise PromptError(f"Task {self.name}: " + "; ".join(problems) + ".")
 
@@ -108,6 +111,34 @@ class Task:
             elif value in names and value != name:
                 problems.append(f"value {value!r} of label {name!r} is the name of another label")
         return problems
+
+    def _coarse_problems(self) -> list[str]:
+        names, problems = self.label_names, []
+        if self.coarse and self.multi_label:
+            problems.append("coarse labels are for tasks of one label a text")
+        for coarse, members in self.coarse.items():
+            if coarse in names:
+                problems.append(f"the coarse label {coarse!r} is one of the labels, too")
+            for member in members:
+                if member not in names:
+                    problems.append(f"{coarse!r} is made of {member!r}, which is no label")
+        made = Counter(member for members in self.coarse.values() for member in members)
+        problems += [
+            f"label {name!r} is part of several coarse labels"
+            for name, count in made.items()
+            if count > 1
+        ]
+        return problems
+
+    def coarsened(self) -> "Task":
+        """Return the task of telling apart its coarse labels, and those that are part of none."""
+        made = {member: name for name, members in self.coarse.items() for member in members}
+        words: dict[str, list[str]] = {}
+        for label in self.labels:
+            words.setdefault(made.get(label.name, label.name), []).extend(label.words)
+        labels = tuple(Label(name, tuple(own)) for name, own in words.items())
+        values = {value: made.get(name, name) for value, name in self.values.items()} | made
+        return replace(self, labels=labels, values=values, coarse={})
 
     def with_instruction(self, instruction: str) -> "Task":
         """Return the same task with another instruction."""

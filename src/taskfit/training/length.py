@@ -48,7 +48,7 @@ def settle_length(
         epochs = _epochs(num_train, num_labels, per_epoch) if learns_labels else 1.0
     settled = training.model_copy(update={"epochs": epochs, "batch_size": batch_size})
     reason = ""
-    if training.epochs == "auto":
+    if training.epochs == "auto" and training.max_steps is None:
         steps = count_steps(max(1, num_train), settled)
         times = f"{steps / per_epoch:.3g}"
         classes = f" in {num_labels} classes" if num_labels else ""
