@@ -1,0 +1,239 @@
+"""Does curating instructions help? The same tuning on raw, filtered, deduplicated and few rows.
+
+    export TASKFIT_DATA=...
+    python benchmarks/curation.py                 # everything that is not done yet
+    python benchmarks/curation.py --prepare       # the data, before parts run side by side
+    python benchmarks/curation.py --part 1/2      # every second run, as one of two at a time
+    python benchmarks/curation.py --report        # the tables, of what is done
+
+results/experiments/curation.yaml says what is drawn, curated and trained. Every run is judged on the
+same held-out rows: the loss of their answers, row by row, and ROUGE-L of answers of its own. Each
+result is kept as soon as it is there (`--work`), so the command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from experiments import HOME, markdown
+from machine import describe
+from taskfit.stats.arrays import FloatArray, IntArray
+from taskfit.stats.bootstrap import percentile_interval, resample
+
+SETTINGS = HOME / "curation.yaml"
+BASE = "base"
+
+
+def curate(sources: Sequence[Path], out: Path, steps: Sequence[Any], *flags: str) -> list[str]:
+    """Run `taskfit curate`, unless its folder is there; return the rows that are left, as lines."""
+    if not (out / "data.jsonl").is_file():
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump({"seed": 0, "steps": list(steps)}, file)
+            file.flush()
+            command = ["curate", *map(str, sources), "-o", str(out), "--config", file.name, *flags]
+            subprocess.run([sys.executable, "-m", "taskfit", *command], check=True)
+    return (out / "data.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def draw(lines: Sequence[str], num: int, seed: int) -> tuple[list[str], list[str]]:
+    """Return lines drawn at random, and the others, both in their order."""
+    chosen = set(np.random.default_rng(seed).permutation(len(lines))[:num].tolist())
+    parts: tuple[list[str], list[str]] = ([], [])
+    for place, line in enumerate(lines):
+        parts[place not in chosen].append(line)
+    return parts
+
+
+def write(path: Path, lines: Sequence[str]) -> Path:
+    """Write lines into a file and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def prepare(given: dict[str, Any], work: Path) -> dict[str, Path]:
+    """Return the file of each training set, by condition and seed, and of the held-out rows."""
+    home = Path(os.environ["TASKFIT_DATA"]) / "instructions"
+    rows = curate([home / name for name in given["sources"]], work / "raw", ["empty"])
+    held_out, rest = draw(rows, given["held_out"], seed=0)
+    sets = {"held_out": write(work / "held_out.jsonl", held_out)}
+    rest_file = write(work / "rest.jsonl", rest)
+    clear = curate(
+        [rest_file], work / "clear", ["overlap"], "--against", f"held={sets['held_out']}"
+    )
+    sets["all-0"] = write(work / "all.jsonl", draw(clear, given["pool"], seed=0)[0])
+    filtered = curate([sets["all-0"]], work / "filtered", given["filters"])
+    sets["filtered-0"] = write(work / "filtered.jsonl", filtered)
+    few = given["few"]
+    unlike = curate([sets["filtered-0"]], work / "deduplicated", given["duplicates"])
+    sets["deduplicated-0"] = write(work / "deduplicated.jsonl", unlike)
+    top = {"step": "top", "k": few, "by": "tokens"}
+    longest = curate([sets["deduplicated-0"]], work / "longest", [top])
+    whole = sets["all-0"].read_text(encoding="utf-8").splitlines()
+    for seed in range(given["seeds"]["longest"]):
+        sets[f"longest-{seed}"] = write(work / "longest.jsonl", longest)
+    for seed in range(given["seeds"]["random"]):
+        sets[f"random-{seed}"] = write(work / f"random-{seed}.jsonl", draw(whole, few, seed)[0])
+    return sets
+
+
+def fit(name: str, file: Path, given: dict[str, Any], work: Path, flags: Sequence[str]) -> Path:
+    """Tune on a file, or go on with it; return the run's folder."""
+    folder = work / "runs" / name
+    if (folder / "settings.yaml").is_file():
+        command = ["fit", "--resume", str(folder)]
+    else:
+        settings = {**given["settings"], "seed": int(name.rsplit("-", 1)[1])}
+        config = work / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        command = ["fit", str(file), "--config", str(config), "--out", str(folder), *flags]
+    if not (folder / "result.json").is_file():
+        subprocess.run([sys.executable, "-m", "taskfit", *command], check=True)
+    return folder
+
+
+def judge(folder: Path | None, held_out: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Measure a run, or the model as it comes, on the held-out rows, row by row."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    from taskfit.data.instructions import read_instructions
+    from taskfit.models.load import load_model
+    from taskfit.runs.tuning.model import Decoding, TunedModel
+    from taskfit.runs.tuning.rows import prompt_of, reference_of
+    from taskfit.settings_file import settings_from_dict
+    from taskfit.tasks.chat import EncodedText
+
+    if folder is None:
+        settings = settings_from_dict(given["settings"])
+        tuned = TunedModel(settings, load_model(settings.model))
+    else:
+        tuned = TunedModel.load(folder, device="auto")
+    rows = list(read_instructions(str(held_out)).rows)
+    losses, tokens = [], []
+    for row in rows:
+        (text,), _ = tuned.encode([row])
+        assert isinstance(text, EncodedText), "held-out rows are no pairs"
+        losses.append(float(-tuned.log_probs([text])[0]))
+        tokens.append(int(text.num_learned))
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    asked = rows[: given["answered"]]
+    decoding = Decoding(max_new_tokens=given["max_new_tokens"])
+    answers = tuned.answer([prompt_of(row) for row in asked], decoding)
+    scores = [
+        scorer.score(reference_of(row), answer)["rougeL"].fmeasure
+        for row, answer in zip(asked, answers, strict=True)
+    ]
+    words = [len(answer.split()) for answer in answers]
+    return {"loss": losses, "tokens": tokens, "rouge_l": scores, "answer_words": words}
+
+
+def run(given: dict[str, Any], work: Path, part: tuple[int, int], flags: Sequence[str]) -> None:
+    """Tune and judge what is not done."""
+    sets = prepare(given, work)
+    held_out = sets.pop("held_out")
+    for place, (name, file) in enumerate({BASE: None, **sets}.items()):
+        record = work / "records" / f"{name}.json"
+        if place % part[1] != part[0] or record.is_file():
+            continue
+        folder = None if file is None else fit(name, file, given, work, flags)
+        found = judge(folder, held_out, given)
+        if folder is not None and file is not None:
+            result = json.loads((folder / "result.json").read_text())
+            found["rows"] = len(file.read_text(encoding="utf-8").splitlines())
+            found |= {key: result[key] for key in ("cpu_seconds", "tokens", "machine")}
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(found))
+        print(f"{name}: done", flush=True)
+
+
+def report(work: Path, out: Path) -> None:
+    """Write the tables: each condition, and what it is more or less than another."""
+    records = {p.stem: json.loads(p.read_text()) for p in sorted((work / "records").glob("*.json"))}
+    conditions: dict[str, list[dict[str, Any]]] = {}
+    for name, record in records.items():
+        conditions.setdefault(name.rsplit("-", 1)[0], []).append(record)
+    weights = np.array(next(iter(records.values()))["tokens"], np.float64)
+    losses = {name: np.mean([r["loss"] for r in own], axis=0) for name, own in conditions.items()}
+    rouge = {name: np.mean([r["rouge_l"] for r in own], axis=0) for name, own in conditions.items()}
+    lines, summary = [], {}
+    for name, own in conditions.items():
+        row: dict[str, Any] = {"rows": own[0].get("rows", 0), "seeds": len(own)}
+        row |= _mean_of("loss", losses[name], weights)
+        row |= _mean_of("rouge_l", rouge[name])
+        row["answer_words"] = float(np.mean([r["answer_words"] for r in own]))
+        row["cpu_seconds"] = float(np.mean([r.get("cpu_seconds", 0.0) for r in own]))
+        for other in ("all", "random"):
+            if other in conditions and other != name:
+                row |= _mean_of(f"loss_less_{other}", losses[name] - losses[other], weights)
+                row |= _mean_of(f"rouge_l_less_{other}", rouge[name] - rouge[other])
+        summary[name] = row
+        lines.append({"condition": name, **{k: _cell(v) for k, v in row.items()}})
+    ran_on = [record["machine"] for record in records.values() if "machine" in record]
+    machines = {json.dumps(machine, sort_keys=True) for machine in ran_on}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"conditions": summary, "machines": [json.loads(m) for m in sorted(machines)]}
+    out.with_suffix(".json").write_text(json.dumps({**whole, "reported_on": describe()}, indent=1))
+    import pandas as pd
+
+    table = markdown(pd.DataFrame(lines).set_index("condition").T.rename_axis("").reset_index())
+    out.with_suffix(".md").write_text(f"# curation\n\nMade by benchmarks/curation.py.\n\n{table}")
+    print(table)
+
+
+def _mean_of(name: str, values: Any, weights: Any = None) -> dict[str, Any]:  # noqa: ANN401
+    """Return a mean over rows with its 95 % interval; a loss is one of tokens, summed by row."""
+    weights = np.ones(len(values)) if weights is None else weights
+
+    def mean(rows: IntArray) -> FloatArray:
+        return np.asarray(values[rows].sum(axis=-1) / weights[rows].sum(axis=-1))
+
+    interval = percentile_interval(resample(mean, len(values), np.random.default_rng(0)))
+    return {name: float(mean(np.arange(len(values)))), f"{name}_interval": interval}
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - a number or an interval
+    if isinstance(value, tuple):
+        return f"{value[0]:+.3f} to {value[1]:+.3f}"
+    if isinstance(value, float) and value == value:
+        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    return "" if isinstance(value, float) else f"{value:,}"
+
+
+def main() -> None:
+    """Run a part, or report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=SETTINGS)
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments/curation"))
+    parser.add_argument("--part", default="1/1", help="such as 1/2")
+    parser.add_argument("--model", help="another model than the packaged one")
+    parser.add_argument("--set", action="append", default=[], help="further settings of the runs")
+    parser.add_argument("--prepare", action="store_true", help="curate, and train nothing")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--out", type=Path, default=HOME / "curation")
+    own = parser.parse_args()
+    if own.report:
+        report(own.work, own.out)
+        return
+    given = yaml.safe_load(own.config.read_text(encoding="utf-8"))
+    flags = [x for key in own.set for x in ("--set", key)]
+    if own.model:
+        flags += ["--model", own.model]
+        given["settings"]["model"]["name"] = own.model
+    if own.prepare:
+        prepare(given, own.work)
+        return
+    first, of = map(int, own.part.split("/"))
+    run(given, own.work, (first - 1, of), flags)
+
+
+if __name__ == "__main__":
+    main()

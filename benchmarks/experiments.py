@@ -1,0 +1,283 @@
+"""What the experiments of docs/experiments say beside what was published, from their runs.
+
+    python benchmarks/experiments.py cola runs/experiments/cola
+    python benchmarks/experiments.py nli runs/experiments/nli
+    python benchmarks/experiments.py nli runs/experiments/nli3 --out results/experiments/nli3
+    python benchmarks/experiments.py sentiment3 runs/experiments/sentiment3
+
+Writes NAME.json (every number) and NAME.md (the tables of the page) into results/experiments. No
+model is loaded; the comparison may be half finished.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from taskfit.report.evidence import Evidence, read_evidence
+from taskfit.report.tables import run_table, score_table
+from taskfit.runs.slices import read_slices
+from taskfit.stats.comparison import compare_methods
+
+HOME = Path(__file__).parents[1] / "results" / "experiments"
+MEGABYTE = 1e6
+# Of the published studies: sentences, pairs and texts that they measured on.
+PUBLISHED_EXAMPLES = 50
+PUBLISHED_TEST = 100
+NUM_SUBSETS = 200
+# Slices of HANS that are shown; the reader of slices joins columns so.
+BY = "heuristic x gold"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table as Markdown."""
+    lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
+    lines += [[str(cell) for cell in row] for row in table.itertuples(index=False, name=None)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def scores_wide(evidence: Evidence) -> pd.DataFrame:
+    """Return the scores of every method and size: mean and 95 % interval on each set, and costs."""
+    scores, runs = score_table(evidence), run_table(evidence)
+    cells = scores.assign(
+        cell=[
+            f"{r.score:.3f} ({r.low:.3f} to {r.high:.3f})" for r in scores.itertuples(index=False)
+        ]
+    )
+    wide = cells.pivot_table(
+        index=["system", "size"], columns="evaluation", values="cell", aggfunc="first", sort=False
+    )
+    first = runs[runs["evaluation"] == evidence.in_domain]
+    costs = first.groupby(["system", "size"], sort=False).agg(
+        draws=("draw", "nunique"),
+        seconds=("processor_seconds", "mean"),
+        megabytes=("peak_memory_bytes", lambda values: values.mean() / MEGABYTE),
+    )
+    table = wide.join(costs).reset_index()
+    table["seconds"] = table["seconds"].map("{:,.0f}".format)
+    table["megabytes"] = table["megabytes"].map("{:,.0f}".format)
+    table["size"] = table["size"].map(lambda size: f"{size:,}" if size else "0")
+    return table.rename(columns={"system": "method", "size": "labels", "seconds": "CPU seconds"})
+
+
+def wordings(evidence: Evidence) -> dict[str, Any]:
+    """Tell how far wordings of a prompt lie apart, before and after tuning, beyond chance.
+
+    Chance is what another seed changes, other demonstrations, order and adapter: an F test over
+    wordings, and the range that as many runs of one wording span on average (the studentized range
+    of that many normal values, with the pooled standard deviation of seeds).
+    """
+    runs = run_table(evidence)
+    names = {"before": {"published": "few-shot"}, "after": {"published": "recipe"}}
+    for system in dict.fromkeys(runs["system"]):
+        if system.endswith(", before"):
+            wording = system.removesuffix(", before")
+            names["before"][wording] = system
+            names["after"][wording] = wording
+    found: dict[str, Any] = {}
+    for when, systems in names.items():
+        for evaluation in evidence.evaluations:
+            own = runs[runs["evaluation"] == evaluation]
+            groups = {w: own.loc[own["system"] == s, "mcc"].tolist() for w, s in systems.items()}
+            groups = {wording: values for wording, values in groups.items() if values}
+            found[f"{when}, {evaluation}"] = {"mcc": groups, **_spread([*groups.values()])}
+    return found
+
+
+def _spread(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return how far the means of groups lie apart, and how far chance would move them."""
+    means = [float(np.mean(group)) for group in groups]
+    several = [group for group in groups if len(group) > 1]
+    found: dict[str, Any] = {"range_of_means": max(means) - min(means) if means else 0.0}
+    if len(several) < 2:
+        return found
+    pooled = np.sqrt(np.mean([np.var(group, ddof=1) for group in several]))
+    degrees = sum(len(group) - 1 for group in several)
+    # Of one run a wording, as published, and of the means here.
+    alike = stats.studentized_range(len(groups), degrees)
+    per_mean = pooled / np.sqrt(np.mean([len(group) for group in several]))
+    test = stats.f_oneway(*several)
+    return found | {
+        "sd_of_seeds": float(pooled),
+        "range_by_chance_of_single_runs": float(alike.mean() * pooled),
+        "range_by_chance_of_single_runs_95": float(alike.ppf(0.95) * pooled),
+        "range_by_chance_of_means": float(alike.mean() * per_mean),
+        "p_value": float(test.pvalue),
+    }
+
+
+def against(evidence: Evidence, reference: str) -> list[dict[str, Any]]:
+    """Compare every method with a reference on all examples, and on as few as were published.
+
+    Of `NUM_SUBSETS` draws of 50 examples: how often the difference is significant (5 %), and how
+    often its sign is the other one.
+    """
+    rows = []
+    generator = np.random.default_rng(0)
+    for size in evidence.sizes:
+        for evaluation in evidence.evaluations:
+            contenders = evidence.contenders(size, evaluation)
+            if reference not in {c.name for c in contenders} or len(contenders) < 2:
+                continue
+            aligned = evidence.align(contenders, evaluation)
+            whole = aligned.comparison.relative_to(reference)
+            num = len(aligned.gold)
+            few = [
+                generator.choice(num, min(PUBLISHED_EXAMPLES, num), replace=False)
+                for _ in range(NUM_SUBSETS)
+            ]
+            base = [c.name for c in aligned.contenders].index(reference)
+            for place, one in enumerate(aligned.contenders):
+                if one.name == reference:
+                    continue
+                pair = aligned.predicted[[place, base]]
+                difference = next(d for d in whole.differences if d.method == one.name)
+                parts = [
+                    compare_methods(
+                        pair[:, :, chosen],
+                        aligned.gold[chosen],
+                        methods=["own", "reference"],
+                        metric=aligned.metric,
+                    )
+                    .relative_to("reference")
+                    .differences[0]
+                    for chosen in few
+                ]
+                rows.append(
+                    {
+                        "labels": size,
+                        "set": evaluation,
+                        "method": one.name,
+                        "draws": len(aligned.draws),
+                        "examples": num,
+                        "difference": difference.difference,
+                        "low": difference.interval[0],
+                        "high": difference.interval[1],
+                        "adjusted_p_value": difference.adjusted_p_value,
+                        "significant_with_50": float(np.mean([p.p_value < 0.05 for p in parts])),
+                        "other_sign_with_50": float(
+                            np.mean([p.difference * difference.difference < 0 for p in parts])
+                        ),
+                    }
+                )
+    return rows
+
+
+def slices(evidence: Evidence) -> pd.DataFrame:
+    """Return the accuracy by slice, mean over draws, of every method at its most labels."""
+    rows = []
+    for variant in evidence.variants:
+        most = variant.sizes[-1]
+        for run in variant.runs:
+            if run.size == most:
+                rows += [{"method": variant.name, **row} for row in read_slices(run.folder)]
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    crossed = table[table["by"] == BY]
+    wide = crossed.pivot_table(
+        index="method", columns=["evaluation", "value"], values="accuracy", sort=False
+    )
+    wide.columns = [": ".join(map(str, pair)) for pair in wide.columns]
+    return wide.map("{:.2f}".format).reset_index()
+
+
+def perfect_scores(evidence: Evidence) -> dict[str, Any]:
+    """Tell what all right of 100 test texts says, and how sets of 100 scatter here."""
+    exact = stats.binomtest(PUBLISHED_TEST, PUBLISHED_TEST).proportion_ci(method="exact")
+    found: dict[str, Any] = {
+        "interval_of_100_of_100": [exact.low, exact.high],
+        # With this accuracy one set of 100 in twenty has no mistake.
+        "accuracy_that_is_perfect_in_one_of_20": 0.05 ** (1 / PUBLISHED_TEST),
+    }
+    generator = np.random.default_rng(0)
+    name = evidence.in_domain
+    for variant in evidence.variants:
+        for size in variant.sizes:
+            contender = variant.at(size, name)
+            if contender is None:
+                continue
+            correct = evidence.answers[name].of(list(contender.runs.values())).correct
+            parts = [
+                correct[:, generator.choice(correct.shape[1], PUBLISHED_TEST, replace=False)]
+                for _ in range(NUM_SUBSETS)
+            ]
+            scores = np.concatenate([part.mean(axis=1) for part in parts])
+            found[f"{variant.name}, {size}"] = {
+                "accuracy": float(correct.mean()),
+                "sets_of_100": [float(x) for x in np.quantile(scores, [0.025, 0.975])],
+                "best_set_of_100": float(scores.max()),
+            }
+    return found
+
+
+def write(name: str, evidence: Evidence, out: Path) -> None:
+    """Write what an experiment says."""
+    parts = {"scores": scores_wide(evidence)}
+    record: dict[str, Any] = {"runs": run_table(evidence).drop(columns="command")}
+    if name == "cola":
+        record["wordings"] = found = wordings(evidence)
+        parts["wordings"] = _wording_table(found)
+    elif name == "nli":
+        rows = against(evidence, "in context")
+        record["against"], parts["against in-context learning"] = rows, _against_table(rows)
+        parts["slices"] = slices(evidence)
+    elif name == "sentiment3":
+        record["perfect"] = perfect_scores(evidence)
+        parts["sets of 100"] = pd.DataFrame(
+            {"what": what, "found": json.dumps(value)} for what, value in record["perfect"].items()
+        )
+    record["runs"] = json.loads(record["runs"].to_json(orient="records", double_precision=6))
+    machines = {json.dumps(r.result.machine, sort_keys=True) for r in evidence.runs}
+    record["machines"] = [json.loads(one) for one in sorted(machines)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    text = "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in parts.items())
+    out.with_suffix(".md").write_text(f"# {name}\n\nMade by benchmarks/experiments.py.\n\n{text}")
+    print(text)
+
+
+def _wording_table(found: dict[str, Any]) -> pd.DataFrame:
+    rows = []
+    for where, own in found.items():
+        cells = {
+            w: f"{np.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for w, v in own["mcc"].items()
+        }
+        numbers = {key: f"{value:.3f}" for key, value in own.items() if key != "mcc"}
+        rows.append({"set": where, **cells, **numbers})
+    return pd.DataFrame(rows).set_index("set").T.rename_axis("wording").reset_index()
+
+
+def _against_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "labels": row["labels"],
+            "set": row["set"],
+            "method": row["method"],
+            "difference": f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
+            "adjusted p": f"{row['adjusted_p_value']:.2g}",
+            "significant in sets of 50": f"{row['significant_with_50']:.0%}",
+            "other sign in sets of 50": f"{row['other_sign_with_50']:.0%}",
+        }
+        for row in rows
+    )
+
+
+def main() -> None:
+    """Read runs, write tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", choices=["cola", "nli", "sentiment3"])
+    parser.add_argument("folder", type=Path, help="of the comparison")
+    parser.add_argument("--out", type=Path, help="default: results/experiments/EXPERIMENT")
+    given = parser.parse_args()
+    out = given.out or HOME / given.experiment
+    write(given.experiment, read_evidence(given.folder), out)
+
+
+if __name__ == "__main__":
+    main()
