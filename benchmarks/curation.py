@@ -3,7 +3,7 @@
     export TASKFIT_DATA=...
     python benchmarks/curation.py                 # everything that is not done yet
     python benchmarks/curation.py --prepare       # the data, before parts run side by side
-    python benchmarks/curation.py --part 1/2      # every second run, as one of two at a time
+    python benchmarks/curation.py --part 1/2      # every second run, one of two at a time
     python benchmarks/curation.py --report        # the tables, of what is done
 
 results/experiments/curation.yaml says what is drawn, curated and trained. Every run is judged on the
