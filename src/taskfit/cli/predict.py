@@ -24,6 +24,7 @@ from taskfit.cli.flags import (
     checked_quotes,
     parse_options,
     parse_pairs,
+    parse_thresholds,
     table_of,
     tell,
 )
@@ -142,6 +143,14 @@ def predict(
             "--abstain-below", help="Leave answers out whose probability is lower, such as 0.8."
         ),
     ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold",
+            help="Several labels a text: give labels from this probability on, such as 0.3, or one "
+            "of them: LABEL=0.3; repeatable.",
+        ),
+    ] = None,
     use_ray: Annotated[
         bool, typer.Option("--ray", help="Predict on a Ray cluster, new or given.")
     ] = False,
@@ -168,6 +177,7 @@ def predict(
         "coverage": coverage,
         "per_class": per_class,
         "abstain_below": abstain_below,
+        "thresholds": parse_thresholds(threshold or []),
         "allow_other_base": allow_other_base,
         "only_predictions": only_predictions,
     }
