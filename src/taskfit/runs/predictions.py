@@ -200,10 +200,10 @@ def _renamed(
 def _answers(rows: FloatArray, question: AskedQuestion) -> list[str | None]:
     """Return the answer to each text, None where there is none; of several labels those given."""
     labels = question.task.label_names
-    unanswered = np.isnan(rows).all(axis=1).tolist()
+    answered = np.asarray(~np.isnan(rows).all(axis=1))
     if question.task.multi_label:
         names = np.array(labels, dtype=object)
         found = [SEVERAL.join(sorted(names[given])) for given in question.given(rows)]
     else:
         found = [labels[place] for place in np.nan_to_num(rows).argmax(axis=1)]
-    return [None if none else answer for answer, none in zip(found, unanswered, strict=True)]
+    return [answer if given else None for answer, given in zip(found, answered, strict=True)]
