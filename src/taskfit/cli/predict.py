@@ -1,5 +1,6 @@
 """`taskfit evaluate` and `taskfit predict`: use a finished run on other texts."""
 
+import itertools
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from taskfit.runs.cluster import RayCluster
     from taskfit.runs.predict import PredictedFile
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from taskfit.runs.table_texts import GivenTable
 
 ABSTAINED = "abstained"
+MOST_ANSWERS = 12
 
 COLUMNS = "TASK'S=TABLE'S"
 
@@ -262,11 +264,21 @@ def labelled_line(out: str, found: "PredictedFile") -> str:
     """Say how many texts of a file were labelled, and how."""
     several = len(found.counts) > 1
     counts = "; ".join(
-        (f"{column.removeprefix('predicted_')}: " if several else "")
-        + ", ".join(f"{label} {count:,}" for label, count in by_label.items())
-        for column, by_label in found.counts.items()
+        (f"{column.removeprefix('predicted_')}: " if several else "") + _most_frequent(by_answer)
+        for column, by_answer in found.counts.items()
     )
     return f"{found.num_rows - found.num_errors:,} texts labelled ({counts}): {out}"
+
+
+def _most_frequent(counts: "Mapping[str, int]") -> str:
+    """Return how often answers were given, most frequent first; of very many only the first."""
+    shown = [
+        f"{answer or 'none of them'} {count:,}"
+        for answer, count in itertools.islice(counts.items(), MOST_ANSWERS)
+    ]
+    if more := len(counts) - len(shown):
+        shown.append(f"{more:,} other answer{'s' * (more > 1)}")
+    return ", ".join(shown)
 
 
 def _abstentions(found: "PredictedFile", threshold: float | None) -> "Iterator[str]":

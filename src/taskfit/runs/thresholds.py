@@ -233,7 +233,8 @@ def _short_sentence(goal: Goal, target: float, names: Sequence[str]) -> str:
         shown += f" and {len(names) - MOST_NAMED} more"
     if goal == "f1":
         return f"thresholds: none of these texts has {shown}; the threshold of all labels is taken"
+    bound = "least" if goal == "precision" else "most"
     return (
         f"thresholds: too few texts, or too many mistakes, to keep a {goal} of {target:g} for "
-        f"{shown}; each has the threshold that comes closest, or 0.5 where no text has it"
+        f"{shown}; each has the threshold that comes closest, and at {bound} 0.5"
     )

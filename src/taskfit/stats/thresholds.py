@@ -55,8 +55,8 @@ def fit_thresholds(
     is wrong: right / (given + 1) and right / (present + 1). For recall that is split conformal
     prediction (Vovk et al. 2005; `stats.conformal`): new texts like these keep it on average. For
     precision it is a guard against the luck of the chosen cut, which has no such proof. Where no
-    threshold reaches the target, the one that comes closest is taken. A label that no text has
-    keeps one half.
+    threshold reaches the target, the one that comes closest is taken, though for precision none
+    below one half, and for recall none above it. A label that no text has keeps one half.
 
     Args:
         probabilities: (N, L).
@@ -163,11 +163,14 @@ def _reaching(
         share = right / (present.sum() + 1)
         enough = share >= target
         # Recall only rises on the way down; the first is the one that costs least precision.
-        return float(cuts[(enough if enough.any() else share).argmax()]), bool(enough.any())
+        if enough.any():
+            return float(cuts[enough.argmax()]), True
+        return min(THRESHOLD, float(cuts[share.argmax()])), False
     share = right / (given + 1)
     enough = share >= target
     if not enough.any():
-        return float(cuts[np.flatnonzero(share == share.max())[-1]]), False
+        # What cannot be told from others would else be said of all texts.
+        return max(THRESHOLD, float(cuts[np.flatnonzero(share == share.max())[-1]])), False
     first = int(enough.argmax())
     kept = enough[first:]
     last = first + (len(kept) if kept.all() else int(kept.argmin())) - 1
