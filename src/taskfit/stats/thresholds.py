@@ -50,8 +50,8 @@ def fit_thresholds(
     that is best for the F1 of all labels taken together, by 10 / (10 + texts that have the label):
     of few texts the best cut is mostly chance.
 
-    `precision`: the lowest threshold, going down from the surest text, that keeps the wanted
-    precision; `recall`: the highest one that has the wanted recall. Both count one text more that
+    `precision`: the lowest threshold that has the wanted precision; `recall`: the highest one that
+    has the wanted recall. Both count one text more that
     is wrong: right / (given + 1) and right / (present + 1). For recall that is split conformal
     prediction (Vovk et al. 2005; `stats.conformal`): new texts like these keep it on average. For
     precision it is a guard against the luck of the chosen cut, which has no such proof. Where no
@@ -171,10 +171,7 @@ def _reaching(
     if not enough.any():
         # What cannot be told from others would else be said of all texts.
         return max(THRESHOLD, float(cuts[np.flatnonzero(share == share.max())[-1]])), False
-    first = int(enough.argmax())
-    kept = enough[first:]
-    last = first + (len(kept) if kept.all() else int(kept.argmin())) - 1
-    return float(cuts[last]), True
+    return float(cuts[np.flatnonzero(enough)[-1]]), True
 
 
 def _logit(values: FloatArray) -> FloatArray:
