@@ -1,6 +1,7 @@
 """Thresholds per label against one half, on texts that have one to three labels.
 
-    TASKFIT_DATA=../shared/data python benchmarks/thresholds.py --out results/labels/thresholds.json
+    TASKFIT_DATA=../shared/data python benchmarks/thresholds.py --out OUT.json
+    ... --method head --seeds 1 --sets messages --out OUT.json
 
 No set in the folder has several labels a text, so two are made of sets with one:
 
@@ -8,8 +9,9 @@ No set in the folder has several labels a text, so two are made of sets with one
   with several concerns; 20 intents, the most frequent one seven times as frequent as the rarest.
 - news: one or two stories of different sections of AG News one after the other; four sections.
 
-Training and test texts come from the training and test part. A probe on MiniLM's features learns
-300 texts; 25, 50, 100 or 200 further ones choose thresholds; 1,000 test texts measure. Five draws.
+Training and test texts come from the training and test part. A probe on MiniLM's features, or a
+head, learns 300 texts; 25, 50, 100 or 200 further ones choose thresholds; 1,000 test texts measure.
+Five draws.
 """
 
 import argparse
@@ -35,6 +37,7 @@ TARGET = 0.9
 NUM_TRAIN, NUM_TEST, NUM_VALIDATION = 300, 1000, (25, 50, 100, 200)
 GOALS: tuple[Goal, ...] = ("f1", "precision", "recall")
 # Of each number of texts joined, from one on; and by what power of its rank a label is rarer.
+METHODS = {"probe": {"name": "probe", "features": "minilm"}, "head": {"name": "head"}}
 SETS = {
     "messages": ("banking77", 20, (0.4, 0.4, 0.2), 0.65),
     "news": ("ag_news", 4, (0.5, 0.5), 0.0),
@@ -79,8 +82,8 @@ def measured(given: BoolArray, gold: BoolArray, reached: BoolArray, goal: str) -
     return found
 
 
-def one_draw(name: str, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """Fit a probe on one draw and measure all conditions."""
+def one_draw(name: str, seed: int, folder: Path, method: str) -> list[dict[str, Any]]:
+    """Fit on one draw and measure all conditions."""
     source, count, shares, power = SETS[name]
     _, pool, test = READERS[source](Path(os.environ["TASKFIT_DATA"]))
     frequent = sorted(
@@ -108,7 +111,7 @@ def one_draw(name: str, seed: int, folder: Path) -> list[dict[str, Any]]:
                 "text": ["text"],
             },
             "task": {"multi_label": True},
-            "method": {"name": "probe", "features": "minilm"},
+            "method": METHODS[method],
             "calibration": {"thresholds": "none"},
         }
     )
@@ -162,17 +165,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--method", choices=list(METHODS), default="probe")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     started = time.process_time()
     for name in given.sets:
         for seed in range(given.seeds):
             with tempfile.TemporaryDirectory() as folder:
-                rows += one_draw(name, seed, Path(folder))
+                rows += one_draw(name, seed, Path(folder), given.method)
             print(f"{name}, draw {seed}: {time.process_time() - started:,.0f} processor seconds")
     print(table(rows))
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    about = {"target": TARGET, "pull": PULL, "num_train": NUM_TRAIN, "num_test": NUM_TEST}
+    about = {
+        "method": given.method,
+        "target": TARGET,
+        "pull": PULL,
+        "num_train": NUM_TRAIN,
+        "num_test": NUM_TEST,
+    }
     rounded = [
         {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows
     ]

@@ -662,7 +662,7 @@ def test_the_card_says_what_was_trained_and_what_is_no_part_of_the_export(
         **{"features": ["model", "minilm"], "weights": [0.4, 0.35, 0.25]},
         **{"num_held_out": 60, "states": [{}, {}]},
     }
-    saved["calibration"]["thresholds"] = dict.fromkeys(saved["task"]["labels"], 0.1234)
+    saved["calibration"]["thresholds"] = {"acceptable": 0.1234, "not": 0.5}
     (copy / "classifier.json").write_text(json.dumps(saved))
     for folder, blended in ((run, False), (copy, True)):
         out = tmp_path / f"out-{blended}"
