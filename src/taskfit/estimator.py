@@ -34,7 +34,6 @@ from taskfit.screen import PlainScreen, Screen, SilentScreen
 from taskfit.search.search_and_fit import search_and_fit
 from taskfit.settings_base import merge_settings
 from taskfit.settings_file import load_run_settings, load_settings
-from taskfit.stats.multi_label import THRESHOLD
 from taskfit.tasks.questions import Questionnaire
 
 LABEL = "label"
@@ -227,11 +226,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the most probable class of each text, (texts,); of one, the class itself.
 
         Of a run whose texts may have several labels, whether each of `classes_` holds, as 1 or 0,
-        (texts, classes).
+        (texts, classes), by the run's own thresholds.
         """
         found = self.predict_proba(texts)
         if self.classifier_.task.multi_label:
-            return (found >= THRESHOLD).astype(int)
+            return (found >= self.classifier_.only.thresholds[self._columns]).astype(int)
         if found.ndim == 1:
             return self.classes_.tolist()[found.argmax()]
         return np.asarray(self.classes_[found.argmax(axis=1)])

@@ -305,6 +305,13 @@ class CalibrationSettings(Section):
     """Keep what `taskfit predict --coverage` needs: sets of labels that hold the right one with a
     chosen probability (conformal prediction). Of 200 validation examples or more, half are kept
     for this alone."""
+    thresholds: Literal["auto", "none", "f1", "precision", "recall"] = "auto"
+    """Several labels a text only: from which probability on each label is given, chosen on the
+    validation set, or on what cross-validation predicts of a small table. f1: for the best F1;
+    precision, recall: for the one of `target`; none: from one half. auto: f1 where such texts are
+    there anyway."""
+    target: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """The precision or recall that `thresholds` is to keep for every label."""
 
 
 class RunSettings(Section):

@@ -197,3 +197,43 @@ def test_answers_that_are_not_sure_are_left_out_and_counted(
     for flags in (("--workers", "2"), ("--cpus-per-run", "2")):
         assert "are for --ray" in refused("predict", run, "new.csv", "-o", "o.csv", *flags)
     assert "--ray is for files" in refused("predict", run, "-", "-o", "o.csv", "--ray")
+
+
+def test_thresholds_of_labels_are_given_on_the_command_line(
+    shell: Any, runs: dict[str, str], refused: Refused, tmp_path: Path
+) -> None:
+    names = ["good|long=x" if i % 2 else "long=x" if i % 3 else "" for i in range(40)]
+    table = pd.DataFrame({"text": [e.texts["text"] for e in tiny.toy_examples(40)], "label": names})
+    table.to_csv("several.csv", index=False)
+    flags = ("--method", "tfidf", "--set", "task.multi_label=true")
+    code, _, err = shell("fit", "several.csv", *flags, "--out", "several")
+    assert code == 0, err
+    table.drop(columns="label").to_csv("new.csv", index=False)
+    given = ("--threshold", "0.05", "--threshold", "long=x=0.999")
+    code, out, err = shell("predict", "several", "new.csv", "-o", "out.csv", *given)
+    assert code == 0, err
+    found = pd.read_csv("out.csv")
+    assert found["predicted"].fillna("").tolist() == [
+        "good" if p >= 0.05 else "" for p in found["p_good"]
+    ]
+    code, out, err = shell("predict", "several", "--text", "x", "--threshold", "1")
+    assert code == 0, err
+    assert out.startswith("none of them   ")
+    for wrong, told in (("x", "write it as 0.3, or as LABEL=0.3"), ("bad=0.3", "no label 'bad'")):
+        assert told in refused("predict", "several", "new.csv", "-o", "o.csv", "--threshold", wrong)
+    twice = ("--threshold", "0.3", "--threshold", "0.4")
+    assert "names all labels twice" in refused(
+        "predict", "several", "new.csv", "-o", "o.csv", *twice
+    )
+    one = refused(
+        "predict",
+        runs["one"],
+        "new.csv",
+        "-o",
+        "o.csv",
+        "--threshold",
+        "0.3",
+        "--column",
+        "body=text",
+    )
+    assert "several labels" in one

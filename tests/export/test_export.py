@@ -662,11 +662,14 @@ def test_the_card_says_what_was_trained_and_what_is_no_part_of_the_export(
         **{"features": ["model", "minilm"], "weights": [0.4, 0.35, 0.25]},
         **{"num_held_out": 60, "states": [{}, {}]},
     }
+    saved["calibration"]["thresholds"] = {"acceptable": 0.1234, "not": 0.5}
     (copy / "classifier.json").write_text(json.dumps(saved))
     for folder, blended in ((run, False), (copy, True)):
         out = tmp_path / f"out-{blended}"
         export_run(folder, out, form="merged", device="cpu")
         card = (out / "README.md").read_text()
+        assert ("a threshold of its own on, which is not in this model" in card) == blended
+        assert ("0.1234" in card) == blended
         assert "LoRA of the upper two thirds of the layers trained" in card
         told = "a probe on model (35%) and a probe on minilm (25%), which are no part of this model"
         assert (told in " ".join(card.split())) == blended

@@ -304,3 +304,24 @@ def parse_options(entries: Sequence[str]) -> dict[str, list[str]]:
             raise SettingsError(f"--options names {question.strip()} twice; name it once.")
         options[question.strip()] = found
     return options
+
+
+def parse_thresholds(entries: Sequence[str]) -> dict[str, float]:
+    """Read thresholds, each `0.3` (the label is empty then: all others) or `LABEL=0.3`.
+
+    Raises:
+        SettingsError: If an entry is not written so, or a label stands twice.
+    """
+    thresholds: dict[str, float] = {}
+    for entry in entries:
+        label, _, written = entry.rpartition("=")  # a label may hold the sign
+        try:
+            value = float(written)
+        except ValueError:
+            raise SettingsError(
+                f"--threshold {entry}: write it as 0.3, or as LABEL=0.3 for one label."
+            ) from None
+        if label in thresholds:
+            raise SettingsError(f"--threshold names {label or 'all labels'} twice; name it once.")
+        thresholds[label] = value
+    return thresholds

@@ -1,5 +1,6 @@
 """`taskfit evaluate` and `taskfit predict`: use a finished run on other texts."""
 
+import itertools
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from taskfit.cli.flags import (
     checked_quotes,
     parse_options,
     parse_pairs,
+    parse_thresholds,
     table_of,
     tell,
 )
@@ -39,7 +41,7 @@ from taskfit.cli.stopped import tell_of_file, told_when_stopped
 from taskfit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from taskfit.runs.cluster import RayCluster
     from taskfit.runs.predict import PredictedFile
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from taskfit.runs.table_texts import GivenTable
 
 ABSTAINED = "abstained"
+MOST_ANSWERS = 12
 
 COLUMNS = "TASK'S=TABLE'S"
 
@@ -142,6 +145,14 @@ def predict(
             "--abstain-below", help="Leave answers out whose probability is lower, such as 0.8."
         ),
     ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold",
+            help="Several labels a text: give labels from this probability on, such as 0.3, or one "
+            "of them: LABEL=0.3; repeatable.",
+        ),
+    ] = None,
     use_ray: Annotated[
         bool, typer.Option("--ray", help="Predict on a Ray cluster, new or given.")
     ] = False,
@@ -168,6 +179,7 @@ def predict(
         "coverage": coverage,
         "per_class": per_class,
         "abstain_below": abstain_below,
+        "thresholds": parse_thresholds(threshold or []),
         "allow_other_base": allow_other_base,
         "only_predictions": only_predictions,
     }
@@ -252,11 +264,21 @@ def labelled_line(out: str, found: "PredictedFile") -> str:
     """Say how many texts of a file were labelled, and how."""
     several = len(found.counts) > 1
     counts = "; ".join(
-        (f"{column.removeprefix('predicted_')}: " if several else "")
-        + ", ".join(f"{label} {count:,}" for label, count in by_label.items())
-        for column, by_label in found.counts.items()
+        (f"{column.removeprefix('predicted_')}: " if several else "") + _most_frequent(by_answer)
+        for column, by_answer in found.counts.items()
     )
     return f"{found.num_rows - found.num_errors:,} texts labelled ({counts}): {out}"
+
+
+def _most_frequent(counts: "Mapping[str, int]") -> str:
+    """Return how often answers were given, most frequent first; of very many only the first."""
+    shown = [
+        f"{answer or 'none of them'} {count:,}"
+        for answer, count in itertools.islice(counts.items(), MOST_ANSWERS)
+    ]
+    if more := len(counts) - len(shown):
+        shown.append(f"{more:,} other answer{'s' * (more > 1)}")
+    return ", ".join(shown)
 
 
 def _abstentions(found: "PredictedFile", threshold: float | None) -> "Iterator[str]":

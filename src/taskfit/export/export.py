@@ -106,7 +106,7 @@ def _fill(
             exported = export_onnx(source, merged, folder)
         else:
             exported = export_gguf(source, merged, folder, name=outtype, script=script)
-    exported.notes[:0] = _blend_notes(source)
+    exported.notes[:0] = [*_blend_notes(source), *_threshold_notes(source)]
     write_card(source, folder, form=form, exported=exported)
     return exported
 
@@ -125,4 +125,17 @@ def _blend_notes(source: Source) -> list[str]:
         f"The run averages these probabilities with those of {probes}, which "
         f"{'are' if ' and ' in probes else 'is'} no part of this model: results below are "
         "those of all together."
+    ]
+
+
+def _threshold_notes(source: Source) -> list[str]:
+    """Return what the card says of thresholds, which no format has a place for."""
+    thresholds = source.saved.get("calibration", {}).get("thresholds")
+    if not thresholds:
+        return []
+    told = ", ".join(f"{label} {value:.4g}" for label, value in thresholds.items())
+    return [
+        "The run gives a text each label from a threshold of its own on, which is not in this "
+        "model: what reads it takes 0.5, or all labels. Results below are with the thresholds. "
+        f"Compare the probabilities with them: {told}."
     ]

@@ -15,6 +15,7 @@ from taskfit.errors import SettingsError
 from taskfit.methods.targets import target_matrix
 from taskfit.stats import Evaluation, evaluate_multi_label, evaluate_probabilities
 from taskfit.stats.conformal import class_thresholds, prediction_sets, threshold
+from taskfit.stats.multi_label import THRESHOLD
 from taskfit.stats.temperature import apply_temperature
 from taskfit.tasks import Task
 
@@ -31,11 +32,14 @@ class Calibration:
         temperature: Divides the log-probabilities; 1 changes nothing.
         scores: Conformal scores of the n held-out examples in rising order, (n,), or None.
         score_labels: Indices of their right labels, (n,), or None.
+        thresholds: Where a text may have several labels, from which probability on each is given,
+            (L,), or (N, L) where texts have their own; None: from one half.
     """
 
     temperature: float = 1.0
     scores: FloatArray | None = None
     score_labels: IntArray | None = None
+    thresholds: FloatArray | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +72,16 @@ class AskedQuestion:
         return apply_temperature(
             probabilities, self.calibration.temperature, multi_label=self.task.multi_label
         )
+
+    @property
+    def thresholds(self) -> FloatArray:
+        """Return from which probability on each label is given, (L,); of several labels a text."""
+        own = self.calibration.thresholds
+        return np.full(len(self.task.labels), THRESHOLD) if own is None else own
+
+    def given(self, probabilities: FloatArray) -> BoolArray:
+        """Return which of several labels texts are given, none where there is no answer, (N, L)."""
+        return np.asarray(probabilities >= self.thresholds)
 
     def prediction_sets(
         self, probabilities: FloatArray, coverage: float, *, per_class: bool = False
@@ -131,7 +145,9 @@ class AskedQuestion:
         """Measure calibrated probabilities of labelled examples, (N, L)."""
         names = self.task.label_names
         if self.task.multi_label:
-            return evaluate_multi_label(probabilities, self.present(examples), labels=names)
+            return evaluate_multi_label(
+                probabilities, self.present(examples), labels=names, thresholds=self.thresholds
+            )
         return evaluate_probabilities(probabilities, self.gold(examples), labels=names)
 
     def level_metrics(

@@ -111,6 +111,19 @@ class Classifier:
         kept = {name: q.calibration for name, q in self.questions.items() if name not in options}
         return Classifier(type(self.method)(context), calibrations=kept)
 
+    def with_thresholds(self, values: FloatArray | None) -> "Classifier":
+        """Return the same with other thresholds.
+
+        Args:
+            values: Of a task of one question with several labels a text, see `Calibration`; None:
+                one half for all labels, whatever is asked.
+        """
+        changed = {
+            name: replace(question.calibration, thresholds=values)
+            for name, question in self.questions.items()
+        }
+        return Classifier(self.method, calibrations=changed, blend=self.blend)
+
     @property
     def model_name(self) -> str:
         """Return the model as the user named it, or the method where there is none."""
@@ -342,7 +355,11 @@ def _calibration_state(question: AskedQuestion) -> tuple[dict[str, Any], dict[st
     if own.scores is not None and own.score_labels is not None:
         names = _score_names(question.name)
         arrays = dict(zip(names, (own.scores, own.score_labels), strict=True))
-    return {"temperature": own.temperature, "prediction_sets": bool(arrays)}, arrays
+    values: dict[str, Any] = {"temperature": own.temperature, "prediction_sets": bool(arrays)}
+    if own.thresholds is not None:
+        by_label = zip(question.task.label_names, own.thresholds.tolist(), strict=True)
+        values["thresholds"] = dict(by_label)
+    return values, arrays
 
 
 def _calibration_of(
@@ -350,7 +367,12 @@ def _calibration_of(
 ) -> Calibration:
     """Return the calibration of a question, and take its arrays from those of the method."""
     names = _score_names(name) if kept["prediction_sets"] else ()
-    return Calibration(float(kept["temperature"]), *(arrays.pop(one) for one in names))
+    # From before there were thresholds, and where none was chosen.
+    thresholds = kept.get("thresholds")
+    if thresholds is not None:
+        thresholds = np.array(list(thresholds.values()), np.float64)
+    found = Calibration(float(kept["temperature"]), *(arrays.pop(one) for one in names))
+    return replace(found, thresholds=thresholds)
 
 
 def _score_names(question: str) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from taskfit.runs.rows import advice_on_columns, labelled_rows
 from taskfit.runs.run_folder import run_lock
 from taskfit.runs.slices import GOLD, group_examples
 from taskfit.runs.table_texts import named_columns, other_columns
+from taskfit.runs.thresholds import RECORD, threshold_sentence
 from taskfit.screen import Screen
 from taskfit.settings import DataSettings
 from taskfit.settings_file import load_run_settings
@@ -114,6 +115,9 @@ def _measure(
     for key, records in (("coverage", found.coverage), (LEVELS, found.levels)):
         if records:
             result.details.setdefault(key, {}).update(records)
+    for key, record in found.thresholds.items():
+        screen.note(threshold_sentence(key, record))
+        result.details[RECORD].setdefault("sets", {})[key] = record
     result.evaluations.update(found.evaluations)
     result.save(folder)
     return found.evaluations

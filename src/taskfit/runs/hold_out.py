@@ -35,11 +35,20 @@ def share_of_test(
     return AUTO_TEST_FRACTION if enough else 0.0
 
 
-def validation_share(settings: RunSettings, num_rows: int, num_labels: int) -> float:
+def validation_share(
+    settings: RunSettings, num_rows: int, num_labels: int, *, has_tests: bool
+) -> float:
     """Return the share of the training table that is held out for validation.
 
     Fewer than `FEWEST_VALIDATION` choose weights by chance, so they are given back to training,
     unless something that was asked for cannot do without them.
+
+    Args:
+        settings: All settings.
+        num_rows: Rows of the table.
+        num_labels: Labels that occur in it.
+        has_tests: Whether there is an evaluation set; else a small table is cross-validated, and
+            what that predicts chooses thresholds, too.
     """
     fraction = settings.data.validation_fraction
     if fraction != "auto":
@@ -48,6 +57,10 @@ def validation_share(settings: RunSettings, num_rows: int, num_labels: int) -> f
     needed = (
         calibration.temperature
         or calibration.prediction_sets
+        or (
+            calibration.thresholds not in ("auto", "none")
+            and (has_tests or settings.data.test_fraction != "auto")
+        )
         or training.early_stopping is not None
         or settings.search.requested
         or settings.method.is_tuning
@@ -104,7 +117,12 @@ def _keys_to_hold_out(rest: Sequence[Example], held_out: Sequence[Example]) -> s
 
 
 def hold_out_validation(
-    train: Sequence[Example], overlap: Overlap, settings: RunSettings, *, num_before: int = 0
+    train: Sequence[Example],
+    overlap: Overlap,
+    settings: RunSettings,
+    *,
+    has_tests: bool,
+    num_before: int = 0,
 ) -> tuple[list[Example], list[Example], Overlap]:
     """Hold out a validation set; a text that stands several times stays on one side.
 
@@ -115,9 +133,11 @@ def hold_out_validation(
         train: Rows that an earlier run did not have; mostly all.
         overlap: What was found of them so far.
         settings: All settings.
+        has_tests: Whether there is an evaluation set.
         num_before: Examples that an earlier run validated on, and this one does again.
     """
-    share = validation_share(settings, len(train), len({e.label for e in train}))
+    num_labels = len({e.label for e in train})
+    share = validation_share(settings, len(train), num_labels, has_tests=has_tests)
     if num_before and settings.data.validation_fraction == "auto":
         share = AUTO_VALIDATION_FRACTION
     rest, held_out = split_validation(

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from taskfit.data import Example
 from taskfit.data.examples import class_counts, mean_words
 from taskfit.errors import DataError, SettingsError
@@ -16,7 +18,7 @@ from taskfit.runs.baselines import MISLEADING
 from taskfit.runs.blending import fit_probes, make_blend
 from taskfit.runs.calibration import HeldOut, calibrate, hold_out
 from taskfit.runs.classifier import Classifier
-from taskfit.runs.cross_validation import FOLDER, cross_validate, needs_cross_validation
+from taskfit.runs.cross_validation import FOLDER, RUN, cross_validate, needs_cross_validation
 from taskfit.runs.kind import Measured, RunKind, Size
 from taskfit.runs.measure_run import (
     baselines_of,
@@ -32,6 +34,13 @@ from taskfit.runs.rows import check_every_question
 from taskfit.runs.run import Run, longest_texts, model_of, no_validation_note
 from taskfit.runs.seen import Seen, seen_in, tables_of
 from taskfit.runs.slices import check_slices
+from taskfit.runs.thresholds import (
+    RECORD,
+    check_thresholds,
+    choose_thresholds,
+    goal_of,
+    threshold_sentence,
+)
 from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
@@ -75,6 +84,7 @@ class LabelRun(RunKind[Classifier]):
         data = self.data
         check_slices(self.settings, data.evaluations or {"validation": data.validation})
         notes = check_learnable(self.settings, data)
+        check_thresholds(data.asked, self.settings)
         self._held_out = hold_out(data.validation, self.settings)
         self.data = replace(data, validation=self._held_out.validation, notes=(*data.notes, *notes))
         _tell_about_data(self.data, self.screen)
@@ -159,7 +169,22 @@ class LabelRun(RunKind[Classifier]):
             self._details["blend"] = self.fitted.blend.record
             self.screen.note(self.fitted.blend.sentence)
         self._details |= calibrate(self.fitted, self._held_out, self.settings, self.screen)
+        self._details |= self._choose_thresholds()
         return found
+
+    def _choose_thresholds(self) -> dict[str, Any]:
+        """Choose thresholds on texts that were not learned from, after the temperature."""
+        if goal_of(self.settings, self.data.asked) is None:
+            return {}
+        if self._crossed is None:
+            texts, source = self._held_out.validation, "validation texts"
+            found = self.fitted.probabilities(texts) if texts else np.empty((0, 0))
+        else:
+            texts, source = self.data.train, "texts that cross-validation predicted"
+            found = self.fitted.at_temperature(self._crossed[RUN])
+        return choose_thresholds(
+            self.fitted, texts, found, self.settings, self.screen, source=source
+        )
 
     def save(self) -> None:
         """Write the classifier."""
@@ -177,6 +202,10 @@ class LabelRun(RunKind[Classifier]):
         details = {**_method_report(self.method), **self._details, **beside}
         if found.coverage:
             details["coverage"] = found.coverage
+        if found.thresholds:
+            details[RECORD] = {**details[RECORD], "sets": found.thresholds}
+            for name, record in found.thresholds.items():
+                self.screen.note(threshold_sentence(name, record))
         asked = self.data.asked
         if isinstance(asked, Questionnaire):
             details |= {"questions": asked.names, "metric": asked.metric, LEVELS: found.levels}

@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.files import read_jsonl
 from taskfit.methods.method import Advance, FloatArray
 from taskfit.runs.baselines import (
     BASELINES,
+    FROM_HALF,
     Predict,
     fit_baselines,
     row_of,
@@ -21,15 +23,17 @@ from taskfit.runs.baselines import (
     warnings_of,
 )
 from taskfit.runs.classifier import Classifier
-from taskfit.runs.cross_validation import RUN, TUNED
+from taskfit.runs.cross_validation import RUN, TUNED, folds_of
 from taskfit.runs.cross_validation import SET as CROSS
 from taskfit.runs.measured import MeasuredSets
 from taskfit.runs.run import Run, evaluation_sets
 from taskfit.runs.slices import slice_columns
+from taskfit.runs.thresholds import honest_thresholds
 from taskfit.tasks.shortening import noting_shortened
 from taskfit.training.distributed import divided, gather
 
 LATENCY_TEXTS = 5
+IntArray = NDArray[np.int64]
 
 
 def latency(run: Run) -> float | None:
@@ -57,12 +61,24 @@ def latency(run: Run) -> float | None:
 def measure_cross_validation(run: Run, parts: Mapping[str, FloatArray]) -> MeasuredSets:
     """Evaluate what cross-validation predicted of the training texts; write the predictions."""
     examples, found = run.data.train, MeasuredSets()
+    folds = folds_of(examples, seed=run.settings.seed)
+    classifier = _measured(run, examples, parts[RUN], folds)
     found.add(
-        *(run.classifier, CROSS, examples, parts[RUN], run.folder, run.screen), with_coverage=False
+        *(classifier, CROSS, examples, parts[RUN], run.folder, run.screen), with_coverage=False
     )
-    others = {name: part for name, part in parts.items() if name != RUN}
-    _add_tables(found, run, CROSS, examples, others)
+    _add_tables(found, run, CROSS, examples, parts)
     return found
+
+
+def _measured(
+    run: Run, examples: Sequence[Example], probabilities: FloatArray, folds: IntArray | None = None
+) -> Classifier:
+    """Return the classifier as it is measured on texts that chose its thresholds."""
+    if all(q.calibration.thresholds is None for q in run.classifier.questions.values()):
+        return run.classifier
+    question = run.classifier.only
+    found = honest_thresholds(question, examples, probabilities, run.settings, folds)
+    return run.classifier.with_thresholds(found)
 
 
 def _add_tables(
@@ -72,14 +88,25 @@ def _add_tables(
     examples: Sequence[Example],
     others: Mapping[str, FloatArray],
 ) -> None:
-    """Put a run beside baselines and its own parts on a set, the run's row last."""
+    """Put a run beside baselines and its own parts on a set, the run's row last.
+
+    All others give several labels from one half on, and so does the run in a row of its own.
+
+    Args:
+        measured: Has the run's own evaluation of the set.
+        run: The run.
+        name: Of the set.
+        examples: Of the set, N.
+        others: Probabilities by what they are of, those of the run (`RUN`) among them, (N, L).
+    """
     blend = run.classifier.blend
-    names = {TUNED: f"{run.settings.method.name} alone"}
-    order = [*BASELINES, *(() if blend is None else (*blend.names, TUNED))]
+    names = {TUNED: f"{run.settings.method.name} alone", RUN: FROM_HALF}
+    plain = run.classifier.with_thresholds(None)
+    has_thresholds = name in measured.thresholds
+    parts = () if blend is None else (*blend.names, TUNED)
+    order = [*BASELINES, *parts, *((RUN,) if has_thresholds else ())]
     compared = {
-        names.get(key, key): run.classifier.evaluate(examples, others[key])
-        for key in order
-        if key in others
+        names.get(key, key): plain.evaluate(examples, others[key]) for key in order if key in others
     }
     for question in run.classifier.questions.values():
         key = question.of_set(name)
@@ -143,15 +170,18 @@ def evaluate_sets(run: Run, baselines: Mapping[str, Predict]) -> MeasuredSets:
         shortened = set().union(*gather(own_shortened))
         probabilities = run.classifier.combined(list(parts.values()))
         measured.seconds[name] = time.perf_counter() - started
+        # On the validation set promises would be checked with the examples that made them.
+        is_fresh = name in run.data.evaluations
+        classifier = run.classifier if is_fresh else _measured(run, examples, probabilities)
         measured.add(
-            *(run.classifier, name, examples, probabilities, run.folder, run.screen),
+            *(classifier, name, examples, probabilities, run.folder, run.screen),
             by=slice_columns(run.settings),
-            # On the validation set the promise would be checked with the examples that made it.
-            with_coverage=name in run.data.evaluations,
+            with_coverage=is_fresh,
             shortened=shortened,
         )
         if baselines:
             others = {key: part for key, part in parts.items() if part is not None}
+            others[RUN] = probabilities
             others |= {key: predict(examples) for key, predict in baselines.items()}
             _add_tables(measured, run, name, examples, others)
     return measured

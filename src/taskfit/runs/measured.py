@@ -15,6 +15,7 @@ from taskfit.runs.classifier import Classifier
 from taskfit.runs.coarse import as_measured
 from taskfit.runs.predictions import write_predictions
 from taskfit.runs.slices import measure_slices, slices_text, write_slices
+from taskfit.runs.thresholds import thresholds_record
 from taskfit.screen import Screen
 from taskfit.stats import Evaluation
 from taskfit.tasks.shortening import shortened_note
@@ -33,6 +34,7 @@ class MeasuredSets:
         seconds: Time by set.
         coverage: Of prediction sets, for the record.
         levels: How far scores are off, for the record.
+        thresholds: What answers are worth with thresholds and without, for the record.
         tables: Baselines, parts of the run, and the run itself.
         shortened: A line on each set of which texts lost their end.
     """
@@ -41,6 +43,7 @@ class MeasuredSets:
     seconds: dict[str, float] = field(default_factory=dict)
     coverage: dict[str, Any] = field(default_factory=dict)
     levels: dict[str, Any] = field(default_factory=dict)
+    thresholds: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[Row]] = field(default_factory=dict)
     shortened: list[str] = field(default_factory=list)
 
@@ -82,6 +85,8 @@ class MeasuredSets:
             self.evaluations[key] = question.evaluate(labelled, part)
             if levels := question.level_metrics(labelled, part):
                 self.levels[key] = levels
+            if of_thresholds := thresholds_record(question, labelled, part):
+                self.thresholds[key] = of_thresholds
             if with_coverage and (record := coverage_record(question, labelled, part)):
                 self.coverage[key] = record
             if slices := measure_slices(question, key, labelled, part, by):

@@ -15,7 +15,6 @@ from taskfit.errors import SettingsError
 from taskfit.files import file_atomic
 from taskfit.runs.asked import AskedQuestion
 from taskfit.settings import check_set_name
-from taskfit.stats.multi_label import THRESHOLD
 from taskfit.tasks import Task
 
 FloatArray = NDArray[np.float64]
@@ -112,7 +111,7 @@ def prediction_table(
         gold = [example.of(name).label for example in examples]
         if any(label is not None for label in gold):
             columns[f"gold{end}"] = gold
-        answers = [_answer(row, labels, several=task.multi_label) for row in own]
+        answers = _answers(own, question)
         columns[f"predicted{end}"] = answers
         if abstain_below is not None:
             is_sure = own.max(axis=1) >= abstain_below
@@ -198,10 +197,13 @@ def _renamed(
     return renamed_columns([*example.texts, *carried], labels)
 
 
-def _answer(row: FloatArray, labels: Sequence[str], *, several: bool) -> str | None:
-    if np.isnan(row).all():
-        return None
-    if several:
-        chosen = (name for name, p in zip(labels, row, strict=True) if p >= THRESHOLD)
-        return SEVERAL.join(sorted(chosen))
-    return labels[int(row.argmax())]
+def _answers(rows: FloatArray, question: AskedQuestion) -> list[str | None]:
+    """Return the answer to each text, None where there is none; of several labels those given."""
+    labels = question.task.label_names
+    answered = np.asarray(~np.isnan(rows).all(axis=1))
+    if question.task.multi_label:
+        names = np.array(labels, dtype=object)
+        found = [SEVERAL.join(sorted(names[given])) for given in question.given(rows)]
+    else:
+        found = [labels[place] for place in np.nan_to_num(rows).argmax(axis=1)]
+    return [answer if given else None for answer, given in zip(found, answered, strict=True)]

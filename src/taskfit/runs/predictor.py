@@ -16,6 +16,7 @@ from taskfit.runs.classifier import Classifier
 from taskfit.runs.load import load_classifier
 from taskfit.runs.predictions import ERROR, SHORTENED, prediction_table
 from taskfit.runs.table_texts import Rows
+from taskfit.runs.thresholds import with_given_thresholds
 from taskfit.screen import Screen
 from taskfit.stats.conformal import prediction_sets
 from taskfit.tasks.shortening import noting_shortened
@@ -36,6 +37,8 @@ class Asking(TypedDict, total=False):
         coverage: Adds sets of labels that hold the right one with this probability; None: none.
         per_class: Whether the coverage is to hold for the texts of every label.
         abstain_below: Leaves answers out whose probability is lower; None: gives all.
+        thresholds: Several labels a text: label -> from which probability on it is given, in place
+            of the run's own; that without a name is for all others.
         allow_other_base: Whether a base will do that is not the one of the run.
         only_predictions: Whether id, texts and predictions are written alone.
     """
@@ -45,6 +48,7 @@ class Asking(TypedDict, total=False):
     coverage: float | None
     per_class: bool
     abstain_below: float | None
+    thresholds: Mapping[str, float] | None
     allow_other_base: bool
     only_predictions: bool
 
@@ -56,8 +60,11 @@ def describe_asking(**asking: Unpack[Asking]) -> str:
         f"per class {asking.get('per_class', False)}, "
         f"only predictions {asking.get('only_predictions', False)}"
     )
-    threshold = asking.get("abstain_below")
-    return described + (f", abstain below {threshold}" if threshold is not None else "")
+    if (threshold := asking.get("abstain_below")) is not None:
+        described += f", abstain below {threshold}"
+    if thresholds := asking.get("thresholds"):
+        described += f", thresholds {dict(sorted(thresholds.items()))}"
+    return described
 
 
 def left_out(**asking: Unpack[Asking]) -> tuple[str, ...]:
@@ -78,6 +85,7 @@ class Predictor:
         coverage: float | None = None,
         per_class: bool = False,
         abstain_below: float | None = None,
+        thresholds: Mapping[str, float] | None = None,
         allow_other_base: bool = False,
         only_predictions: bool = False,
     ) -> None:
@@ -99,6 +107,8 @@ class Predictor:
             for note in model.notes:
                 screen.note(note)
         self._classifier = found.with_options(options or {})
+        if thresholds:
+            self._classifier = with_given_thresholds(self._classifier, thresholds)
         self.questions = self._classifier.questions
         several = [q.task for q in self.questions.values() if q.task.multi_label]
         if several and abstain_below is not None:

@@ -203,7 +203,9 @@ def _split(
         return train, validation, overlap
     rows = earlier.kept(train)
     fresh, validation, overlap = hold_out_validation(
-        rows.fresh, overlap, settings, num_before=len(rows.validation)
+        *(rows.fresh, overlap, settings),
+        has_tests=bool(evaluations),
+        num_before=len(rows.validation),
     )
     return [*rows.learned, *fresh], [*rows.validation, *validation], overlap
 

@@ -15,7 +15,6 @@ from taskfit.files import write_text_atomic
 from taskfit.runs.asked import AskedQuestion
 from taskfit.runs.sources import read_source
 from taskfit.settings import RunSettings
-from taskfit.stats.multi_label import THRESHOLD
 from taskfit.stats.slices import (
     RULE,
     Slice,
@@ -108,7 +107,7 @@ def measure_slices(
     if not columns:
         return []
     if question.task.multi_label:
-        return slice_label_sets(columns, probabilities >= THRESHOLD, question.present(examples))
+        return slice_label_sets(columns, question.given(probabilities), question.present(examples))
     return slice_classes(columns, probabilities, question.gold(examples))
 
 

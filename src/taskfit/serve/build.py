@@ -59,6 +59,7 @@ def served_run(name: str, folder: Path, found: Classifier | TunedModel) -> Serve
         columns=own.columns,
         questions=own.cards,
         multi_label=own.multi_label,
+        thresholds=own.thresholds,
         asks_anything=free is not None,
         max_length=own.max_length,
     )

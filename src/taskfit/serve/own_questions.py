@@ -83,6 +83,14 @@ class OwnQuestions:
         """Return whether a text may have several labels."""
         return any(question.task.multi_label for question in self._questions.values())
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Return from which probability on labels are given, where a text may have several."""
+        if not self.multi_label:
+            return {}
+        only = self._classifier.only
+        return dict(zip(only.task.label_names, only.thresholds.tolist(), strict=True))
+
     def match(self, name: str, question: Question) -> Match | None:
         """Return which of the run's questions this is, by its options and words; None: none.
 

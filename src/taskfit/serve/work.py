@@ -190,6 +190,7 @@ class ModelCard:
         columns: Text columns of a run that labels.
         questions: Its own questions; empty for a bare base or a generator.
         multi_label: Whether a text may have several labels (then probabilities do not sum to 1).
+        thresholds: Label -> from which probability on it is given, where a text may have several.
         asks_anything: Whether it answers questions that are not its own.
         generates: Whether it writes text.
         max_length: Most tokens of a prompt with its text.
@@ -203,9 +204,14 @@ class ModelCard:
     columns: tuple[str, ...] = ("text",)
     questions: Mapping[str, Question] = field(default_factory=dict)
     multi_label: bool = False
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     asks_anything: bool = False
     generates: bool = False
     max_length: int = 0
+
+    def given(self, probabilities: Mapping[str, float]) -> list[str]:
+        """Return the labels that a text is given where it may have several, as `predict` does."""
+        return sorted(name for name, p in probabilities.items() if p >= self.thresholds[name])
 
 
 class Job(Protocol):

@@ -25,18 +25,21 @@ def evaluate_multi_label(
     present: BoolArray,
     *,
     labels: Sequence[str],
+    thresholds: FloatArray | float = THRESHOLD,
     seed: int = 0,
 ) -> Evaluation:
-    """Measure probabilities of labels that are judged each by itself, at a threshold of one half.
+    """Measure probabilities of labels that are judged each by itself.
 
     Accuracy is the share of examples with exactly the right set of labels; MCC and F1 are means
     over labels, log loss the mean over examples and labels, ECE is over all of them too. The
-    confusion matrix has a row a label: right absences, wrong presences, misses, hits.
+    confusion matrix has a row a label: right absences, wrong presences, misses, hits. Log loss and
+    ECE are of the probabilities, whatever the thresholds.
 
     Args:
         probabilities: (N, L).
         present: Which labels hold, (N, L).
         labels: Names of the L labels.
+        thresholds: From which probability on a label is given: one, (L,), or (N, L).
         seed: Seed of the bootstrap over examples.
 
     Raises:
@@ -46,13 +49,12 @@ def evaluate_multi_label(
         raise ValueError(f"{probabilities.shape} probabilities do not fit {present.shape} labels.")
     if not np.isfinite(probabilities).all():
         raise ValueError("Some probabilities are not finite.")
-    predicted = probabilities >= THRESHOLD
+    predicted = probabilities >= thresholds
     clipped = np.clip(probabilities, SMALLEST, 1 - SMALLEST)
     losses = -np.where(present, np.log(clipped), np.log1p(-clipped)).mean(axis=1)  # (N,)
     right = (predicted == present).all(axis=1)
-    # Each of (present, predicted) as one of four cells, a row a label.
-    cells = 2 * present.astype(int) + predicted
-    matrix = np.stack([(cells == cell).sum(axis=0) for cell in range(4)], axis=1)
+    cells = _cells(predicted, present)
+    matrix = _matrix(cells)
     mcc, f1 = _mcc_and_f1(matrix)
     intervals = _bootstrap(cells, right, losses, np.random.default_rng(seed))
     return Evaluation(
@@ -62,13 +64,44 @@ def evaluate_multi_label(
         macro_f1=float(f1.mean()),
         log_loss=float(losses.mean()),
         ece=binned_error(
-            np.maximum(probabilities, 1 - probabilities).ravel(), (predicted == present).ravel()
+            np.maximum(probabilities, 1 - probabilities).ravel(),
+            ((probabilities >= THRESHOLD) == present).ravel(),
         ),
         confusion_matrix=matrix.tolist(),
         labels=list(labels),
         intervals=intervals,
         multi_label=True,
     )
+
+
+def answer_metrics(predicted: BoolArray, present: BoolArray) -> dict[str, float]:
+    """Return how right given labels are, without intervals; both (N, L).
+
+    `accuracy`, `mcc` and `macro_f1` are those of `evaluate_multi_label`. `precision` is the mean
+    over labels that were given to a text, `recall` over those that a text has; 0 where there is
+    none.
+    """
+    matrix = _matrix(_cells(predicted, present))
+    mcc, f1 = _mcc_and_f1(matrix)
+    _, wrong, missed, hits = matrix.T
+    given, there = hits + wrong, hits + missed
+    return {
+        "accuracy": float((predicted == present).all(axis=1).mean()),
+        "mcc": float(mcc.mean()),
+        "macro_f1": float(f1.mean()),
+        "precision": float((hits / np.maximum(given, 1)).sum() / max((given > 0).sum(), 1)),
+        "recall": float((hits / np.maximum(there, 1)).sum() / max((there > 0).sum(), 1)),
+    }
+
+
+def _cells(predicted: BoolArray, present: BoolArray) -> IntArray:
+    """Return each of (present, predicted) as one of four cells, (N, L)."""
+    return np.asarray(2 * present.astype(int) + predicted)
+
+
+def _matrix(cells: IntArray) -> IntArray:
+    """Return how often each cell is there, a row a label, (L, 4)."""
+    return np.stack([(cells == cell).sum(axis=0) for cell in range(4)], axis=1)
 
 
 def _bootstrap(

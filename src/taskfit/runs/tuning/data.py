@@ -104,7 +104,7 @@ def prepare_tuning(settings: RunSettings, *, seen: Seen | None = None) -> Tuning
         )
         train = [*before, *(rows[i] for i in order)]
     else:
-        share = validation_share(settings, len(rows), 1)
+        share = validation_share(settings, len(rows), 1, has_tests=False)
         num_held_out = min(max(0, data.max_validation - len(before)), round(share * len(rows)))
         validation = [*before, *(rows[i] for i in order[len(order) - num_held_out :])]
         train = [rows[i] for i in order[: len(order) - num_held_out]]

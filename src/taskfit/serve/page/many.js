@@ -28,9 +28,11 @@ function asksOf(chosen) {
   return chosen.flatMap((one) => Object.entries(one.questions).map(([question, { options }]) => ({ one, question, options, head: named(one, question) })));
 }
 
+// Where a text may have several labels, they stand as in files, with | between them.
 async function label({ one, question }, rows, signal) {
   const { path, body } = classify(one, question, rows);
-  return (await call(path, { body, signal })).data;
+  const { data } = await call(path, { body, signal });
+  return data.map((answer) => (answer.labels ? { ...answer, label: answer.labels.join("|") } : answer));
 }
 
 function save(asks, rows, found) {

@@ -38,7 +38,8 @@ function drawAnswers(one, body, found) {
     const question = body.questions[name];
     const probabilities = shares(answer);
     const sure = answer.confidence === undefined ? "" : `Confidence ${percent(answer.confidence)}`;
-    return [el("h4", {}, question.instructions || name), ...bars(question, probabilities, names(question, probabilities)), el("p", { class: "soft" }, sure)];
+    const given = answer.labels ? `${answer.labels.join(", ") || "none of the labels"}: those that reach their thresholds` : sure;
+    return [el("h4", {}, question.instructions || name), ...bars(question, probabilities, names(question, probabilities)), el("p", { class: "soft" }, given)];
   });
   if (one.multi_label) parts.push(el("p", { class: "soft" }, "A text may have several labels: probabilities do not add up to 100 %."));
   return section(one.name, parts);
@@ -46,6 +47,7 @@ function drawAnswers(one, body, found) {
 
 function summary(body, found) {
   const said = Object.entries(found.answers).map(([name, answer]) => {
+    if (answer.labels) return answer.labels.join(", ") || "none of the labels";
     const top = best(shares(answer));
     return `${shown(top, body.questions[name])}, ${percent(shares(answer)[top])}`;
   });

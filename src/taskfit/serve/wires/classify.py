@@ -49,10 +49,15 @@ class ClassifyRequest(BaseModel):
 
 
 class ClassifyData(BaseModel):
-    """The label of a text, and the probabilities of all in the run's order."""
+    """The label of a text, and the probabilities of all in the run's order.
+
+    Of a run whose texts may have several labels, `label` is the most probable one, as vLLM has it,
+    and `labels`, which is ours, those that the text is given by the run's thresholds.
+    """
 
     index: int
     label: str
+    labels: list[str] | None = None
     probs: list[float]
     num_classes: int
 
@@ -123,6 +128,7 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
             {
                 "index": index,
                 "label": max(by_label, key=by_label.__getitem__),
+                **({"labels": card.given(by_label)} if card.multi_label else {}),
                 "probs": list(by_label.values()),
                 "num_classes": len(by_label),
             }

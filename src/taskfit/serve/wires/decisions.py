@@ -167,13 +167,14 @@ class ChoiceProbability(BaseModel):
 
 
 class ChoiceAnswer(BaseModel):
-    """The most probable option."""
+    """The most probable option; ours is `labels`: where a text may have several, those given."""
 
     type: Literal["choice"]
     name: str | None
     choice: str | bool
     confidence: float
     probabilities: list[ChoiceProbability]
+    labels: list[str] | None = None
 
 
 class ScoreProbability(BaseModel):
@@ -249,6 +250,7 @@ async def decisions(body: DecisionRequest, request: Request) -> Response:
     found = answers.probabilities[0]
     given = [
         one.answer(list(typed.in_order(asked[name], found[name]).values()))
+        | typed.given_labels(card, asked[name], found[name])
         for name, one in zip(names, body.questions, strict=True)
     ]
     return reply(

@@ -33,10 +33,15 @@ class PredictRequest(Strict):
 
 
 class Prediction(BaseModel):
-    """A label and its probability."""
+    """A label and its probability.
+
+    Of a run whose texts may have several labels, `given`, which is ours, says whether the text has
+    it by the run's thresholds.
+    """
 
     score: float
     label: str
+    given: bool | None = None
 
 
 @router.post(
@@ -70,7 +75,7 @@ async def predict(body: PredictRequest, request: Request) -> Response:
     card, question = service.question(body.model)
     texts = [as_text(one, card) for one in batch]
     answers = await service.score(request, TextsRequest(card.name, texts, shorten))
-    found = [sorted_labels(one[question]) for one in answers.probabilities]
+    found = [sorted_labels(one[question], card) for one in answers.probabilities]
     return reply(found if is_batch else found[0], answers)
 
 
@@ -90,9 +95,12 @@ def as_text(given: Sequence[str], card: ModelCard) -> Text:
     return given[0] if len(given) == 1 else dict(zip(card.columns, given, strict=True))
 
 
-def sorted_labels(probabilities: Mapping[str, float]) -> list[dict[str, Any]]:
+def sorted_labels(probabilities: Mapping[str, float], card: ModelCard) -> list[dict[str, Any]]:
     """Return labels with their probabilities, the most probable first."""
-    found = [{"score": p, "label": label} for label, p in probabilities.items()]
+    found: list[dict[str, Any]] = [{"score": p, "label": name} for name, p in probabilities.items()]
+    if card.multi_label:
+        given = card.given(probabilities)
+        found = [{**one, "given": one["label"] in given} for one in found]
     return sorted(found, key=lambda one: -one["score"])
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from taskfit.serve.work import Option, Question
+from taskfit.serve.work import ModelCard, Option, Question
 
 
 def _content(value: object) -> object:
@@ -56,6 +56,18 @@ def score(instructions: str, levels: Sequence[Json]) -> Question:
 def in_order(question: Question, probabilities: Mapping[str, float]) -> dict[str, float]:
     """Return probabilities in the order in which a question names its options."""
     return {option.name: probabilities[option.name] for option in question.options}
+
+
+def given_labels(
+    card: ModelCard, question: Question, probabilities: Mapping[str, float]
+) -> dict[str, list[str]]:
+    """Return what a choice's answer has in addition where a text may have several of its labels.
+
+    It is ours: `labels`, those that the text is given by the run's thresholds.
+    """
+    if not card.multi_label or question.kind != "choice":
+        return {}
+    return {"labels": card.given(probabilities)}
 
 
 def choice_confidence(probabilities: Sequence[float]) -> float:

@@ -140,12 +140,16 @@ class NoulAnswer(BaseModel):
 
 
 class ChoiceAnswer(BaseModel):
-    """The most probable option, how far it stands above chance, and all probabilities."""
+    """The most probable option, how far it stands above chance, and all probabilities.
+
+    `labels` is ours: where a text may have several, those that it is given.
+    """
 
     type: Literal["choice"]
     choice: str
     confidence: float
     probabilities: dict[str, float]
+    labels: list[str] | None = None
 
 
 class ScoreAnswer(BaseModel):
@@ -202,12 +206,14 @@ async def systemone(body: SystemOneRequest, request: Request) -> Response:
     )
     answers = await service.score(request, work)
     found = answers.probabilities[0]
+    given = {}
+    for name, question in questions.items():
+        asked = work.questions[name]
+        labels = typed.given_labels(card, asked, found[name])
+        given[name] = question.answer(typed.in_order(asked, found[name])) | labels
     content = {
         "model": card.name,
-        "answers": {
-            name: question.answer(typed.in_order(work.questions[name], found[name]))
-            for name, question in questions.items()
-        },
+        "answers": given,
         "usage": {"input_tokens": answers.num_tokens, "output_tokens": 0},
     }
     return reply(content, answers)
