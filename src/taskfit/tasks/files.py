@@ -19,6 +19,7 @@ class _Label(Entry):
     name: str
     words: Texts | None = None
     values: Texts = Field([])
+    description: str = ""
 
 
 class _Template(Entry):
@@ -39,6 +40,7 @@ class _Task(Entry):
     chat: bool = Field(False, strict=True)
     multi_label: bool = Field(False, strict=True)
     allow_control_tokens: bool = Field(False, strict=True)
+    listed: Texts = Field([])
 
 
 def load_task(name_or_path: str) -> Task:
@@ -89,7 +91,11 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         text=tuple(found.text),
         label_column=found.label,
         labels=tuple(
-            Label(one.name, (f" {one.name}",) if one.words is None else tuple(one.words))
+            Label(
+                one.name,
+                (f" {one.name}",) if one.words is None else tuple(one.words),
+                one.description.strip(),
+            )
             for one in found.labels
         ),
         values=values,
@@ -99,13 +105,15 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         chat=found.chat,
         multi_label=found.multi_label,
         allow_control_tokens=found.allow_control_tokens,
+        listed=tuple(found.listed),
     )
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:
     """Return the contents of a task file; `task_from_dict` gives the same task again."""
     # Said only where it is so: tasks of earlier versions have the same contents.
-    allowed = {"allow_control_tokens": True} if task.allow_control_tokens else {}
+    others = {"allow_control_tokens": True} if task.allow_control_tokens else {}
+    others |= {"listed": list(task.listed)} if task.listed else {}
     return {
         "name": task.name,
         "version": task.version,
@@ -116,6 +124,7 @@ def task_to_dict(task: Task) -> dict[str, Any]:
                 "name": label.name,
                 "words": list(label.words),
                 "values": [value for value, name in task.values.items() if name == label.name],
+                **({"description": label.description} if label.description else {}),
             }
             for label in task.labels
         ],
@@ -124,5 +133,5 @@ def task_to_dict(task: Task) -> dict[str, Any]:
         "num_demonstrations": task.num_demonstrations,
         "chat": task.chat,
         "multi_label": task.multi_label,
-        **allowed,
+        **others,
     }
