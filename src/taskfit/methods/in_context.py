@@ -24,7 +24,7 @@ from taskfit.methods.method import (
 )
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.scoring import LabelScorer
-from taskfit.methods.tree_method import end_notes, prompt_encoders, prompts_of
+from taskfit.methods.tree_method import end_notes, other_orders, prompt_encoders, prompts_of
 from taskfit.models.quantize import count_parameters
 
 
@@ -53,14 +53,16 @@ class InContext(Method):
         orders = [shown]
         for _ in range(self.settings.num_orders - 1):
             orders.append([shown[i] for i in generator.permutation(len(shown))])
+        found = [prompt_encoders(context, order, marks_ends=True) for order in orders]
         self.scorers = [
             LabelScorer(
                 model.tree,
-                *prompt_encoders(context, order, marks_ends=True).values(),
+                *encoders.values(),
                 token_budget=context.settings.training.score_token_budget,
                 length_normalization=self.settings.per_token,
+                orders=other_orders(context, encoders),
             )
-            for order in orders
+            for encoders in found
         ]
         self.log_prior: FloatArray | None = None
         self.retriever = Retriever(context, self.settings.retriever) if nearest else None
@@ -99,7 +101,7 @@ class InContext(Method):
         """Return the prompts of each order; with retrieval, the texts as they are compared."""
         if self.retriever is not None:
             return super().readings(examples)
-        return [prompts_of(scorer.encoder, examples) for scorer in self.scorers]
+        return [prompts_of(one, examples) for scorer in self.scorers for one in scorer.prompts]
 
     def notes(self) -> Sequence[str]:
         """Return how words are told apart of which one starts another."""
@@ -130,8 +132,7 @@ class InContext(Method):
         if self.retriever is not None:
             scorer = self.scorers[0]
             shown = self.retriever.nearest(examples, self.task.num_demonstrations)
-            encoded = scorer.encoder.encode(examples, demonstrations=shown)
-            return scorer.score_encoded(encoded, advance=advance)
+            return scorer.log_probs(examples, demonstrations=shown, advance=advance)
         first, *others = self.scorers
         scores = [first.log_probs(examples, advance=advance)]
         scores += [scorer.log_probs(examples) for scorer in others]

@@ -152,6 +152,11 @@ class PromptEncoder:
         self.end_id = end_id
         self._end = np.array([] if end_id is None else [end_id], dtype=np.int64)
 
+    @property
+    def opening(self) -> str:
+        """Return what stands before the first text, in characters."""
+        return self.render(dict.fromkeys(self.task.text, "\0")).partition("\0")[0]
+
     def for_task(self, task: Task, *, demonstrations: Sequence[Example]) -> "PromptEncoder":
         """Return an encoder of another task for the same tokenizer and limit."""
         return self._made_like(task, demonstrations)
@@ -224,12 +229,14 @@ class PromptEncoder:
 
     def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:
         """Encode the prompt with every text column replaced by each of these texts."""
-        return self.encode(
-            [
-                Example(f"content-free input {text!r}", dict.fromkeys(self.task.text, text))
-                for text in texts
-            ]
-        )
+        return self.encode(self.empty(texts))
+
+    def empty(self, texts: Sequence[str]) -> list[Example]:
+        """Return examples of which every text column is replaced by each of these texts."""
+        return [
+            Example(f"content-free input {text!r}", dict.fromkeys(self.task.text, text))
+            for text in texts
+        ]
 
     def _encode_prompts(
         self, prompts: Sequence[str]

@@ -1,8 +1,8 @@
 """Orders in which a prompt may list its options.
 
 What a model answers hangs on the order of the options that it is shown (Zheng et al. 2024,
-arXiv:2309.03882; Pezeshkpour & Hruschka 2023, arXiv:2308.11483). A task in another order is the same
-task with the same labels in the same columns; only its prompt lists them otherwise.
+arXiv:2309.03882; Pezeshkpour & Hruschka 2023, arXiv:2308.11483). A task in another order is the
+same task with the same labels in the same columns; only its prompt lists them otherwise.
 """
 
 import math
@@ -29,8 +29,9 @@ def option_orders(task: Task, count: int, *, seed: int) -> list[Task]:
     """Return the task with its options in different orders, the given order first.
 
     The given order is followed by its rotations, so that with as many orders as options every one
-    stands at every place once (cyclic permutation, Zheng et al. 2024, section 3); then come seeded
-    orders, each with its rotations. The levels of a score stay in a row, up or down.
+    stands at every place once (cyclic permutation, Zheng et al. 2024, section 3), and with fewer
+    as far from its other places as may be; then come seeded orders, each with its rotations. The
+    levels of a score stay in a row, up or down.
 
     Args:
         task: As it is given.
@@ -40,9 +41,29 @@ def option_orders(task: Task, count: int, *, seed: int) -> list[Task]:
     if not task.names_options:
         return [task]
     names = tuple(task.option_names)
-    orders = iter([names, names[::-1]]) if task.levels else _rotated(names, seed)
-    others = islice(orders, 1, count)
-    return [task, *(replace(task, listed=order) for order in others)]
+    if task.levels:
+        orders = [names, names[::-1]][:count]
+    elif count < len(names):
+        starts = [place * len(names) // count for place in range(count)]
+        orders = [names[start:] + names[:start] for start in starts]
+    else:
+        orders = list(islice(_rotated(names, seed), count))
+    return [task, *(replace(task, listed=order) for order in orders[1:])]
+
+
+def shuffled_orders(task: Task, count: int, *, seed: int) -> list[Task]:
+    """Return the task in all orders of its options; if there are more than `count`, in random ones.
+
+    Args:
+        task: As it is given.
+        count: Most orders.
+        seed: Of the draws.
+    """
+    if num_orders(task) <= count:
+        return option_orders(task, count, seed=seed)
+    names, generator = task.option_names, np.random.default_rng([seed, 8])
+    drawn = [tuple(names[i] for i in generator.permutation(len(names))) for _ in range(count)]
+    return [replace(task, listed=order) for order in drawn]
 
 
 def _rotated(names: tuple[str, ...], seed: int) -> Iterator[tuple[str, ...]]:
@@ -52,9 +73,7 @@ def _rotated(names: tuple[str, ...], seed: int) -> Iterator[tuple[str, ...]]:
             yield order[start:] + order[:start]
 
 
-def _cycles(
-    names: tuple[str, ...], generator: np.random.Generator
-) -> Iterator[tuple[str, ...]]:
+def _cycles(names: tuple[str, ...], generator: np.random.Generator) -> Iterator[tuple[str, ...]]:
     """Yield orders of which none is a rotation of another, the given one first."""
     first, others = names[0], names[1:]
     yield names

@@ -84,9 +84,7 @@ class Template:
         in_line = any(is_field and _lists(name, columns) for name, is_field in self.parts())
         return in_line or bool(_places(self.instruction))
 
-    def with_options(
-        self, write: Callable[[str], str], columns: Sequence[str]
-    ) -> "Template":
+    def with_options(self, write: Callable[[str], str], columns: Sequence[str]) -> "Template":
         """Return the template with the options written where they are listed.
 
         Args:

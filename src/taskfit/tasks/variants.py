@@ -300,11 +300,7 @@ def _written(pieces: Sequence[tuple[str, bool]]) -> str:
 def _quote_texts(template: Template, columns: Sequence[str]) -> tuple[str, str]:
     """Return a name and the line with quotes around its texts, or without where they are there."""
     pieces = template.parts()
-    fields = [
-        i
-        for i, (value, is_field) in enumerate(pieces)
-        if is_field and value in columns
-    ]
+    fields = [i for i, (value, is_field) in enumerate(pieces) if is_field and value in columns]
 
     def edge(index: int, side: int) -> str:
         value, is_field = pieces[index] if 0 <= index < len(pieces) else ("", True)
