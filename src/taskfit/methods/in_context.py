@@ -24,7 +24,13 @@ from taskfit.methods.method import (
 )
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.scoring import LabelScorer
-from taskfit.methods.tree_method import end_notes, other_orders, prompt_encoders, prompts_of
+from taskfit.methods.tree_method import (
+    end_notes,
+    in_other_orders,
+    other_orders,
+    prompt_encoders,
+    prompts_of,
+)
 from taskfit.models.quantize import count_parameters
 
 
@@ -96,6 +102,26 @@ class InContext(Method):
         """Return label probabilities after the prompt, divided by the prior, (N, L)."""
         found = self._log_probs(examples, advance)
         return apply_prior(found, self.log_prior, num_labels=self.scorers[0].num_labels)
+
+    def by_order(
+        self, examples: Sequence[Example], count: int, *, advance: Advance | None = None
+    ) -> list[FloatArray]:
+        """Return each question's probabilities behind each of several orders, (O, N, L).
+
+        Args:
+            examples: Texts; labels are not looked at.
+            count: Most orders of a question's options; see `option_orders`.
+            advance: Called with the number of examples just finished.
+        """
+        scorer, seed = self.scorers[0], self.context.settings.seed
+        shown = None
+        if self.retriever is not None:
+            shown = self.retriever.nearest(examples, self.task.num_demonstrations)
+        scorer = scorer.over(in_other_orders(scorer.encoders, count, seed=seed))
+        found = scorer.by_order(examples, demonstrations=shown, advance=advance)
+        if self.log_prior is not None:
+            found = [scores - self.log_prior for scores in found]
+        return [np.exp(log_softmax(scores, axis=2)) for scores in found]
 
     def readings(self, examples: Sequence[Example]) -> list[Reading]:
         """Return the prompts of each order; with retrieval, the texts as they are compared."""

@@ -198,7 +198,7 @@ def label_of_candidate(encoders: Sequence[PromptEncoder]) -> list[int]:
 def _mean_over_orders(log_probs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the logarithm of the mean share of each label: (O, N, L) to (N, L)."""
     if len(log_probs) == 1:
-        return log_probs[0]
+        return np.asarray(log_probs[0])
     shares = log_softmax(log_probs, axis=2)
     return np.asarray(logsumexp(shares, axis=0) - np.log(len(shares)))
 
@@ -266,6 +266,17 @@ class LabelScorer:
                 family.owners.append(owner)
                 family.encoders.append(encoder)
         return list({id(family): family for family in families.values()}.values())
+
+    def over(self, orders: Sequence[Sequence[PromptEncoder]]) -> "LabelScorer":
+        """Return a scorer of the same prompts and these further orders; see `by_order`."""
+        return LabelScorer(
+            self.model,
+            *self.encoders,
+            token_budget=self.token_budget,
+            length_normalization=self.length_normalization,
+            words=self.words,
+            orders=orders,
+        )
 
     @property
     def prompts(self) -> list[PromptEncoder]:

@@ -3,6 +3,9 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+from scipy.special import log_softmax
+
 from taskfit.data import Example
 from taskfit.errors import PromptError, SettingsError
 from taskfit.method_base import ReadsOptions
@@ -89,6 +92,14 @@ class WordMethod(TreeMethod):
         """Return each label's share of the probability of its question's label words, (N, L)."""
         found = self.scorer.log_probs(examples, advance=advance)
         return apply_prior(found, None, num_labels=self.scorer.num_labels)
+
+    def by_order(
+        self, examples: Sequence[Example], count: int, *, advance: Advance | None = None
+    ) -> list[FloatArray]:
+        """Return each question's probabilities behind each of several orders; see `InContext`."""
+        orders = in_other_orders(self.scorer.encoders, count, seed=self.context.settings.seed)
+        found = self.scorer.over(orders).by_order(examples, advance=advance)
+        return [np.exp(log_softmax(scores, axis=2)) for scores in found]
 
     def readings(self, examples: Sequence[Example]) -> list[Reading]:
         """Return the prompts of each question."""
@@ -187,12 +198,19 @@ def other_orders(
     count = settings.option_orders if isinstance(settings, ReadsOptions) else 1
     if count > 1:
         need_options(context.asked.tasks.values(), f"method.option_orders={count}")
+    return in_other_orders(list(encoders.values()), count, seed=context.settings.seed)
+
+
+def in_other_orders(
+    encoders: Sequence[PromptEncoder], count: int, *, seed: int
+) -> list[list[PromptEncoder]]:
+    """Return encoders of the same prompts with options in other orders; see `option_orders`."""
     return [
         [
             encoder.for_task(task, demonstrations=encoder.demonstrations)
-            for task in option_orders(encoder.task, count, seed=context.settings.seed)[1:]
+            for task in option_orders(encoder.task, count, seed=seed)[1:]
         ]
-        for encoder in encoders.values()
+        for encoder in encoders
     ]
 
 

@@ -112,7 +112,7 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
 def task_to_dict(task: Task) -> dict[str, Any]:
     """Return the contents of a task file; `task_from_dict` gives the same task again."""
     # Said only where it is so: tasks of earlier versions have the same contents.
-    others = {"allow_control_tokens": True} if task.allow_control_tokens else {}
+    others: dict[str, Any] = {"allow_control_tokens": True} if task.allow_control_tokens else {}
     others |= {"listed": list(task.listed)} if task.listed else {}
     return {
         "name": task.name,
