@@ -3,7 +3,7 @@
     TASKFIT_DATA=../shared/data python benchmarks/option_order.py
 
 For three sets it asks SmolLM2-135M about 200 test texts behind up to six orders of the options, as
-it is and trained on 256 labels with `label_words` (three epochs, two seeds), in the given order or
+it is and trained on 256 labels with `label_words` (two epochs, two seeds), in the given order or
 with `method.shuffle_options`. Of each it records the answers that change, the accuracy in the given
 order, in the best and the worst one, and of the mean over as many orders as there are options
 (`method.option_orders`). Cells that stand in the record are not run again.
@@ -18,16 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from defaults_data import load_table, write_csv
 from sklearn.metrics import log_loss
 
+from defaults_data import load_table, write_csv
 from taskfit.files import write_json_atomic
+from taskfit.methods.in_context import InContext
+from taskfit.methods.label_words import LabelWords
+from taskfit.runs.classifier import Classifier
 from taskfit.runs.fit import fit
+from taskfit.runs.prepare import prepare_data
+from taskfit.settings import RunSettings
 from taskfit.settings_file import settings_from_dict
 from taskfit.stats.order_effect import order_effect
 from taskfit.tasks import option_orders
 
-LABELS, TESTS, EPOCHS, ORDERS = 256, 200, 3, 6
+LABELS, TESTS, EPOCHS, ORDERS = 256, 200, 2, 6
 END = "\nOptions: {options}\nAnswer:{label}"
 # Set -> label words in the given order, and the line.
 SETS = {
@@ -83,15 +88,14 @@ def cell(name: str, way: str, seed: int) -> dict[str, Any]:
             "set": name,
             "way": way,
             "seed": seed,
-            **measured(run.fitted, settings, folder),
+            **measured(run.fitted, settings),
             "processor_seconds": round(time.process_time() - started),
         }
 
 
-def measured(classifier: Any, settings: Any, folder: Path) -> dict[str, Any]:
+def measured(classifier: Classifier, settings: RunSettings) -> dict[str, Any]:
     """Return accuracies and log losses by order, and what orders change."""
-    from taskfit.runs.prepare import prepare_data
-
+    assert isinstance(classifier.method, InContext | LabelWords)
     examples = prepare_data(settings).evaluations["test"]
     (found,) = classifier.method.by_order(examples, ORDERS)  # (O, N, L)
     gold, task = classifier.only.gold(examples), classifier.task
@@ -131,7 +135,7 @@ def main() -> None:
                     continue
                 cells.append(cell(name, way, seed))
                 write_json_atomic(out, cells)
-                print(json.dumps({k: v for k, v in cells[-1].items() if k != "effect"}))
+                print(json.dumps({**cells[-1], "effect": None}), flush=True)
     for name in SETS:
         for way in WAYS:
             own = [one for one in cells if (one["set"], one["way"]) == (name, way)]

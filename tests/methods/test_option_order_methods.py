@@ -141,7 +141,12 @@ def test_the_options_of_every_question_are_averaged_over_their_own_orders(
             "name": "toy",
             "text": ["text"],
             "questions": [
-                {"name": "mood", "ask": "How?", "kind": "choice", "options": ["happy", "sad", "so"]},
+                {
+                    "name": "mood",
+                    "ask": "How?",
+                    "kind": "choice",
+                    "options": ["happy", "sad", "so"],
+                },
                 {"name": "park", "ask": "In the park?", "kind": "yes_no"},
                 {"name": "stars", "ask": "How many?", "kind": "score", "options": [0, 1, 2]},
             ],
