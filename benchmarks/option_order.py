@@ -3,8 +3,8 @@
     TASKFIT_DATA=../shared/data python benchmarks/option_order.py
 
 For three sets it asks SmolLM2-135M about 200 test texts behind up to six orders of the options, as
-it is and trained on 256 labels with `label_words` (two epochs in steps of four), in the given order or
-with `method.shuffle_options`. Of each it records the answers that change, the accuracy in the given
+it is and trained on 256 labels with `label_words` (two epochs in steps of four), in the given order
+or with `method.shuffle_options`. Of each it records the answers that change, the accuracy in the given
 order, in the best and the worst one, and of the mean over as many orders as there are options
 (`method.option_orders`). Cells that stand in the record are not run again.
 """

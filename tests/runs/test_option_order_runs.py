@@ -12,6 +12,7 @@ import pytest
 import tiny
 from taskfit.data import Example
 from taskfit.errors import SettingsError
+from taskfit.export.export import export_run
 from taskfit.report.pages import write_page
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.fit import fit
@@ -184,3 +185,12 @@ def test_questions_are_tried_each_by_itself(make: Any, tmp_path: Path) -> None:
     assert {name: one.num_orders for name, one in effects.items()} == {"mood": 4, "park": 2}
     assert effects["mood"].mean_accuracy is not None
     assert effects["park"].mean_accuracy is None  # half of its answers are not known
+
+
+def test_an_export_answers_behind_the_given_order_and_says_so(make: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(make("method.option_orders=2"), run, baselines=False)
+    checks = export_run(run, tmp_path / "out", form="classification", device="cpu")
+    assert checks
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "averages over up to 2 orders" in card

@@ -110,6 +110,16 @@ class Classifier:
         kept = {name: q.calibration for name, q in self.questions.items() if name not in options}
         return Classifier(type(self.method)(context), calibrations=kept)
 
+    def in_given_order(self) -> "Classifier":
+        """Return the same model, its prompts' options in the given order alone."""
+        context = self.method.context
+        single = context.settings.method.model_copy(update={"option_orders": 1})
+        settings = context.settings.model_copy(update={"method": single})
+        method = type(self.method)(replace(context, settings=settings))
+        method.restore(self.method.state())
+        kept = {name: question.calibration for name, question in self.questions.items()}
+        return Classifier(method, calibrations=kept)
+
     @property
     def model_name(self) -> str:
         """Return the model as the user named it, or the method where there is none."""
