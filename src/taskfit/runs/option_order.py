@@ -119,17 +119,14 @@ def inspect_orders(settings: RunSettings, *, count: int, screen: Screen) -> Orde
     """Ask a model that nothing was trained on, by the prompt of a task; see `try_orders`.
 
     Args:
-        settings: As of a run; a task of one question is asked in context, whatever the method.
+        settings: As of a run; it is asked in context, whatever the method.
         count: Most orders of each question.
         screen: Where progress is shown.
 
     Raises:
         TaskfitError: As a run with these settings would.
     """
-    if is_questionnaire(settings.task.name):
-        method = as_method(settings.method, "label_words")
-    else:
-        method = as_method(settings.method, "in_context", option_orders=1)
+    method = as_method(settings.method, "in_context")
     settings = settings.model_copy(update={"method": method})
     data = prepare_data(settings, several=True)
     examples = next(iter(data.evaluations.values()), data.train)
@@ -193,8 +190,8 @@ def _sentence(effect: OrderEffect, averaged: int) -> str:
         if bias.low > 0 or bias.high < 0:
             more = "more" if bias.value > 0 else "less"
             text += (
-                f"; the option listed {place} is chosen {abs(bias.value):.0%} {more} of the time "
-                "than its answers alone would have it"
+                f"; the option listed {place} is chosen {abs(100 * bias.value):.0f} points {more} "
+                "often than if answers did not hang on the order"
             )
     if effect.mean_accuracy is not None:
         low, high = min(effect.accuracies), max(effect.accuracies)
