@@ -165,6 +165,27 @@ def test_the_options_of_every_question_are_averaged_over_their_own_orders(
         np.testing.assert_allclose(part, np.mean(alone, axis=0), atol=1e-5)
 
 
+def test_orders_come_back_in_their_places_whatever_prompts_begin_alike(loaded: LoadedModel) -> None:
+    asked = questionnaire_from_dict(
+        {
+            "name": "toy",
+            "text": ["text"],
+            "instruction": "One of {options}",
+            "questions": [
+                {"name": "x", "ask": "How?", "kind": "choice", "options": ["happy", "sad", "so"]},
+                {"name": "y", "ask": "Now?", "kind": "choice", "options": ["so", "happy", "sad"]},
+            ],
+        }
+    )
+    method = method_of(loaded, asked, "method.name=label_words", "method.option_orders=3")
+    found = method.by_order(TEXTS, 3)
+    for task, parts in zip(asked.tasks.values(), found, strict=True):
+        for one, part in zip(option_orders(task, 3, seed=0), parts, strict=True):
+            encoder = PromptEncoder(loaded.tokenizer, one, [], max_length=250)
+            alone = LabelScorer(loaded.tree, encoder, words=method.scorer.words)
+            np.testing.assert_allclose(part, share(alone.log_probs(TEXTS)), atol=1e-5)
+
+
 @pytest.mark.parametrize("calibration", ["contextual", "pmi", "batch"])
 def test_priors_are_measured_over_the_same_orders(loaded: LoadedModel, calibration: str) -> None:
     task = task_of(BEHIND)

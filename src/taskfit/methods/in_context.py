@@ -108,6 +108,8 @@ class InContext(Method):
     ) -> list[FloatArray]:
         """Return each question's probabilities behind each of several orders, (O, N, L).
 
+        Demonstrations stand in the first of their own orders.
+
         Args:
             examples: Texts; labels are not looked at.
             count: Most orders of a question's options; see `option_orders`.

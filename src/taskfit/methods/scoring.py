@@ -175,12 +175,12 @@ class _Family:
     """Prompts of a text that run in one tree.
 
     Attributes:
-        owners: For every encoder the place of its question.
+        owners: For every encoder the place of its question, and of its order among those of it.
         encoders: One for each prompt.
         prefixes: Keys and values of what they start with.
     """
 
-    owners: list[int]
+    owners: list[tuple[int, int]]
     encoders: list[PromptEncoder]
     prefixes: PrefixCache
 
@@ -199,8 +199,7 @@ def _mean_over_orders(log_probs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the logarithm of the mean share of each label: (O, N, L) to (N, L)."""
     if len(log_probs) == 1:
         return np.asarray(log_probs[0])
-    shares = log_softmax(log_probs, axis=2)
-    return np.asarray(logsumexp(shares, axis=0) - np.log(len(shares)))
+    return np.asarray(logsumexp(log_softmax(log_probs, axis=2), axis=0) - np.log(len(log_probs)))
 
 
 class LabelScorer:
@@ -251,7 +250,7 @@ class LabelScorer:
         """Return prompts by what runs in one tree: those that part behind the text, or at it."""
         # What is static in the prompts of one question is so in all, up to where they part.
         first = _Family(
-            list(range(len(self.encoders))),
+            [(owner, 0) for owner in range(len(self.encoders))],
             list(self.encoders),
             PrefixCache(self.model, self.encoder),
         )
@@ -259,11 +258,11 @@ class LabelScorer:
             return [first]
         families = {encoder.opening: first for encoder in self.encoders}
         for owner, encoders in enumerate(self.orders):
-            for encoder in encoders:
+            for place, encoder in enumerate(encoders, start=1):
                 family = families.setdefault(
                     encoder.opening, _Family([], [], PrefixCache(self.model, encoder))
                 )
-                family.owners.append(owner)
+                family.owners.append((owner, place))
                 family.encoders.append(encoder)
         return list({id(family): family for family in families.values()}.values())
 
@@ -297,10 +296,9 @@ class LabelScorer:
     ) -> NDArray[np.float64]:
         """Return log p(label words | prompt) of every label for every example, (N, L).
 
-        Over several orders of the options it is the logarithm of each label's mean share of the
-        probability of all labels. The mean of probabilities is at least as good by the Brier score
-        and the log loss as its orders are on average, since both are convex, and one order that
-        rules a label out does not decide for all, as it would in the mean of logarithms.
+        Over several orders of the options it is the logarithm of each label's mean share. By the
+        Brier score and the log loss, which are convex, that is at least as good as its orders are
+        on average; in a mean of logarithms, one order could rule a label out for all.
 
         Args:
             examples: Texts; labels are not looked at.
@@ -321,19 +319,18 @@ class LabelScorer:
         advance: Callable[[int], None] | None = None,
     ) -> list[NDArray[np.float64]]:
         """Return for every question log p(label words | prompt) in each order, (O, N, L)."""
-        found: list[list[NDArray[np.float64]]] = [[] for _ in self.encoders]
+        found: dict[tuple[int, int], NDArray[np.float64]] = {}
         for family in self._families:
-            encoded = [
-                encoder.encode(examples, demonstrations=demonstrations)
-                for encoder in family.encoders
-            ]
+            encoded = [e.encode(examples, demonstrations=demonstrations) for e in family.encoders]
             tell = advance if family is self._families[-1] else None
             scores = self._score(family, list(zip(*encoded, strict=True)), tell)
-            counts = [self.num_labels[owner] for owner in family.owners]
+            counts = [self.num_labels[owner] for owner, _ in family.owners]
             parts = np.split(scores, np.cumsum(counts)[:-1], axis=1)
-            for owner, part in zip(family.owners, parts, strict=True):
-                found[owner].append(part)
-        return [np.stack(parts) for parts in found]
+            found.update(zip(family.owners, parts, strict=True))
+        return [
+            np.stack([found[owner, place] for place in range(1 + len(others))])
+            for owner, others in enumerate(self.orders)
+        ]
 
     def score_encoded(
         self, items: Sequence[EncodedExample], *, advance: Callable[[int], None] | None = None
@@ -349,7 +346,7 @@ class LabelScorer:
     ) -> NDArray[np.float64]:
         """Score texts, each in all prompts of a family."""
         owners = label_of_candidate(family.encoders)
-        num_labels = sum(self.num_labels[owner] for owner in family.owners)
+        num_labels = sum(self.num_labels[owner] for owner, _ in family.owners)
         per_token = [scores_per_token(one, self.length_normalization) for one in family.encoders]
         result = np.empty((len(groups), num_labels))
         if not groups:
