@@ -121,6 +121,15 @@ class ShowsSame(Shows):
     every class, as far as it goes. The order is seeded."""
 
 
+class ReadsOptions(MethodSettings):
+    """A method that reads label words behind a prompt which may list them as options."""
+
+    option_orders: int = Field(default=1, ge=1)
+    """Orders in which a prompt with `{options}`, or a question, lists its options, the given one
+    first; their probabilities are averaged, in prediction as in every measurement. With as many as
+    there are options every one stands at every place once. More than there are: all."""
+
+
 class ReadsFeatures(ShowsSame):
     """A method that reads a text's features, in the task's prompt or by itself."""
 

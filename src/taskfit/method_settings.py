@@ -15,6 +15,7 @@ from taskfit.method_base import (
     Learns,
     MethodSettings,
     ReadsFeatures,
+    ReadsOptions,
     Retrieves,
     Shows,
     ShowsSame,
@@ -46,7 +47,7 @@ class AutoSettings(_Head):
     name: Literal["auto"] = "auto"
 
 
-class InContextSettings(Retrieves, Shows):
+class InContextSettings(ReadsOptions, Retrieves, Shows):
     """No training: label words read behind the prompt."""
 
     reads: ClassVar[tuple[str, ...]] = (*EVERY_RUN, *BASE_MODEL)
@@ -94,7 +95,7 @@ class InContextSettings(Retrieves, Shows):
         return (self.retriever,) if self.retrieves else ()
 
 
-class LabelWordsSettings(TrainedOnLabels, ShowsSame):
+class LabelWordsSettings(ReadsOptions, TrainedOnLabels, ShowsSame):
     """The prompt of in_context, trained to be followed by the label's word."""
 
     name: Literal["label_words"]
@@ -103,6 +104,9 @@ class LabelWordsSettings(TrainedOnLabels, ShowsSame):
     vocabulary (as in the published recipe); branches: at each branch of the tree of label words
     over the tokens that may follow, in training and in prediction. For words of one token that is
     the same as labels; for many labels of several tokens it is far cheaper. None: branches."""
+    shuffle_options: bool = False
+    """Train every text behind another order of the options each time it is seen, drawn by the
+    seed, so that answers hang less on the order."""
 
     @property
     def word_loss(self) -> Literal["labels", "vocabulary", "branches"]:

@@ -124,7 +124,9 @@ class TaskSettings(Section):
     """Built-in task (cola, mnli, mnli_hans, hans, sentiment, sentiment3) or a task file (.yaml).
     None: made from the columns of the table."""
     instruction: PromptText | None = None
-    """Text before the demonstrations; replaces the task's own."""
+    """Text before the demonstrations; replaces the task's own. In it, or in the line, `{options}`
+    is where the label words are listed (`a, b, c`), `{options:or}` the same with that word before
+    the last one (`a, b or c`); then their order can be tried, shuffled and averaged over."""
     line: PromptText | None = None
     """One line for demonstrations and query alike, such as ` {sentence} -{label}`."""
     separator: PromptText | None = None

@@ -30,6 +30,8 @@ REFUSED = {
     "evaluate": TUNING,
     "predict": TUNING,
     "inspect": (*TUNING, "questions"),
+    # The prompts of the other kinds list no options.
+    "inspect --run": tuple(kind for kind in KINDS if kind != "questions"),
     "plan": ("questions", "majority", "tfidf", "encoder", "remote"),
     "compare": (*TUNING, "questions"),
     "search": (*TUNING, "questions", "remote", "majority", "tfidf"),
@@ -115,6 +117,8 @@ def test_a_command_works_or_says_why_not(
 
     check("fit", ["fit", *given, "--out", "run"], refused=not works)
     check("inspect", ["inspect", *without(given, "--test")], refused=works and refuses("inspect"))
+    tried = ["inspect", "--run", "run"]
+    check("inspect --run", tried, refused=refuses("inspect --run"))
     check("plan", ["plan", *without(given, "--test")], refused=kind in REFUSED["plan"])
     check("resume", ["fit", "--resume", "run"], refused=True)  # it is finished, or never began
     data = "test.csv"

@@ -98,7 +98,12 @@ def test_a_finished_run_is_evaluated_on_coarse_labels_as_it_was_when_it_was_fitt
     copy = tmp_path / "again.csv"
     copy.write_bytes((folder / "coarse.csv").read_bytes())
     again = evaluate_file(
-        folder / "run", str(copy), name="again", encoding="utf-8", device="cpu", screen=SilentScreen()
+        folder / "run",
+        str(copy),
+        name="again",
+        encoding="utf-8",
+        device="cpu",
+        screen=SilentScreen(),
     )
     first = RunResult.load(folder / "run").evaluations["coarse"]
     assert again["again"].accuracy == first.accuracy
@@ -113,7 +118,12 @@ def test_a_fine_label_in_a_set_with_coarse_ones_counts_as_the_coarse_one(
     ]
     path = tiny.write_csv(tmp_path / "mixed.csv", mixed)
     found = evaluate_file(
-        folder / "run", str(path), name="mixed", encoding="utf-8", device="cpu", screen=SilentScreen()
+        folder / "run",
+        str(path),
+        name="mixed",
+        encoding="utf-8",
+        device="cpu",
+        screen=SilentScreen(),
     )
     assert found["mixed"].accuracy == RunResult.load(folder / "run").evaluations["coarse"].accuracy
 

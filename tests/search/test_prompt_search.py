@@ -266,9 +266,21 @@ def test_the_winners_file_reads_back_as_the_same_task_and_overwrites_nothing(
 
 def test_what_cannot_be_searched_is_refused_all_at_once(tmp_path: Path, model_folder: Path) -> None:
     settings = settings_of(
-        tmp_path, model_folder, calibration="batch", num_orders=3, demonstrations="nearest"
+        tmp_path,
+        model_folder,
+        calibration="batch",
+        num_orders=3,
+        option_orders=2,
+        demonstrations="nearest",
     )
     with pytest.raises(SettingsError) as caught:
         search_prompts(settings, num_examples=1, keep=0, screen=SilentScreen())
-    for part in ("1 examples", "keep=0", "nearest", "num_orders=3", "calibration=batch"):
+    for part in (
+        "1 examples",
+        "keep=0",
+        "nearest",
+        "num_orders=3",
+        "option_orders=2",
+        "calibration=batch",
+    ):
         assert part in str(caught.value)

@@ -14,7 +14,7 @@ from taskfit.cli.given import GivenTexts
 from taskfit.models.whole import NotFiniteError
 from taskfit.runs.predict import predict_windows
 from taskfit.screen import SilentScreen
-from taskfit.serve.engine import RunsEngine
+from taskfit.serve.engine import RunsEngine, load_engine
 from taskfit.serve.work import (
     Answers,
     Option,
@@ -170,11 +170,35 @@ def test_a_single_option_is_certain(engine: RunsEngine) -> None:
     assert found.probabilities[0]["q"] == {"all": 1.0}
 
 
+def test_over_all_orders_it_is_all_the_same_how_options_are_listed(model_folder: Path) -> None:
+    name = str(model_folder)
+    mood = [Option(one) for one in ("happy", "sad", "warm and bright")]
+    stars = [Option(str(i), f"{i} stars") for i in range(4)]
+
+    def asked(orders: int, turn: int) -> tuple[dict[str, float], dict[str, float]]:
+        engine = load_engine({}, base=name, device="cpu", option_orders=orders)
+        listed = tuple(mood[turn:] + mood[:turn])
+        rated = tuple(stars[:: -1 if turn else 1])
+        questions = {
+            "mood": Question("choice", "Which?", listed),
+            "stars": Question("score", "How many?", rated),
+        }
+        (found,) = answers(engine, StateRequest(name, "The dog was so.", questions))
+        return dict(found.probabilities[0]["mood"]), dict(found.probabilities[0]["stars"])
+
+    for first, second in zip(asked(6, 0), asked(6, 2), strict=True):
+        assert first == pytest.approx(second, abs=1e-5)
+    given, turned = asked(1, 0), asked(1, 2)
+    assert given[0] != pytest.approx(turned[0], abs=1e-3)
+    # Levels stay in a row, so there are two orders of them, however many are asked for.
+    assert asked(2, 0)[1] == pytest.approx(asked(6, 0)[1], abs=1e-6)
+
+
 def test_what_clients_write_makes_no_control_tokens(engine: RunsEngine, model_folder: Path) -> None:
     name, end = str(model_folder), 2
     asked = Question("choice", "Is </s> there?", (Option("a</s>", "has </s>"), Option("b")))
     job = engine.encode(StateRequest(name, "</s> x", {"q": asked}))
-    item = job.free["q"].encoded
+    (item,) = job.free["q"].encoded
     assert item is not None
     assert end not in item.prompt_ids.tolist()
     assert all(end not in ids[:-1].tolist() for ids in item.completions)

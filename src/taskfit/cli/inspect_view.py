@@ -9,6 +9,7 @@ from taskfit.cli.screen import Terminal, plain_table
 
 if TYPE_CHECKING:
     from taskfit.runs.inspection import Inspection
+    from taskfit.runs.option_order import OrderTest
     from taskfit.tasks.checkup import Checkup, ShownToken, WordReport
 
 MAX_WORDS = 12
@@ -43,6 +44,18 @@ def show_inspection(inspection: "Inspection", console: Terminal) -> None:
     say("\nAdvice:" if checkup.advice else "\nNothing to object to.")
     for sentence in checkup.advice:
         say(f"- {sentence}")
+
+
+def show_orders(found: "OrderTest", console: Terminal) -> None:
+    """Print what other orders of the options change."""
+    from taskfit.runs.option_order import order_sentences
+
+    console.print(
+        f"\nOrder of the options, {found.num_texts} texts ({found.num_tokens:,} tokens run, "
+        f"{found.num_tokens / found.num_texts:.0f} a text):"
+    )
+    for sentence in order_sentences(found.effects):
+        console.print(f"- {sentence}.", soft_wrap=True)
 
 
 def _say_savings(inspection: "Inspection", console: Terminal) -> None:

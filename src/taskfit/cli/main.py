@@ -43,6 +43,7 @@ from taskfit.cli.flags import (
     settings_from,
     training_flags,
 )
+from taskfit.cli.inspect import inspect
 from taskfit.cli.new_run import (
     FIT_HELP,
     new_folder,
@@ -256,34 +257,20 @@ app.command()(predict)
 app.command()(serve)
 
 
-@app.command()
-def inspect(
-    table: TableArgument = None,
-    data: DataOption = None,
-    text: TextOption = None,
-    label: LabelOption = None,
-    task: TaskOption = None,
-    model: ModelOption = None,
-    method: MethodOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    methods: MethodsOption = None,
-) -> None:
-    """Check a task before any training: prompt, label words, duplicates, lengths, savings."""
-    others = {"method.name": one_method("inspect", method, methods)}
-    flags = data_flags(
-        table=table, data=data, text=text, label=label, task=task, model=model, others=others
-    )
-    settings = read_settings(config, flags, set_)
-    refuse_without_model(settings)
-
-    from taskfit.cli.inspect_view import show_inspection
-    from taskfit.runs.inspection import inspect_task
-
-    show_inspection(inspect_task(settings), Terminal())
-
-
-for command in (prompts, compare, report, runs, plan, curate, export, generate, chat, judge, ui):
+for command in (
+    inspect,
+    prompts,
+    compare,
+    report,
+    runs,
+    plan,
+    curate,
+    export,
+    generate,
+    chat,
+    judge,
+    ui,
+):
     app.command()(command)
 
 

@@ -63,6 +63,14 @@ def serve(
     grace: Annotated[
         float, typer.Option("--grace", help="Seconds to finish in after the order to stop.")
     ] = 30.0,
+    option_orders: Annotated[
+        int,
+        typer.Option(
+            "--option-orders",
+            min=1,
+            help="Of questions that nothing was fitted to: orders of the options to average over.",
+        ),
+    ] = 1,
     device: DeviceOption = "auto",
     allow_other_base: AllowOtherBaseOption = False,
     log: Annotated[
@@ -117,7 +125,14 @@ def serve(
             style="yellow",
             soft_wrap=True,
         )
-    make = functools.partial(load, folders, model, device=device, allow_other_base=allow_other_base)
+    make = functools.partial(
+        load,
+        folders,
+        model,
+        device=device,
+        allow_other_base=allow_other_base,
+        option_orders=option_orders,
+    )
     with bind(host, port) as held:
         log_to_stderr(log)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
@@ -179,12 +194,23 @@ def is_loopback(host: str) -> bool:
 
 
 def load(
-    folders: Mapping[str, Path], model: str | None, *, device: str, allow_other_base: bool
+    folders: Mapping[str, Path],
+    model: str | None,
+    *,
+    device: str,
+    allow_other_base: bool,
+    option_orders: int = 1,
 ) -> "Engine":
     """Return the engine that serves runs and a base; say what people should know of it."""
     from taskfit.serve.engine import load_engine
 
-    engine = load_engine(folders, base=model, device=device, allow_other_base=allow_other_base)
+    engine = load_engine(
+        folders,
+        base=model,
+        device=device,
+        allow_other_base=allow_other_base,
+        option_orders=option_orders,
+    )
     for note in engine.notes:
         Terminal(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
     return engine

@@ -106,9 +106,20 @@ def _fill(
             exported = export_onnx(source, merged, folder)
         else:
             exported = export_gguf(source, merged, folder, name=outtype, script=script)
-    exported.notes[:0] = [*_blend_notes(source), *_threshold_notes(source)]
+    told = [*_blend_notes(source), *_threshold_notes(source), *_order_notes(source)]
+    exported.notes[:0] = told
     write_card(source, folder, form=form, exported=exported)
     return exported
+
+
+def _order_notes(source: Source) -> list[str]:
+    """Return what the card says of a run that averages over orders of its options."""
+    if source.num_orders == 1:
+        return []
+    return [
+        f"The run averages over up to {source.num_orders} orders of the options in its prompt; "
+        "this model answers behind the given one, and results below are those of the mean."
+    ]
 
 
 def _blend_notes(source: Source) -> list[str]:

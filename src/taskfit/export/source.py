@@ -21,6 +21,7 @@ from taskfit.data import Example
 from taskfit.errors import SettingsError
 from taskfit.export.check import FloatArray
 from taskfit.files import read_jsonl
+from taskfit.method_base import ReadsOptions
 from taskfit.method_settings import TUNING
 from taskfit.models.adapters import load_adapter
 from taskfit.models.load import LoadedModel, load_model
@@ -83,6 +84,12 @@ class Source:
         """Return the base model as the user named it."""
         return str(self.saved["model"])
 
+    @property
+    def num_orders(self) -> int:
+        """Return over how many orders of its prompt's options the run averages."""
+        method = self.settings.method
+        return method.option_orders if isinstance(method, ReadsOptions) else 1
+
     def load(self, *, quantized: bool = False) -> tuple[LoadedModel, PeftModel | None]:
         """Load the run's model with its adapter, in the run's number format.
 
@@ -106,8 +113,9 @@ class Source:
         return model, adapter
 
     def classifier(self, model: LoadedModel) -> Classifier:
-        """Return the run's classifier, without its blend, on a given model."""
-        return Classifier.load(self.folder, device=self.settings.model.device, model=model)
+        """Return the run's classifier on a given model, without its blend, options as given."""
+        found = Classifier.load(self.folder, device=self.settings.model.device, model=model)
+        return found.in_given_order() if self.num_orders > 1 else found
 
     def outputs(self, model: LoadedModel) -> FloatArray:
         """Return what the run says with a given model, on a few texts of its own.

@@ -15,6 +15,7 @@ from scipy.special import log_softmax, logsumexp
 from taskfit.data import Example
 from taskfit.errors import DataError
 from taskfit.methods.scoring import LabelScorer
+from taskfit.tasks import PromptEncoder
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 
@@ -44,9 +45,8 @@ def content_free_prior(scorer: LabelScorer) -> FloatArray:
 
     Contextual calibration, Zhao et al. 2021 (arXiv:2102.09690), section 4, with its three inputs.
     """
-    items = scorer.encoder.content_free(CONTENT_FREE)
-    distributions = log_softmax(scorer.score_encoded(items), axis=1)
-    return logsumexp(distributions, axis=0) - np.log(len(items))  # type: ignore[no-any-return]
+    distributions = log_softmax(scorer.log_probs(scorer.encoder.empty(CONTENT_FREE)), axis=1)
+    return logsumexp(distributions, axis=0) - np.log(len(CONTENT_FREE))  # type: ignore[no-any-return]
 
 
 def domain_prior(scorer: LabelScorer) -> FloatArray:
@@ -55,13 +55,16 @@ def domain_prior(scorer: LabelScorer) -> FloatArray:
     Domain-conditional PMI, Holtzman et al. 2021 (arXiv:2104.08315), equation 3: the prompt is what
     the line writes between text and label, without instruction and demonstrations.
     """
-    encoder = scorer.encoder
+    first, *others = (_domain(encoder) for encoder in (scorer.encoder, *scorer.orders[0]))
+    bare = LabelScorer(
+        scorer.model, first, length_normalization=scorer.length_normalization, orders=[others]
+    )
+    return np.asarray(bare.log_probs(first.empty([""]))[0])
+
+
+def _domain(encoder: PromptEncoder) -> PromptEncoder:
     template = replace(encoder.task.template, instruction="")
-    task = replace(encoder.task, template=template)
-    domain = encoder.for_task(task, demonstrations=[])
-    empty = domain.encode([Example("domain prompt", dict.fromkeys(task.text, ""))])
-    bare = LabelScorer(scorer.model, domain, length_normalization=scorer.length_normalization)
-    return np.asarray(bare.score_encoded(empty)[0])
+    return encoder.for_task(replace(encoder.task, template=template), demonstrations=[])
 
 
 def text_prior(

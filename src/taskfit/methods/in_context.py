@@ -24,7 +24,13 @@ from taskfit.methods.method import (
 )
 from taskfit.methods.retrieval import Retriever
 from taskfit.methods.scoring import LabelScorer
-from taskfit.methods.tree_method import end_notes, prompt_encoders, prompts_of
+from taskfit.methods.tree_method import (
+    end_notes,
+    in_other_orders,
+    other_orders,
+    prompt_encoders,
+    prompts_of,
+)
 from taskfit.models.quantize import count_parameters
 
 
@@ -53,14 +59,16 @@ class InContext(Method):
         orders = [shown]
         for _ in range(self.settings.num_orders - 1):
             orders.append([shown[i] for i in generator.permutation(len(shown))])
+        found = [prompt_encoders(context, order, marks_ends=True) for order in orders]
         self.scorers = [
             LabelScorer(
                 model.tree,
-                *prompt_encoders(context, order, marks_ends=True).values(),
+                *encoders.values(),
                 token_budget=context.settings.training.score_token_budget,
                 length_normalization=self.settings.per_token,
+                orders=other_orders(context, encoders),
             )
-            for order in orders
+            for encoders in found
         ]
         self.log_prior: FloatArray | None = None
         self.retriever = Retriever(context, self.settings.retriever) if nearest else None
@@ -95,11 +103,33 @@ class InContext(Method):
         found = self._log_probs(examples, advance)
         return apply_prior(found, self.log_prior, num_labels=self.scorers[0].num_labels)
 
+    def by_order(
+        self, examples: Sequence[Example], count: int, *, advance: Advance | None = None
+    ) -> list[FloatArray]:
+        """Return each question's probabilities behind each of several orders, (O, N, L).
+
+        Demonstrations stand in the first of their own orders.
+
+        Args:
+            examples: Texts; labels are not looked at.
+            count: Most orders of a question's options; see `option_orders`.
+            advance: Called with the number of examples just finished.
+        """
+        scorer, seed = self.scorers[0], self.context.settings.seed
+        shown = None
+        if self.retriever is not None:
+            shown = self.retriever.nearest(examples, self.task.num_demonstrations)
+        scorer = scorer.over(in_other_orders(scorer.encoders, count, seed=seed))
+        found = scorer.by_order(examples, demonstrations=shown, advance=advance)
+        if self.log_prior is not None:
+            found = [scores - self.log_prior for scores in found]
+        return [np.exp(log_softmax(scores, axis=2)) for scores in found]
+
     def readings(self, examples: Sequence[Example]) -> list[Reading]:
         """Return the prompts of each order; with retrieval, the texts as they are compared."""
         if self.retriever is not None:
             return super().readings(examples)
-        return [prompts_of(scorer.encoder, examples) for scorer in self.scorers]
+        return [prompts_of(one, examples) for scorer in self.scorers for one in scorer.prompts]
 
     def notes(self) -> Sequence[str]:
         """Return how words are told apart of which one starts another."""
@@ -130,8 +160,7 @@ class InContext(Method):
         if self.retriever is not None:
             scorer = self.scorers[0]
             shown = self.retriever.nearest(examples, self.task.num_demonstrations)
-            encoded = scorer.encoder.encode(examples, demonstrations=shown)
-            return scorer.score_encoded(encoded, advance=advance)
+            return scorer.log_probs(examples, demonstrations=shown, advance=advance)
         first, *others = self.scorers
         scores = [first.log_probs(examples, advance=advance)]
         scores += [scorer.log_probs(examples) for scorer in others]

@@ -20,7 +20,8 @@ from taskfit.methods.method import MethodContext
 from taskfit.methods.objective import Item, Objective, TreeObjective
 from taskfit.methods.questions import QuestionLoss, encode_questions
 from taskfit.methods.scoring import JOINT, read_plan, sum_over_words
-from taskfit.methods.tree_method import WordMethod, prompt_encoders
+from taskfit.methods.shuffled import Encoders, ShuffledItem, ShuffledOptions
+from taskfit.methods.tree_method import WordMethod, need_options, prompt_encoders
 from taskfit.models.causal_model import CausalModel
 from taskfit.models.transfer import on_device
 from taskfit.tasks import EncodedExample
@@ -50,15 +51,31 @@ class LabelWords(WordMethod):
             word_reader(context.settings.method, end_id=end_id),
         )
         self._asks_several = isinstance(context.asked, Questionnaire)
+        if self.settings.shuffle_options:
+            need_options(context.asked.tasks.values(), "method.shuffle_options=true")
 
     def encode(self, examples: Sequence[Example]) -> Sequence[Item]:
         """Return prompts with completions as token ids, several questions of a text together."""
-        if self._asks_several:
-            return encode_questions(self.encoders, examples)
-        return super().encode(examples)
+        items = self._encode(self.encoders, examples)
+        if not self.settings.shuffle_options:
+            return items
+        by_id = {example.id: example for example in examples}
+        return [ShuffledItem(by_id[item.id], item) for item in items]
 
     def objective(self) -> Objective[Any]:
         """Return the cross-entropy over labels, vocabulary or branches."""
+        if not self.settings.shuffle_options:
+            return self._loss()
+        seed = self.context.settings.seed
+        return ShuffledOptions(self._loss(), self.encoders, self._encode, seed=seed)
+
+    def _encode(self, encoders: Encoders, examples: Sequence[Example]) -> Sequence[Item]:
+        if self._asks_several:
+            return encode_questions(encoders, examples)
+        (encoder,) = encoders.values()
+        return encoder.encode(examples)
+
+    def _loss(self) -> TreeObjective[Any]:
         if self._asks_several:
             return QuestionLoss(
                 self.model.tree,

@@ -94,5 +94,4 @@ def _asked_plainly(task: Task) -> Task:
     """Return a task whose instruction names the answers, if it has no instruction of its own."""
     if task.template.instruction.strip():
         return task
-    words = ", ".join(label.words[0].strip() for label in task.labels)
-    return task.with_instruction(f"Classify the text. Answer with one of: {words}.")
+    return task.with_instruction("Classify the text. Answer with one of: {options}.")

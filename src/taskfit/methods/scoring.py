@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 
 from taskfit.data import Example
@@ -169,12 +170,46 @@ def scores_per_token(encoder: PromptEncoder, length_normalization: bool | None) 
     return encoder.marks_ends and task.num_demonstrations == 0 and not task.chat
 
 
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Prompts of a text that run in one tree.
+
+    Attributes:
+        owners: For every encoder the place of its question, and of its order among those of it.
+        encoders: One for each prompt.
+        prefixes: Keys and values of what they start with.
+    """
+
+    owners: list[tuple[int, int]]
+    encoders: list[PromptEncoder]
+    prefixes: PrefixCache
+
+
+def label_of_candidate(encoders: Sequence[PromptEncoder]) -> list[int]:
+    """Return for every candidate of prompts its label, those of all prompts side by side."""
+    starts = np.cumsum([0, *(len(encoder.task.labels) for encoder in encoders)]).tolist()
+    return [
+        start + candidate.label_index
+        for start, encoder in zip(starts, encoders, strict=False)
+        for candidate in encoder.candidates
+    ]
+
+
+def _mean_over_orders(log_probs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logarithm of the mean share of each label: (O, N, L) to (N, L)."""
+    if len(log_probs) == 1:
+        return np.asarray(log_probs[0])
+    return np.asarray(logsumexp(log_softmax(log_probs, axis=2), axis=0) - np.log(len(log_probs)))
+
+
 class LabelScorer:
     """Scores texts against all label words, with the static prefix of the prompt run once.
 
     The prompts of several questions about a text share instruction and text, so they run in one
-    tree; what comes out is what every question gives alone. The prefix's keys and values are kept
-    across calls; call `forget_prefix` when the weights have changed.
+    tree; what comes out is what every question gives alone. So do further orders of a question's
+    options that stand behind the text; where they stand before it, texts share nothing but what
+    each order starts with, which is kept for each. The prefix's keys and values are kept across
+    calls; call `forget_prefix` when the weights have changed.
     """
 
     def __init__(
@@ -184,6 +219,7 @@ class LabelScorer:
         token_budget: int | None = None,
         length_normalization: bool | None = False,
         words: WordReader | None = None,
+        orders: Sequence[Sequence[PromptEncoder]] = (),
     ) -> None:
         """Bind a model to the encoders of a task's questions, of which there is mostly one.
 
@@ -195,64 +231,132 @@ class LabelScorer:
             length_normalization: Divide a word's log-probability by its number of tokens; see
                 `scores_per_token`.
             words: How words are read. None: their joint probability.
+            orders: For every question its encoders of further orders of the options, over which
+                probabilities are averaged; empty: there are none.
         """
         self.model = model
         self.encoders = encoders
         self.encoder = encoders[0]
         self.token_budget = token_budget
         self.length_normalization = length_normalization
-        self._per_token = [scores_per_token(one, length_normalization) for one in encoders]
         self.words = words or JOINT
         self.num_labels = [len(encoder.task.labels) for encoder in encoders]
-        starts = np.cumsum([0, *self.num_labels]).tolist()
-        self.label_of_candidate = [
-            start + candidate.label_index
-            for start, encoder in zip(starts, encoders, strict=False)
-            for candidate in encoder.candidates
-        ]
+        self.label_of_candidate = label_of_candidate(encoders)
+        self.orders = tuple(map(tuple, orders)) or ((),) * len(encoders)
+        self._families = self._make_families()
+        self.prefixes = self._families[0].prefixes
+
+    def _make_families(self) -> list[_Family]:
+        """Return prompts by what runs in one tree: those that part behind the text, or at it."""
         # What is static in the prompts of one question is so in all, up to where they part.
-        self.prefixes = PrefixCache(model, self.encoder)
+        first = _Family(
+            [(owner, 0) for owner in range(len(self.encoders))],
+            list(self.encoders),
+            PrefixCache(self.model, self.encoder),
+        )
+        if not any(self.orders):
+            return [first]
+        families = {encoder.opening: first for encoder in self.encoders}
+        for owner, encoders in enumerate(self.orders):
+            for place, encoder in enumerate(encoders, start=1):
+                family = families.setdefault(
+                    encoder.opening, _Family([], [], PrefixCache(self.model, encoder))
+                )
+                family.owners.append((owner, place))
+                family.encoders.append(encoder)
+        return list({id(family): family for family in families.values()}.values())
+
+    def over(self, orders: Sequence[Sequence[PromptEncoder]]) -> "LabelScorer":
+        """Return a scorer of the same prompts and these further orders; see `by_order`."""
+        return LabelScorer(
+            self.model,
+            *self.encoders,
+            token_budget=self.token_budget,
+            length_normalization=self.length_normalization,
+            words=self.words,
+            orders=orders,
+        )
+
+    @property
+    def prompts(self) -> list[PromptEncoder]:
+        """Return the encoders of all prompts that are read of a text."""
+        return [encoder for family in self._families for encoder in family.encoders]
 
     def forget_prefix(self) -> None:
         """Drop the cached keys and values."""
-        self.prefixes.forget()
+        for family in self._families:
+            family.prefixes.forget()
 
     def log_probs(
-        self, examples: Sequence[Example], *, advance: Callable[[int], None] | None = None
+        self,
+        examples: Sequence[Example],
+        *,
+        demonstrations: Sequence[Sequence[Example]] | None = None,
+        advance: Callable[[int], None] | None = None,
     ) -> NDArray[np.float64]:
         """Return log p(label words | prompt) of every label for every example, (N, L).
 
+        Over several orders of the options it is the logarithm of each label's mean share. By the
+        Brier score and the log loss, which are convex, that is at least as good as its orders are
+        on average; in a mean of logarithms, one order could rule a label out for all.
+
         Args:
             examples: Texts; labels are not looked at.
+            demonstrations: For every example its own demonstrations; None: the usual ones.
             advance: Called with the number of examples just finished.
 
         Raises:
             NotFiniteError: If scores are not finite.
         """
-        encoded = [encoder.encode(examples) for encoder in self.encoders]
-        return self._score(list(zip(*encoded, strict=True)), advance)
+        found = self.by_order(examples, demonstrations=demonstrations, advance=advance)
+        return np.concatenate([_mean_over_orders(one) for one in found], axis=1)
+
+    def by_order(
+        self,
+        examples: Sequence[Example],
+        *,
+        demonstrations: Sequence[Sequence[Example]] | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[NDArray[np.float64]]:
+        """Return for every question log p(label words | prompt) in each order, (O, N, L)."""
+        found: dict[tuple[int, int], NDArray[np.float64]] = {}
+        for family in self._families:
+            encoded = [e.encode(examples, demonstrations=demonstrations) for e in family.encoders]
+            tell = advance if family is self._families[-1] else None
+            scores = self._score(family, list(zip(*encoded, strict=True)), tell)
+            counts = [self.num_labels[owner] for owner, _ in family.owners]
+            parts = np.split(scores, np.cumsum(counts)[:-1], axis=1)
+            found.update(zip(family.owners, parts, strict=True))
+        return [
+            np.stack([found[owner, place] for place in range(1 + len(others))])
+            for owner, others in enumerate(self.orders)
+        ]
 
     def score_encoded(
         self, items: Sequence[EncodedExample], *, advance: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
-        """Score examples of one question that are encoded already; see `log_probs`."""
-        return self._score([(item,) for item in items], advance)
+        """Score examples of one question that are encoded already, in one order of its options."""
+        return self._score(self._families[0], [(item,) for item in items], advance)
 
     def _score(
         self,
+        family: _Family,
         groups: Sequence[Sequence[EncodedExample]],
         advance: Callable[[int], None] | None,
     ) -> NDArray[np.float64]:
-        """Score texts, each as an example of every question."""
-        result = np.empty((len(groups), sum(self.num_labels)))
+        """Score texts, each in all prompts of a family."""
+        owners = label_of_candidate(family.encoders)
+        num_labels = sum(self.num_labels[owner] for owner, _ in family.owners)
+        per_token = [scores_per_token(one, self.length_normalization) for one in family.encoders]
+        result = np.empty((len(groups), num_labels))
         if not groups:
             return result
-        prefix = self.prefixes.shared_by([item for group in groups for item in group])
+        prefix = family.prefixes.shared_by([item for group in groups for item in group])
         lengths = torch.tensor(
             [
                 [
-                    len(ids) if per_token else 1
-                    for item, per_token in zip(group, self._per_token, strict=True)
+                    len(ids) if is_divided else 1
+                    for item, is_divided in zip(group, per_token, strict=True)
                     for ids in item.completions
                 ]
                 for group in groups
@@ -264,10 +368,10 @@ class LabelScorer:
             found = [item for i in chosen for item in groups[i]]
             every = [range(len(item.completions)) for item in found]
             joint = self.words.log_probs(self.model, found, every, prefix=prefix)
-            words = joint.view(len(chosen), len(self.label_of_candidate))  # (N, C)
-            if any(self._per_token):
+            words = joint.view(len(chosen), len(owners))  # (N, C)
+            if any(per_token):
                 words = words / lengths[chosen]
-            labels = sum_over_words(words, self.label_of_candidate, sum(self.num_labels))
+            labels = sum_over_words(words, owners, num_labels)
             require_finite(labels, [groups[i][0].id for i in chosen])
             result[chosen] = labels.double().cpu().numpy()
             if advance is not None:

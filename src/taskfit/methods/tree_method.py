@@ -1,17 +1,28 @@
 """What all methods share that train a causal language model through the token tree."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from scipy.special import log_softmax
 
 from taskfit.data import Example
-from taskfit.errors import PromptError
+from taskfit.errors import PromptError, SettingsError
+from taskfit.method_base import ReadsOptions
 from taskfit.methods.adapted import AdaptedModel
 from taskfit.methods.branches import BranchWords
 from taskfit.methods.calibration import apply_prior
 from taskfit.methods.method import Advance, FloatArray, MethodContext, Reading, TrainedMethod
 from taskfit.methods.objective import Item
 from taskfit.methods.scoring import LabelScorer, WordReader, scores_per_token
-from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder, Task, Tokenizer
+from taskfit.tasks import (
+    BareEncoder,
+    EncodedExample,
+    PromptEncoder,
+    Task,
+    Tokenizer,
+    option_orders,
+)
 
 
 class TreeMethod(AdaptedModel, TrainedMethod):
@@ -68,7 +79,11 @@ class WordMethod(TreeMethod):
         self.encoders = encoders
         budget = context.settings.training.score_token_budget
         self.scorer = LabelScorer(
-            self.model.tree, *encoders.values(), token_budget=budget, words=words
+            self.model.tree,
+            *encoders.values(),
+            token_budget=budget,
+            words=words,
+            orders=other_orders(context, encoders),
         )
 
     def probabilities(
@@ -78,9 +93,17 @@ class WordMethod(TreeMethod):
         found = self.scorer.log_probs(examples, advance=advance)
         return apply_prior(found, None, num_labels=self.scorer.num_labels)
 
+    def by_order(
+        self, examples: Sequence[Example], count: int, *, advance: Advance | None = None
+    ) -> list[FloatArray]:
+        """Return each question's probabilities behind each of several orders; see `InContext`."""
+        orders = in_other_orders(self.scorer.encoders, count, seed=self.context.settings.seed)
+        found = self.scorer.over(orders).by_order(examples, advance=advance)
+        return [np.exp(log_softmax(scores, axis=2)) for scores in found]
+
     def readings(self, examples: Sequence[Example]) -> list[Reading]:
         """Return the prompts of each question."""
-        return [prompts_of(encoder, examples) for encoder in self.encoders.values()]
+        return [prompts_of(encoder, examples) for encoder in self.scorer.prompts]
 
     def notes(self) -> Sequence[str]:
         """Return how words are told apart of which one starts another."""
@@ -161,6 +184,53 @@ def prompt_encoders(
         except PromptError as error:
             raise PromptError(f"Question {name}: {error}" if name else str(error)) from error
     return encoders
+
+
+def other_orders(
+    context: MethodContext, encoders: Mapping[str, PromptEncoder]
+) -> list[list[PromptEncoder]]:
+    """Return for each question its encoders of further orders of its options.
+
+    Raises:
+        SettingsError: If orders are asked for, and no prompt lists options.
+    """
+    settings = context.settings.method
+    count = settings.option_orders if isinstance(settings, ReadsOptions) else 1
+    if count > 1:
+        need_options(context.asked.tasks.values(), f"method.option_orders={count}")
+    return in_other_orders(list(encoders.values()), count, seed=context.settings.seed)
+
+
+def in_other_orders(
+    encoders: Sequence[PromptEncoder], count: int, *, seed: int
+) -> list[list[PromptEncoder]]:
+    """Return encoders of the same prompts with options in other orders; see `option_orders`."""
+    return [
+        [
+            encoder.for_task(task, demonstrations=encoder.demonstrations)
+            for task in option_orders(encoder.task, count, seed=seed)[1:]
+        ]
+        for encoder in encoders
+    ]
+
+
+def need_options(tasks: Iterable[Task], setting: str) -> None:
+    """Raise unless the prompt of a task lists options.
+
+    Args:
+        tasks: Questions of a run.
+        setting: What would do nothing else.
+
+    Raises:
+        SettingsError: Saying how a prompt lists them.
+    """
+    if not any(task.names_options for task in tasks):
+        raise SettingsError(
+            f"{setting}: the prompt lists no options whose order could be changed. Write "
+            "{options} where it shall list them, such as task.instruction="
+            '"Which topic is it: {options:or}?", '
+            "or leave the setting out."
+        )
 
 
 def prompt_encoder(

@@ -124,6 +124,16 @@ class Classifier:
         }
         return Classifier(self.method, calibrations=changed, blend=self.blend)
 
+    def in_given_order(self) -> "Classifier":
+        """Return the same model, its prompts' options in the given order alone."""
+        context = self.method.context
+        single = context.settings.method.model_copy(update={"option_orders": 1})
+        settings = context.settings.model_copy(update={"method": single})
+        method = type(self.method)(replace(context, settings=settings))
+        method.restore(self.method.state())
+        kept = {name: question.calibration for name, question in self.questions.items()}
+        return Classifier(method, calibrations=kept)
+
     @property
     def model_name(self) -> str:
         """Return the model as the user named it, or the method where there is none."""

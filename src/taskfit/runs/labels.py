@@ -10,6 +10,7 @@ import numpy as np
 from taskfit.data import Example
 from taskfit.data.examples import class_counts, mean_words
 from taskfit.errors import DataError, SettingsError
+from taskfit.method_base import ReadsOptions
 from taskfit.methods.method import Method, MethodContext, TrainedMethod
 from taskfit.methods.table import METHODS, label_method
 from taskfit.methods.targets import target_matrix
@@ -28,10 +29,17 @@ from taskfit.runs.measure_run import (
     measure_cross_validation,
 )
 from taskfit.runs.measured import LEVELS
+from taskfit.runs.option_order import lists_options, order_sentences, try_orders
 from taskfit.runs.predictions import renaming_note
 from taskfit.runs.prepare import PreparedData, prepare_data, with_seen
 from taskfit.runs.rows import check_every_question
-from taskfit.runs.run import Run, longest_texts, model_of, no_validation_note
+from taskfit.runs.run import (
+    Run,
+    evaluation_sets,
+    longest_texts,
+    model_of,
+    no_validation_note,
+)
 from taskfit.runs.seen import Seen, seen_in, tables_of
 from taskfit.runs.slices import check_slices
 from taskfit.runs.thresholds import (
@@ -199,7 +207,7 @@ class LabelRun(RunKind[Classifier]):
         else:
             found = evaluate_sets(run, baselines_of(run) if baselines else {})
         beside = held_against(run, found)
-        details = {**_method_report(self.method), **self._details, **beside}
+        details = {**_method_report(self.method), **self._details, **beside, **_option_order(run)}
         if found.coverage:
             details["coverage"] = found.coverage
         if found.thresholds:
@@ -260,6 +268,20 @@ class LabelRun(RunKind[Classifier]):
     @property
     def _run(self) -> Run:
         return Run(self.settings, self.folder, self.data, self.fitted, self.memory, self.screen)
+
+
+def _option_order(run: Run) -> dict[str, Any]:
+    """Return what other orders of the options change on the first evaluation set, and tell it."""
+    name, examples = next(iter(evaluation_sets(run.data).items()), ("", []))
+    if not (examples and lists_options(run.classifier)):
+        return {}
+    found = try_orders(run.classifier, examples, screen=run.screen)
+    method = run.settings.method
+    averaged = method.option_orders if isinstance(method, ReadsOptions) else 1
+    for sentence in order_sentences(found.effects, averaged=averaged):
+        run.screen.note(sentence)
+    questions = {name: effect.to_dict() for name, effect in found.effects.items()}
+    return {"option_order": {"set": name, "averaged": averaged, "questions": questions}}
 
 
 def size_of(data: PreparedData) -> Size:

@@ -39,7 +39,10 @@ UNSERVED: dict[str, tuple[object, ...]] = {
     "method.loss": (None, "labels", "branches"),
 }
 # All else that the two methods read is for one question.
-SERVED = ("name", "num_demonstrations", "loss", "class_weights", "focal_gamma")
+SERVED = (
+    *("name", "num_demonstrations", "loss", "class_weights", "focal_gamma"),
+    *("option_orders", "shuffle_options"),
+)
 SAME_COLUMNS = "All tables of a task have the same columns; rename those of this one."
 
 

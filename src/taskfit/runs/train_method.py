@@ -202,6 +202,7 @@ def _run_frozen(
     if not sees_texts_again(settings, len(items)):
         return  # in a single epoch only validations meet a text again
     budget = settings.token_budget or max(TOKEN_BUDGET, objective.largest(items))
+    has_run = False
     try:
         with (
             evaluation_mode(tree.model),
@@ -209,6 +210,7 @@ def _run_frozen(
         ):
             for fixed in objective.fixed_trees(items, budget):
                 tree.keep_tree(fixed.tree, prefix=fixed.prefix)
+                has_run = True
                 advance(fixed.num_items)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -216,6 +218,8 @@ def _run_frozen(
         tree.forget_states()
         run.screen.note("memory does not suffice to keep what the frozen layers say")
         return
+    if not has_run:
+        return  # no tree is met again
     place = f", {store.num_file_bytes / 1e9:.1f} GB on disk" if store.num_file_bytes else ""
     more = "; the rest runs in each step, as the disk is nearly full" if store.is_full else ""
     run.screen.note(

@@ -103,7 +103,7 @@ class SharedScorer:
             items=items,
             gold=np.array([labels.index(str(example.label)) for example in sample]),
             prior=content_free_prior(prior) if prior else None,
-            opening=encoder.render(dict.fromkeys(encoder.task.text, "\0")).partition("\0")[0],
+            opening=encoder.opening,
             log_probs=np.empty((0, len(labels))),
             per_token=scores_per_token(encoder, per_token),
             every=list(range(len(encoder.candidates))),

@@ -223,6 +223,7 @@ def _refuse_unserved(method: MethodSettings, num_examples: int, keep: int) -> No
         f"keep={keep} (1 or more)": keep >= 1,
         "demonstrations=nearest (balanced, random, fixed)": method.demonstrations != "nearest",
         f"num_orders={method.num_orders} (1)": method.num_orders == 1,
+        f"option_orders={method.option_orders} (1)": method.option_orders == 1,
         "length_normalization (false)": not method.length_normalization,
         f"calibration={method.calibration} (none, contextual)": calibrated,
     }

@@ -18,13 +18,16 @@ from taskfit.settings import ModelSettings, RunSettings
 from taskfit.tasks.questions import Questionnaire
 
 
-def served_run(name: str, folder: Path, found: Classifier | TunedModel) -> ServedModel:
+def served_run(
+    name: str, folder: Path, found: Classifier | TunedModel, *, option_orders: int = 1
+) -> ServedModel:
     """Return a finished run as it is served.
 
     Args:
         name: In requests.
         folder: Of the run.
         found: What `load_run` gave back.
+        option_orders: Orders of options of questions that it was not fitted to, averaged over.
     """
     created = next(
         int((folder / file).stat().st_mtime)
@@ -44,7 +47,7 @@ def served_run(name: str, folder: Path, found: Classifier | TunedModel) -> Serve
             max_length=found.model.tree.max_length,
         )
         return ServedModel(card, writer=Writer(found), tree=found.model.tree)
-    own, free = OwnQuestions(found), _free(found)
+    own, free = OwnQuestions(found), _free(found, option_orders)
     by = found.method.settings.name
     asked = "; ".join(
         f"{name} ({', '.join(option.name for option in question.options)})"
@@ -67,13 +70,16 @@ def served_run(name: str, folder: Path, found: Classifier | TunedModel) -> Serve
     return ServedModel(card, own=own, free=free, tree=None if model is None else model.tree)
 
 
-def served_base(name: str, bases: SharedBases, *, device: str) -> ServedModel:
+def served_base(
+    name: str, bases: SharedBases, *, device: str, option_orders: int = 1
+) -> ServedModel:
     """Return a bare model as it is served: it answers by prompts, and writes.
 
     Args:
         name: Packaged model, hub id or folder; also its name in requests.
         bases: Models in memory.
         device: See `model.device`.
+        option_orders: Orders of a question's options, averaged over.
 
     Raises:
         TaskfitError: If there is no such model.
@@ -92,11 +98,14 @@ def served_base(name: str, bases: SharedBases, *, device: str) -> ServedModel:
         max_length=tuned.model.tree.max_length,
     )
     return ServedModel(
-        card, free=FreeQuestions(tuned.model), writer=Writer(tuned), tree=tuned.model.tree
+        card,
+        free=FreeQuestions(tuned.model, num_orders=option_orders),
+        writer=Writer(tuned),
+        tree=tuned.model.tree,
     )
 
 
-def _free(classifier: Classifier) -> FreeQuestions | None:
+def _free(classifier: Classifier, num_orders: int) -> FreeQuestions | None:
     """Return what asks a run other questions; None where its method cannot be asked any.
 
     Methods that read label words off the model answer with their own weights: measured, an adapter
@@ -109,6 +118,10 @@ def _free(classifier: Classifier) -> FreeQuestions | None:
     model, asked = method.context.need_model(), classifier.asked
     if isinstance(asked, Questionnaire) and len(asked.text) == 1:
         return FreeQuestions(
-            model, max_length=limit, column=asked.text[0], instruction=asked.instruction
+            model,
+            max_length=limit,
+            column=asked.text[0],
+            instruction=asked.instruction,
+            num_orders=num_orders,
         )
-    return FreeQuestions(model, max_length=limit)
+    return FreeQuestions(model, max_length=limit, num_orders=num_orders)

@@ -35,6 +35,7 @@ def load_engine(
     device: str = "auto",
     allow_other_base: bool = False,
     fold: bool | None = None,
+    option_orders: int = 1,
 ) -> "RunsEngine":
     """Load runs, and a base where one is named, each model of which many are made once.
 
@@ -46,6 +47,8 @@ def load_engine(
         allow_other_base: Whether a base will do that is not the one of a run.
         fold: Whether each run has a copy of the weights with its adapter folded in; see
             `LeanPass.use`. None: no, where several runs rest on a base.
+        option_orders: Orders of the options of questions that nothing was fitted to; their
+            probabilities are averaged.
 
     Raises:
         TaskfitError: If there is nothing to serve, a run cannot be loaded, or a name stands twice.
@@ -58,9 +61,9 @@ def load_engine(
     served = []
     for name, folder in runs.items():
         found = load_run(folder, device=device, allow_other_base=allow_other_base, bases=bases)
-        served.append(served_run(name, folder, found))
+        served.append(served_run(name, folder, found, option_orders=option_orders))
     if base is not None:
-        served.append(served_base(base, bases, device=device))
+        served.append(served_base(base, bases, device=device, option_orders=option_orders))
     if fold is None and bases.num_adapters > 1:
         fold = False
     for model in served:

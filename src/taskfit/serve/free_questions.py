@@ -20,7 +20,7 @@ from taskfit.models.load import LoadedModel
 from taskfit.models.whole import require_finite
 from taskfit.serve.own_questions import NOUL, part_of_text, too_long
 from taskfit.serve.work import Content, Question, RequestError
-from taskfit.tasks import EncodedExample, PromptEncoder, Task
+from taskfit.tasks import EncodedExample, PromptEncoder, Task, option_orders
 from taskfit.tasks.questions import YES_NO, Option, Questionnaire
 from taskfit.tasks.questions import Question as Asked
 from taskfit.tasks.task import default_words
@@ -43,12 +43,13 @@ class FreeQuestion:
 
     Attributes:
         options: Names of its options.
-        encoded: Prompt and words of the options; None: there is but one.
-        encoder: What made it.
+        encoded: Prompt and words of the options, for each order in which the prompt lists them;
+            empty: there is but one option.
+        encoder: What made the first.
     """
 
     options: tuple[str, ...]
-    encoded: EncodedExample | None = None
+    encoded: tuple[EncodedExample, ...] = ()
     encoder: PromptEncoder | None = None
 
 
@@ -66,6 +67,7 @@ class FreeQuestions:
         max_length: int | None = None,
         column: str = STATE,
         instruction: str = "",
+        num_orders: int = 1,
     ) -> None:
         """Bind to a model.
 
@@ -75,9 +77,12 @@ class FreeQuestions:
             column: What a state is called in the prompt: runs of several questions were trained in
                 prompts like these, with a name of their own.
             instruction: Stands first in the prompt.
+            num_orders: Orders of a question's options whose probabilities are averaged; see
+                `taskfit.tasks.option_orders`.
         """
         limit = model.tree.max_length
         self._column, self._instruction = column, instruction
+        self._num_orders = num_orders
         self.max_length = min(limit, max_length or limit)
         self._model = model
         first = self._task(Question("noul", "", ()))
@@ -100,19 +105,21 @@ class FreeQuestions:
         if len(names) == 1:
             return FreeQuestion(names), False
         try:
-            encoder = self._compiled(question)
-            (item,) = encoder.encode([Example(STATE, {self._column: self._rendered(state)})])
+            encoders = self._compiled(question)
+            example = Example(STATE, {self._column: self._rendered(state)})
+            items = tuple(encoder.encode([example])[0] for encoder in encoders)
         except TaskfitError as error:
             found = str(error).removeprefix("Questions request: question 'question': ")
             raise RequestError(422, f"It cannot be asked so: {found}", where=where) from error
-        if item.num_tokens_cut and not shorten:
-            tokens = item.num_tokens + item.num_tokens_cut
+        cut = max(item.num_tokens_cut for item in items)
+        if cut and not shorten:
+            tokens = max(item.num_tokens + item.num_tokens_cut for item in items)
             raise too_long(tokens, self.max_length, (STATE,))
-        return FreeQuestion(names, item, encoder), bool(item.num_tokens_cut)
+        return FreeQuestion(names, items, encoders[0]), bool(cut)
 
     def count(self, questions: Sequence[FreeQuestion]) -> tuple[int, int]:
         """Return the tokens of questions about a state beyond the cached prefix, and all."""
-        items = [one.encoded for one in questions if one.encoded is not None]
+        items = [item for one in questions for item in one.encoded]
         if not items:
             return 0, 0
         skip = self._num_static
@@ -131,7 +138,7 @@ class FreeQuestions:
         asked = [place for place, group in enumerate(groups) if any(q.encoded for q in group)]
         if not asked:
             return result
-        items = [[q.encoded for q in groups[place] if q.encoded] for place in asked]
+        items = [[item for q in groups[place] for item in q.encoded] for place in asked]
         prefix = self._prefixes.shared_by([item for group in items for item in group])
         skip = prefix.length if prefix else 0
 
@@ -147,8 +154,9 @@ class FreeQuestions:
             scores = iter(np.split(joint.double().cpu().numpy(), np.cumsum(list(map(len, every)))))
             for i in chosen:
                 for place, question in enumerate(groups[asked[i]]):
-                    if question.encoded is not None:
-                        result[asked[i]][place] = _shares(question, next(scores))
+                    if question.encoded:
+                        found_of = [next(scores) for _ in question.encoded]
+                        result[asked[i]][place] = _shares(question, found_of)
 
         sequences = [[s for item in group for s in _sequences(item, skip)] for group in items]
         names = ["a request"] * len(items)
@@ -157,22 +165,26 @@ class FreeQuestions:
 
     def first_prompt(self, question: FreeQuestion) -> tuple[list[int], int, int]:
         """Return the ids of a prompt, and where the state starts and ends in them."""
-        if question.encoded is None or question.encoder is None:
+        if question.encoder is None:
             return [], 0, 0
-        ids = question.encoded.prompt_ids.tolist()
-        return ids, *part_of_text(question.encoder, question.encoded)
+        first = question.encoded[0]
+        return first.prompt_ids.tolist(), *part_of_text(question.encoder, first)
 
     def decode(self, token: int) -> str:
         """Return a token's characters."""
         return str(self._model.tokenizer.decode([token]))
 
-    def _compile(self, question: Question) -> PromptEncoder:
+    def _compile(self, question: Question) -> tuple[PromptEncoder, ...]:
+        """Return the encoder of each order of the options, the given one first."""
         task = self._task(question)
         if not task.chat:
             # What clients ask stands in the line itself.
             line = self._first.text.shield(task.template.line)
             task = replace(task, template=replace(task.template, line=line))
-        return self._first.for_task(task, demonstrations=[])
+        if question.kind == "score":  # levels stay in a row
+            task = replace(task, levels=tuple(map(float, range(len(task.labels)))))
+        orders = option_orders(task, self._num_orders, seed=0)
+        return tuple(self._first.for_task(one, demonstrations=[]) for one in orders)
 
     def _rendered(self, state: Content) -> str:
         """Return a state as the model reads it: text as it stands, JSON on one line."""
@@ -202,10 +214,14 @@ def _sequences(item: EncodedExample, skip: int) -> list[np.ndarray[tuple[int], n
 
 
 def _shares(
-    question: FreeQuestion, scores: np.ndarray[tuple[int], np.dtype[np.float64]]
+    question: FreeQuestion, scores: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]]
 ) -> dict[str, float]:
-    assert question.encoded is not None
+    """Return the mean probability of each option over the orders in which they are listed."""
     assert question.encoder is not None
     if scores_per_token(question.encoder, None):
-        scores = scores / [len(ids) for ids in question.encoded.completions]
-    return dict(zip(question.options, softmax(scores).tolist(), strict=True))
+        scores = [
+            one / [len(ids) for ids in item.completions]
+            for one, item in zip(scores, question.encoded, strict=True)
+        ]
+    shares = np.mean([softmax(one) for one in scores], axis=0)
+    return dict(zip(question.options, shares.tolist(), strict=True))

@@ -268,7 +268,7 @@ def too_long(found: int, allowed: int, where: Sequence[str | int]) -> RequestErr
 def _card(question: AskedQuestion, asked: RunQuestion | None) -> Question:
     names = question.task.label_names
     if asked is None:
-        words = question.task.template.instruction.strip()
+        words = question.task.written.instruction.strip()
         return Question("choice", words, tuple(Option(name) for name in names))
     if asked.kind == "yes_no":
         meanings = {option.name: option.description for option in asked.options}

@@ -6,6 +6,7 @@ from taskfit.tasks.checkup import Checkup, check_up
 from taskfit.tasks.demonstrations import choose_demonstrations
 from taskfit.tasks.encode import Candidate, EncodedExample, PromptEncoder
 from taskfit.tasks.files import load_task, task_from_dict, task_to_dict
+from taskfit.tasks.option_orders import num_orders, option_orders, shuffled_orders
 from taskfit.tasks.prompt import chat_messages, chat_prompt, render_prompt
 from taskfit.tasks.task import (
     Label,
@@ -35,10 +36,13 @@ __all__ = [
     "check_up",
     "choose_demonstrations",
     "load_task",
+    "num_orders",
+    "option_orders",
     "override_task",
     "parse_answer",
     "readable",
     "render_prompt",
+    "shuffled_orders",
     "task_from_columns",
     "task_from_dict",
     "task_to_dict",

@@ -188,7 +188,7 @@ def _leading_space(encoder: PromptEncoder, words: Sequence[WordReport]) -> str:
 
 def _space_advice(encoder: PromptEncoder, words: Sequence[WordReport]) -> list[str]:
     """Return advice for words that stand bare where running text has a space."""
-    before = encoder.task.template.query(dict.fromkeys(encoder.task.text, "x"))[-1:]
+    before = encoder.task.written.query(dict.fromkeys(encoder.task.text, "x"))[-1:]
     if encoder.task.chat or before.isspace() or before in "([{<\"'":
         return []
     bare = [

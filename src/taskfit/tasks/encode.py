@@ -118,6 +118,19 @@ class PromptEncoder:
             marks_ends=marks_ends,
             text=self.text,
         )
+        # What users wrote is read as text, where options are listed, too.
+        self._shielded_task = replace(
+            task,
+            labels=tuple(
+                replace(
+                    label,
+                    words=tuple(map(self.text.shield, label.words)),
+                    description=self.text.shield(label.description),
+                )
+                for label in task.labels
+            ),
+        )
+        self._template = self._shielded_task.written
         self._edges = self._open_fields()
         self._head = self._prompt_head(demonstrations)
         self.candidates = tuple(
@@ -139,6 +152,11 @@ class PromptEncoder:
         self.end_id = end_id
         self._end = np.array([] if end_id is None else [end_id], dtype=np.int64)
 
+    @property
+    def opening(self) -> str:
+        """Return what stands before the first text, in characters."""
+        return self.render(dict.fromkeys(self.task.text, "\0")).partition("\0")[0]
+
     def for_task(self, task: Task, *, demonstrations: Sequence[Example]) -> "PromptEncoder":
         """Return an encoder of another task for the same tokenizer and limit."""
         return self._made_like(task, demonstrations)
@@ -151,16 +169,12 @@ class PromptEncoder:
             shown = self.demonstrations if demonstrations is None else demonstrations
             return chat_prompt(self.task, texts, shown, self._tokenizer, shield=self.text.shield)
         head = self._head if demonstrations is None else self._prompt_head(demonstrations)
-        return head + self.task.template.query(self._shielded(texts))
+        return head + self._template.query(self._shielded(texts))
 
     def _prompt_head(self, demonstrations: Sequence[Example]) -> str:
         """Return what stands before the query, demonstrations and their words shielded."""
-        labels = [
-            replace(label, words=tuple(map(self.text.shield, label.words)))
-            for label in self.task.labels
-        ]
         shown = [replace(d, texts=self._shielded(d.texts)) for d in demonstrations]
-        return prompt_head(replace(self.task, labels=tuple(labels)), shown)
+        return prompt_head(self._shielded_task, shown)
 
     def _shielded(self, texts: Mapping[str, str]) -> dict[str, str]:
         return {
@@ -172,7 +186,7 @@ class PromptEncoder:
 
         Such as `s` in the line `<{text}>`.
         """
-        parts = [("", False), *self.task.template.parts(), ("", False)]
+        parts = [("", False), *self._template.parts(), ("", False)]
         found = set()
         for before, (name, is_field), after in zip(parts, parts[1:], parts[2:], strict=False):
             beside_field = before[1] or after[1]
@@ -215,12 +229,14 @@ class PromptEncoder:
 
     def content_free(self, texts: Sequence[str]) -> list[EncodedExample]:
         """Encode the prompt with every text column replaced by each of these texts."""
-        return self.encode(
-            [
-                Example(f"content-free input {text!r}", dict.fromkeys(self.task.text, text))
-                for text in texts
-            ]
-        )
+        return self.encode(self.empty(texts))
+
+    def empty(self, texts: Sequence[str]) -> list[Example]:
+        """Return examples of which every text column is replaced by each of these texts."""
+        return [
+            Example(f"content-free input {text!r}", dict.fromkeys(self.task.text, text))
+            for text in texts
+        ]
 
     def _encode_prompts(
         self, prompts: Sequence[str]
@@ -275,7 +291,7 @@ class PromptEncoder:
         if self.task.chat:
             return True
         before_label = ("", True)
-        for piece in self.task.template.parts():
+        for piece in self._template.parts():
             if piece == (LABEL, True):
                 break
             before_label = piece
@@ -300,7 +316,7 @@ class PromptEncoder:
     ) -> tuple[IntArray, tuple[IntArray, ...], int]:
         """Cut the end of the longest text until the prompt fits; also count the tokens cut."""
         texts = dict(example.texts)
-        columns = [name for name, is_field in self.task.template.parts() if is_field]
+        columns = [name for name, is_field in self._template.parts() if is_field]
         columns.remove(LABEL)
         original = len(prompt_ids)
         while True:

@@ -19,6 +19,7 @@ class _Label(Entry):
     name: str
     words: Texts | None = None
     values: Texts = Field([])
+    description: str = ""
 
 
 class _Template(Entry):
@@ -40,6 +41,7 @@ class _Task(Entry):
     multi_label: bool = Field(False, strict=True)
     allow_control_tokens: bool = Field(False, strict=True)
     coarse: dict[str, Texts] = Field({})
+    listed: Texts = Field([])
 
 
 def load_task(name_or_path: str) -> Task:
@@ -90,7 +92,11 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         text=tuple(found.text),
         label_column=found.label,
         labels=tuple(
-            Label(one.name, (f" {one.name}",) if one.words is None else tuple(one.words))
+            Label(
+                one.name,
+                (f" {one.name}",) if one.words is None else tuple(one.words),
+                one.description.strip(),
+            )
             for one in found.labels
         ),
         values=values,
@@ -101,6 +107,7 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         multi_label=found.multi_label,
         allow_control_tokens=found.allow_control_tokens,
         coarse={name: tuple(members) for name, members in found.coarse.items()},
+        listed=tuple(found.listed),
     )
 
 
@@ -110,6 +117,8 @@ def task_to_dict(task: Task) -> dict[str, Any]:
     rare: dict[str, Any] = {"allow_control_tokens": True} if task.allow_control_tokens else {}
     if task.coarse:
         rare["coarse"] = {name: list(members) for name, members in task.coarse.items()}
+    if task.listed:
+        rare["listed"] = list(task.listed)
     return {
         "name": task.name,
         "version": task.version,
@@ -120,6 +129,7 @@ def task_to_dict(task: Task) -> dict[str, Any]:
                 "name": label.name,
                 "words": list(label.words),
                 "values": [value for value, name in task.values.items() if name == label.name],
+                **({"description": label.description} if label.description else {}),
             }
             for label in task.labels
         ],

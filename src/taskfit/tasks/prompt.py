@@ -15,12 +15,12 @@ ANSWER = "answer"
 
 def render_prompt(task: Task, texts: Mapping[str, str], demonstrations: Sequence[Example]) -> str:
     """Return the prompt of a query: instruction, demonstrations, and the line up to its label."""
-    return prompt_head(task, demonstrations) + task.template.query(texts)
+    return prompt_head(task, demonstrations) + task.written.query(texts)
 
 
 def prompt_head(task: Task, demonstrations: Sequence[Example]) -> str:
     """Return what stands before the query, the same for all queries."""
-    template = task.template
+    template = task.written
     words = {label.name: label.words[0] for label in task.labels}
     pieces = [template.instruction] if template.instruction else []
     pieces.extend(template.demonstration(d.texts, words[str(d.label)]) for d in demonstrations)
@@ -84,7 +84,7 @@ def after_answer(task: Task, tokenizer: Tokenizer) -> str:
     Empty where nothing static does, or the chat template refuses a turn of the assistant's.
     """
     if not task.chat:
-        return task.template.after_label()
+        return task.written.after_label()
     messages = chat_messages(task, dict.fromkeys(task.text, "x"), [])[-1:]
     messages.append({"role": "assistant", "content": ANSWER})
     try:
@@ -99,11 +99,11 @@ def chat_messages(
 ) -> list[dict[str, str]]:
     """Return the prompt as turns: system (if there is an instruction), user and assistant, user."""
     words = {label.name: label.words[0].strip() for label in task.labels}
-    messages = []
-    if task.template.instruction.strip():
-        messages.append({"role": "system", "content": task.template.instruction.strip()})
+    messages, template = [], task.written
+    if template.instruction.strip():
+        messages.append({"role": "system", "content": template.instruction.strip()})
     for shown in demonstrations:
-        messages.append({"role": "user", "content": task.template.query(shown.texts).strip()})
+        messages.append({"role": "user", "content": template.query(shown.texts).strip()})
         messages.append({"role": "assistant", "content": words[str(shown.label)]})
-    messages.append({"role": "user", "content": task.template.query(texts).strip()})
+    messages.append({"role": "user", "content": template.query(texts).strip()})
     return messages

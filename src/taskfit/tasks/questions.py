@@ -246,7 +246,10 @@ class Questionnaire:
             version=self.version,
             text=text,
             label_column=question.label_column,
-            labels=tuple(Label(option.name, option.words) for option in question.options),
+            labels=tuple(
+                Label(option.name, option.words, option.description.strip())
+                for option in question.options
+            ),
             values=question.values,
             template=Template(self.instruction, _line(question, text), SEPARATOR),
             metric=metric,
@@ -329,18 +332,9 @@ def level_number(name: str) -> float | None:
 def _line(question: Question, text: Sequence[str]) -> str:
     """Write the line: the texts first, as in all questions, then what is asked."""
     lines = [*column_lines(text), f"Question: {escaped(question.ask.strip())}"]
-    shown = [
-        (escaped(option.words[0].strip()) if option.words else "", option.description.strip())
-        for option in question.options
-    ]
-    if any(description for _, description in shown):
-        lines.append("Options:")
-        lines += [
-            f"- {word}: {escaped(description)}" if description else f"- {word}"
-            for word, description in shown
-        ]
-    else:
-        lines.append(f"Options: {', '.join(word for word, _ in shown)}")
+    described = any(option.description.strip() for option in question.options)
+    # With the colon, a text column that is called `options` is not meant.
+    lines += ["Options:", "{options:}"] if described else ["Options: {options:}"]
     lines.append("Answer:{label}")
     return "\n".join(lines)
 

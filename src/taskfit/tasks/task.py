@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from taskfit.errors import PromptError, SettingsError
 from taskfit.settings import TaskSettings
@@ -19,11 +20,13 @@ class Label:
     Attributes:
         name: Name in tables of results.
         words: What the model reads and predicts, leading space included; the first one stands in
-            demonstrations.
+            demonstrations, and where options are listed.
+        description: What it means, where options are listed; may be empty.
     """
 
     name: str
     words: tuple[str, ...]
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Task:
         allow_control_tokens: Whether control tokens that stand in texts and words are read as such.
         coarse: Coarser label -> the labels that it is made of. An evaluation set in which one
             stands is measured on coarser labels: their probabilities are sums.
+        listed: Names of labels in the order in which the prompt lists them as options; those not
+            named follow in their own order.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Task:
     weight: float = 1.0
     allow_control_tokens: bool = False
     coarse: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    listed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what can be checked without a tokenizer; collect all problems.
@@ -105,6 +111,11 @@ class Task:
             for name, count in Counter(names).items()
             if count > 1
         ]
+        problems += [
+            f"listed names {name!r}, which is no label" for name in self.listed if name not in names
+        ]
+        if len(set(self.listed)) < len(self.listed):
+            problems.append("listed names a label twice; an order has each once")
         for value, name in self.values.items():
             if name not in names:
                 problems.append(f"value {value!r} stands for {name!r}, which is no label")
@@ -138,7 +149,7 @@ class Task:
             words.setdefault(made.get(label.name, label.name), []).extend(label.words)
         labels = tuple(Label(name, tuple(own)) for name, own in words.items())
         values = {value: made.get(name, name) for value, name in self.values.items()} | made
-        return replace(self, labels=labels, values=values, coarse={})
+        return replace(self, labels=labels, values=values, coarse={}, listed=())
 
     def with_instruction(self, instruction: str) -> "Task":
         """Return the same task with another instruction."""
@@ -153,6 +164,43 @@ class Task:
     def label_names(self) -> list[str]:
         """Return the labels' names in order."""
         return [label.name for label in self.labels]
+
+    @property
+    def names_options(self) -> bool:
+        """Return whether the prompt lists the labels as options."""
+        return self.template.names_options(self.text)
+
+    @property
+    def option_names(self) -> list[str]:
+        """Return the labels' names in the order in which they are listed as options."""
+        return list(dict.fromkeys([*self.listed, *self.label_names]))
+
+    @property
+    def written(self) -> Template:
+        """Return the template as prompts are written by it, options listed in their order."""
+        if not self.names_options:
+            return self.template
+        by_name = {label.name: label for label in self.labels}
+        options = [by_name[name] for name in self.option_names]
+        return self.template.with_options(partial(_list_of, options), self.text)
+
+
+def _list_of(options: Sequence[Label], last: str) -> str:
+    """Return options as a prompt lists them: in a row, or each on a line with what it means."""
+    words = [option.words[0].strip() if option.words else "" for option in options]
+    if not any(option.description for option in options):
+        return in_a_row(words, last)
+    return "\n".join(
+        f"- {word}: {option.description}" if option.description else f"- {word}"
+        for word, option in zip(words, options, strict=True)
+    )
+
+
+def in_a_row(words: Sequence[str], last: str) -> str:
+    """Return `a`, `a or b`, `a, b or c`; without a word before the last one `a, b, c`."""
+    if not last:
+        return ", ".join(words)
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def readable(name: str) -> str:

@@ -5,13 +5,15 @@ formatted: braces in a user's texts mean nothing.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from taskfit.errors import close_match
 
 LABEL = "label"
+# Where the options are listed: `a, b, c`, or with a word before the last one, `a, b or c`.
+OPTIONS = re.compile(r"options(?::(?P<last>[^{}]*))?")
 
 
 def escaped(text: str) -> str:
@@ -28,6 +30,10 @@ class Template:
         line: Format of one example, such as ` {sentence} -{label}`; `{{` and `}}` are braces.
             The query ends where `{label}` stands; what follows it shows in demonstrations only.
         separator: Stands between instruction, demonstrations and query.
+
+    In instruction and line, `{options}` is where the options are listed, `{options:or}` the same
+    with that word before the last one. Until `with_options` has written them there, such a template
+    makes no prompt.
     """
 
     instruction: str
@@ -57,7 +63,7 @@ class Template:
                 f"the line {self.line!r} has {fields.count(LABEL)} places for {{label}}; "
                 "it needs exactly one"
             )
-        named = [name for name in fields if name != LABEL]
+        named = [name for name in fields if name != LABEL and not _lists(name, columns)]
         if not named:
             problems.append(
                 f"the line {self.line!r} names no text column; name at least one of "
@@ -72,6 +78,32 @@ class Template:
                     f"({', '.join(columns)}){hint}"
                 )
         return problems
+
+    def names_options(self, columns: Sequence[str]) -> bool:
+        """Return whether options are listed somewhere; a text column called `options` is none."""
+        in_line = any(is_field and _lists(name, columns) for name, is_field in self.parts())
+        return in_line or bool(_places(self.instruction))
+
+    def with_options(self, write: Callable[[str], str], columns: Sequence[str]) -> "Template":
+        """Return the template with the options written where they are listed.
+
+        Args:
+            write: Takes the word before the last option, which may be empty; returns the list.
+            columns: The task's text columns, which a place in the line may be called by, too.
+        """
+        line = "".join(
+            escaped(write(_word_before_last(value)))
+            if is_field and _lists(value, columns)
+            else f"{{{value}}}"
+            if is_field
+            else escaped(value)
+            for value, is_field in self.parts()
+        )
+        instruction, last = "", 0
+        for match in _places(self.instruction):
+            instruction += self.instruction[last : match.start()] + write(match["last"] or "")
+            last = match.end()
+        return replace(self, instruction=instruction + self.instruction[last:], line=line)
 
     def query(self, texts: Mapping[str, str]) -> str:
         """Return the line up to where the label stands."""
@@ -98,6 +130,20 @@ class Template:
             (word if value == LABEL else texts[value]) if is_field else value
             for value, is_field in self.parts()
         )
+
+
+def _places(instruction: str) -> list[re.Match[str]]:
+    """Return the places of an instruction, in which all other braces mean themselves."""
+    return list(re.finditer(rf"\{{{OPTIONS.pattern}\}}", instruction))
+
+
+def _lists(name: str, columns: Sequence[str]) -> bool:
+    return name not in columns and OPTIONS.fullmatch(name) is not None
+
+
+def _word_before_last(name: str) -> str:
+    found = OPTIONS.fullmatch(name)
+    return "" if found is None else found["last"] or ""
 
 
 def _is_static(piece: tuple[str, bool]) -> bool:

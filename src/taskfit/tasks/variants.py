@@ -15,7 +15,7 @@ from taskfit.errors import PromptError, TaskfitError
 from taskfit.settings import TaskSettings
 from taskfit.tasks.encode import PromptEncoder
 from taskfit.tasks.entries import Entry, Texts, entry_problems
-from taskfit.tasks.task import Task, column_lines, override_task, readable
+from taskfit.tasks.task import Task, column_lines, in_a_row, override_task, readable
 from taskfit.tasks.template import LABEL, Template, escaped
 from taskfit.tasks.text_encoder import Tokenizer
 from taskfit.yaml_text import read_yaml
@@ -113,7 +113,7 @@ def with_base(candidates: Sequence[NamedTask], base: Task) -> tuple[list[NamedTa
 
 def wording(task: Task) -> tuple[object, ...]:
     """Return what tasks that write the same prompts and label words have in common."""
-    template = task.template
+    template = task.written
     line = template.line if task.num_demonstrations else template.query(_places(task))
     words = tuple((label.name, label.words) for label in task.labels)
     if task.chat:
@@ -216,7 +216,7 @@ def _lines(task: Task) -> dict[str, str]:
     own, body = task.template.line, _body(task, "")
     end = f"{{{LABEL}}}"
     answer = escaped(readable(task.label_column).capitalize())
-    quote_name, requoted = _quote_texts(task.template)
+    quote_name, requoted = _quote_texts(task.template, task.text)
     return {
         "": own,
         quote_name: requoted,
@@ -234,10 +234,10 @@ def _instructions(task: Task) -> dict[str, str]:
     """Return instructions by name; the task's own has none."""
     found = {"": task.template.instruction, "no instruction": ""}
     if len(task.labels) <= MAX_LISTED:
-        what = _join([readable(column) for column in task.text], "and")
-        found["classify"] = f"Classify the {what} as {_join(_bare_words(task), 'or')}."
+        what = in_a_row([readable(column) for column in task.text], "and")
+        found["classify"] = f"Classify the {what} as {in_a_row(_bare_words(task), 'or')}."
         quoted = [f'"{word}"' for word in _bare_words(task)]
-        found["classify quoted"] = f"Classify the {what} as {_join(quoted, 'or')}."
+        found["classify quoted"] = f"Classify the {what} as {in_a_row(quoted, 'or')}."
     return found
 
 
@@ -297,10 +297,10 @@ def _written(pieces: Sequence[tuple[str, bool]]) -> str:
     return "".join(f"{{{value}}}" if is_field else escaped(value) for value, is_field in pieces)
 
 
-def _quote_texts(template: Template) -> tuple[str, str]:
+def _quote_texts(template: Template, columns: Sequence[str]) -> tuple[str, str]:
     """Return a name and the line with quotes around its texts, or without where they are there."""
     pieces = template.parts()
-    fields = [i for i, (value, is_field) in enumerate(pieces) if is_field and value != LABEL]
+    fields = [i for i, (value, is_field) in enumerate(pieces) if is_field and value in columns]
 
     def edge(index: int, side: int) -> str:
         value, is_field = pieces[index] if 0 <= index < len(pieces) else ("", True)
@@ -323,16 +323,11 @@ def _quote_texts(template: Template) -> tuple[str, str]:
 def _question(task: Task) -> str:
     if len(task.labels) > MAX_LISTED:
         return f"Which {readable(task.label_column)} is it?"
-    return f"Is it {_join(_bare_words(task), 'or')}?"
+    return f"Is it {in_a_row(_bare_words(task), 'or')}?"
 
 
 def _bare_words(task: Task) -> list[str]:
     return [label.words[0].strip() for label in task.labels]
-
-
-def _join(words: Sequence[str], last: str) -> str:
-    """Return `a`, `a or b`, `a, b or c`."""
-    return f" {last} ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _places(task: Task) -> dict[str, str]:
