@@ -173,7 +173,7 @@ class TuningSettings(Section):
 
 
 class RemoteSettings(Section):
-    """The endpoint of `method=remote`: any server that speaks OpenAI's protocol."""
+    """The endpoint of method remote, `taskfit label` and distill: a server of OpenAI's protocol."""
 
     base_url: str = "http://localhost:8000/v1"
     """Address up to and with `/v1`."""
@@ -193,6 +193,17 @@ class RemoteSettings(Section):
     """Price of a million prompt tokens. None: cost is not known."""
     output_price: float | None = Field(default=None, ge=0)
     """Price of a million tokens of answers. None: cost is not known."""
+    samples: int = Field(default=1, ge=1)
+    """Answers drawn for each text where the endpoint gives no log-probabilities; their shares are
+    the probabilities. 1: one answer, the most probable, is taken for all of it."""
+    temperature: float = Field(default=1.0, gt=0, le=2)
+    """Temperature of these draws, where there are several."""
+    budget: float | None = Field(default=None, gt=0)
+    """Most money for the requests of one command, in the currency of the prices, which it needs.
+    The same command goes on, with as much again. None: no limit."""
+    max_requests: int | None = Field(default=None, ge=1)
+    """Most requests of one command, repeated ones included; the same command goes on. None: no
+    limit."""
 
 
 class AdapterSettings(Section):

@@ -8,15 +8,26 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 
 from taskfit.errors import TaskfitError
+from taskfit.remote.allowance import Allowance
 from taskfit.remote.cache import AnswerCache, CacheError, cache_key
 from taskfit.remote.chat import Answer, ChatRequest, Dialect
-from taskfit.remote.endpoint import Connection, EndpointError, EndpointState, RemoteEndpoint
+from taskfit.remote.endpoint import (
+    Connection,
+    EndpointError,
+    EndpointState,
+    RemoteEndpoint,
+    StoppedError,
+)
 from taskfit.remote.pace import Pace
 from taskfit.remote.usage import Usage, UsageCounter
 
 
 class RemoteError(TaskfitError):
     """A remote model gave no answer, or its answers cannot be kept."""
+
+
+class RemoteLimitError(RemoteError):
+    """The budget, or the number of requests allowed, is used up."""
 
 
 class RemoteModel:
@@ -30,6 +41,14 @@ class RemoteModel:
             counter=UsageCounter(
                 price_input=endpoint.price_per_million_input,
                 price_output=endpoint.price_per_million_output,
+            ),
+            allowance=Allowance(
+                max_requests=endpoint.max_requests,
+                budget=endpoint.budget,
+                prices=(
+                    endpoint.price_per_million_input or 0.0,
+                    endpoint.price_per_million_output or 0.0,
+                ),
             ),
         )
 
@@ -55,6 +74,7 @@ class RemoteModel:
             advance: Called in this thread with how many answers have become known.
 
         Raises:
+            RemoteLimitError: If the endpoint's budget or number of requests is used up.
             RemoteError: If an answer is missing after all retries, or the cache cannot be used.
                 Requests under way are finished first and their answers saved; the same call
                 continues from there.
@@ -78,6 +98,18 @@ class RemoteModel:
             dataclasses.replace(answers[key], from_cache=place not in sent)
             for place, key in enumerate(keys)
         ]
+
+    def known(self, requests: Sequence[ChatRequest]) -> list[Answer | None]:
+        """Return those answers to requests that are in the cache; nothing is sent or counted.
+
+        Raises:
+            RemoteError: If the cache cannot be used.
+        """
+        keys = [self._key_of(request) for request in requests]
+        distinct = dict(zip(keys, requests, strict=True))
+        with self._cache() as cache, self._explained(cache, distinct):
+            found = cache.get_many(distinct) if cache else {}
+        return [found.get(key) for key in keys]
 
     def _ask(
         self, missing: Mapping[str, ChatRequest], cache: AnswerCache | None
@@ -141,7 +173,8 @@ class RemoteModel:
             yield
         except (EndpointError, CacheError) as error:
             message = f"{error}. {self._saved(cache, distinct)}"
-            raise RemoteError(message) from error
+            kind = RemoteLimitError if isinstance(error, StoppedError) else RemoteError
+            raise kind(message) from error
 
     def _saved(self, cache: AnswerCache | None, distinct: Mapping[str, ChatRequest]) -> str:
         if cache is None:

@@ -65,7 +65,7 @@ def asked_and_train(
             assert isinstance(asked, Task)
             check_labels(builtin.train, asked.label_names)
             return asked, builtin.train, dict(builtin.evaluations), []
-        if asked is not None and data.tests:
+        if asked is not None and (data.tests or data.unlabeled):
             return asked, [], {}, []
         raise SettingsError(
             "No data: give a table, such as `taskfit fit mine.csv` (data.train), or a built-in "
