@@ -43,6 +43,7 @@ from taskfit.cli.flags import (
     settings_from,
     training_flags,
 )
+from taskfit.cli.label import label as label_command
 from taskfit.cli.new_run import (
     FIT_HELP,
     new_folder,
@@ -254,6 +255,7 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_bas
 app.command()(evaluate)
 app.command()(predict)
 app.command()(serve)
+app.command("label")(label_command)
 
 
 @app.command()

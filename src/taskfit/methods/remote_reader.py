@@ -126,6 +126,13 @@ class RemoteReader:
         """Return what the answers in the cache say; nothing is sent."""
         return self._read(examples, self.client.known, self.client.known)
 
+    def paid(self, examples: Sequence[Example]) -> Usage:
+        """Return what all answers about texts did cost, by whichever command."""
+        requests = [self._request(example) for example in examples]
+        if self._settings.samples > 1:
+            requests += [draw for example in examples for draw in self._draws(example)]
+        return self.client.paid(requests)
+
     def estimate(self, examples: Sequence[Example]) -> Estimate:
         """Reckon what `read` will send, at most.
 

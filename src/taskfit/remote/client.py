@@ -111,6 +111,20 @@ class RemoteModel:
             found = cache.get_many(distinct) if cache else {}
         return [found.get(key) for key in keys]
 
+    def paid(self, requests: Sequence[ChatRequest]) -> Usage:
+        """Return what the answers in the cache did cost, whichever command asked; each once.
+
+        Raises:
+            RemoteError: If the cache cannot be used.
+        """
+        distinct = {self._key_of(request): request for request in requests}
+        prices = (self.endpoint.price_per_million_input, self.endpoint.price_per_million_output)
+        counter = UsageCounter(price_input=prices[0], price_output=prices[1])
+        for answer in self.known(list(distinct.values())):
+            if answer is not None:
+                counter.count_answer(answer)
+        return counter.usage()
+
     def _ask(
         self, missing: Mapping[str, ChatRequest], cache: AnswerCache | None
     ) -> Generator[tuple[str, Answer]]:
