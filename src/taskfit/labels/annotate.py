@@ -76,7 +76,7 @@ def annotate(
     expected = reader.estimate(asked)
     screen.note(
         f"{len(given.texts):,} texts of {mean_words(given.texts):.0f} words, "
-        f"{len(given.human):,} labels by people, {len(given.task.labels)} labels"
+        f"{len(given.human):,} labels by people, {len(given.shown)} shown in the prompt"
     )
     screen.note(f"to send: {estimate_words(expected)}")
     if only_estimate:
