@@ -4,6 +4,7 @@ It is a union told apart by `name`: each method has a class with the settings th
 others. What several methods read stands once, in `method_base.py`.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
@@ -133,7 +134,7 @@ class LabelTextSettings(Generates, TrainedOnLabels, ShowsSame):
 class DistillSettings(TrainedInSteps, ShowsSame):
     """A student without context learns from a teacher with it, or from one outside."""
 
-    reads: ClassVar[tuple[str, ...]] = ("adapter", "training", "remote")
+    reads_with: ClassVar[Mapping[str, tuple[str, str]]] = {"remote": ("teacher", "remote")}
 
     name: Literal["distill"]
     loss: Literal["labels", "vocabulary"] | None = None

@@ -168,7 +168,7 @@ def test_a_teacher_without_any_answer_is_one_message(
         (("method.teacher=remote",), "remote.model"),
         (("method.teacher=remote", "remote.model=m", "method.loss=vocabulary"), "method.loss"),
         (("method.teacher=remote", "remote.model=m", "method.contexts=redrawn"), "contexts"),
-        (("method.num_demonstrations=2", "remote.model=m"), "remote.model"),
+        (("remote.model=m",), "remote.model is read by remote, not by distill"),
         (
             ("method.teacher=soft_labels", "data.soft_labels.bad=b", "data.unlabeled=t.csv"),
             "data.unlabeled",
@@ -178,10 +178,12 @@ def test_a_teacher_without_any_answer_is_one_message(
 def test_what_means_nothing_with_this_teacher_is_refused(
     loaded: LoadedModel, sets: tuple[str, ...], told: str
 ) -> None:
-    settings = load_settings(overrides=["method.name=distill", *sets]).resolved()
-    task = tiny.toy_task(num_demonstrations=settings.method.shown or 0)
+    def make() -> Distill:
+        settings = load_settings(overrides=["method.name=distill", *sets]).resolved()
+        return Distill(MethodContext(settings, tiny.toy_task(), [], loaded))
+
     with pytest.raises(SettingsError, match=told):
-        Distill(MethodContext(settings, task, [], loaded))
+        make()
 
 
 def test_a_text_without_shares_is_named(loaded: LoadedModel) -> None:

@@ -18,7 +18,7 @@ from taskfit.method_settings import DistillSettings
 from taskfit.methods.calibration import text_prior
 from taskfit.methods.method import FloatArray, MethodContext
 from taskfit.methods.objective import FixedTree, Objective
-from taskfit.methods.outside_teacher import OutsideTeacher, check_inside
+from taskfit.methods.outside_teacher import OutsideTeacher
 from taskfit.methods.scoring import LabelScorer, ReadPlan, read_plan
 from taskfit.methods.student import DistillItem, StudentObjective, divergence
 from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_task
@@ -51,7 +51,6 @@ class Distill(WordMethod):
         self._outside = OutsideTeacher(context) if settings.is_taught_outside else None
         if self._outside is None:
             _check_context(task, settings)
-            check_inside(context.settings)
             _check_calibration(settings)
         if settings.sampling == "balanced" and context.settings.data.unlabeled is not None:
             raise SettingsError(

@@ -16,7 +16,7 @@ from taskfit.methods.method import Advance, FloatArray, MethodContext
 from taskfit.methods.remote_reader import RemoteReader
 from taskfit.remote.words import estimate_words
 from taskfit.screen import announce
-from taskfit.settings import RemoteSettings, RunSettings
+from taskfit.settings import RunSettings
 
 TENTHS = 10
 
@@ -79,20 +79,6 @@ class OutsideTeacher:
         return {**usage, "num_unparsable": self._num_unparsable}
 
 
-def check_inside(settings: RunSettings) -> None:
-    """Check that nothing is set for an endpoint where the teacher is the model itself.
-
-    Raises:
-        SettingsError: If something is.
-    """
-    given = settings.remote.model_dump(exclude_defaults=True)
-    if given:
-        raise SettingsError(
-            f"{', '.join(f'remote.{name}' for name in given)}: with method distill, section remote "
-            "is read for method.teacher=remote alone. Set that, or leave it out."
-        )
-
-
 def _check(settings: DistillSettings, whole: RunSettings) -> None:
     """Raise where settings are for a teacher that is the model in training."""
     given = {
@@ -108,8 +94,6 @@ def _check(settings: DistillSettings, whole: RunSettings) -> None:
         )
     if settings.teacher == "remote":
         return
-    if whole.remote != RemoteSettings():
-        check_inside(whole)
     if not whole.data.soft_labels:
         raise SettingsError(
             "method.teacher=soft_labels learns from the shares in the table: name their columns "
