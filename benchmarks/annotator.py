@@ -41,7 +41,7 @@ LEARNED = ("method.loss=labels", "method.num_demonstrations=0")
 TRAINED = (
     *("training.tensorboard=false", "training.keep=last"),
     # As many steps for every student.
-    *("training.max_steps=57", "training.epochs=20", "training.batch_size=16"),
+    *("training.max_steps=38", "training.epochs=20", "training.batch_size=16"),
     "adapter.layers=half",
 )
 WHOLE = ("data.validation_fraction=0", "data.test_fraction=0")

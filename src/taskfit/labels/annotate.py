@@ -72,7 +72,8 @@ def annotate(
             "--check, or in the table's label column."
         )
     reader = _reader(settings, given)
-    asked = [*given.human, *given.filled]
+    # People's first, so that a limit leaves something to say of the others.
+    asked = list({example.id: example for example in (*given.human, *given.filled)}.values())
     expected = reader.estimate(asked)
     screen.note(
         f"{len(given.texts):,} texts of {mean_words(given.texts):.0f} words, "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from taskfit.data import Example, check_labels, notes_of, to_examples
+from taskfit.data import Example, check_labels, left_out_note, notes_of, to_examples
 from taskfit.data.columns import Columns
 from taskfit.errors import DataError, SettingsError
 from taskfit.runs.rows import read_test, task_columns
@@ -70,6 +70,8 @@ def read_texts(settings: RunSettings, check: str | None) -> ToAnnotate:
         shares={},
     )
     texts = _texts(table, columns, task, source)
+    if left_out := left_out_note(table, texts, source):
+        notes.append(left_out)
     if check is None:
         human = [text for text in texts if text.label is not None and not text.is_blank]
     shown = _shown(settings, task, human)

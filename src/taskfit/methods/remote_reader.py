@@ -15,7 +15,7 @@ from taskfit.data.fetch import cache_folder
 from taskfit.errors import SettingsError
 from taskfit.methods.method import Advance, FloatArray
 from taskfit.remote import Answer, ChatRequest, RemoteEndpoint, RemoteModel, Usage, label_scores
-from taskfit.remote.estimate import Estimate, estimate
+from taskfit.remote.estimate import Estimate
 from taskfit.settings import RemoteSettings
 from taskfit.tasks import Task, chat_messages
 
@@ -139,17 +139,15 @@ class RemoteReader:
         Where it is not known yet whether there are log-probabilities, that there are none.
         """
         greedy = [self._request(example) for example in examples]
-        known = self.client.known(greedy)
         if self._settings.samples > 1 and examples:
+            known = self.client.known(greedy)
             if known[0] is None or _says_no_log_probs(known[0]):
-                greedy, known = greedy[:1], known[:1]
-                unread = list(examples)
+                greedy, unread = greedy[:1], list(examples)
             else:
                 unread = [e for e, a in zip(examples, known, strict=True) if _says_no_log_probs(a)]
             drawn = [request for example in unread for request in self._draws(example)]
-            greedy, known = [*greedy, *drawn], [*known, *self.client.known(drawn)]
-        prices = (self._settings.input_price, self._settings.output_price)
-        return estimate(greedy, known, prices=prices)
+            greedy = [*greedy, *drawn]
+        return self.client.estimate(greedy)
 
     def _read(self, examples: Sequence[Example], ask: Ask, draw: Ask) -> RemoteReadings:
         """Read what is answered: the greedy answers, and several draws where these do not do.

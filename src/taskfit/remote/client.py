@@ -18,6 +18,7 @@ from taskfit.remote.endpoint import (
     RemoteEndpoint,
     StoppedError,
 )
+from taskfit.remote.estimate import Estimate, estimate
 from taskfit.remote.pace import Pace
 from taskfit.remote.usage import Usage, UsageCounter
 
@@ -36,19 +37,15 @@ class RemoteModel:
     def __init__(self, endpoint: RemoteEndpoint) -> None:
         """Bind to an endpoint. Nothing is sent, read or opened yet."""
         self.endpoint = endpoint
+        prices = (endpoint.price_per_million_input, endpoint.price_per_million_output)
+        self._prices = prices
         self._state = EndpointState(
             pace=Pace(endpoint.requests_per_minute),
-            counter=UsageCounter(
-                price_input=endpoint.price_per_million_input,
-                price_output=endpoint.price_per_million_output,
-            ),
+            counter=UsageCounter(price_input=prices[0], price_output=prices[1]),
             allowance=Allowance(
                 max_requests=endpoint.max_requests,
                 budget=endpoint.budget,
-                prices=(
-                    endpoint.price_per_million_input or 0.0,
-                    endpoint.price_per_million_output or 0.0,
-                ),
+                prices=(prices[0] or 0.0, prices[1] or 0.0),
             ),
         )
 
@@ -111,6 +108,15 @@ class RemoteModel:
             found = cache.get_many(distinct) if cache else {}
         return [found.get(key) for key in keys]
 
+    def estimate(self, requests: Sequence[ChatRequest]) -> Estimate:
+        """Reckon what requests will cost, equal ones once, from the answers in the cache.
+
+        Raises:
+            RemoteError: If the cache cannot be used.
+        """
+        distinct = list({self._key_of(request): request for request in requests}.values())
+        return estimate(distinct, self.known(distinct), prices=self._prices)
+
     def paid(self, requests: Sequence[ChatRequest]) -> Usage:
         """Return what the answers in the cache did cost, whichever command asked; each once.
 
@@ -118,8 +124,7 @@ class RemoteModel:
             RemoteError: If the cache cannot be used.
         """
         distinct = {self._key_of(request): request for request in requests}
-        prices = (self.endpoint.price_per_million_input, self.endpoint.price_per_million_output)
-        counter = UsageCounter(price_input=prices[0], price_output=prices[1])
+        counter = UsageCounter(price_input=self._prices[0], price_output=self._prices[1])
         for answer in self.known(list(distinct.values())):
             if answer is not None:
                 counter.count_answer(answer)

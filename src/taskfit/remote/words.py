@@ -11,7 +11,7 @@ def estimate_words(found: Estimate) -> str:
     kept = f"; {found.num_known:,} answers are kept from before" * bool(found.num_known)
     return (
         f"{found.num_requests:,} requests, about {found.prompt_tokens:,} tokens, answers of at "
-        f"most {found.completion_tokens:,}; price: {_most(found.cost)}{kept}"
+        f"most {found.completion_tokens:,}; price: {_about(found.cost)}{kept}"
     )
 
 
@@ -27,5 +27,5 @@ def usage_words(usage: Usage) -> str:
     )
 
 
-def _most(cost: float | None) -> str:
-    return PRICES if cost is None else f"at most about {cost:.2g}"
+def _about(cost: float | None) -> str:
+    return PRICES if cost is None else f"about {cost:.2g}"
