@@ -244,7 +244,7 @@ def test_the_settings_beside_the_shares_fit_and_measure_on_people(
         "method.name=distill",
         "method.teacher=soft_labels",
     ]
-    settings = load_settings(tmp_path / "soft.yaml", overrides=given)
+    settings = load_settings(tmp_path / "soft.fit.yaml", overrides=given)
     result = fit(settings, tmp_path / "run").result
     assert result.num_train == len(EXAMPLES)
     assert set(result.evaluations) == {"human"}

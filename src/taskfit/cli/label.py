@@ -19,6 +19,7 @@ from taskfit.cli.flags import (
 )
 from taskfit.cli.screen import RichScreen, Terminal, plain_table
 from taskfit.cli.stopped import same_command, told_when_stopped
+from taskfit.files import refuse_over_input
 
 if TYPE_CHECKING:
     from taskfit.labels.annotate_check import Agreement
@@ -84,7 +85,9 @@ def label(
     settings = read_settings(config, flags, set_)
 
     from taskfit.labels.annotate import annotate
+    from taskfit.labels.annotate_files import AnnotatedFiles
 
+    refuse_over_input(AnnotatedFiles.beside(out).settings, [config], overwrite=overwrite)
     with told_when_stopped(_tell_of_answers), RichScreen() as screen:
         found = annotate(
             settings,

@@ -55,7 +55,7 @@ class AnnotatedFiles:
             table,
             table.with_name(f"{table.stem}.unanswered{table.suffix}"),
             table.with_name(f"{table.stem}.report.json"),
-            table.with_name(f"{table.stem}.yaml"),
+            table.with_name(f"{table.stem}.fit.yaml"),
         )
 
 
