@@ -134,7 +134,7 @@ def _own_feature_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: An
     # Made by who writes into it; most tests do not.
     folder = tmp_path_factory.getbasetemp() / "features" / str(next(_counted))
     monkeypatch.setattr("taskfit.methods.features.cache_folder", lambda: folder)
-    monkeypatch.setattr("taskfit.methods.remote.cache_folder", lambda: folder)
+    monkeypatch.setattr("taskfit.methods.remote_reader.cache_folder", lambda: folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ FLOORS = {
     "method_base": 0,
     "method_settings": 0,
     "unread": 0,
+    "remote_settings": 0,
     "search_settings": 0,
     "settings": 0,
     "settings_file": 0,

@@ -1,5 +1,6 @@
 """What the settings of several methods share; those of each method are in `method_settings.py`."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -18,10 +19,12 @@ class MethodSettings(Section):
 
     Attributes:
         reads: What it reads of the sections `GUARDED`: whole sections, or `section.key`.
+        reads_with: Section -> the setting of its own, and the value, with which it reads it too.
         is_tuning: Whether it learns from rows of text, not from labels.
     """
 
     reads: ClassVar[tuple[str, ...]] = EVERY_RUN
+    reads_with: ClassVar[Mapping[str, tuple[str, str]]] = {}
     is_tuning: ClassVar[bool] = False
 
     name: str

@@ -4,6 +4,7 @@ It is a union told apart by `name`: each method has a class with the settings th
 others. What several methods read stands once, in `method_base.py`.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
@@ -135,7 +136,9 @@ class LabelTextSettings(Generates, TrainedOnLabels, ShowsSame):
 
 
 class DistillSettings(TrainedInSteps, ShowsSame):
-    """A student without context learns from a teacher with it."""
+    """A student without context learns from a teacher with it, or from one outside."""
+
+    reads_with: ClassVar[Mapping[str, tuple[str, str]]] = {"remote": ("teacher", "remote")}
 
     name: Literal["distill"]
     loss: Literal["labels", "vocabulary"] | None = None
@@ -144,12 +147,15 @@ class DistillSettings(TrainedInSteps, ShowsSame):
     calibration: Literal["none", "batch"] = "none"
     """batch: subtract the teacher's mean log-probability over training texts (up to
     `data.max_validation`, labels unseen)."""
-    teacher: Literal["frozen", "self"] = "frozen"
-    """frozen: the model before training; self: the student itself, with context."""
+    teacher: Literal["frozen", "self", "soft_labels", "remote"] = "frozen"
+    """frozen: the model before training; self: the student itself, with context; soft_labels: the
+    shares in the columns of `data.soft_labels`, such as `taskfit label` writes; remote: the
+    endpoint of section `remote`, asked about every text before the first step, labels unseen."""
     contexts: Literal["fixed", "redrawn"] = "fixed"
     """Demonstrations of the teacher: the same all along, or drawn anew each step."""
-    student_instruction: bool = False
-    """Let the student keep the task's instruction; it never has demonstrations."""
+    student_instruction: bool | None = None
+    """Let the student keep the task's instruction; it never has demonstrations. None: yes with a
+    teacher outside (soft_labels, remote), else no."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides the scores of teacher and student before the softmax."""
 
@@ -157,6 +163,22 @@ class DistillSettings(TrainedInSteps, ShowsSame):
     def word_loss(self) -> Literal["labels", "vocabulary", "branches"]:
         """Return what the loss is over, with the default filled in."""
         return self.loss or "labels"
+
+    @property
+    def is_taught_outside(self) -> bool:
+        """Return whether the teacher is another model than the student's."""
+        return self.teacher in ("soft_labels", "remote")
+
+    @property
+    def keeps_instruction(self) -> bool:
+        """Return whether the student sees the task's instruction."""
+        given = self.student_instruction
+        return self.is_taught_outside if given is None else given
+
+    @property
+    def shows_demonstrations(self) -> bool:
+        """Return whether the teacher reads a prompt here."""
+        return self.teacher != "soft_labels"
 
     @property
     def takes_prior(self) -> bool:

@@ -18,6 +18,7 @@ from taskfit.method_settings import (
     LabelWordsSettings,
     as_method,
 )
+from taskfit.remote_settings import RemoteSettings
 from taskfit.search_settings import SearchSettings
 from taskfit.settings_base import (
     MAX_SEED,
@@ -177,29 +178,6 @@ class TuningSettings(Section):
     """Validation prompts that are answered at every validation and in the report."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest answer to these (tokens)."""
-
-
-class RemoteSettings(Section):
-    """The endpoint of `method=remote`: any server that speaks OpenAI's protocol."""
-
-    base_url: str = "http://localhost:8000/v1"
-    """Address up to and with `/v1`."""
-    model: str | None = None
-    """The model's name at the endpoint."""
-    api_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself is written nowhere."""
-    requests_per_minute: float | None = Field(default=None, gt=0)
-    """Most requests a minute. None: no limit."""
-    concurrency: int = Field(default=4, ge=1)
-    """Requests under way at the same time."""
-    timeout_seconds: float = Field(default=60.0, gt=0)
-    """Longest wait for an answer (seconds)."""
-    max_retries: int = Field(default=5, ge=0)
-    """Repeated attempts after a failure that may pass."""
-    input_price: float | None = Field(default=None, ge=0)
-    """Price of a million prompt tokens. None: cost is not known."""
-    output_price: float | None = Field(default=None, ge=0)
-    """Price of a million tokens of answers. None: cost is not known."""
 
 
 class AdapterSettings(Section):

@@ -247,6 +247,7 @@ def _rows_of_method(kind: type[MethodSettings]) -> list[str]:
 def _sections_read(kind: type[MethodSettings]) -> list[str]:
     """Return what a method reads of the sections that not every method reads."""
     read = [section for section in GUARDED if section in kind.reads]
+    read += [f"{s} ({own}={value})" for s, (own, value) in kind.reads_with.items()]
     read += [
         f"{section}.{key}"
         for section, model in ((section, RunSettings.model_fields[section]) for section in GUARDED)

@@ -8,6 +8,7 @@ share, where it is left out.
 
 from collections.abc import Iterable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -90,7 +91,8 @@ def unread_settings(data: Settings, asked: Settings) -> list[str]:
         for key, value in _section(asked, section).items():
             setting = f"{section}.{key}"
             # What is no setting at all is told elsewhere.
-            if key in usual and not is_read(setting, kind) and value not in usual[key]:
+            is_idle = not is_read(setting, kind, _section(data, "method"))
+            if key in usual and is_idle and value not in usual[key]:
                 found.append(setting)
     return found
 
@@ -98,13 +100,13 @@ def unread_settings(data: Settings, asked: Settings) -> list[str]:
 def read_only(settings: RunSettings) -> RunSettings:
     """Return settings in which what the method does not read of other sections is as usual."""
     name, kind = settings.method.name, type(settings.method)
-    changed = {}
+    method, changed = dict(settings.method), {}
     for section in GUARDED:
         found, usual = getattr(settings, section), _usual(name, section)
         update = {
             key: values[1]
             for key, values in usual.items()
-            if not is_read(f"{section}.{key}", kind) and getattr(found, key) not in values
+            if not is_read(f"{section}.{key}", kind, method) and getattr(found, key) not in values
         }
         changed[section] = found.model_copy(update=update)
     return settings.model_copy(update=changed)
@@ -116,11 +118,16 @@ def told_of_none(unread: Iterable[str], names: Iterable[str]) -> list[str]:
     return [f"{_read_by(f'method.{key}')}, not by any method here: {methods}." for key in unread]
 
 
-def is_read(setting: str, kind: type[MethodSettings]) -> bool:
-    """Return whether a method reads `section.key`."""
+def is_read(
+    setting: str, kind: type[MethodSettings], method: Settings = MappingProxyType({})
+) -> bool:
+    """Return whether a method reads `section.key`, with settings of its own such as these."""
     section, _, key = setting.partition(".")
     if section == "method":
         return key in kind.model_fields
+    if section in kind.reads_with:
+        own, value = kind.reads_with[section]
+        return bool(method.get(own) == value)
     return section not in GUARDED or section in kind.reads or setting in kind.reads
 
 

@@ -11,8 +11,9 @@ from torch.nn import functional
 import tiny
 from taskfit.data import Example
 from taskfit.methods.calibration import apply_prior
-from taskfit.methods.distill import DistillItem, DistillLoss, divergence
+from taskfit.methods.distill import DistillLoss
 from taskfit.methods.scoring import LabelScorer
+from taskfit.methods.student import DistillItem, divergence
 from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_task
 from taskfit.models.adapters import add_adapter, trainable_parameters
 from taskfit.models.load import LoadedModel

@@ -44,6 +44,7 @@ from taskfit.cli.flags import (
     training_flags,
 )
 from taskfit.cli.inspect import inspect
+from taskfit.cli.label import label as label_command
 from taskfit.cli.new_run import (
     FIT_HELP,
     new_folder,
@@ -255,22 +256,11 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_bas
 app.command()(evaluate)
 app.command()(predict)
 app.command()(serve)
+app.command("label")(label_command)
 
 
-for command in (
-    inspect,
-    prompts,
-    compare,
-    report,
-    runs,
-    plan,
-    curate,
-    export,
-    generate,
-    chat,
-    judge,
-    ui,
-):
+READY = (inspect, prompts, compare, report, runs, plan, curate, export, generate, chat, judge, ui)
+for command in READY:
     app.command()(command)
 
 

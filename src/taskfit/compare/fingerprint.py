@@ -23,7 +23,7 @@ from taskfit.tasks import load_task
 EXCLUDED_FROM_HASH: dict[str, Any] = {
     "data": {"folder"},
     "model": {"device"},
-    "remote": {"api_key_variable", "timeout_seconds", "max_retries"},
+    "remote": {"api_key_variable", "timeout_seconds", "max_retries", "budget", "max_requests"},
     "training": {"tensorboard", "trackers", "save_every_steps"},
 }
 # A method that reads no language model is the same under every name of one.

@@ -1,17 +1,15 @@
-"""Context distillation: a student without the context learns what a teacher says with it.
+"""Distillation: a student learns what a teacher says, with context or from outside.
 
 Legend: N examples, L labels, R nodes at which the two are compared, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from taskfit.data import Example
@@ -19,32 +17,24 @@ from taskfit.errors import PromptError, SettingsError
 from taskfit.method_settings import DistillSettings
 from taskfit.methods.calibration import text_prior
 from taskfit.methods.method import FloatArray, MethodContext
-from taskfit.methods.objective import FixedTree, Objective, TreeObjective
-from taskfit.methods.scoring import LabelScorer, ReadPlan, read_plan, sum_over_words
+from taskfit.methods.objective import FixedTree, Objective
+from taskfit.methods.outside_teacher import OutsideTeacher
+from taskfit.methods.scoring import LabelScorer, ReadPlan, read_plan
+from taskfit.methods.student import DistillItem, StudentObjective, divergence
 from taskfit.methods.teacher import Teacher, redrawn_demonstrations, student_task
 from taskfit.methods.tree_method import WordMethod, prompt_encoder
-from taskfit.models.causal_model import LOGIT_ROWS, CausalModel
+from taskfit.models.causal_model import LOGIT_ROWS
 from taskfit.models.prefix import Prefix
 from taskfit.models.transfer import on_device
-from taskfit.tasks import EncodedExample, PromptEncoder
+from taskfit.tasks import EncodedExample, PromptEncoder, Task
 from taskfit.tree import IntArray
 
 
-@dataclass(frozen=True, slots=True)
-class DistillItem(EncodedExample):
-    """A text encoded for the student.
-
-    Attributes:
-        example: The text, for the teacher, whose context may change.
-    """
-
-    example: Example = field(kw_only=True)
-
-
 class Distill(WordMethod):
-    """Trains the prompt's effect into the weights; predicts without the context.
+    """Trains the prompt's effect, or another model's answers, into the weights.
 
-    Snell et al. 2022 (arXiv:2209.15189); Askell et al. 2021 (arXiv:2112.00861), section 2.
+    Snell et al. 2022 (arXiv:2209.15189); Askell et al. 2021 (arXiv:2112.00861), section 2; of
+    another model Hinton et al. 2015 (arXiv:1503.02531).
     """
 
     needs_labels = False
@@ -54,27 +44,22 @@ class Distill(WordMethod):
         """Make the student's encoder.
 
         Raises:
-            SettingsError: If there is no context to distil, or calibration does not suit it.
+            SettingsError: If there is no context to distil, or settings do not suit the teacher.
         """
         task, settings = context.task, context.settings.method
         assert isinstance(settings, DistillSettings)
-        if task.num_demonstrations == 0 and (
-            settings.student_instruction or not task.template.instruction
-        ):
-            raise SettingsError(
-                "distill needs a context that the teacher sees and the student does not, and there "
-                "is none: no demonstrations, and no instruction that only the teacher has. Set "
-                "method.num_demonstrations, or task.instruction without method.student_instruction."
-            )
+        self._outside = OutsideTeacher(context) if settings.is_taught_outside else None
+        if self._outside is None:
+            _check_context(task, settings)
+            _check_calibration(settings)
         if settings.sampling == "balanced" and context.settings.data.unlabeled is not None:
             raise SettingsError(
                 "method.sampling=balanced draws texts by their labels, and those of data.unlabeled "
                 "have none. Leave one of them out."
             )
-        _check_calibration(settings)
         encoder = prompt_encoder(
             context,
-            student_task(task, keep_instruction=settings.student_instruction),
+            student_task(task, keep_instruction=settings.keeps_instruction),
             [],
             marks_ends=True,
         )
@@ -99,20 +84,34 @@ class Distill(WordMethod):
             self._log_prior = text_prior(teacher.log_probs, texts)
 
     def encode(self, examples: Sequence[Example]) -> list[DistillItem]:
-        """Encode texts for the student; labels are dropped."""
-        bare = [Example(example.id, example.texts) for example in examples]
+        """Encode texts for the student; labels are dropped. A teacher outside is asked here.
+
+        Raises:
+            TaskfitError: If the teacher outside has no answers.
+        """
+        bare = [example.bare() for example in examples]
+        taught: list[FloatArray | None] = [None] * len(bare)
+        if self._outside is not None and bare:
+            said = self._outside.says(examples)
+            is_said = np.isfinite(said[:, 0])
+            bare = [example for example, found in zip(bare, is_said, strict=True) if found]
+            taught = list(said[is_said])
         return [
-            DistillItem(s.id, s.prompt_ids, s.completions, None, s.num_tokens_cut, example=example)
-            for example, s in zip(bare, self.scorer.encoder.encode(bare), strict=True)
+            DistillItem(
+                s.id, s.prompt_ids, s.completions, None, s.num_tokens_cut, example=e, taught=t
+            )
+            for e, s, t in zip(bare, self.scorer.encoder.encode(bare), taught, strict=True)
         ]
 
     def objective(self) -> Objective[DistillItem]:
         """Return the divergence of the student from the teacher."""
         settings = self.settings
+        if self._outside is not None:
+            return StudentObjective(self.scorer, temperature=settings.temperature)
         teacher = Teacher(
             self.model.tree,
             self.adapter,
-            kind=settings.teacher,
+            kind="self" if settings.teacher == "self" else "frozen",
             encoder=self._with_context(),
         )
         return DistillLoss(
@@ -128,6 +127,10 @@ class Distill(WordMethod):
             ),
         )
 
+    def report(self) -> Mapping[str, Any]:
+        """Return what a teacher outside was asked."""
+        return {} if self._outside is None else self._outside.report()
+
     def _with_context(self) -> PromptEncoder:
         """Return the encoder of what the teacher sees."""
         shown = self.context.demonstrations
@@ -138,11 +141,11 @@ class Distill(WordMethod):
         return " «the teacher's distribution»"
 
 
-class DistillLoss(TreeObjective[DistillItem]):
-    """The training objective of `distill`: T^2 KL(teacher || student) at the answer.
+class DistillLoss(StudentObjective):
+    """The same, of a teacher that is the model with context.
 
-    Hinton et al. 2015 (arXiv:1503.02531), section 2. Over the labels, both distributions are those
-    of the label words' joint probabilities. Over the vocabulary, the next-token distributions are
+    Over the labels, both distributions are those of the label words' joint probabilities. Over the
+    vocabulary, the next-token distributions are
     compared at the answer's first token and, where label words have several, at every later branch
     of the tree of labels, weighted by the probability with which the teacher gets there; this is
     the chain rule of the divergence over answers, cut off where no label goes on.
@@ -168,14 +171,11 @@ class DistillLoss(TreeObjective[DistillItem]):
             log_prior: Subtracted from the teacher's scores of the labels, (L,); None: nothing.
             redraw: Returns the teacher's demonstrations for a step; None: they stay.
         """
-        self.student = student
-        self.model = student.model
+        super().__init__(student, temperature=temperature)
         self.teacher = teacher
         self.over = over
-        self.temperature = temperature
         self.log_prior = log_prior
         self.redraw = redraw
-        self._every = list(range(len(student.label_of_candidate)))
 
     def start_step(self, step: int) -> None:
         """Draw the step's context."""
@@ -183,10 +183,6 @@ class DistillLoss(TreeObjective[DistillItem]):
         if self.redraw is not None:
             encoder, shown = self.teacher.encoder, self.redraw(step)
             self.teacher.use(encoder.for_task(encoder.task, demonstrations=shown))
-
-    def sequences(self, item: DistillItem) -> list[IntArray]:
-        """Return the student's prompt with all label words."""
-        return self.student.words.sequences(item, self._every)
 
     def fixed_trees(self, items: Sequence[DistillItem], token_budget: int) -> Iterator[FixedTree]:
         """Return the student's trees, and the teacher's unless its context is drawn anew."""
@@ -229,15 +225,6 @@ class DistillLoss(TreeObjective[DistillItem]):
         ours = self._label_scores(self.student.model, students, None)
         return divergence(theirs, ours, temperature=self.temperature).sum()
 
-    def _label_scores(
-        self, model: CausalModel, items: Sequence[EncodedExample], prefix: Prefix | None
-    ) -> Tensor:
-        owners = self.student.label_of_candidate
-        joint = self.student.words.log_probs(
-            model, items, [self._every] * len(items), prefix=prefix
-        )
-        return sum_over_words(joint.view(len(items), -1), owners, max(owners) + 1)
-
     def _over_vocabulary(
         self,
         students: Sequence[EncodedExample],
@@ -272,17 +259,16 @@ class DistillLoss(TreeObjective[DistillItem]):
         return divergence(teacher_scores, scores, temperature=self.temperature)
 
 
-def divergence(teacher_scores: Tensor, student_scores: Tensor, *, temperature: float) -> Tensor:
-    """Return KL(teacher || student) of each row, at a temperature (nats), (R,).
-
-    Args:
-        teacher_scores: Before the softmax, (R, V).
-        student_scores: Before the softmax, (R, V).
-        temperature: Divides both.
-    """
-    theirs = functional.log_softmax(teacher_scores.float() / temperature, dim=-1)
-    ours = functional.log_softmax(student_scores.float() / temperature, dim=-1)
-    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)
+def _check_context(task: Task, settings: DistillSettings) -> None:
+    """Raise unless there is something that only the teacher sees."""
+    if task.num_demonstrations or (task.template.instruction and not settings.keeps_instruction):
+        return
+    raise SettingsError(
+        "distill needs a context that the teacher sees and the student does not, and there is "
+        "none: no demonstrations, and no instruction that only the teacher has. Set "
+        "method.num_demonstrations, or task.instruction without method.student_instruction. A "
+        "teacher that is another model needs none: method.teacher=remote, or soft_labels."
+    )
 
 
 def _check_calibration(settings: DistillSettings) -> None:

@@ -23,10 +23,24 @@ class NonsenseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What is asked: the turns so far (role, content), and the most tokens the answer may have."""
+    """What is asked: the turns so far (role, content), and how it is to be answered.
+
+    Attributes:
+        messages: The turns.
+        max_tokens: The most tokens the answer may have.
+        temperature: Of sampling; 0: the most probable token at each place.
+        seed: Of sampling; other seeds are other requests, also where the endpoint takes none.
+    """
 
     messages: Sequence[Mapping[str, str]]
     max_tokens: int
+    temperature: float = 0
+    seed: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the length of what the turns say (UTF-8)."""
+        return sum(len(m["content"].encode("utf-8", "surrogatepass")) for m in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +81,23 @@ class Dialect:
     Attributes:
         top_log_probs: How many log-probabilities are asked for at each token; None: none.
         limit_field: Name of the field for `max_tokens`.
+        takes_seed: Whether there is a field for the seed.
     """
 
     top_log_probs: int | None = TOP_LOG_PROBS[0]
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    takes_seed: bool = True
 
     def body(self, request: ChatRequest, *, model: str) -> dict[str, Any]:
-        """Write a request: greedy decoding, one answer."""
+        """Write a request for one answer."""
         body: dict[str, Any] = {
             "model": model,
             "messages": list(request.messages),
             self.limit_field: request.max_tokens,
-            "temperature": 0,
+            "temperature": request.temperature,
         }
+        if request.seed is not None and self.takes_seed:
+            body["seed"] = request.seed
         if self.top_log_probs is not None:
             body |= {"logprobs": True, "top_logprobs": self.top_log_probs}
         return body
@@ -92,6 +110,8 @@ class Dialect:
         if self.top_log_probs is not None and "logprob" in message:
             fewer = next((n for n in TOP_LOG_PROBS if n < self.top_log_probs), None)
             return dataclasses.replace(self, top_log_probs=fewer)
+        if self.takes_seed and "seed" in message:
+            return dataclasses.replace(self, takes_seed=False)
         return None
 
 

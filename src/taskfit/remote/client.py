@@ -8,9 +8,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 
 from taskfit.errors import TaskfitError
+from taskfit.remote.allowance import Allowance
 from taskfit.remote.cache import AnswerCache, CacheError, cache_key
 from taskfit.remote.chat import Answer, ChatRequest, Dialect
-from taskfit.remote.endpoint import Connection, EndpointError, EndpointState, RemoteEndpoint
+from taskfit.remote.endpoint import (
+    Connection,
+    EndpointError,
+    EndpointState,
+    RemoteEndpoint,
+    StoppedError,
+)
+from taskfit.remote.estimate import Estimate, estimate
 from taskfit.remote.pace import Pace
 from taskfit.remote.usage import Usage, UsageCounter
 
@@ -19,17 +27,25 @@ class RemoteError(TaskfitError):
     """A remote model gave no answer, or its answers cannot be kept."""
 
 
+class RemoteLimitError(RemoteError):
+    """The budget, or the number of requests allowed, is used up."""
+
+
 class RemoteModel:
     """A model behind an OpenAI-compatible endpoint; usable from one thread at a time."""
 
     def __init__(self, endpoint: RemoteEndpoint) -> None:
         """Bind to an endpoint. Nothing is sent, read or opened yet."""
         self.endpoint = endpoint
+        prices = (endpoint.price_per_million_input, endpoint.price_per_million_output)
+        self._prices = prices
         self._state = EndpointState(
             pace=Pace(endpoint.requests_per_minute),
-            counter=UsageCounter(
-                price_input=endpoint.price_per_million_input,
-                price_output=endpoint.price_per_million_output,
+            counter=UsageCounter(price_input=prices[0], price_output=prices[1]),
+            allowance=Allowance(
+                max_requests=endpoint.max_requests,
+                budget=endpoint.budget,
+                prices=(prices[0] or 0.0, prices[1] or 0.0),
             ),
         )
 
@@ -55,6 +71,7 @@ class RemoteModel:
             advance: Called in this thread with how many answers have become known.
 
         Raises:
+            RemoteLimitError: If the endpoint's budget or number of requests is used up.
             RemoteError: If an answer is missing after all retries, or the cache cannot be used.
                 Requests under way are finished first and their answers saved; the same call
                 continues from there.
@@ -78,6 +95,40 @@ class RemoteModel:
             dataclasses.replace(answers[key], from_cache=place not in sent)
             for place, key in enumerate(keys)
         ]
+
+    def known(self, requests: Sequence[ChatRequest]) -> list[Answer | None]:
+        """Return those answers to requests that are in the cache; nothing is sent or counted.
+
+        Raises:
+            RemoteError: If the cache cannot be used.
+        """
+        keys = [self._key_of(request) for request in requests]
+        distinct = dict(zip(keys, requests, strict=True))
+        with self._cache() as cache, self._explained(cache, distinct):
+            found = cache.get_many(distinct) if cache else {}
+        return [found.get(key) for key in keys]
+
+    def estimate(self, requests: Sequence[ChatRequest]) -> Estimate:
+        """Reckon what requests will cost, equal ones once, from the answers in the cache.
+
+        Raises:
+            RemoteError: If the cache cannot be used.
+        """
+        distinct = list({self._key_of(request): request for request in requests}.values())
+        return estimate(distinct, self.known(distinct), prices=self._prices)
+
+    def paid(self, requests: Sequence[ChatRequest]) -> Usage:
+        """Return what the answers in the cache did cost, whichever command asked; each once.
+
+        Raises:
+            RemoteError: If the cache cannot be used.
+        """
+        distinct = {self._key_of(request): request for request in requests}
+        counter = UsageCounter(price_input=self._prices[0], price_output=self._prices[1])
+        for answer in self.known(list(distinct.values())):
+            if answer is not None:
+                counter.count_answer(answer)
+        return counter.usage()
 
     def _ask(
         self, missing: Mapping[str, ChatRequest], cache: AnswerCache | None
@@ -141,7 +192,8 @@ class RemoteModel:
             yield
         except (EndpointError, CacheError) as error:
             message = f"{error}. {self._saved(cache, distinct)}"
-            raise RemoteError(message) from error
+            kind = RemoteLimitError if isinstance(error, StoppedError) else RemoteError
+            raise kind(message) from error
 
     def _saved(self, cache: AnswerCache | None, distinct: Mapping[str, ChatRequest]) -> str:
         if cache is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 
 from taskfit.errors import SettingsError
+from taskfit.remote.allowance import Allowance, SpentError
 from taskfit.remote.chat import Answer, ChatRequest, Dialect, NonsenseError, quote, read_answer
 from taskfit.remote.pace import Pace, backoff_seconds, retry_after_seconds
 from taskfit.remote.usage import UsageCounter
@@ -24,6 +25,10 @@ LONGEST_RETRY_AFTER_SECONDS = 300.0
 
 class EndpointError(Exception):
     """The endpoint gave no answer; `RemoteModel` turns it into a `RemoteError`."""
+
+
+class StoppedError(EndpointError):
+    """The next request would go past the budget or the number of requests allowed."""
 
 
 class AbandonedError(Exception):
@@ -58,6 +63,10 @@ class RemoteEndpoint:
     """Price of a million prompt tokens, in any currency. None: the cost is unknown."""
     price_per_million_output: float | None = None
     """Price of a million answer tokens, in the same currency. None: the cost is unknown."""
+    budget: float | None = None
+    """Most money to spend, in the currency of the prices. None: no limit."""
+    max_requests: int | None = None
+    """Most requests to send, repeated ones included. None: no limit."""
     backoff_seconds: float = 1.0
     """Wait after the first failure; it doubles with every further one, up to a minute."""
 
@@ -76,6 +85,12 @@ class RemoteEndpoint:
             f"concurrency is {self.concurrency}; at least 1": self.concurrency >= 1,
             f"backoff_seconds is {self.backoff_seconds}; at least 0": self.backoff_seconds >= 0,
             f"prices are {prices}; at least 0": all(p is None or p >= 0 for p in prices),
+            f"budget is {self.budget}; above 0": self.budget is None or self.budget > 0,
+            f"budget is {self.budget}, and what is spent is only known with both prices "
+            "(input_price, output_price)": self.budget is None or None not in prices,
+            f"max_requests is {self.max_requests}; at least 1": (
+                self.max_requests is None or self.max_requests >= 1
+            ),
         }
         problems = [problem for problem, is_right in checks.items() if not is_right]
         if problems:
@@ -132,6 +147,7 @@ class EndpointState:
     Attributes:
         pace: When the next request may go.
         counter: What was sent.
+        allowance: What may still be sent.
         dialect: What the endpoint takes, as far as is known.
         has_answered: Whether it has answered at all.
         gives_log_probs: Whether it has ever returned log-probabilities.
@@ -139,6 +155,7 @@ class EndpointState:
 
     pace: Pace
     counter: UsageCounter
+    allowance: Allowance
     dialect: Dialect = dataclasses.field(default_factory=Dialect)
     has_answered: bool = False
     gives_log_probs: bool = False
@@ -215,8 +232,21 @@ class Connection:
 
         Raises:
             EndpointError: If there is none; its text says what came back and what to do.
+            StoppedError: If it would cost more than is allowed.
             AbandonedError: If `stop` was set while this request was waiting.
         """
+        allowance, answer = self._state.allowance, None
+        try:
+            held = allowance.hold(request)
+            try:
+                answer = self._answer(request)
+            finally:
+                allowance.settle(held, request, answer)
+        except SpentError as error:
+            raise StoppedError(str(error)) from error
+        return answer
+
+    def _answer(self, request: ChatRequest) -> Answer:
         dialect = self._state.dialect
         while True:
             reply = self._send(dialect.body(request, model=self._endpoint.model))
@@ -245,6 +275,7 @@ class Connection:
         num_attempts = self._endpoint.max_retries + 1
         for attempt in range(num_attempts):
             self._wait(self._state.pace.reserve(time.monotonic()))
+            self._state.allowance.send()
             self._state.counter.count_request(is_retry=attempt > 0)
             outcome = self._post(content)
             if isinstance(outcome, _Reply):

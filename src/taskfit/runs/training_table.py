@@ -32,7 +32,7 @@ from taskfit.tasks.questions import Asked
 CUSTOM = "custom"
 
 
-def _named(settings: RunSettings) -> Asked | None:
+def named_task(settings: RunSettings) -> Asked | None:
     """Return the task that the settings name, with what they replace; None: they name none."""
     data, name = settings.data, settings.task.name
     if name is None:
@@ -58,14 +58,14 @@ def asked_and_train(
         SettingsError: If the settings name no data, or not the task's columns.
     """
     data, name = settings.data, settings.task.name
-    asked = _named(settings)
+    asked = named_task(settings)
     if data.train is None:
         if name in BUILTIN_NAMES:
             builtin = read_builtin(str(name), folder=data.folder)
             assert isinstance(asked, Task)
             check_labels(builtin.train, asked.label_names)
             return asked, builtin.train, dict(builtin.evaluations), []
-        if asked is not None and data.tests:
+        if asked is not None and (data.tests or data.unlabeled):
             return asked, [], {}, []
         raise SettingsError(
             "No data: give a table, such as `taskfit fit mine.csv` (data.train), or a built-in "

@@ -32,6 +32,7 @@ from taskfit.errors import (
     TaskfitError,
     TrainingError,
 )
+from taskfit.method_settings import DistillSettings
 from taskfit.methods.objective import Item, Objective
 from taskfit.models.load import resolve_device, under_torchrun
 from taskfit.settings import RunSettings
@@ -90,8 +91,14 @@ def check_settings(settings: RunSettings) -> None:
         SettingsError: If not.
     """
     training, reason = settings.training, ""
-    if settings.method.name == "remote":
+    method = settings.method
+    if method.name == "remote":
         reason = "method.name=remote asks a server, and every process would ask it again"
+    elif isinstance(method, DistillSettings) and method.teacher == "remote":
+        reason = (
+            "method.teacher=remote asks a server, and every process would ask it again; ask it "
+            "with `taskfit label`, and learn from its file with method.teacher=soft_labels"
+        )
     elif settings.search.requested:
         reason = "a search for settings runs in one process; search first, then fit what it found"
     elif training.sharding == "full" and settings.adapter.weights == "qlora":
