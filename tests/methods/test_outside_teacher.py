@@ -18,6 +18,7 @@ from chat_server import ChatServer, Reply, answer
 import tiny
 from taskfit.data import Example
 from taskfit.errors import DataError, SettingsError
+from taskfit.method_settings import method_settings
 from taskfit.methods.distill import Distill
 from taskfit.methods.label_words import LabelWords
 from taskfit.methods.method import MethodContext
@@ -100,6 +101,21 @@ def test_the_gradient_is_that_of_label_words_on_the_same_shares(loaded: LoadedMo
         gradients.append(torch.cat(found).clone())
     assert gradients[0].norm() > 0
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_the_student_of_another_model_keeps_the_instruction_unless_it_is_told_not_to() -> None:
+    kept = {
+        (teacher, given): method_settings(
+            "distill", teacher=teacher, student_instruction=given
+        ).keeps_instruction
+        for teacher in ("frozen", "self", "soft_labels", "remote")
+        for given in (None, True, False)
+    }
+    assert {key for key, found in kept.items() if found} == {
+        ("soft_labels", None),
+        ("remote", None),
+        *((teacher, True) for teacher in ("frozen", "self", "soft_labels", "remote")),
+    }
 
 
 def judge(body: dict[str, Any]) -> Reply:

@@ -18,12 +18,13 @@ def estimate_words(found: Estimate) -> str:
 def usage_words(usage: Usage) -> str:
     """Say what was sent and what it did cost."""
     repeated = f" ({usage.num_retries:,} of them repeated)" * bool(usage.num_retries)
-    cost = PRICES if usage.cost is None else f"{usage.cost:.4g}"
+    sent = f"{usage.num_requests:,} requests{repeated}"
     if usage.num_uncounted:
-        cost = "unknown (the endpoint does not say its tokens)"
+        return f"{sent}; spent: unknown, as the endpoint does not say how many tokens they have"
+    cost = PRICES if usage.cost is None else f"{usage.cost:.4g}"
     return (
-        f"{usage.num_requests:,} requests{repeated}, {usage.prompt_tokens:,} tokens, answers of "
-        f"{usage.completion_tokens:,}; spent: {cost}"
+        f"{sent}, {usage.prompt_tokens:,} tokens, answers of {usage.completion_tokens:,}; "
+        f"spent: {cost}"
     )
 
 
