@@ -15,6 +15,7 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +44,37 @@ CONTENDERS: dict[str, Choice] = {
 COLD = ("random", "k-center", "typiclust")
 
 
-def predict(simulated: Simulated, labelled: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Fit to labelled texts of the pool; return probabilities of all labels, (N, L)."""
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+def fit(simulated: Simulated, labelled: np.ndarray) -> Predict:
+    """Fit to labelled texts of the pool; return what gives probabilities of all labels, (N, L)."""
     fitted = LogisticRegression(C=STRENGTH, max_iter=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few labels, many classes
         fitted.fit(simulated.pool[labelled], simulated.pool_labels[labelled])
-    found = np.zeros((len(features), len(simulated.labels)))
-    found[:, fitted.classes_] = fitted.predict_proba(features)
-    return found
+
+    def predict(features: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(features), len(simulated.labels)))
+        found[:, fitted.classes_] = fitted.predict_proba(features)
+        return found
+
+    return predict
 
 
-def measure(simulated: Simulated, labelled: np.ndarray) -> dict[str, float]:
-    """Return how good a fit to labelled texts is on the test texts."""
-    answers = predict(simulated, labelled, simulated.test).argmax(axis=1)
+def measure(simulated: Simulated, predict: Predict, num_labels: int) -> dict[str, float]:
+    """Return how good a fit is on the test texts."""
+    answers = predict(simulated.test).argmax(axis=1)
     return {
-        "labels": len(labelled),
+        "labels": num_labels,
         "accuracy": float(accuracy_score(simulated.test_labels, answers)),
         "mcc": float(matthews_corrcoef(simulated.test_labels, answers)),
     }
 
 
-def simulate(simulated: Simulated, choice: Choice, seed: int, *, last: int, cold: bool) -> Any:
+def simulate(
+    simulated: Simulated, choice: Choice, seed: int, *, last: int, cold: bool
+) -> dict[str, Any]:
     """Label batch after batch; return what was measured after each, and processor seconds."""
     size, began, spent = len(simulated.pool), time.process_time(), 0.0
     labelled = np.empty(0, np.intp)
@@ -73,9 +83,10 @@ def simulate(simulated: Simulated, choice: Choice, seed: int, *, last: int, cold
     curve = []
     while len(labelled) < last:
         if len(labelled):
-            curve.append(measure(simulated, labelled))
+            predict = fit(simulated, labelled)
+            curve.append(measure(simulated, predict, len(labelled)))
         rest = np.setdiff1d(np.arange(size), labelled)
-        known = None if cold else predict(simulated, labelled, simulated.pool[rest])
+        known = None if cold else predict(simulated.pool[rest])
         vectors = simulated.vectors[labelled] if len(labelled) else None
         pool = Pool(len(rest), known, simulated.vectors[rest], vectors)
         own = Choice(choice.strategy, choice.random_share, choice.balance,
@@ -83,7 +94,7 @@ def simulate(simulated: Simulated, choice: Choice, seed: int, *, last: int, cold
         at = time.process_time()
         labelled = np.concatenate([labelled, rest[choose_next(pool, BATCH, own).places]])
         spent += time.process_time() - at
-    curve.append(measure(simulated, labelled))
+    curve.append(measure(simulated, fit(simulated, labelled), len(labelled)))
     whole = time.process_time() - began
     return {"curve": curve, "choosing_cpu_seconds": round(spent, 2), "cpu_seconds": round(whole, 1)}
 
@@ -94,12 +105,16 @@ def records(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     data = Path(os.environ["TASKFIT_DATA"])
     for name in arguments.sets:
         simulated = load_simulated(name, data, arguments.work, features=arguments.features)
-        jobs = [(n, c, LAST_RANDOM if n == "random" else GOAL, False) for n, c in CONTENDERS.items()]
+        jobs = [
+            (n, c, LAST_RANDOM if n == "random" else GOAL, False) for n, c in CONTENDERS.items()
+        ]
         jobs += [(n, Choice(n, random_share=0), LAST_COLD, True) for n in COLD]
         for seed in range(arguments.seeds):
             for contender, choice, last, cold in jobs:
                 what = f"{name}-{arguments.features}-{contender}-{seed}{'-cold' * cold}"
-                path = arguments.work / "records" / f"{what.replace(', ', '-').replace(' ', '-')}.json"
+                path = (
+                    arguments.work / "records" / f"{what.replace(', ', '-').replace(' ', '-')}.json"
+                )
                 if not path.is_file():
                     run = simulate(simulated, choice, seed, last=last, cold=cold)
                     head = {"set": name, "strategy": contender, "seed": seed, "cold": cold}
@@ -149,7 +164,9 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         metric = METRICS.get(name, "accuracy")
         own = [one for one in warm if one["set"] == name]
         base = {one["seed"]: one["curve"] for one in own if one["strategy"] == "random"}
-        at_goal = [dict(zip(*smoothed(curve, metric), strict=True))[GOAL] for curve in base.values()]
+        at_goal = [
+            dict(zip(*smoothed(curve, metric), strict=True))[GOAL] for curve in base.values()
+        ]
         target = float(np.mean(at_goal))
         for contender in dict.fromkeys(one["strategy"] for one in own):
             runs = [one for one in own if one["strategy"] == contender]
@@ -171,7 +188,9 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "not_reached": sum(count is None for count in counts),
                 "gain": round(float(gains.mean()), 4),
                 "gain_half_width": round(half_width(gains), 4),
-                "choosing_cpu_seconds": round(float(np.mean([r["choosing_cpu_seconds"] for r in runs])), 2),
+                "choosing_cpu_seconds": round(
+                    float(np.mean([one["choosing_cpu_seconds"] for one in runs])), 2
+                ),
             })  # fmt: skip
     return rows
 
@@ -196,17 +215,25 @@ def tables(rows: list[dict[str, Any]], cold: list[dict[str, Any]]) -> str:
     sets = list(dict.fromkeys(row["set"] for row in rows))
     cells = {(row["strategy"], row["set"]): row for row in rows}
     heads = [f"{s} ({cells['random', s]['target']:.3f})" for s in sets]
-    lines = [f"| strategy | {' | '.join(heads)} | mean | lead over random |", "|---" * (len(sets) + 3) + "|"]
+    lines = [
+        f"| strategy | {' | '.join(heads)} | mean | lead over random |",
+        "|---" * (len(sets) + 3) + "|",
+    ]
     for contender in dict.fromkeys(row["strategy"] for row in rows):
         own = [cells[contender, s] for s in sets]
         shown = [
-            f"{'>= ' * bool(r['not_reached'])}{r['needed']:,} +-{r['needed_half_width']:,}" for r in own
+            f"{'>= ' * bool(r['not_reached'])}{r['needed']:,} +-{r['needed_half_width']:,}"
+            for r in own
         ]
         mean = np.mean([r["needed"] for r in own])
         lead = np.mean([r["gain"] for r in own])
         lines.append(f"| {contender} | {' | '.join(shown)} | {mean:,.0f} | {lead:+.3f} |")
     sizes = sorted({row["labels"] for row in cold})
-    lines += ["", f"| without a model | {' | '.join(f'{n} labels' for n in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    lines += [
+        "",
+        f"| without a model | {' | '.join(f'{n} labels' for n in sizes)} |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
     for contender in dict.fromkeys(row["strategy"] for row in cold):
         means = [
             np.mean([r["mean"] for r in cold if (r["strategy"], r["labels"]) == (contender, n)])

@@ -88,7 +88,9 @@ def _read(
     task = task_from_columns(
         name="simulated", text=tuple(columns), label_column="label", labels=labels
     )
-    loaded = load_model(settings.model, quantization=settings.adapter) if features == "both" else None
+    loaded = (
+        load_model(settings.model, quantization=settings.adapter) if features == "both" else None
+    )
     context = MethodContext(settings, task, [], loaded)
     encoder = feature_reader(context, "minilm")
     found = {}

@@ -50,6 +50,7 @@ from taskfit.cli.new_run import (
     refuse_without_model,
     remove_unbegun,
 )
+from taskfit.cli.next import next_
 from taskfit.cli.plan import plan
 from taskfit.cli.predict import evaluate, predict
 from taskfit.cli.prompts import prompts
@@ -254,6 +255,7 @@ def _fit(settings: "RunSettings", folder: Path, *, resume: bool, allow_other_bas
 app.command()(evaluate)
 app.command()(predict)
 app.command()(serve)
+app.command("next")(next_)
 
 
 @app.command()

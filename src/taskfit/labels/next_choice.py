@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from taskfit.errors import SettingsError, suggestion
 from taskfit.curate.select import highest_cosine
+from taskfit.errors import SettingsError, suggestion
 from taskfit.labels.next_strategies import (
     CANDIDATES,
     STRATEGIES,
@@ -67,7 +67,7 @@ class Choice:
             raise SettingsError(
                 f"--random-share {self.random_share:g}: give a share from 0 to 1, such as 0.2."
             )
-        if not 0 < self.near:
+        if self.near <= 0:
             raise SettingsError(f"--near {self.near:g}: give a cosine above 0, such as 0.95.")
 
     @property

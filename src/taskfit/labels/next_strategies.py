@@ -103,8 +103,8 @@ def least_confidence(probabilities: FloatArray, multi_label: bool) -> FloatArray
     Where each label is judged by itself, it is the mean over labels.
     """
     if multi_label:
-        return np.minimum(probabilities, 1 - probabilities).mean(axis=1)
-    return 1 - probabilities.max(axis=1)
+        return np.asarray(np.minimum(probabilities, 1 - probabilities).mean(axis=1))
+    return np.asarray(1 - probabilities.max(axis=1))
 
 
 def margin(probabilities: FloatArray, multi_label: bool) -> FloatArray:
@@ -113,7 +113,7 @@ def margin(probabilities: FloatArray, multi_label: bool) -> FloatArray:
     Where each label is judged by itself, it is the label with the smallest lead that counts.
     """
     if multi_label:
-        return 1 - np.abs(2 * probabilities - 1).min(axis=1)
+        return np.asarray(1 - np.abs(2 * probabilities - 1).min(axis=1))
     if probabilities.shape[1] < 2:
         return 1 - probabilities[:, 0]
     first_two = np.partition(probabilities, -2, axis=1)[:, -2:]
@@ -135,7 +135,7 @@ def uncertainty(pool: Pool, score: Score) -> FloatArray:
     """Return how uncertain each text is, (N,); of several questions their mean."""
     found = pool.need_probabilities
     parts = [score(found[:, own], pool.multi_label) for own in pool.questions.values()]
-    return np.mean(parts, axis=0)
+    return np.asarray(np.mean(parts, axis=0))
 
 
 def most_uncertain(
@@ -200,13 +200,14 @@ def badge(pool: Pool, count: int, generator: np.random.Generator) -> IntArray:
     vectors, residuals = pool.need_vectors, _residuals(pool)
     lengths = (residuals**2).sum(axis=1) * (vectors**2).sum(axis=1)
     chosen = np.empty(min(count, len(vectors)), np.intp)
-    distances = lengths.copy()
+    distances = np.full(len(vectors), np.inf)
     is_left = np.ones(len(vectors), np.bool_)
     for step in range(len(chosen)):
-        weights = np.where(is_left, np.maximum(distances, 0), 0)
+        # The first is the longest, as in the paper's code.
+        weights = np.where(is_left, np.maximum(lengths if step == 0 else distances, 0), 0)
         total = weights.sum()
         if step == 0 and total > 0:
-            place = int(weights.argmax())  # as in the paper's code
+            place = int(weights.argmax())
         elif total > 0:
             place = int(generator.choice(len(weights), p=weights / total))
         else:
