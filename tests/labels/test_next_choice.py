@@ -215,6 +215,8 @@ def test_a_large_pool_takes_no_quadratic_memory() -> None:
     for name in ("k-center", "badge", "cluster-margin"):
         found = choose_next(Pool(size, known), 20, Choice(name, near=1), embed=embed)
         assert len(found.places) == 20
+    assert most == 10_000
+    choose_next(Pool(size, known), 700, Choice("k-center", near=1), embed=embed)
     assert most == MOST_LOOKED_AT
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from taskfit.curate.select import highest_cosine
 from taskfit.errors import SettingsError, suggestion
 from taskfit.labels.next_strategies import (
-    CANDIDATES,
     STRATEGIES,
     IntArray,
     Pool,
@@ -30,8 +29,11 @@ DEFAULT, DEFAULT_WITHOUT_MODEL = "cluster-margin", "typiclust"
 RANDOM_SHARE = 0.2
 # Cosine from which two texts count as nearly the same, as in `taskfit curate`.
 NEAR = 0.95
-# Texts of the pool that are looked at, at least and at most.
-FEWEST_LOOKED_AT, MOST_LOOKED_AT = 1_000, 50_000
+# Texts of the pool that a strategy looks at: at least, for each that is asked for, and at most;
+# those that come first by a score, or any.
+FEWEST_RANKED, RANKED_EACH = 1_000, 10
+FEWEST_DRAWN, DRAWN_EACH = 10_000, 100
+MOST_LOOKED_AT = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,8 @@ def choose_next(pool: Pool, count: int, choice: Choice, *, embed: Embed | None =
     embeddings; so there may be fewer than are asked for. Random ones are spread evenly, so that
     whoever stops early has their share.
 
-    A ranking looks at as many of the most uncertain texts as it needs, other strategies at up to
-    50,000 texts drawn at random, so neither time nor memory grows with the square of the pool.
+    A ranking looks at the most uncertain texts, other strategies at texts drawn at random, both at
+    up to 50,000, so neither time nor memory grows with the square of the pool.
 
     Args:
         pool: All that may be labelled, N texts.
@@ -150,8 +152,8 @@ def choose_next(pool: Pool, count: int, choice: Choice, *, embed: Embed | None =
 def _first_look(count: int, choice: Choice) -> int:
     """Return how many texts a strategy looks at first."""
     if choice.how.score is None:
-        return MOST_LOOKED_AT
-    return max(FEWEST_LOOKED_AT, CANDIDATES * count)
+        return max(FEWEST_DRAWN, DRAWN_EACH * count)
+    return max(FEWEST_RANKED, RANKED_EACH * count)
 
 
 def _looked_at(

@@ -27,7 +27,6 @@ ONE_QUESTION: Mapping[str, slice] = MappingProxyType({"": slice(None)})
 CANDIDATES, MOST_CANDIDATES = 10, 8_000
 # Of TypiClust, as in the paper's code: clusters, texts of one, neighbours that measure typicality.
 MOST_CLUSTERS, FEWEST_OF_CLUSTER, NEIGHBOURS = 500, 5, 20
-# More clusters than this are found in batches.
 EXACT_CLUSTERS = 50
 
 
@@ -241,9 +240,12 @@ def typiclust(pool: Pool, count: int, generator: np.random.Generator) -> IntArra
     vectors = pool.need_vectors
     own = vectors if pool.labelled is None else np.vstack([vectors, pool.labelled])
     num = min(len(own) - len(vectors) + count, MOST_CLUSTERS, len(own))
-    kind = KMeans if num <= EXACT_CLUSTERS else MiniBatchKMeans
+    seed = int(generator.integers(2**31))
+    # Many clusters are found in batches; k-means++ would take longer to begin than all the rest.
+    few = KMeans(num, n_init=1, random_state=seed)
+    many = MiniBatchKMeans(num, init="random", n_init=1, random_state=seed)
     with threadpool_limits(1):
-        found = kind(num, n_init=1, random_state=int(generator.integers(2**31))).fit(own)
+        found = (few if num <= EXACT_CLUSTERS else many).fit(own)
     cluster = found.labels_[: len(vectors)]
     taken = np.bincount(found.labels_[len(vectors) :], minlength=num)
     left = {int(c): np.flatnonzero(cluster == c) for c in np.unique(cluster)}
