@@ -60,6 +60,8 @@ def write_inputs(folder: Path) -> None:
         for kind, lines in (("sft", texts), ("dpo", pairs)):
             path = folder / f"{name}-{kind}.jsonl"
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    texts = [{"text": f"{e.texts['text']} {i}"} for i, e in enumerate(tiny.toy_examples(9))]
+    pd.DataFrame(texts).to_csv(folder / "pool.csv", index=False)
     (folder / "asked.yaml").write_text(yaml.safe_dump(QUESTIONS, sort_keys=False))
 
 
@@ -126,6 +128,8 @@ def test_a_command_works_or_says_why_not(
     check("evaluate", ["evaluate", "run", "--data", data, "--name", "again"],
           refused=refuses("evaluate"))  # fmt: skip
     check("predict", ["predict", "run", data, "-o", "out.csv"], refused=refuses("predict"))
+    pool = ["next", "run", "pool.csv", "-n", "4", "--features", str(encoder_folder)]
+    check("next", [*pool, "-o", "to_label.csv"], refused=refuses("predict"))
     check("export", ["export", "run", "-o", "exported", "--merge"], refused=refuses("export"))
     compare = ["compare", *given, "--methods", kind, "--seeds", "1", "--sizes", "12"]
     if works:

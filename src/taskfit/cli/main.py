@@ -52,6 +52,7 @@ from taskfit.cli.new_run import (
     refuse_without_model,
     remove_unbegun,
 )
+from taskfit.cli.next import next_
 from taskfit.cli.plan import plan
 from taskfit.cli.predict import evaluate, predict
 from taskfit.cli.prompts import prompts
@@ -257,6 +258,7 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(serve)
 app.command("label")(label_command)
+app.command("next")(next_)
 
 
 READY = (inspect, prompts, compare, report, runs, plan, curate, export, generate, chat, judge, ui)

@@ -15,6 +15,8 @@ from taskfit.curate.settings import DiverseStep, TopStep
 from taskfit.errors import DataError
 
 ROUNDS = 20
+# Covered rows that are compared in one product.
+BLOCK = 256
 
 
 def run_top(step: TopStep, items: ItemFile, _: Context) -> Iterator[Verdict]:
@@ -58,26 +60,45 @@ def run_diverse(step: DiverseStep, items: ItemFile, context: Context) -> Iterato
         yield item, None if number in kept else Removal(alike)
 
 
-def k_center(vectors: Vectors, k: int) -> NDArray[np.int64]:
+def k_center(vectors: Vectors, k: int, *, covered: Vectors | None = None) -> NDArray[np.int64]:
     """Return k rows, each the farthest from those before it (Gonzalez 1985).
 
-    The first is the row nearest to the mean of all.
+    The first is the farthest from all covered ones; where there are none, the row nearest to the
+    mean of all.
 
     Args:
         vectors: Of length 1, (N, D).
         k: Rows to choose; all are chosen where there are no more.
+        covered: Further rows that count as chosen before, (C, D).
     """
-    if k >= len(vectors):
+    if covered is None:
+        covered = vectors[:0]
+    if k >= len(vectors) and not len(covered):
         return np.arange(len(vectors))
-    chosen = np.empty(k, np.int64)
-    chosen[0] = int(np.argmax(vectors @ vectors.mean(axis=0)))
-    nearest = np.full(len(vectors), -np.inf, np.float32)
-    for step in range(1, k):
-        # Cosine to the nearest chosen row; a row that is chosen must not be chosen again.
-        np.maximum(nearest, vectors @ vectors[chosen[step - 1]], out=nearest)
-        nearest[chosen[step - 1]] = np.inf
-        chosen[step] = int(np.argmin(nearest))
+    nearest = highest_cosine(vectors, covered)
+    chosen = np.empty(min(k, len(vectors)), np.int64)
+    for step in range(len(chosen)):
+        if step == 0 and not len(covered):
+            chosen[step] = int(np.argmax(vectors @ vectors.mean(axis=0)))
+        else:
+            chosen[step] = int(np.argmin(nearest))
+        np.maximum(nearest, vectors @ vectors[chosen[step]], out=nearest)
+        nearest[chosen[step]] = np.inf  # must not be chosen again
     return chosen
+
+
+def highest_cosine(vectors: Vectors, others: Vectors) -> NDArray[np.float32]:
+    """Return each row's cosine to the nearest of others, (N,); -inf where there are none.
+
+    Args:
+        vectors: Of length 1, (N, D).
+        others: Of length 1, (C, D).
+    """
+    nearest = np.full(len(vectors), -np.inf, np.float32)
+    for start in range(0, len(others), BLOCK):
+        products = vectors @ others[start : start + BLOCK].T
+        np.maximum(nearest, products.max(axis=1), out=nearest)
+    return nearest
 
 
 def nearest_to_centres(vectors: Vectors, k: int, *, seed: int) -> NDArray[np.int64]:

@@ -72,14 +72,23 @@ def guess_columns(
             )
         label = candidates[0]
     if not text:
-        others = [name for name in present if name != label and name not in shares.values()]
-        text = others if len(others) == 1 else _usual_names(others)
-        if not text:
-            raise DataError(
-                f"Which columns hold the text? Besides the labels the table has: "
-                f"{', '.join(others) or 'none'}. Name them with --text, once for each."
-            )
+        text = guess_text([n for n in present if n != label and n not in shares.values()])
     return Columns(text=tuple(text), label=label, shares=dict(shares), separator=separator)
+
+
+def guess_text(present: Sequence[str]) -> list[str]:
+    """Return the text columns among those of a table that are no labels.
+
+    Raises:
+        DataError: If there is more than one way to read the table.
+    """
+    text = list(present) if len(present) == 1 else _usual_names(present)
+    if not text:
+        raise DataError(
+            f"Which columns hold the text? Besides the labels the table has: "
+            f"{', '.join(present) or 'none'}. Name them with --text, once for each."
+        )
+    return text
 
 
 def _only_other(table: pd.DataFrame, text: Sequence[str]) -> list[str]:

@@ -109,7 +109,7 @@ def find_earlier(
             "were: all rows are split anew, and scores may flatter"
         ]
     if missing and settings.start.earlier_rows:
-        rows, unread = _rows_of_tables(others, asked, settings.data, seen, hashes)
+        rows, unread = rows_of_tables(others, asked, settings.data, seen, hashes)
         joined = sum(seen.side(example) in OF_TABLES for example in rows)
         where = ", ".join(one.source for one in others)
         if joined:
@@ -136,7 +136,7 @@ def find_earlier(
     return Earlier(seen, rows, evaluations, tuple(notes))
 
 
-def _rows_of_tables(
+def rows_of_tables(
     tables: Sequence[Table], asked: Asked, data: DataSettings, seen: Seen, known: set[int]
 ) -> tuple[list[Example], list[str]]:
     """Return the rows that an earlier run had, each text once, and what could not be read.

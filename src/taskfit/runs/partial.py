@@ -124,6 +124,12 @@ class PartialPredictions:
         for path in self._paths:
             yield from pq.read_table(path, columns=[column]).column(column).to_pylist()
 
+    def table(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Return some columns of all chunks, in the order of their rows."""
+        parts = (pq.read_table(path, columns=list(columns)) for path in self._paths)
+        found: pd.DataFrame = pa.concat_tables(parts).to_pandas()
+        return found[list(columns)]
+
     def count(self, column: str) -> Counter[str]:
         """Return how often each value of a column occurs in all chunks."""
         return Counter(str(value) for value in self.values(column) if value is not None)
@@ -145,6 +151,10 @@ class PartialPredictions:
                         writer.write_table(pq.read_table(path, columns=names))
             else:
                 _join_text(self._paths, scratch, names, kind=kind)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the folder with all finished chunks."""
         # Their description goes last, so that what a kill leaves is known as ours.
         for path in self._paths:
             path.unlink()

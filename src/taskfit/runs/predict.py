@@ -196,34 +196,63 @@ def predict_into(
     """Predict the labels of texts from anywhere into a file; see `predict_file`."""
     check_target(target)
     with only_one_at_a_time(target, beside=True):
-        texts = _opened(folder, given, columns, screen, **asking)
-        made_from = {
-            "source": f"{given.content()} {dict(columns)}",
-            "run": describe_run(folder),
-            "options": describe_asking(**asking),
-        }
-        if cluster is None:
-            predictor = Predictor(folder, screen=screen, **asking)
-            made_from["options"] += predictor.describe_base()
-        partial = PartialPredictions(
-            target, made_from, num_rows=texts.table.num_rows, chunk=CHUNK, screen=screen
+        partial, texts = predict_parts(
+            folder,
+            given,
+            target,
+            screen=screen,
+            columns=columns,
+            cluster=cluster,
+            workers=workers,
+            **asking,
         )
-        label = f"predicting {given.name}"
-        if cluster is None:
-            partial.fill(label, _answers(texts, predictor))
-        else:
-            from taskfit.runs.predict_cluster import Order, fill_on_cluster
-
-            order = Order(folder, given, dict(columns), asking, CHUNK)
-            fill_on_cluster(partial, order, cluster, workers=workers, label=label, screen=screen)
-        if not given.is_unchanged():
-            raise DataError(
-                f"{given.name} has changed while it was read, so that rows of both may have been "
-                f"labelled. The same command begins anew: nothing was written to {target}."
-            )
         found = _looked_through(partial, texts, **asking)
         partial.join(without=left_out(**asking))
     return found
+
+
+def predict_parts(
+    folder: Path,
+    given: GivenTable,
+    target: Path,
+    *,
+    screen: Screen,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    cluster: RayCluster | None = None,
+    workers: int | None = None,
+    **asking: Unpack[Asking],
+) -> tuple[PartialPredictions, Texts]:
+    """Predict texts from anywhere; return the finished parts beside a target, and the texts.
+
+    The parts stay until they are joined or discarded, so that the same call goes on from them. Call
+    it with the lock of the target; see `predict_file`.
+    """
+    texts = _opened(folder, given, columns, screen, **asking)
+    made_from = {
+        "source": f"{given.content()} {dict(columns)}",
+        "run": describe_run(folder),
+        "options": describe_asking(**asking),
+    }
+    if cluster is None:
+        predictor = Predictor(folder, screen=screen, **asking)
+        made_from["options"] += predictor.describe_base()
+    partial = PartialPredictions(
+        target, made_from, num_rows=texts.table.num_rows, chunk=CHUNK, screen=screen
+    )
+    label = f"predicting {given.name}"
+    if cluster is None:
+        partial.fill(label, _answers(texts, predictor))
+    else:
+        from taskfit.runs.predict_cluster import Order, fill_on_cluster
+
+        order = Order(folder, given, dict(columns), asking, CHUNK)
+        fill_on_cluster(partial, order, cluster, workers=workers, label=label, screen=screen)
+    if not given.is_unchanged():
+        raise DataError(
+            f"{given.name} has changed while it was read, so that rows of both may have been "
+            f"labelled. The same command begins anew: nothing was written to {target}."
+        )
+    return partial, texts
 
 
 def predict_windows(

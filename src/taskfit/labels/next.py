@@ -1,0 +1,319 @@
+"""Write the texts of a pool that are to be labelled next, by a finished run or without one.
+
+Legend: n texts by their places among those that may be labelled, M width of the embeddings.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Unpack
+
+from taskfit.curate.embed import Embedder, Vectors
+from taskfit.data.guess import LABEL_NAMES, guess_text
+from taskfit.errors import SettingsError
+from taskfit.files import refuse_over_input
+from taskfit.labels.next_choice import MOST_LOOKED_AT, Choice, Chosen, choose_next
+from taskfit.labels.next_rows import (
+    Candidates,
+    check_candidates,
+    examples_at,
+    find_candidates,
+    hashes_of,
+    labelled_by,
+)
+from taskfit.labels.next_strategies import IntArray, Pool
+from taskfit.labels.next_table import Known, next_table, read_known, suggestions, write_table
+from taskfit.lock import only_one_at_a_time
+from taskfit.runs.file_names import SETTINGS_FILE
+from taskfit.runs.load import saved_asked
+from taskfit.runs.predict import check_target, predict_parts
+from taskfit.runs.predictor import Asking
+from taskfit.runs.rows import task_columns
+from taskfit.runs.seen import Seen, read_seen
+from taskfit.runs.table_texts import GivenFile, Texts
+from taskfit.screen import Screen
+from taskfit.settings_file import load_run_settings
+from taskfit.tasks import Task, task_from_columns
+from taskfit.tasks.questions import Asked
+
+FEATURES = "minilm"
+NO_FEATURES = "none"
+# Fewer texts than this are embedded before anybody asks how far it is.
+FEW = 200
+# Labels of a task whose labels nobody has named yet.
+UNKNOWN = ("one", "another")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFile:
+    """A table of texts that may be labelled.
+
+    Attributes:
+        source: File or hub id.
+        columns: Column of the run's task -> column of the table, where it has another name.
+        text: Without a run: its text columns; else guessed.
+        label: Without a run: where labels will stand; else `label`, or what the table has so named.
+        encoding: Of the file.
+        quotes: Of a CSV or TSV file; see `data.quotes`.
+        others: Files whose texts are labelled elsewhere, and not to be given again.
+    """
+
+    source: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    text: Sequence[str] = ()
+    label: str | None = None
+    encoding: str = "utf-8"
+    quotes: str = "auto"
+    others: Sequence[str] = ()
+
+    def given(self, source: str | None = None) -> GivenFile:
+        """Return the table, or another file that is read in the same way."""
+        return GivenFile(source or self.source, encoding=self.encoding, quotes=self.quotes)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Files that are written.
+
+    Attributes:
+        chosen: Texts to label: .csv, .tsv, .jsonl or .parquet.
+        random: Where those that were drawn at random go; None: among the others.
+        overwrite: Whether files that are there already may be replaced.
+    """
+
+    chosen: Path
+    random: Path | None = None
+    overwrite: bool = False
+
+    def check(self, pool: PoolFile) -> None:
+        """Check that nothing is lost.
+
+        Raises:
+            TaskfitError: If a file cannot be called so, or is there already: it may hold labels.
+        """
+        targets = [self.chosen, *([self.random] if self.random else [])]
+        if self.random is not None and self.random.absolute() == self.chosen.absolute():
+            raise SettingsError(f"-o and --random-out are both {self.chosen}; give two files.")
+        for target in targets:
+            check_target(target)
+            # Not even with --overwrite: the pool is the only copy of what it holds.
+            refuse_over_input(target, [pool.source, *pool.others], overwrite=False)
+            if target.exists() and not self.overwrite:
+                raise SettingsError(
+                    f"{target} is there already, and may hold labels by now. Give another name "
+                    "with -o, or --overwrite to replace it."
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class NextTexts:
+    """What `next_texts` did.
+
+    Attributes:
+        num_rows: Rows of the pool.
+        num_candidates: Those of them that may be labelled.
+        num_written: Texts that were written.
+        num_random: Those of them that were drawn at random.
+        left_out: Why rows could not be chosen -> how many.
+        suggested: Question -> how often each label is suggested.
+    """
+
+    num_rows: int
+    num_candidates: int
+    num_written: int
+    num_random: int
+    left_out: Mapping[str, int]
+    suggested: Mapping[str, Mapping[str, int]]
+
+
+def next_texts(
+    pool: PoolFile,
+    targets: Targets,
+    count: int,
+    *,
+    choice: Choice,
+    run: Path | None = None,
+    features: str = FEATURES,
+    screen: Screen,
+    **asking: Unpack[Asking],
+) -> NextTexts:
+    """Write the texts of a pool that are to be labelled next, in the order to label them in.
+
+    Rows come out with all their columns, an empty label column, what the run suggests, why each was
+    chosen, and which were drawn at random. Predictions are kept beside the target until it is
+    whole, embeddings in the cache; the same call goes on from both.
+
+    Args:
+        pool: The texts.
+        targets: Where they go.
+        count: How many.
+        choice: How they are chosen.
+        run: A finished run; None: there is none yet, and a strategy must do without.
+        features: Sentence encoder that says which texts differ (`minilm`, a hub id, a folder), or
+            `none`.
+        screen: Where progress is shown.
+        asking: See `Asking`.
+
+    Raises:
+        TaskfitError: If run, pool, targets or choice do not allow it.
+    """
+    if count < 1:
+        raise SettingsError(f"-n {count}: give how many texts to label, at least 1.")
+    if features == NO_FEATURES and choice.how.reads_vectors:
+        raise SettingsError(
+            f"--strategy {choice.strategy} compares texts by their embeddings: --features none is "
+            "for random, least_confidence, margin and entropy."
+        )
+    targets.check(pool)
+    if run is None:
+        choice.check_without_model()
+    with only_one_at_a_time(targets.chosen, beside=True):
+        asked, label_columns = _asked(pool, run)
+        if choice.balance and (len(asked.tasks) > 1 or _is_multi_label(asked)):
+            raise SettingsError("--balance is for runs of one question with one label a text.")
+        partial, known = None, Known()
+        if run is None:
+            texts = pool.given().texts(asked, pool.columns)
+        else:
+            partial, texts = predict_parts(
+                run, pool.given(), targets.chosen, screen=screen, columns=pool.columns, **asking
+            )
+            known = read_known(partial, asked.tasks)
+        found = _candidates(pool, texts, label_columns, run, known)
+        source = _Source(found, known, run, asked, features)
+        chosen = _choose(source, count, choice, screen)
+        rows = found.rows[chosen.places]
+        examples = examples_at(texts, set(rows.tolist()))
+        table = next_table(
+            [examples[row] for row in rows.tolist()],
+            rows,
+            chosen,
+            known,
+            label_columns=label_columns,
+            why=choice.how.why,
+        )
+        own = chosen.is_random if targets.random else chosen.is_random & False
+        if targets.random:
+            write_table(table[own], targets.random)
+        write_table(table[~own], targets.chosen)
+        if partial is not None:
+            partial.discard()
+    return NextTexts(
+        found.num_rows,
+        len(found.rows),
+        len(table),
+        int(chosen.is_random.sum()),
+        dict(found.left_out),
+        suggestions(table, known),
+    )
+
+
+def _asked(pool: PoolFile, run: Path | None) -> tuple[Asked, dict[str, str]]:
+    """Return what is asked, and question -> the column of its labels.
+
+    Raises:
+        TaskfitError: If the run cannot be read, or it is not clear which columns are text.
+    """
+    if run is not None:
+        asked = saved_asked(run)
+        if isinstance(asked, Task):
+            data = load_run_settings(run / SETTINGS_FILE).data
+            return asked, {"": str(task_columns(asked, data).label)}
+        return asked, {question.name: question.label_column for question in asked.questions}
+    present = pool.given().open(()).columns
+    named = [name for name in present if name.casefold() in LABEL_NAMES and name not in pool.text]
+    label = pool.label or (named[0] if named else LABEL_NAMES[0])
+    text = tuple(pool.text) or tuple(guess_text([name for name in present if name != label]))
+    task = task_from_columns(name="pool", text=text, label_column=label, labels=UNKNOWN)
+    return task, {"": label}
+
+
+def _is_multi_label(asked: Asked) -> bool:
+    return any(task.multi_label for task in asked.tasks.values())
+
+
+def _candidates(
+    pool: PoolFile,
+    texts: Texts,
+    label_columns: Mapping[str, str],
+    run: Path | None,
+    known: Known,
+) -> Candidates:
+    """Return the rows that may be labelled; see `find_candidates`.
+
+    Raises:
+        DataError: If there is none.
+    """
+    seen = None if run is None else read_seen(run)
+    elsewhere = set[int]()
+    for other in pool.others:
+        elsewhere |= hashes_of(pool.given(other).texts(texts.asked, pool.columns))
+    found = find_candidates(
+        texts,
+        label_columns=list(label_columns.values()),
+        seen=seen or Seen(),
+        unscored=known.unscored,
+        elsewhere=elsewhere,
+    )
+    check_candidates(found, pool.source)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What texts are chosen from.
+
+    Attributes:
+        found: The candidates.
+        known: What the run says of all rows.
+        run: Its folder; None: there is none.
+        asked: What is asked.
+        features: Sentence encoder, or `none`.
+    """
+
+    found: Candidates
+    known: Known
+    run: Path | None
+    asked: Asked
+    features: str
+
+
+def _choose(source: _Source, count: int, choice: Choice, screen: Screen) -> Chosen:
+    """Return the texts that are to be labelled."""
+    found, known = source.found, source.known
+    labelled, embed = None, None
+    if source.features != NO_FEATURES and choice.num_random(count) < count:
+        of_texts = _embedding(source.features, screen)
+        own, notes = list(found.labelled), list[str]()
+        if source.run is not None:
+            more, notes = labelled_by(source.run, source.asked)
+            own += more
+        for note in notes:
+            screen.note(f"{note}; texts near to those that are labelled already may be chosen")
+        labelled = of_texts(own[:MOST_LOOKED_AT]) if own else None
+
+        def embed(places: IntArray) -> Vectors:
+            return of_texts([found.texts[place] for place in places])
+
+    probabilities = None if known.probabilities is None else known.probabilities[found.rows]
+    pool = Pool(
+        len(found.rows),
+        probabilities,
+        labelled=labelled,
+        questions=known.questions,
+        multi_label=known.multi_label,
+    )
+    return choose_next(pool, count, choice, embed=embed)
+
+
+def _embedding(features: str, screen: Screen) -> Callable[[Sequence[str]], Vectors]:
+    """Return what embeds texts, (n, M), each once, with what it shows of it."""
+    embedder = Embedder(features)
+
+    def embed(texts: Sequence[str]) -> Vectors:
+        if len(texts) < FEW:
+            return embedder.embed(texts, advance=lambda _: None)
+        with screen.progress("comparing texts", len(texts)) as advance:
+            return embedder.embed(texts, advance=advance)
+
+    return embed
