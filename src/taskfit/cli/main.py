@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.text import Text
 
+from taskfit.cli.audit import HELP as AUDIT_HELP
+from taskfit.cli.audit import audit
 from taskfit.cli.compare import compare
 from taskfit.cli.curate import curate
 from taskfit.cli.export import export
@@ -283,6 +285,7 @@ def inspect(
     show_inspection(inspect_task(settings), Terminal())
 
 
+app.command(help=AUDIT_HELP)(audit)
 for command in (prompts, compare, report, runs, plan, curate, export, generate, chat, judge, ui):
     app.command()(command)
 
