@@ -1,5 +1,6 @@
 """`taskfit audit`: which labels of a table are probably wrong, and a corrected table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from taskfit.cli.new_run import refuse_without_model
 from taskfit.cli.screen import RichScreen, Terminal, plain_table
 from taskfit.cli.stopped import tell_of_audit, told_when_stopped
 from taskfit.errors import SettingsError
+from taskfit.labels.audit_method import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from taskfit.labels.audit import Audit
@@ -44,7 +46,7 @@ taskfit audit tickets.csv --apply audits/tickets/audit.csv -o corrected.csv
    writes the table as decided; never over the input
 
 Labels are judged by fits that have not seen the text (5 folds), by default logistic regressions on
-a sentence encoder's features; --method takes any other. Beside them: copies with different labels,
+features of the model and of a sentence encoder; --method takes any other. Beside them: copies with different labels,
 texts that stand in an evaluation set (--test NAME=FILE), labels that look the same, small classes,
 control tokens, encodings gone wrong, empty and overlong texts.
 """
@@ -111,15 +113,13 @@ def audit(
 
 
 def _method_flags(
-    given: str | None, config: str | None, overrides: "list[str] | tuple[()]"
+    given: str | None, config: str | None, overrides: Sequence[str]
 ) -> dict[str, Any]:
     """Return the method as flags: what is given, else the audit's own, unless settings name one."""
     if given is not None:
         return {"method.name": given}
     if config is not None or any(one.startswith(("method.name=", "method=")) for one in overrides):
         return {}
-    from taskfit.labels.audit import DEFAULT_METHOD
-
     return {f"method.{name}": value for name, value in DEFAULT_METHOD.items()}
 
 

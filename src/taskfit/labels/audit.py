@@ -22,19 +22,18 @@ from taskfit.errors import ModelError, PromptError, SettingsError
 from taskfit.files import file_atomic, write_json_atomic
 from taskfit.labels import audit_looks as looks
 from taskfit.labels.audit_findings import DECISION, KINDS, Finding, findings_table
-from taskfit.labels.audit_folds import out_of_fold
+from taskfit.labels.audit_folds import Fits, out_of_fold
 from taskfit.labels.audit_page import write_audit_page
 from taskfit.labels.audit_table import AuditedTable, read_audited
 from taskfit.lock import only_one_at_a_time
 from taskfit.methods.features import feature_reader
 from taskfit.methods.method import MethodContext
+from taskfit.models.load import LoadedModel
 from taskfit.runs.inspection import look_at_model
 from taskfit.screen import Screen, SilentScreen
 from taskfit.settings import RunSettings
 
 FloatArray = NDArray[np.float64]
-# What finds most planted errors for its time; see docs/labels.md.
-DEFAULT_METHOD = {"name": "probe", "features": "minilm"}
 CSV, JSON, PROBABILITIES = "audit.csv", "audit.json", "probabilities.parquet"
 # Near copies are told as `taskfit curate` tells them.
 NEAR = NearStep(step="near")
@@ -82,15 +81,17 @@ def audit(
     folder: Path,
     *,
     screen: Screen | None = None,
+    model: LoadedModel | None = None,
     overwrite: bool = False,
 ) -> Audit:
     """Audit the labels that settings name, and leave a folder with what was found.
 
     Args:
         settings: Table, columns and task as for a fit, and the method whose cross-validated
-            probabilities judge the labels (see `DEFAULT_METHOD`).
+            probabilities judge the labels (see `audit_method.py`).
         folder: Where to write.
         screen: Where progress is shown.
+        model: The base model, if the caller has loaded it already.
         overwrite: Whether decisions that stand in the folder may be lost.
 
     Raises:
@@ -106,7 +107,8 @@ def audit(
             screen.note(note)
         vectors = _vectors(settings, table, screen)
         groups = looks.groups_of_copies(examples, vectors.get(""), NEAR.threshold)
-        probabilities = out_of_fold(settings, table, groups.tolist(), folder, screen)
+        fits = Fits(settings, folder, screen, model)
+        probabilities = out_of_fold(fits, table, groups.tolist())
         errors, joint = looks.label_errors(examples, task, probabilities)
         found = [
             *errors,

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from taskfit.errors import SettingsError
 from taskfit.labels.audit_table import AuditedTable
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import label_method
-from taskfit.models.load import resolve_device
+from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.cross_validation import FOLDER as FOLDS_FOLDER
 from taskfit.runs.cross_validation import RUN, Folds, cross_validate, folds_of
 from taskfit.runs.file_names import SETTINGS_FILE
@@ -39,28 +40,38 @@ MIN_CLASS = 5
 FOLDER = "fits"
 
 
-def out_of_fold(
-    settings: RunSettings,
-    table: AuditedTable,
-    groups: Sequence[int],
-    folder: Path,
-    screen: Screen,
-) -> FloatArray:
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """What is fitted, and where.
+
+    Attributes:
+        settings: Resolved settings.
+        folder: Of the audit.
+        screen: Where progress is shown.
+        model: The base model, if it is loaded already.
+    """
+
+    settings: RunSettings
+    folder: Path
+    screen: Screen
+    model: LoadedModel | None = None
+
+
+def out_of_fold(fits: Fits, table: AuditedTable, groups: Sequence[int]) -> FloatArray:
     """Return the probability of each label of each text by a fit on the other folds, (N, L).
 
     Each fold is kept in the folder under a hash of settings and data, so that the same command
     goes on where it was interrupted, or ends at once where it was not.
 
     Args:
-        settings: Resolved settings.
+        fits: What is fitted.
         table: What is audited.
         groups: Near copies, which stay in one fold: else a fit would have seen the text, (N,).
-        folder: Of the audit.
-        screen: Where progress is shown.
 
     Raises:
         TaskfitError: If there are too few texts, or the method cannot serve them.
     """
+    settings, folder, screen = fits.settings, fits.folder, fits.screen
     examples, task = table.examples, table.task
     kind = label_method(settings.method.name)
     if len(set(groups)) < 2 * NUM_FOLDS:
@@ -83,7 +94,7 @@ def out_of_fold(
             shutil.rmtree(other)  # of other settings or data
     if len(list(place.glob(f"{FOLDS_FOLDER}/fold-*.safetensors"))) < int(folds.max()) + 1:
         memory = MemoryAccount(resolve_device(settings.model.device))
-        model = model_of(settings, None, memory, screen)
+        model = model_of(settings, fits.model, memory, screen)
         if model is not None and not issubclass(kind, TrainedMethod):
             model.tree.prepare_scoring()
     else:
