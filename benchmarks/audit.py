@@ -123,7 +123,8 @@ def measure(what: tuple[str, str, int, float], table: Table, model: LoadedModel)
         "suspected_precision": float(flipped[suspected].mean()) if suspected.any() else None,
         "suspected_recall": float(suspected[flipped].mean()),
         "accuracy": {
-            name: accuracy(settings, rows, table) for name, rows in zip(TABLES, tables, strict=True)
+            kind: accuracy(settings, some, table, model)
+            for kind, some in zip(TABLES, tables, strict=True)
         },
         "cpu_seconds": time.process_time() - started,
     }

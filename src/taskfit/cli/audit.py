@@ -46,9 +46,9 @@ taskfit audit tickets.csv --apply audits/tickets/audit.csv -o corrected.csv
    writes the table as decided; never over the input
 
 Labels are judged by fits that have not seen the text (5 folds), by default logistic regressions on
-features of the model and of a sentence encoder; --method takes any other. Beside them: copies with different labels,
-texts that stand in an evaluation set (--test NAME=FILE), labels that look the same, small classes,
-control tokens, encodings gone wrong, empty and overlong texts.
+features of the model and of a sentence encoder; --method takes any other. Beside them: copies with
+different labels, texts that stand in an evaluation set (--test NAME=FILE), labels that look the
+same, small classes, control tokens, encodings gone wrong, empty and overlong texts.
 """
 
 

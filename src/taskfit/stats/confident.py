@@ -89,7 +89,7 @@ def confident_thresholds(labels: Labels, probabilities: FloatArray) -> FloatArra
     means = np.full(len(counts), np.inf)
     np.divide(sums, counts, out=means, where=counts > 0)
     # A threshold of 0 would call everything confident.
-    return np.maximum(means, 2 * TOLERANCE)
+    return np.asarray(np.maximum(means, 2 * TOLERANCE), np.float64)
 
 
 def confident_joint(labels: Labels, probabilities: FloatArray) -> NDArray[np.int64]:
@@ -127,6 +127,6 @@ def _leaving_one(joint: NDArray[np.int64]) -> NDArray[np.int64]:
     right = joint.diagonal()
     short = np.maximum(1 - right, 0)
     kinds = np.maximum(np.count_nonzero(joint, axis=1) - 1, 1)
-    found = np.maximum(joint - (short / kinds)[:, None], 0).astype(np.int64)
+    found: NDArray[np.int64] = np.maximum(joint - (short / kinds)[:, None], 0).astype(np.int64)
     np.fill_diagonal(found, np.maximum(right, 1))
     return found
