@@ -10,6 +10,9 @@ table, the changed one, and the changed one without its suspects, or with them r
 sets' own errors and doubtful texts are among the suspects, and bound what can be found.
 
 A table's rows are the same in all draws, only what is changed differs, so that texts are read once.
+
+Where the package cleanlab is installed, its suspects on the same probabilities are compared.
+
 Records are kept as they are made, so that the same command goes on after an interruption.
 """
 
@@ -18,12 +21,14 @@ import json
 import os
 import tempfile
 import time
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from defaults_data import Row, Table, load_table, write_csv
@@ -120,6 +125,7 @@ def measure(what: tuple[str, str, int, float], table: Table, model: LoadedModel)
         "recall_at_planted": float(flipped[worst].mean()),
         "auroc": float(roc_auc_score(flipped, -own)),
         "num_suspected": int(suspected.sum()),
+        "in_cleanlab_too": in_cleanlab(given, found.probabilities, suspected),
         "suspected_precision": float(flipped[suspected].mean()) if suspected.any() else None,
         "suspected_recall": float(suspected[flipped].mean()),
         "accuracy": {
@@ -128,6 +134,19 @@ def measure(what: tuple[str, str, int, float], table: Table, model: LoadedModel)
         },
         "cpu_seconds": time.process_time() - started,
     }
+
+
+def in_cleanlab(
+    given: NDArray[np.int64], probabilities: NDArray[np.float64], suspected: NDArray[np.bool_]
+) -> float | None:
+    """Return the rows that both suspect as a share of those that either does; None without it."""
+    if find_spec("cleanlab") is None:
+        return None
+    from cleanlab.filter import find_label_issues
+
+    theirs = find_label_issues(given, probabilities, n_jobs=1)
+    either = int((suspected | theirs).sum())
+    return float((suspected & theirs).sum() / either) if either else 1.0
 
 
 def _suspected(found: Audit) -> list[int]:

@@ -164,4 +164,4 @@ def findings_table(findings: Sequence[Finding], marks: Mapping[str, str]) -> pd.
 
 
 def _digits(probability: float | None) -> str:
-    return "" if probability is None else f"{probability:.4f}"
+    return "" if probability is None or probability != probability else f"{probability:.4f}"

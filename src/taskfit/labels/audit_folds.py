@@ -88,6 +88,7 @@ def out_of_fold(fits: Fits, table: AuditedTable, groups: Sequence[int]) -> Float
     learns = kind.learns or (settings.method.shows_demonstrations and shows)
     num = NUM_FOLDS if learns else 1  # what learns from no text has seen none
     folds = folds_of(examples, seed=settings.seed, num=num, groups=list(groups))
+    folds = np.unique(folds, return_inverse=True)[1]  # large groups may leave one empty
     place = folder / FOLDER / _content(settings, examples, folds)
     for other in (folder / FOLDER).glob("*"):
         if other != place and other.is_dir():
