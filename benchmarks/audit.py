@@ -5,9 +5,10 @@
 Of each set a table of 1,000 rows is drawn; 2, 5 and 10 % of its labels are changed to another one,
 drawn evenly, three times. As many rows as were changed are then taken from the top of the audit's
 ranking: of those that share is really changed (recall and precision are the same there). Fits of
-the same method, on the features that the audit read, are measured on other texts, with the clean
-table, the changed one, and the changed one without its suspects, or with them relabelled. The
-sets' own errors and doubtful texts are among the suspects, and bound what can be found.
+the same method, on the features that the audit read, are measured on other texts: with the clean
+table, the changed one, the changed one without its suspects, with all of them relabelled unseen, and
+with those put right that were changed, as who reads them would. The sets' own errors and doubtful
+texts are among the suspects, and bound what can be found.
 
 A table's rows are the same in all draws, only what is changed differs, so that texts are read once.
 
@@ -52,7 +53,7 @@ SETS = ("sms_spam", "ag_news", "sst2", "cr")
 RATES = (0.02, 0.05, 0.10)
 SEEDS = (0, 1, 2)
 SIZE = 1000
-TABLES = ("clean", "flipped", "removed", "relabelled")
+TABLES = ("clean", "flipped", "removed", "relabelled", "reviewed")
 
 
 def flip(rows: list[Row], labels: list[str], *, rate: float, seed: int) -> tuple[list[Row], Any]:
@@ -113,10 +114,12 @@ def measure(what: tuple[str, str, int, float], table: Table, model: LoadedModel)
     suspected = np.isin(places, _suspected(found))
     others = found.probabilities.copy()
     others[places, given] = -1
-    relabelled = list(changed)
+    relabelled, reviewed = list(changed), list(changed)
     for place in worst:
         relabelled[place] = {**changed[place], "label": labels[others[place].argmax()]}
-    tables = (rows, changed, [r for i, r in enumerate(changed) if i not in set(worst)], relabelled)
+        reviewed[place] = rows[place]
+    removed = [row for place, row in enumerate(changed) if place not in set(worst)]
+    tables = (rows, changed, removed, relabelled, reviewed)
     return {
         "features": features,
         "set": name,
