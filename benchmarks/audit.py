@@ -6,9 +6,9 @@ Of each set a table of 1,000 rows is drawn; 2, 5 and 10 % of its labels are chan
 drawn evenly, three times. As many rows as were changed are then taken from the top of the audit's
 ranking: of those that share is really changed (recall and precision are the same there). Fits of
 the same method, on the features that the audit read, are measured on other texts: with the clean
-table, the changed one, the changed one without its suspects, with all of them relabelled unseen, and
-with those put right that were changed, as who reads them would. The sets' own errors and doubtful
-texts are among the suspects, and bound what can be found.
+table, the changed one, the changed one without its suspects, with all of them relabelled unread,
+and with those put right that were changed, as who reads them would. The sets' own errors and
+doubtful texts are among the suspects, and bound what can be found.
 
 A table's rows are the same in all draws, only what is changed differs, so that texts are read once.
 

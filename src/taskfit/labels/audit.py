@@ -23,7 +23,7 @@ from taskfit.files import file_atomic, write_json_atomic
 from taskfit.labels import audit_looks as looks
 from taskfit.labels.audit_findings import DECISION, KINDS, Finding, findings_table
 from taskfit.labels.audit_folds import Fits, out_of_fold
-from taskfit.labels.audit_page import write_audit_page
+from taskfit.labels.audit_page import CSV, write_audit_page
 from taskfit.labels.audit_table import AuditedTable, read_audited
 from taskfit.lock import only_one_at_a_time
 from taskfit.methods.features import feature_reader
@@ -34,7 +34,7 @@ from taskfit.screen import Screen, SilentScreen
 from taskfit.settings import RunSettings
 
 FloatArray = NDArray[np.float64]
-CSV, JSON, PROBABILITIES = "audit.csv", "audit.json", "probabilities.parquet"
+JSON, PROBABILITIES = "audit.json", "probabilities.parquet"
 # Near copies are told as `taskfit curate` tells them.
 NEAR = NearStep(step="near")
 # Pairs of given and true label that are shown.

@@ -11,7 +11,7 @@ from taskfit.report.html_page import write_html
 from taskfit.report.words import shorten
 from taskfit.runs.records import describe_machine, library_versions
 
-PAGE = "audit.html"
+PAGE, CSV = "audit.html", "audit.csv"
 # More rows of a kind are in audit.csv alone.
 MOST_SHOWN = 200
 SHOWN_CHARACTERS = 400
@@ -53,6 +53,7 @@ def write_audit_page(
         file=PAGE,
         title=f"Labels of {described['table']}",
         described=described,
+        csv=folder / CSV,
         parts=parts,
         headings={kind: heading for kind, (heading, _) in KINDS.items()},
         confused=confused,
