@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import tiny
+from taskfit.curate.settings import NearStep
 from taskfit.method_settings import METHOD_SETTINGS
 from taskfit.methods.table import METHODS
 from taskfit.unread import is_read
@@ -32,6 +33,7 @@ REFUSED = {
     "inspect": (*TUNING, "questions"),
     # The prompts of the other kinds list no options.
     "inspect --run": tuple(kind for kind in KINDS if kind != "questions"),
+    "audit": (*TUNING, "questions"),
     "plan": ("questions", "majority", "tfidf", "encoder", "remote"),
     "compare": (*TUNING, "questions"),
     "search": (*TUNING, "questions", "remote", "majority", "tfidf"),
@@ -101,8 +103,15 @@ def without(arguments: Sequence[str], flag: str) -> list[str]:
     [pytest.param(k, marks=pytest.mark.pictures) if k in RENDERED else k for k in KINDS],
 )
 def test_a_command_works_or_says_why_not(
-    shell, model_folder: Path, encoder_folder: Path, kind: str
+    shell,
+    model_folder: Path,
+    encoder_folder: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # An audit looks for near copies with a packaged encoder, whatever the method.
+    near = NearStep(step="near", encoder=str(encoder_folder))
+    monkeypatch.setattr("taskfit.labels.audit.NEAR", near)
     write_inputs(shell.folder)
     given = arguments_of(kind, model_folder, encoder_folder)
     works = kind != "remote"  # nothing answers there
@@ -121,6 +130,7 @@ def test_a_command_works_or_says_why_not(
     check("inspect", ["inspect", *without(given, "--test")], refused=works and refuses("inspect"))
     tried = ["inspect", "--run", "run"]
     check("inspect --run", tried, refused=refuses("inspect --run"))
+    check("audit", ["audit", *given, "--out", "audited"], refused=refuses("audit"))
     check("plan", ["plan", *without(given, "--test")], refused=kind in REFUSED["plan"])
     check("resume", ["fit", "--resume", "run"], refused=True)  # it is finished, or never began
     data = "test.csv"

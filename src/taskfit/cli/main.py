@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.text import Text
 
+from taskfit.cli.audit import HELP as AUDIT_HELP
+from taskfit.cli.audit import audit
 from taskfit.cli.compare import compare
 from taskfit.cli.curate import curate
 from taskfit.cli.export import export
@@ -261,6 +263,7 @@ app.command("label")(label_command)
 app.command("next")(next_)
 
 
+app.command(help=AUDIT_HELP)(audit)
 READY = (inspect, prompts, compare, report, runs, plan, curate, export, generate, chat, judge, ui)
 for command in READY:
     app.command()(command)

@@ -120,3 +120,14 @@ def tell_of_curation(out: Path) -> str:
         f"Safe in {work}: {len(steps)} finished step{'s' * (len(steps) > 1)} "
         f"({', '.join(steps)}). The same command goes on behind them:\n  {same_command()}"
     )
+
+
+def tell_of_audit(out: Path) -> str:
+    """Say what a stopped audit has left in its folder."""
+    folds = len(list(out.glob("fits/*/folds/fold-*.safetensors")))
+    if not folds:
+        return f"No fit was finished yet. The same command begins anew:\n  {same_command()}"
+    return (
+        f"Safe in {out}: {folds} finished fit{'s' * (folds > 1)}. The same command goes on behind "
+        f"{'them' if folds > 1 else 'it'}:\n  {same_command()}"
+    )

@@ -117,6 +117,23 @@ def near_by_cosine(vectors: Vectors, *, threshold: float) -> Neighbours:
     return Neighbours(kept_row, np.minimum(similarity, 1.0))
 
 
+def nearest_by_cosine(
+    vectors: Vectors, others: Vectors
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return of each vector the place of the nearest among others, and its cosine, (N,) each.
+
+    Args:
+        vectors: Of length 1, (N, D).
+        others: Of length 1, at least one, (M, D).
+    """
+    import faiss
+
+    index = faiss.IndexFlatIP(others.shape[1])
+    index.add(others)
+    cosines, nearest = index.search(vectors, 1)
+    return nearest[:, 0], np.minimum(cosines[:, 0].astype(np.float64), 1.0)
+
+
 def near_by_minhash(
     items: ItemFile, order: Sequence[int], step: NearStep, context: Context
 ) -> Neighbours:

@@ -60,10 +60,15 @@ def judge_empty(_: EmptyStep, item: Item) -> Removal | None:
     return None
 
 
+def count_spoilt(text: str) -> int:
+    """Return how many characters of a text are none, or come of a wrong encoding."""
+    return len(SPOILT.findall(text)) + sum(len(m) for m in MOJIBAKE.findall(text))
+
+
 def judge_encoding(step: EncodingStep, item: Item) -> Removal | None:
     """Remove rows with spoilt characters."""
     text = part_of(item.row, "row")
-    spoilt = len(SPOILT.findall(text)) + sum(len(m) for m in MOJIBAKE.findall(text))
+    spoilt = count_spoilt(text)
     if spoilt > step.max_share * max(1, len(text)):
         return Removal("spoilt characters", detail=f"{spoilt} of {len(text)} characters")
     return None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from taskfit.curate.context import Context, need_package
+from taskfit.curate.duplicates import nearest_by_cosine
 from taskfit.curate.items import ItemFile, Removal, Verdict, compared, digest, normalised
 from taskfit.curate.settings import OverlapStep, SourceSettings
 from taskfit.data.instructions import open_instructions
@@ -109,18 +110,14 @@ def _near(
 ) -> dict[int, tuple[str, float]]:
     """Return, for each row that is near to an evaluation prompt, the nearest and its cosine."""
     need_package("faiss", "the step `overlap` with a threshold")
-    import faiss
-
     # In the order of their hashes, so that ties do not depend on the order of files.
     theirs = sorted({text: name for name, text in found.texts.items()}.items(), key=_by_hash)
     vectors = context.embed([text for text, _ in theirs], encoder)
     ours = context.embed([compared(item.row, "prompt") for item in items], encoder)
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    cosines, nearest = index.search(ours, 1)
+    nearest, cosines = nearest_by_cosine(ours, vectors)
     return {
-        int(number): (theirs[nearest[number, 0]][1], min(1.0, float(cosines[number, 0])))
-        for number in np.flatnonzero(cosines[:, 0] >= threshold)
+        int(number): (theirs[nearest[number]][1], float(cosines[number]))
+        for number in np.flatnonzero(cosines >= threshold)
     }
 
 

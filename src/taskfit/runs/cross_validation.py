@@ -6,8 +6,8 @@ itself then learns from all of them; what is reported is of fits on two thirds e
 Legend: N examples, L labels, of all questions side by side.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from taskfit.models.load import LoadedModel, resolve_device
 from taskfit.runs.baselines import fit_baselines
 from taskfit.runs.blending import fit_probes, make_blend
 from taskfit.runs.classifier import Classifier
-from taskfit.runs.prepare import PreparedData
+from taskfit.runs.prepare import PreparedData, take_demonstrations
 from taskfit.runs.run import Run
 from taskfit.runs.shared_model import SharedModel
 from taskfit.runs.train_method import train_method
@@ -56,12 +56,43 @@ def needs_cross_validation(method: Method, settings: RunSettings, data: Prepared
     )
 
 
-def folds_of(examples: Sequence[Example], *, seed: int) -> NDArray[np.int64]:
-    """Return the fold of each example, stratified; copies of a text are in one fold, (N,)."""
-    fold: dict[tuple[str, ...], int] = {}
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """How examples are cut, and what is fitted on the rest of each fold.
+
+    Attributes:
+        of: The fold of each example, (N,).
+        baselines: Whether baselines are fitted beside the run.
+        own_demonstrations: Whether each fit takes its demonstrations from what it learns from, so
+            that every example is predicted; else those of the data are shown.
+    """
+
+    of: NDArray[np.int64]
+    baselines: bool = True
+    own_demonstrations: bool = False
+
+
+def folds_of(
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    num: int = FOLDS,
+    groups: Sequence[Hashable] | None = None,
+) -> NDArray[np.int64]:
+    """Return the fold of each example, stratified, (N,).
+
+    Args:
+        examples: Labelled examples.
+        seed: Seed of the draw.
+        num: How many folds.
+        groups: What stays together, N of them; None: copies of a text.
+    """
+    if groups is None:
+        groups = [text_key(example) for example in examples]
+    fold: dict[Hashable, int] = {}
     for place, index in enumerate(stratified_order(examples, seed=[seed, 6])):
-        fold.setdefault(text_key(examples[index]), place % FOLDS)
-    return np.array([fold[text_key(example)] for example in examples])
+        fold.setdefault(groups[index], place % num)
+    return np.array([fold[group] for group in groups])
 
 
 def cross_validate(
@@ -71,6 +102,7 @@ def cross_validate(
     *,
     model: LoadedModel | None,
     screen: Screen,
+    folds: Folds | None = None,
 ) -> dict[str, FloatArray]:
     """Fit on all folds but one, predict that one, for each fold; the model is left as it was.
 
@@ -82,39 +114,53 @@ def cross_validate(
         folder: The run's folder.
         model: The base model, or None for a method without one.
         screen: Where progress is shown.
+        folds: How the examples are cut; None: three folds, with baselines.
 
     Returns:
         Probabilities of all training texts by fits that had not seen them: of the `run`, of its
         method alone (`tuned`), of the baselines, and of the probes of a blend, (N, L) each.
     """
-    folds = folds_of(data.train, seed=settings.seed)
+    folds = folds or Folds(folds_of(data.train, seed=settings.seed))
     shared = SharedModel(model, settings)
     parts: dict[str, FloatArray] = {}
-    for fold in range(FOLDS):
+    num = int(folds.of.max()) + 1
+    for fold in range(num):
         path = folder / FOLDER / f"fold-{fold}.safetensors"
         if not path.is_file():
-            screen.note(f"cross-validation: fold {fold + 1} of {FOLDS}")
-            found = _fit_fold(settings, data, folds == fold, folder, shared)
+            screen.note(f"cross-validation: fold {fold + 1} of {num}")
+            fitted = _without(settings, data, folds, fold)
+            texts = [e for e, own in zip(data.train, folds.of, strict=True) if own == fold]
+            found = _fit_fold(settings, fitted, texts, folder, shared)
+            if folds.baselines:
+                for name, predict in fit_baselines(settings, data.asked, fitted.train).items():
+                    found[name] = predict(texts)
             path.parent.mkdir(parents=True, exist_ok=True)
             with file_atomic(path) as scratch:
                 save_file({name: np.ascontiguousarray(p) for name, p in found.items()}, scratch)
         for name, saved in load_file(path).items():
             shape = (len(data.train), saved.shape[1])
-            parts.setdefault(name, np.full(shape, np.nan))[folds == fold] = saved
+            parts.setdefault(name, np.full(shape, np.nan))[folds.of == fold] = saved
     return parts
+
+
+def _without(settings: RunSettings, data: PreparedData, folds: Folds, fold: int) -> PreparedData:
+    """Return the data of the fit that does not see a fold."""
+    learned = [e for e, own in zip(data.train, folds.of, strict=True) if own != fold]
+    shown = data.demonstrations
+    if folds.own_demonstrations:
+        shown, learned = take_demonstrations(data.asked, learned, settings)
+    return replace(data, train=learned, validation=[], evaluations={}, demonstrations=shown)
 
 
 def _fit_fold(
     settings: RunSettings,
     data: PreparedData,
-    held_out: NDArray[np.bool_],
+    texts: Sequence[Example],
     folder: Path,
     shared: SharedModel,
 ) -> dict[str, FloatArray]:
-    """Return the probabilities of the held-out texts by everything that is compared, (n, L)."""
-    learned = [e for e, out in zip(data.train, held_out, strict=True) if not out]
-    texts = [e for e, out in zip(data.train, held_out, strict=True) if out]
-    data = replace(data, train=learned, validation=[], evaluations={})
+    """Return the probabilities of held-out texts by the run and its parts, (n, L)."""
+    learned = data.train
     found: dict[str, FloatArray] = {}
     method: Method | None = None
     try:
@@ -141,6 +187,4 @@ def _fit_fold(
         found[RUN] = classifier.combined(parts)
     finally:
         shared.restore(method)
-    for name, predict in fit_baselines(settings, data.asked, learned).items():
-        found[name] = predict(texts)
     return found

@@ -69,7 +69,7 @@ def inspect_task(settings: RunSettings) -> Inspection:
     examples = data.train or next(iter(data.evaluations.values()), [])
     if not examples:
         raise SettingsError("There are no examples to inspect.")
-    tokenizer, limit, refusal = _look_at_model(settings.model)
+    tokenizer, limit, refusal = look_at_model(settings.model)
     encoder = PromptEncoder(tokenizer, data.task, data.demonstrations, max_length=limit)
     # Tables are often sorted by label, so their beginning tells little.
     drawn = np.random.default_rng([settings.seed, 3]).permutation(len(examples))[:SAMPLE]
@@ -98,7 +98,7 @@ def inspect_task(settings: RunSettings) -> Inspection:
     )
 
 
-def _look_at_model(
+def look_at_model(
     settings: ModelSettings,
 ) -> "tuple[PreTrainedTokenizerBase, int, str | None]":
     """Return the tokenizer, the longest prompt with its completion (tokens), and the refusal."""

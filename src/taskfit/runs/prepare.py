@@ -118,7 +118,7 @@ def prepare_data(
     if data.num_train is not None or data.shots_per_class is not None:
         drawn = {"num_examples": data.num_train, "shots_per_class": data.shots_per_class}
         train = draw(train, **drawn, seed=settings.seed)
-    demonstrations, train = _demonstrations(asked, train, settings, origin)
+    demonstrations, train = take_demonstrations(asked, train, settings, origin)
     if data.unlabeled == REST:
         unlabeled = _rest(whole, [*demonstrations, *train])
     else:
@@ -282,8 +282,8 @@ def _all_evaluations(
     return evaluations
 
 
-def _demonstrations(
-    asked: Asked, train: list[Example], settings: RunSettings, origin: Origin | None
+def take_demonstrations(
+    asked: Asked, train: list[Example], settings: RunSettings, origin: Origin | None = None
 ) -> tuple[list[Example], list[Example]]:
     """Choose the demonstrations and take them out of the training set.
 

@@ -18,6 +18,7 @@ from taskfit.data import (
     look_alike_note,
     to_examples,
 )
+from taskfit.data.columns import check_present
 from taskfit.errors import DataError, SettingsError
 from taskfit.runs.data_notes import joined_note
 from taskfit.runs.origin import Origin
@@ -72,18 +73,59 @@ def asked_and_train(
             f"task with --task ({', '.join(BUILTIN_NAMES)})."
         )
     table = read_source(data.train, encoding=data.encoding, quotes=data.quotes)
+    return _read_table(table, asked, settings, origin)
+
+
+def asked_and_rows(
+    table: pd.DataFrame, settings: RunSettings
+) -> tuple[Asked, list[Example], list[str]]:
+    """Return what is asked, the examples of a table that was read before, and notes.
+
+    Raises:
+        DataError: If the table does not fit the task.
+    """
+    asked, examples, _, notes = _read_table(table, _named(settings), settings, None)
+    return asked, examples, notes
+
+
+def columns_of(table: pd.DataFrame, settings: RunSettings) -> Columns:
+    """Return the columns of a table that a task of one question reads.
+
+    Raises:
+        DataError: If they are not there, or there is more than one way to read the table.
+    """
+    asked = _named(settings)
+    if asked is None:
+        return _guessed(table, settings)
+    assert isinstance(asked, Task)
+    columns = task_columns(asked, settings.data)
+    needed = [*columns.text, *([columns.label] if columns.label else [])]
+    check_present(needed, [str(name) for name in table], str(settings.data.train), columns.advice)
+    return columns
+
+
+def _guessed(table: pd.DataFrame, settings: RunSettings) -> Columns:
+    data = settings.data
+    columns = guess_columns(
+        table,
+        text=data.text,
+        label=data.label,
+        shares=data.soft_labels,
+        separator=data.label_separator if settings.task.multi_label else None,
+    )
+    return replace(columns, carried=tuple(data.slices))
+
+
+def _read_table(
+    table: pd.DataFrame, asked: Asked | None, settings: RunSettings, origin: Origin | None
+) -> tuple[Asked, list[Example], dict[str, list[Example]], list[str]]:
+    """Return the same as `asked_and_train`, of a table."""
+    data, source = settings.data, str(settings.data.train)
     if asked is None and origin is not None and origin.task is not None:
         return _task_of(origin, origin.task, table, settings)
     if asked is None:
-        columns = guess_columns(
-            table,
-            text=data.text,
-            label=data.label,
-            shares=data.soft_labels,
-            separator=data.label_separator if settings.task.multi_label else None,
-        )
-        columns = replace(columns, carried=tuple(data.slices))
-        examples = to_examples(table, columns, source=data.train)
+        columns = _guessed(table, settings)
+        examples = to_examples(table, columns, source=source)
         check_several_classes(examples)
         if not settings.task.multi_label:
             check_one_label_each(examples, data.label_separator)
@@ -97,13 +139,13 @@ def asked_and_train(
         guessed = None if data.text else guess_note(columns, table)
         notes = [
             guessed,
-            *reading_notes(table, examples, data.train),
+            *reading_notes(table, examples, source),
             _look_alikes(table, columns, examples),
             None if settings.task.multi_label else joined_note(examples),
         ]
         return asked, examples, {}, [note for note in notes if note]
-    examples = labelled_examples(table, asked, data, source=data.train)
-    notes = [*reading_notes(table, examples, data.train)]
+    examples = labelled_examples(table, asked, data, source=source)
+    notes = [*reading_notes(table, examples, source)]
     if isinstance(asked, Task):
         notes += [_look_alikes(table, task_columns(asked, data), examples)]
     return asked, examples, {}, [note for note in notes if note]
