@@ -6,7 +6,7 @@
     python benchmarks/curation.py --part 1/2      # every second run, one of two at a time
     python benchmarks/curation.py --report        # the tables, of what is done
 
-results/experiments/curation.yaml says what is drawn, curated and trained. Every run is judged on the
+results/experiments/curation.yaml says what is drawn, curated, trained. Every run is judged on the
 same held-out rows: the loss of their answers, row by row, and ROUGE-L of answers of its own. Each
 result is kept as soon as it is there (`--work`), so the command goes on where it was stopped.
 """

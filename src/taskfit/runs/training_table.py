@@ -84,7 +84,7 @@ def asked_and_rows(
     Raises:
         DataError: If the table does not fit the task.
     """
-    asked, examples, _, notes = _read_table(table, _named(settings), settings, None)
+    asked, examples, _, notes = _read_table(table, named_task(settings), settings, None)
     return asked, examples, notes
 
 
@@ -94,7 +94,7 @@ def columns_of(table: pd.DataFrame, settings: RunSettings) -> Columns:
     Raises:
         DataError: If they are not there, or there is more than one way to read the table.
     """
-    asked = _named(settings)
+    asked = named_task(settings)
     if asked is None:
         return _guessed(table, settings)
     assert isinstance(asked, Task)
