@@ -14,7 +14,8 @@ A table's rows are the same in all draws, only what is changed differs, so that 
 
 Where the package cleanlab is installed, its suspects on the same probabilities are compared.
 
-Records are kept as they are made, so that the same command goes on after an interruption.
+Records are kept as they are made, and those in the file that is written are not made again: the
+same command goes on after an interruption, and further sets and draws come to the others.
 """
 
 import argparse
@@ -162,7 +163,8 @@ def summary(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the means over draws for all features, sets and rates."""
     table = pd.json_normalize(records).drop(columns="seed")
     table.columns = table.columns.str.removeprefix("accuracy.")
-    means = table.groupby(["features", "set", "rate"], sort=False).mean().round(4)
+    groups = table.groupby(["features", "set", "rate"], sort=False)
+    means = groups.mean().round(4).assign(draws=groups.size())
     found: list[dict[str, Any]] = means.reset_index().to_dict("records")
     return found
 
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/labels/audit.json"))
     parser.add_argument("--features", nargs="+", choices=METHODS, default=["both", "minilm"])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     asked = parser.parse_args()
     before = json.loads(asked.out.read_text())["records"] if asked.out.is_file() else []
     kept = asked.out.with_suffix(".partial.jsonl")
@@ -183,7 +186,7 @@ def main() -> None:
     model.tree.prepare_scoring()
     for features, name in product(asked.features, asked.sets):
         table = load_table(name, Path(os.environ["TASKFIT_DATA"]))
-        for seed, rate in product(SEEDS, RATES):
+        for seed, rate in product(asked.seeds, RATES):
             what = (features, name, seed, rate)
             if what not in done:
                 record = measure(what, table, model)

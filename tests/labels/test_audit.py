@@ -366,3 +366,18 @@ def test_similar_names_are_told_from_numbered_and_short_ones() -> None:
     for names, expected in pairs.items():
         found = {one.label: one.suggested for one in similar_labels(examples(*names))}
         assert found == expected, names
+
+
+def test_texts_that_all_look_alike_are_judged_all_the_same(
+    tmp_path: Path,
+    model_folder: Path,
+    encoder_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    near = NearStep(step="near", encoder=str(encoder_folder), threshold=0.01)
+    monkeypatch.setattr(rooms, "NEAR", near)
+    settings = settings_of(write(tmp_path / "tickets.csv", rows_of()), model_folder)
+    screen = NotingScreen()
+    result = audit(settings, tmp_path / "audit", screen=screen)
+    assert set(FLIPPED) <= lines(of_kind(result, "label error"))
+    assert any("nearly all texts are near copies" in note for note in screen.notes)

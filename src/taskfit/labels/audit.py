@@ -125,7 +125,7 @@ def audit(
             findings=findings_table(found, table.marks),
             counts={kind: counts[kind] for kind in KINDS},
             num_rows=len(examples),
-            labels=task.label_names,
+            labels=tuple(task.label_names),
             probabilities=probabilities,
             joint=joint,
             notes=table.notes,

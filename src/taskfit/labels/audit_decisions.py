@@ -70,7 +70,8 @@ def read_decisions(
         )
     problems: list[str] = []
     said: dict[int | str, tuple[str, str]] = {}  # what is decided about, and where it stands
-    for line, row in zip(table.index, table.to_dict("records"), strict=True):
+    rows = (dict(zip(table.columns, row, strict=True)) for row in table.to_numpy().tolist())
+    for line, row in zip(table.index, rows, strict=True):
         where = f"{path}:{line}"
         decision = _decision(row, where, labels, separator, new_labels, problems)
         if decision is None:

@@ -75,6 +75,10 @@ KINDS: dict[Kind, tuple[str, str]] = {
 OF_LABELS = ("similar labels", "small class", "label words")
 DECISION = "decision"
 SEPARATOR = "\n"  # between text columns
+COLUMNS = (
+    *(DECISION, "kind", "rank", "id", "text", "label", "suggested", "probability"),
+    *("suggested_probability", "related", "note", "row"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +162,7 @@ def findings_table(findings: Sequence[Finding], marks: Mapping[str, str]) -> pd.
                 "row": marks.get(one.id, ""),
             }
         )
-    names = (DECISION, "kind", "rank", "id", "text", "label", "suggested", "probability")
-    names += ("suggested_probability", "related", "note", "row")
-    return pd.DataFrame(rows, columns=list(names))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _digits(probability: float | None) -> str:

@@ -6,7 +6,7 @@ Legend: N examples, L labels.
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.data.examples import mean_words
+from taskfit.data.overlap import text_key
 from taskfit.errors import SettingsError
 from taskfit.labels.audit_table import AuditedTable
 from taskfit.methods.method import TrainedMethod
@@ -74,11 +75,7 @@ def out_of_fold(fits: Fits, table: AuditedTable, groups: Sequence[int]) -> Float
     settings, folder, screen = fits.settings, fits.folder, fits.screen
     examples, task = table.examples, table.task
     kind = label_method(settings.method.name)
-    if len(set(groups)) < 2 * NUM_FOLDS:
-        raise SettingsError(
-            f"{len(examples)} texts ({len(set(groups))} without copies) are too few to say "
-            f"anything about their labels by {NUM_FOLDS} fits; give {2 * NUM_FOLDS} or more."
-        )
+    together = _kept_together(examples, groups, screen)
     if issubclass(kind, TrainedMethod):
         size = Size(len(examples), len(task.labels), mean_words(examples))
         settings = settle(settings, folder, size, screen)
@@ -87,7 +84,7 @@ def out_of_fold(fits: Fits, table: AuditedTable, groups: Sequence[int]) -> Float
     shows = settings.method.retrieves or task.num_demonstrations > 0
     learns = kind.learns or (settings.method.shows_demonstrations and shows)
     num = NUM_FOLDS if learns else 1  # what learns from no text has seen none
-    folds = folds_of(examples, seed=settings.seed, num=num, groups=list(groups))
+    folds = folds_of(examples, seed=settings.seed, num=num, groups=together)
     folds = np.unique(folds, return_inverse=True)[1]  # large groups may leave one empty
     place = folder / FOLDER / _content(settings, examples, folds)
     for other in (folder / FOLDER).glob("*"):
@@ -113,6 +110,29 @@ def out_of_fold(fits: Fits, table: AuditedTable, groups: Sequence[int]) -> Float
     )
     cut = Folds(folds, baselines=False, own_demonstrations=True)
     return cross_validate(settings, data, place, model=model, screen=screen, folds=cut)[RUN]
+
+
+def _kept_together(
+    examples: Sequence[Example], groups: Sequence[int], screen: Screen
+) -> Sequence[Hashable]:
+    """Return what stays in one fold: near copies, or where nearly all are those, the same texts.
+
+    Raises:
+        SettingsError: If there are too few texts.
+    """
+    if len(set(groups)) >= 2 * NUM_FOLDS:
+        return list(groups)
+    same = [text_key(example) for example in examples]
+    if len(set(same)) < 2 * NUM_FOLDS:
+        raise SettingsError(
+            f"{len(examples)} texts ({len(set(same))} without copies) are too few to say "
+            f"anything about their labels by {NUM_FOLDS} fits; give {2 * NUM_FOLDS} or more."
+        )
+    screen.note(
+        f"nearly all texts are near copies of {len(set(groups))}, so fits see near copies of what "
+        "they judge, though never the same text"
+    )
+    return same
 
 
 def _content(settings: RunSettings, examples: Sequence[Example], folds: NDArray[np.int64]) -> str:

@@ -62,7 +62,7 @@ def write_audit_page(
     )
 
 
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _row(row: Mapping[Any, Any]) -> dict[str, Any]:
     related = [one for one in str(row["related"]).split("; ") if one]
     more = f" and {len(related) - SHOWN_RELATED} more" if len(related) > SHOWN_RELATED else ""
     return {
