@@ -9,7 +9,6 @@ from taskfit.cli.flags import (
     AllowOtherBaseOption,
     DeviceOption,
     EncodingOption,
-    OverwriteOption,
     QuotesOption,
     RenameOption,
     TextOption,
@@ -73,7 +72,9 @@ def next_(
     quotes: QuotesOption = "auto",
     device: DeviceOption = "auto",
     allow_other_base: AllowOtherBaseOption = False,
-    overwrite: OverwriteOption = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files to label that are there already.")
+    ] = False,
 ) -> None:
     """Choose the texts to label next, out of many that have no label; with a run or without."""
     run, source = _places(places)
@@ -85,10 +86,10 @@ def next_(
         )
     checked_quotes(quotes)
 
-    from taskfit.labels.next import PoolFile, Targets, next_texts
-    from taskfit.labels.next_choice import DEFAULT, DEFAULT_WITHOUT_MODEL, Choice
+    from taskfit.labels.next import NO_FEATURES, PoolFile, Targets, next_texts
+    from taskfit.labels.next_choice import Choice, default_strategy
 
-    default = DEFAULT_WITHOUT_MODEL if run is None else DEFAULT
+    default = default_strategy(has_model=run is not None, compares=features != NO_FEATURES)
     choice = Choice(strategy or default, random_share, balance, near, seed)
     pool = PoolFile(source, columns, text or (), label, encoding, quotes, without or ())
     targets, screen = Targets(out, random_out, overwrite), RichScreen()
@@ -131,9 +132,9 @@ def _found_lines(source: str, found: "NextTexts", count: int, strategy: str) -> 
         lines.append(f"{source}: {found.num_candidates:,} of {found.num_rows:,} rows may be "
                      f"labelled; left out: {told}")  # fmt: skip
     chosen = found.num_written - found.num_random
-    line = f"{found.num_written:,} texts to label: {chosen:,} by {strategy}"
-    line = f"{found.num_written:,} texts to label" if strategy == "random" else line
-    lines.append(f"{line}, {found.num_random:,} drawn at random")
+    how = f"{chosen:,} by {strategy}, {found.num_random:,} drawn at random"
+    how = "all drawn at random" if strategy == "random" else how
+    lines.append(f"{found.num_written:,} texts to label: {how}")
     for question, counts in found.suggested.items():
         shown = ", ".join(
             f"{label or 'none'} {n:,}" for label, n in list(counts.items())[:MOST_SHOWN]

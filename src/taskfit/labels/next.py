@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
+import pandas as pd
+
 from taskfit.curate.embed import Embedder, Vectors
 from taskfit.data.guess import LABEL_NAMES, guess_text
 from taskfit.errors import SettingsError
@@ -183,19 +185,11 @@ def next_texts(
         source = _Source(found, known, run, asked, features)
         chosen = _choose(source, count, choice, screen)
         rows = found.rows[chosen.places]
-        examples = examples_at(texts, set(rows.tolist()))
+        examples = examples_at(texts, rows.tolist())
         table = next_table(
-            [examples[row] for row in rows.tolist()],
-            rows,
-            chosen,
-            known,
-            label_columns=label_columns,
-            why=choice.how.why,
+            examples, rows, chosen, known, label_columns=label_columns, why=choice.how.why
         )
-        own = chosen.is_random if targets.random else chosen.is_random & False
-        if targets.random:
-            write_table(table[own], targets.random)
-        write_table(table[~own], targets.chosen)
+        _write(table, chosen, targets)
         if partial is not None:
             partial.discard()
     return NextTexts(
@@ -206,6 +200,14 @@ def next_texts(
         dict(found.left_out),
         suggestions(table, known),
     )
+
+
+def _write(table: pd.DataFrame, chosen: Chosen, targets: Targets) -> None:
+    if targets.random is None:
+        write_table(table, targets.chosen)
+        return
+    write_table(table[chosen.is_random], targets.random)
+    write_table(table[~chosen.is_random], targets.chosen)
 
 
 def _asked(pool: PoolFile, run: Path | None) -> tuple[Asked, dict[str, str]]:
@@ -282,7 +284,7 @@ def _choose(source: _Source, count: int, choice: Choice, screen: Screen) -> Chos
     """Return the texts that are to be labelled."""
     found, known = source.found, source.known
     labelled, embed = None, None
-    if source.features != NO_FEATURES and choice.num_random(count) < count:
+    if source.features != NO_FEATURES and choice.compares(count):
         of_texts = _embedding(source.features, screen)
         own, notes = list(found.labelled), list[str]()
         if source.run is not None:

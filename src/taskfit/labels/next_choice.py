@@ -24,8 +24,10 @@ from taskfit.labels.next_strategies import (
 
 Embed = Callable[[IntArray], Vectors]
 
-# Chosen by benchmarks/next.py; see docs/labels.md.
-DEFAULT, DEFAULT_WITHOUT_MODEL = "cluster-margin", "typiclust"
+# Chosen by benchmarks/next.py (see docs/labels.md): with a run and without, of strategies that
+# compare texts, and of those that do not.
+DEFAULT, DEFAULT_WITHOUT_MODEL = "badge", "typiclust"
+UNCOMPARED, UNCOMPARED_WITHOUT_MODEL = "margin", "random"
 RANDOM_SHARE = 0.2
 # Cosine from which two texts count as nearly the same, as in `taskfit curate`.
 NEAR = 0.95
@@ -34,6 +36,18 @@ NEAR = 0.95
 FEWEST_RANKED, RANKED_EACH = 1_000, 10
 FEWEST_DRAWN, DRAWN_EACH = 10_000, 100
 MOST_LOOKED_AT = 50_000
+
+
+def default_strategy(*, has_model: bool, compares: bool) -> str:
+    """Return the strategy to take where none is named.
+
+    Args:
+        has_model: Whether there is a run.
+        compares: Whether there are embeddings.
+    """
+    if has_model:
+        return DEFAULT if compares else UNCOMPARED
+    return DEFAULT_WITHOUT_MODEL if compares else UNCOMPARED_WITHOUT_MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +107,11 @@ class Choice:
 
     def num_random(self, count: int) -> int:
         """Return how many of `count` texts are drawn at random."""
-        return count if self.strategy == "random" else round(count * self.random_share)
+        return round(count * self.random_share)
+
+    def compares(self, count: int) -> bool:
+        """Return whether texts are compared: those that are drawn at random are not."""
+        return self.strategy != "random" and self.num_random(count) < count
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +147,15 @@ def choose_next(pool: Pool, count: int, choice: Choice, *, embed: Embed | None =
     """
     if embed is None and pool.vectors is not None:
         embed = pool.vectors.__getitem__
+    if not choice.compares(count):
+        embed = None
     generator = np.random.default_rng(choice.seed)
     count = min(count, pool.size)
     order = generator.permutation(pool.size)
     drawn, rest = np.split(order, [choice.num_random(count)])
     wanted, picked = count - len(drawn), rest[:0]
+    if choice.strategy == "random" and not choice.balance:
+        return _spread(drawn, rest[:wanted])
     num_looked_at = _first_look(wanted, choice)
     covered = pool.labelled
     if embed is not None and wanted and len(drawn):

@@ -94,8 +94,8 @@ def joined(example: Example) -> str:
     return "\n".join(example.texts.values())
 
 
-def examples_at(texts: Texts, rows: Set[int]) -> dict[int, Example]:
-    """Return the rows of a table at some places, with all their columns."""
+def examples_at(texts: Texts, rows: Sequence[int]) -> list[Example]:
+    """Return the rows of a table at some places, in their order, with all columns."""
     found: dict[int, Example] = {}
     for number, make in enumerate(texts.windows(WINDOW)):
         start = number * WINDOW
@@ -103,7 +103,7 @@ def examples_at(texts: Texts, rows: Set[int]) -> dict[int, Example]:
         if inside:
             window = make().texts
             found |= {row: window[row - start] for row in inside}
-    return found
+    return [found[row] for row in rows]
 
 
 def hashes_of(texts: Texts) -> set[int]:
