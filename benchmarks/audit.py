@@ -180,8 +180,9 @@ def main() -> None:
     before = json.loads(asked.out.read_text())["records"] if asked.out.is_file() else []
     kept = asked.out.with_suffix(".partial.jsonl")
     kept.parent.mkdir(parents=True, exist_ok=True)
-    records = [*before, *read_jsonl(kept)]
-    done = {(r["features"], r["set"], r["seed"], r["rate"]) for r in records}
+    done = {
+        (r["features"], r["set"], r["seed"], r["rate"]): r for r in (*before, *read_jsonl(kept))
+    }
     model = load_model(ModelSettings())
     model.tree.prepare_scoring()
     for features, name in product(asked.features, asked.sets):
@@ -191,8 +192,9 @@ def main() -> None:
             if what not in done:
                 record = measure(what, table, model)
                 append_jsonl(kept, record)
-                records.append(record)
+                done[what] = record
                 print(*what, json.dumps(record), flush=True)
+    records = list(done.values())
     write_json_atomic(asked.out, {"size": SIZE, "means": summary(records), "records": records})
     kept.unlink(missing_ok=True)
 
