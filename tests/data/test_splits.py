@@ -148,5 +148,5 @@ def test_real_cola_and_hans_have_their_official_sizes(shared_data: Path) -> None
 
 
 def test_an_unknown_built_in_set_lists_those_there_are() -> None:
-    with pytest.raises(DataError, match="there are: cola, mnli, hans, sentiment"):
+    with pytest.raises(DataError, match="there are: cola, mnli, mnli_hans, hans, sentiment"):
         load_builtin("cool", folder=None)

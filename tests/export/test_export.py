@@ -359,7 +359,7 @@ def test_label_words_become_a_classification_head_on_every_architecture(
     model = loaded(architecture, byte_level_tokenizer)
     if (bias := model.tree.model.get_output_embeddings().bias) is not None:
         bias.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
-    method = LabelWords(MethodContext(RunSettings(), toy_task(), [], model))
+    method = LabelWords(MethodContext(LABEL_WORDS, toy_task(), [], model))
     classifier = Classifier(method, calibrations={"": Calibration(8.0)})
     assert_equal_when_exported(classifier, tmp_path)
 
@@ -486,7 +486,7 @@ def test_the_recorded_prompt_gives_the_ids_of_the_run_with_one_start_token(chat:
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
     model = loaded("llama", tokenizer)
-    method = LabelWords(MethodContext(RunSettings(), toy_task(chat=chat), [], model))
+    method = LabelWords(MethodContext(LABEL_WORDS, toy_task(chat=chat), [], model))
     prompt, _ = find_prompt(method.encoder, tokenizer, texts())
     for item, example in zip(method.encoder.encode(texts()), texts(), strict=True):
         assert tokenizer(prompt.fill(example.texts))["input_ids"] == item.prompt_ids.tolist()

@@ -86,8 +86,8 @@ class RemoteReader:
         """
         if settings.model is None:
             raise SettingsError(
-                "An endpoint needs the model's name there: set remote.model, and remote.base_url "
-                "where it is not http://localhost:8000/v1."
+                "What asks an endpoint needs the model's name at the endpoint: set remote.model, "
+                "and remote.base_url where it is not http://localhost:8000/v1."
             )
         self.client = RemoteModel(endpoint_of(settings))
         self._settings, self._max_new_tokens = settings, max_new_tokens
