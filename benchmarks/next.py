@@ -38,6 +38,8 @@ BATCH, GOAL, LAST_RANDOM, LAST_COLD = 50, 1_000, 1_300, 200
 STRENGTH = 10.0  # inverse regularisation, on embeddings of length 1
 CONTENDERS: dict[str, Choice] = {
     **{name: Choice(name, random_share=0) for name in STRATEGIES},
+    "margin, balanced": Choice("margin", random_share=0, balance=True),
+    "margin, a fifth random": Choice("margin", random_share=0.2),
     "badge, balanced": Choice("badge", random_share=0, balance=True),
     "badge, a fifth random": Choice("badge", random_share=0.2),
 }

@@ -53,7 +53,7 @@ def test_texts_come_out_with_all_columns_a_suggestion_and_an_empty_label(shell, 
     assert (found.set_index("ticket")["text"] == pool[found["ticket"]]).all()
     assert (found["label"] == "").all()
     assert (found["drawn"] == "random").sum() == 2
-    assert set(found["why"]) == {"random", "uncertain and different"}
+    assert set(found["why"]) == {"random", "uncertain"}
     predicted = shell("predict", "run", "pool.csv", "-o", "all.csv")
     assert predicted[0] == 0
     every = read(shell.folder / "all.csv").set_index("ticket")
@@ -180,7 +180,7 @@ def test_a_column_that_is_called_like_one_of_ours_stands_under_another_name(shel
     assert fitted("-n", "5")[0] == 0
     found = read(shell.folder / "to_label.csv")
     assert set(found["text_why"]) <= set(pool["why"])
-    assert set(found["why"]) <= {"random", "uncertain and different"}
+    assert set(found["why"]) <= {"random", "uncertain"}
 
 
 def test_nothing_is_written_over_and_what_cannot_be_is_one_message(

@@ -24,10 +24,9 @@ from taskfit.labels.next_strategies import (
 
 Embed = Callable[[IntArray], Vectors]
 
-# Chosen by benchmarks/next.py (see docs/labels.md): with a run and without, of strategies that
-# compare texts, and of those that do not.
-DEFAULT, DEFAULT_WITHOUT_MODEL = "badge", "typiclust"
-UNCOMPARED, UNCOMPARED_WITHOUT_MODEL = "margin", "random"
+# Chosen by benchmarks/next.py (see docs/labels.md): with a run, and without one where texts can be
+# compared.
+DEFAULT, DEFAULT_WITHOUT_MODEL = "margin", "typiclust"
 RANDOM_SHARE = 0.2
 # Cosine from which two texts count as nearly the same, as in `taskfit curate`.
 NEAR = 0.95
@@ -46,8 +45,8 @@ def default_strategy(*, has_model: bool, compares: bool) -> str:
         compares: Whether there are embeddings.
     """
     if has_model:
-        return DEFAULT if compares else UNCOMPARED
-    return DEFAULT_WITHOUT_MODEL if compares else UNCOMPARED_WITHOUT_MODEL
+        return DEFAULT
+    return DEFAULT_WITHOUT_MODEL if compares else "random"
 
 
 @dataclass(frozen=True, slots=True)
