@@ -57,6 +57,10 @@ def rebuilt(tokenizer: PreTrainedTokenizerFast, **parts: object) -> PreTrainedTo
 @cache
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     byte_level, metaspace = tiny.byte_level_tokenizer(), tiny.metaspace_tokenizer()
+    # No token of Llama 2 has a line break beside something else.
+    model = json.loads(metaspace.backend_tokenizer.to_str())["model"]
+    model["merges"] = [pair for pair in model["merges"] if "\n" not in "".join(pair)]
+    metaspace = rebuilt(metaspace, model=model)
     split = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
@@ -81,10 +85,7 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         ]
         whole = {"type": "Sequence", "normalizers": normalizers}
-        # Nor has any token of Llama 2 a line break beside something else.
-        model = json.loads(metaspace.backend_tokenizer.to_str())["model"]
-        model["merges"] = [pair for pair in model["merges"] if "\n" not in "".join(pair)]
-        return rebuilt(metaspace, normalizer=whole, pre_tokenizer=None, model=model)
+        return rebuilt(metaspace, normalizer=whole, pre_tokenizer=None)
     if kind == "start token":
         return rebuilt(byte_level, post_processor=with_start)
     if kind == "chat":
