@@ -11,7 +11,7 @@ import pandas as pd
 
 from taskfit.data import Example
 from taskfit.errors import DataError
-from taskfit.files import file_atomic, write_json_atomic, write_text_atomic
+from taskfit.files import write_json_atomic, write_text_atomic
 from taskfit.labels.annotate_check import Agreement
 from taskfit.labels.annotate_data import ToAnnotate
 from taskfit.methods.remote_reader import RemoteReadings
@@ -19,7 +19,7 @@ from taskfit.remote import Usage
 from taskfit.remote.estimate import Estimate
 from taskfit.remote.words import usage_words
 from taskfit.runs.asked import AskedQuestion, Calibration
-from taskfit.runs.partial import write_text_table
+from taskfit.runs.partial import write_table
 from taskfit.runs.predictions import ERROR, NO_TEXT, prediction_table
 from taskfit.settings import RunSettings
 from taskfit.stats.as_json import as_json
@@ -126,10 +126,10 @@ def write_annotation(
             f"({', '.join(given.task.label_names)}). The first is: {said!r}. Say in "
             "task.instruction how it is to answer, or set method.max_new_tokens higher."
         )
-    _write_table(files.table, table)
+    write_table(table, files.table)
     files.unanswered.unlink(missing_ok=True)
     if len(without):
-        _write_table(files.unanswered, without)
+        write_table(without, files.unanswered)
     write_json_atomic(files.report, _report(settings, given, found))
     write_text_atomic(files.settings, dump_yaml(_fit_settings(settings, given, files, check)))
 
@@ -178,16 +178,6 @@ def _unanswered(
         if text.id in said or text.is_blank
     ]
     return pd.DataFrame(rows)
-
-
-def _write_table(target: Path, table: pd.DataFrame) -> None:
-    kind = target.suffix.lower()
-    with file_atomic(target) as scratch:
-        if kind == ".parquet":
-            table.to_parquet(scratch, index=False)
-            return
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            write_text_table(table, file, kind=kind)
 
 
 def _report(settings: RunSettings, given: ToAnnotate, found: Annotation) -> dict[str, Any]:

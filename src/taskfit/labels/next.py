@@ -24,10 +24,11 @@ from taskfit.labels.next_rows import (
     labelled_by,
 )
 from taskfit.labels.next_strategies import IntArray, Pool
-from taskfit.labels.next_table import Known, next_table, read_known, suggestions, write_table
+from taskfit.labels.next_table import Known, next_table, read_known, suggestions
 from taskfit.lock import only_one_at_a_time
 from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.load import saved_asked
+from taskfit.runs.partial import write_table
 from taskfit.runs.predict import check_target, predict_parts
 from taskfit.runs.predictor import Asking
 from taskfit.runs.rows import task_columns

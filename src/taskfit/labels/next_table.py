@@ -6,7 +6,6 @@ Legend: L labels, k chosen texts.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,10 +13,9 @@ from numpy.typing import NDArray
 
 from taskfit.data import Example
 from taskfit.errors import DataError
-from taskfit.files import file_atomic
 from taskfit.labels.next_choice import Chosen
 from taskfit.labels.next_strategies import ONE_QUESTION
-from taskfit.runs.partial import PartialPredictions, write_text_table
+from taskfit.runs.partial import PartialPredictions
 from taskfit.runs.predictions import names_beside
 from taskfit.tasks import Task
 
@@ -128,17 +126,6 @@ def next_table(
             values = [(example.columns or {}).get(column) for example in examples]
             columns[renamed.get(column, column)] = values
     return pd.DataFrame({**columns, **ours})
-
-
-def write_table(table: pd.DataFrame, target: Path) -> None:
-    """Write a table, whole or not at all, in the format of the file's name."""
-    kind = target.suffix.lower()
-    with file_atomic(target) as scratch:
-        if kind == ".parquet":
-            table.to_parquet(scratch, index=False)
-            return
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            write_text_table(table, file, kind=kind)
 
 
 def suggestions(table: pd.DataFrame, known: Known) -> dict[str, dict[str, int]]:

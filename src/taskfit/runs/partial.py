@@ -234,3 +234,14 @@ def write_text_table(table: pd.DataFrame, file: IO[str], *, kind: str, header: b
     else:
         separator = "\t" if kind == ".tsv" else ","
         table.to_csv(file, index=False, sep=separator, header=header)
+
+
+def write_table(table: pd.DataFrame, target: Path) -> None:
+    """Write a table, whole or not at all, in the format of the file's name."""
+    kind = target.suffix.lower()
+    with file_atomic(target) as scratch:
+        if kind == ".parquet":
+            table.to_parquet(scratch, index=False)
+            return
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            write_text_table(table, file, kind=kind)
