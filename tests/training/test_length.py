@@ -58,6 +58,14 @@ def test_the_reason_names_steps_and_the_setting() -> None:
     assert (settled.training.epochs, settled.training.batch_size) == (20, 16)
 
 
+def test_a_limit_on_steps_is_named_instead_of_the_rule_where_it_is_lower() -> None:
+    for limit, said in ((12, "12 steps of 16 texts, as training.max_steps says"), (90, "20 times")):
+        settings = load_settings(overrides=[f"training.max_steps={limit}"]).resolved()
+        _, reason = settle_length(settings, num_train=64, num_labels=2, mean_words=9)
+        assert said in reason
+        assert ("rule" in reason) == (limit > 80)
+
+
 def test_long_texts_take_smaller_batches() -> None:
     assert length_of(256, words=400)[1] < length_of(256, words=20)[1]
 

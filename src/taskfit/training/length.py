@@ -48,15 +48,18 @@ def settle_length(
         epochs = _epochs(num_train, num_labels, per_epoch) if learns_labels else 1.0
     settled = training.model_copy(update={"epochs": epochs, "batch_size": batch_size})
     reason = ""
-    if training.epochs == "auto" and training.max_steps is None:
+    if training.epochs == "auto":
         steps = count_steps(max(1, num_train), settled)
-        times = f"{steps / per_epoch:.3g}"
-        classes = f" in {num_labels} classes" if num_labels else ""
-        reason = (
-            f"training: {steps:,} steps of {batch_size} texts, each seen "
-            f"{'once' if times == '1' else f'{times} times'}, by the rule for {num_train:,} "
-            f"texts{classes}; training.epochs sets it"
-        )
+        reason = f"training: {steps:,} steps of {batch_size} texts, "
+        if steps == training.max_steps:
+            reason += "as training.max_steps says"
+        else:
+            times = f"{steps / per_epoch:.3g}"
+            classes = f" in {num_labels} classes" if num_labels else ""
+            reason += (
+                f"each seen {'once' if times == '1' else f'{times} times'}, by the rule for "
+                f"{num_train:,} texts{classes}; training.epochs sets it"
+            )
     return settings.model_copy(update={"training": settled}), reason
 
 
