@@ -30,6 +30,7 @@ MEGABYTE = 1e6
 PUBLISHED_EXAMPLES = 50
 PUBLISHED_TEST = 100
 NUM_SUBSETS = 200
+STAGES = ("model", "forward", "adapter", "training")
 # Slices of HANS that are shown; the reader of slices joins columns so.
 BY = "heuristic x gold"
 
@@ -63,6 +64,22 @@ def scores_wide(evidence: Evidence) -> pd.DataFrame:
     table["megabytes"] = table["megabytes"].map("{:,.0f}".format)
     table["size"] = table["size"].map(lambda size: f"{size:,}" if size else "0")
     return table.rename(columns={"system": "method", "size": "labels", "seconds": "CPU seconds"})
+
+
+def memory_by_stage(evidence: Evidence) -> pd.DataFrame:
+    """Return what each stage of a trained run added to its memory, and its peak, in MB; means."""
+    rows = [
+        {
+            "method": variant.name,
+            **{stage: run.result.memory_by_stage.get(stage, 0) / MEGABYTE for stage in STAGES},
+            "peak": run.result.peak_memory_bytes / MEGABYTE,
+        }
+        for variant in evidence.variants
+        for run in variant.runs
+        if "training" in run.result.memory_by_stage
+    ]
+    table = pd.DataFrame(rows, columns=["method", *STAGES, "peak"])
+    return table.groupby("method", sort=False).mean().map("{:,.0f}".format).reset_index()
 
 
 def wordings(evidence: Evidence) -> dict[str, Any]:
@@ -221,6 +238,7 @@ def write(name: str, evidence: Evidence, out: Path) -> None:
     parts = {"scores": scores_wide(evidence)}
     record: dict[str, Any] = {"runs": run_table(evidence).drop(columns="command")}
     if name == "cola":
+        parts["memory by stage, MB"] = memory_by_stage(evidence)
         record["wordings"] = found = wordings(evidence)
         parts["wordings"] = _wording_table(found)
     elif name == "nli":

@@ -120,13 +120,35 @@ def test_token_log_probs_are_the_models_log_softmax(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("taskfit.models.causal_model.LOGIT_ROWS", 3)
     trees = TreeModel(tiny.tiny_model("gemma2", VOCABULARY))
     hidden = torch.randn(8, 32, requires_grad=True)
-    rows, targets = torch.tensor([0, 0, 3, 7, 2]), torch.tensor([4, 5, 6, 7, 8])
+    # A row may have several targets, and the same one twice.
+    rows, targets = torch.tensor([0, 0, 3, 7, 2, 7]), torch.tensor([4, 5, 6, 7, 8, 7])
     ours = trees.token_log_probs(hidden, rows, targets)
     (ours_gradient,) = torch.autograd.grad(ours.sum(), hidden)
     theirs = torch.log_softmax(trees.logits(hidden), dim=-1)[rows, targets]
     (their_gradient,) = torch.autograd.grad(theirs.sum(), hidden)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(ours_gradient, their_gradient)
+
+
+@pytest.mark.parametrize("rows_at_once", [3, 128])
+def test_no_log_probability_is_above_zero_in_bfloat16(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskfit.models.causal_model.LOGIT_ROWS", rows_at_once)
+    trees = TreeModel(tiny.tiny_model("llama", VOCABULARY).bfloat16())
+    rows = torch.arange(40)
+    # States so large that nearly all probability is on one token, and scores are rounded by a lot.
+    hidden = (torch.randn(40, 32, generator=torch.Generator().manual_seed(0)) * 400).bfloat16()
+    hidden.requires_grad_()
+    targets = trees.logits(hidden).argmax(dim=-1)
+    found = trees.token_log_probs(hidden, rows, targets)
+    assert found.max() <= 0
+    assert found.min() > -3
+    rounded = trees.token_scores(hidden, rows, targets) - trees.logits(hidden).logsumexp(dim=-1)
+    assert rounded.max() > 0  # what the case is about
+    found.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
 
 
 # The compiler looks at `.grad` of tensors that are no leaves.

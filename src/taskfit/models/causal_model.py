@@ -189,13 +189,18 @@ class CausalModel(CutModel):
         Returns:
             log p(target), float32, (Y,).
         """
+        scores = self.token_scores(hidden, rows, targets)
+        if len(hidden) <= LOGIT_ROWS:
+            return scores - self._log_normalizer(hidden, rows, targets)[rows]
         normalizers = []
-        for part in torch.split(hidden, LOGIT_ROWS):
-            if torch.is_grad_enabled() and len(hidden) > LOGIT_ROWS:
-                normalizers.append(checkpoint(self._log_normalizer, part, use_reentrant=False))
+        for start, part in enumerate(torch.split(hidden, LOGIT_ROWS)):
+            own = rows.div(LOGIT_ROWS, rounding_mode="floor") == start
+            given = part, rows[own] - start * LOGIT_ROWS, targets[own]
+            if torch.is_grad_enabled():
+                normalizers.append(checkpoint(self._log_normalizer, *given, use_reentrant=False))
             else:
-                normalizers.append(self._log_normalizer(part))
-        return self.token_scores(hidden, rows, targets) - torch.cat(normalizers)[rows]
+                normalizers.append(self._log_normalizer(*given))
+        return scores - torch.cat(normalizers)[rows]
 
     def compile_layers(self) -> None:
         """Compile the layers in training in place; the first passes then take tens of seconds."""
@@ -239,8 +244,12 @@ class CausalModel(CutModel):
             with evaluation_mode(self.model):
                 yield
 
-    def _log_normalizer(self, hidden: Tensor) -> Tensor:
-        return torch.logsumexp(self.logits(hidden), dim=-1)
+    def _log_normalizer(self, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        logits = self.logits(hidden)
+        # Own terms as exact as the scores, so that rounding puts no log-probability above 0.
+        with torch.no_grad():
+            logits[rows, targets] = self.token_scores(hidden, rows, targets)
+        return torch.logsumexp(logits, dim=-1)
 
     def _finish(self, scores: Tensor) -> Tensor:
         """Do what models do to their scores after the head; what else they do `_error` shows."""
