@@ -12,16 +12,18 @@ import pandas as pd
 
 from taskfit.data import Columns
 from taskfit.data.cells import text_of
+from taskfit.data.delimited import Delimited
 from taskfit.data.json_rows import iter_rows
 from taskfit.data.label_cells import SEVERAL, read_labels
 from taskfit.data.sources import find_file, iter_lines, read_parquet
+from taskfit.data.tables import contents
 from taskfit.errors import DataError, SettingsError
 from taskfit.files import file_atomic, refuse_over_input
 from taskfit.labels.audit import JSON
 from taskfit.labels.audit_decisions import Decisions, new_label, read_decisions
 from taskfit.labels.audit_findings import row_mark
 from taskfit.labels.audit_table import label_and_texts, read_rows
-from taskfit.runs.partial import write_text_table
+from taskfit.runs.partial import write_table
 from taskfit.runs.sources import check_labels_task
 from taskfit.runs.training_table import columns_of
 from taskfit.settings import RunSettings
@@ -104,7 +106,7 @@ def _check_out(out: Path, inputs: Sequence[str | Path], *, overwrite: bool) -> N
         raise SettingsError(f"{out}: tables are written as {', '.join(FORMATS)}; name the file so.")
     if out.is_dir():
         raise SettingsError(f"{out} is a folder; name a file to write.")
-    refuse_over_input(out, inputs, overwrite=False)
+    refuse_over_input(out, inputs, overwrite=None)
     if out.exists() and not overwrite:
         raise SettingsError(f"{out} is there already. Give another name, or --overwrite.")
 
@@ -156,15 +158,17 @@ def _write(
     """Write rows as they were, of JSON and Parquet with the types that they had."""
     data, kind = settings.data, out.suffix.lower()
     source, label = str(data.train), str(columns.label)
-    file = find_file(source)
-    given = None if file is None else file[1]
+    path, given = find_file(source) or (Path(), None)
+    lines = partial(iter_lines, path, data.encoding)
+    form = None
+    if given == kind == ".csv":
+        form = Delimited(partial(contents, lines), source, ",", quotes=data.quotes)
     with file_atomic(out) as scratch:
-        if given == ".parquet" and kind == ".parquet" and file is not None:
-            _write_parquet(file[0], scratch, columns, change)
-        elif given == ".csv" and kind == ".csv" and data.quotes != "text" and file is not None:
-            _copy_csv(iter_lines(file[0], data.encoding), scratch, table, columns, change)
-        elif given in (".jsonl", ".json") and kind == ".jsonl" and file is not None:
-            lines = partial(iter_lines, file[0], data.encoding)
+        if given == kind == ".parquet":
+            _write_parquet(path, scratch, columns, change)
+        elif form is not None and form.has_marks:
+            _copy_csv(lines, scratch, table, columns, change, delimiter=form.delimiter)
+        elif given in (".jsonl", ".json") and kind == ".jsonl":
             rows = [row for _, row in iter_rows(lines, source, kind=given)]
             write = _written(columns, {text_of(r.get(label)): r.get(label) for r in rows})
             with scratch.open("w", encoding="utf-8", newline="\n") as target:
@@ -179,33 +183,32 @@ def _write(
             for place, name in change.labels.items():
                 values[place] = write(name)
             fresh = table.assign(**{label: values}).iloc[change.kept]
-            if kind == ".parquet":
-                fresh.to_parquet(scratch, index=False)
-            else:
-                with scratch.open("w", encoding="utf-8", newline="") as target:
-                    write_text_table(fresh, target, kind=kind)
+            write_table(fresh, scratch)
 
 
 def _copy_csv(
-    lines: Iterator[tuple[int, str]],
+    lines: Callable[[], Iterator[tuple[int, str]]],
     target: Path,
     table: pd.DataFrame,
     columns: Columns,
     change: _Change,
+    *,
+    delimiter: str,
 ) -> None:
     """Copy the lines of a CSV file letter by letter, but for rows that go or have a new label."""
     starts = {int(line): place for place, line in enumerate(table.index)}
     at, write, kept = str(columns.label), _written(columns, {}), set(change.kept)
     place = -1  # the header's
     with target.open("w", encoding="utf-8", newline="") as file:
-        for number, line in lines:
+        for number, line in lines():
             starts_row = number in starts
             place = starts.get(number, place)
             if place in change.labels:
                 if starts_row:
                     row = {**table.iloc[place].to_dict(), at: write(change.labels[place])}
                     end = "\r\n" if line.endswith("\r\n") else "\n"
-                    csv.writer(file, lineterminator=end).writerow(row.values())
+                    writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
+                    writer.writerow(row.values())
             elif place < 0 or place in kept:
                 file.write(line)
 

@@ -83,8 +83,8 @@ def _errors_of_several(
     found = []
     for row, labels in sorted(wrong.items(), key=lambda one: min(p for _, p in one[1])):
         example = examples[row]
-        changed = {names[place] for place, _ in labels}
-        kept = set(example.labels) ^ changed
+        changed = [names[place] for place, _ in labels]
+        kept = set(example.labels).symmetric_difference(changed)
         probability = min(p for _, p in labels)
         found.append(
             Finding(
