@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from taskfit.labels.annotate_files import (
     AnnotatedFiles,
     Annotation,
     question_of,
+    refuse_over_answers,
     write_annotation,
 )
 from taskfit.lock import only_one_at_a_time
@@ -25,7 +26,7 @@ from taskfit.remote import RemoteLimitError, Usage
 from taskfit.remote.estimate import Estimate
 from taskfit.remote.words import estimate_words
 from taskfit.runs.predict import check_target
-from taskfit.screen import Screen
+from taskfit.screen import Screen, each_tenth
 from taskfit.settings import RunSettings
 
 
@@ -51,7 +52,8 @@ def annotate(
         check: File with people's labels; None: the rows of the table that have one.
         calibrate: Correct the shares by a temperature fitted to people's labels.
         only_estimate: Send nothing and write nothing; return the estimate.
-        overwrite: Whether the target may be the table that is read.
+        overwrite: Whether the target may be the table that is read, and labels that people gave to
+            rows without an answer may be lost.
 
     Raises:
         DataError: If a table does not fit the task, or no text has an answer.
@@ -83,6 +85,7 @@ def annotate(
     if only_estimate:
         nothing = Usage()
         return Annotation(None, expected, len(given.texts), {}, {}, 0, 0, None, nothing, nothing)
+    refuse_over_answers(files, overwrite=overwrite)
     with only_one_at_a_time(target, beside=True):
         stopped = _ask(reader, asked, screen)
         texts = reader.read_known(given.filled)
@@ -107,31 +110,24 @@ def _reader(settings: RunSettings, given: ToAnnotate) -> RemoteReader:
 
 def _ask(reader: RemoteReader, asked: Sequence[Example], screen: Screen) -> str | None:
     """Ask about all texts; return what a limit left undone says."""
+
+    def tell(done: int) -> None:
+        if (usage := reader.usage).num_requests:
+            money = "" if usage.cost is None else f", {usage.cost:.4g} spent"
+            screen.note(f"{done:,} of {len(asked):,} texts answered{money}")
+
+    spent = each_tenth(len(asked), tell)
     with screen.progress("asking the annotator", len(asked)) as advance:
+
+        def count(number: int) -> None:
+            advance(number)
+            spent(number)
+
         try:
-            reader.read(asked, advance=_with_money(advance, reader, len(asked), screen))
+            reader.read(asked, advance=count)
         except RemoteLimitError as limit:
             return str(limit)
     return None
-
-
-def _with_money(
-    advance: Callable[[int], None], reader: RemoteReader, total: int, screen: Screen
-) -> Callable[[int], None]:
-    """Return what counts texts and says what was spent when a tenth more is done."""
-    done, told = 0, 0
-
-    def count(number: int) -> None:
-        nonlocal done, told
-        advance(number)
-        done += number
-        if 10 * done // total > told and reader.usage.num_requests:
-            told = 10 * done // total
-            cost = reader.usage.cost
-            money = "" if cost is None else f", {cost:.4g} spent"
-            screen.note(f"{done:,} of {total:,} texts answered{money}")
-
-    return count
 
 
 def _measured(
