@@ -307,12 +307,3 @@ def test_runs_of_several_questions_and_of_several_labels_are_served(
                              "--strategy", strategy)  # fmt: skip
         assert code == 0, err
         assert "topics" in read(shell.folder / out_file).columns
-    # A label that is given from a low threshold on is right as often as its probability says.
-    assert shell("predict", "several", "pool.csv", "-o", "all.csv")[0] == 0
-    every = read(shell.folder / "all.csv").set_index("ticket")
-    for row in read(shell.folder / "margin.csv").itertuples():
-        own, expected = every.loc[row.ticket], 1.0
-        for name in "ab":
-            share = float(own[f"p_{name}"])
-            expected *= share if name in own["predicted"].split("|") else 1 - share
-        assert float(row.probability) == pytest.approx(expected, abs=1e-4)

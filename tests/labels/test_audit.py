@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -418,6 +420,17 @@ def test_a_decision_about_a_label_of_another_table_is_told(
     settings = settings_of(tmp_path / "tickets.csv", model_folder)
     with pytest.raises(DataError, match="the table has no label 'n/a'"):
         apply_decisions(settings, path, tmp_path / "out.csv", overwrite=True)
+
+
+def test_of_as_many_copies_the_fits_decide_of_several_labels_too() -> None:
+    from taskfit.labels.audit_looks import conflicting_copies
+
+    task = replace(tiny.toy_task(), multi_label=True)
+    named = [Example(str(i), {"text": "t"}, n) for i, n in enumerate(("bad", "bad|good"))]
+    for good, suggested in ((0.1, ["", "bad"]), (0.9, ["bad|good", ""])):
+        probabilities = np.array([[0.9, good]] * 2)
+        found = conflicting_copies(named, np.zeros(2, np.int64), task, probabilities)
+        assert [one.suggested for one in found] == suggested
 
 
 def test_what_cannot_be_audited_is_said(tmp_path: Path, model_folder: Path) -> None:

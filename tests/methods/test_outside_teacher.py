@@ -168,6 +168,7 @@ def test_a_teacher_without_any_answer_is_one_message(
         (("method.teacher=remote",), "remote.model"),
         (("method.teacher=remote", "remote.model=m", "method.loss=vocabulary"), "method.loss"),
         (("method.teacher=remote", "remote.model=m", "method.contexts=redrawn"), "contexts"),
+        (("method.teacher=remote", "remote.model=m", "method.sampling=balanced"), "sampling"),
         (("remote.model=m",), "remote.model is read by remote, not by distill"),
         (
             ("method.teacher=soft_labels", "data.soft_labels.bad=b", "data.unlabeled=t.csv"),

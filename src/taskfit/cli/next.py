@@ -135,8 +135,10 @@ def _found_lines(source: str, found: "NextTexts", count: int, strategy: str) -> 
     lines = []
     if found.left_out:
         told = ", ".join(f"{number:,} {why}" for why, number in found.left_out.items())
-        lines.append(f"{source}: {found.num_candidates:,} of {found.num_rows:,} rows may be "
-                     f"labelled; left out: {told}")  # fmt: skip
+        lines.append(
+            f"{source}: {found.num_candidates:,} of {found.num_rows:,} rows may be labelled; left "
+            f"out: {told}"
+        )
     chosen = found.num_written - found.num_random
     how = f"{chosen:,} by {strategy}, {found.num_random:,} drawn at random"
     how = "all drawn at random" if strategy == "random" else how

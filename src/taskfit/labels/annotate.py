@@ -22,8 +22,7 @@ from taskfit.labels.annotate_files import (
 from taskfit.lock import only_one_at_a_time
 from taskfit.method_settings import RemoteMethodSettings
 from taskfit.methods.remote_reader import RemoteReader, RemoteReadings
-from taskfit.remote import RemoteLimitError, Usage
-from taskfit.remote.estimate import Estimate
+from taskfit.remote import RemoteLimitError
 from taskfit.remote.words import estimate_words
 from taskfit.runs.predict import check_target
 from taskfit.screen import Screen, each_tenth
@@ -82,15 +81,15 @@ def annotate(
         f"{len(given.human):,} labels by people, {len(given.shown)} shown in the prompt"
     )
     screen.note(f"to send: {estimate_words(expected)}")
+    before = Annotation(None, expected, len(given.texts))
     if only_estimate:
-        nothing = Usage()
-        return Annotation(None, expected, len(given.texts), {}, {}, 0, 0, None, nothing, nothing)
+        return before
     refuse_over_answers(files, overwrite=overwrite)
     with only_one_at_a_time(target, beside=True):
         stopped = _ask(reader, asked, screen)
         texts = reader.read_known(given.filled)
-        found = _measured(settings, given, reader, texts, calibrate=calibrate)
-        annotation = replace(found, files=files, estimate=expected, stopped=stopped)
+        before = replace(before, files=files, stopped=stopped)
+        annotation = _measured(settings, given, reader, texts, before, calibrate=calibrate)
         write_annotation(settings, given, texts, annotation, check)
     return annotation
 
@@ -135,10 +134,11 @@ def _measured(
     given: ToAnnotate,
     reader: RemoteReader,
     texts: RemoteReadings,
+    before: Annotation,
     *,
     calibrate: bool,
 ) -> Annotation:
-    """Return what the answers so far say of the texts, and of people's labels."""
+    """Return an annotation with what the answers so far say of texts and of people's labels."""
     names = given.task.label_names
     best = texts.probabilities[texts.has_answer].argmax(axis=1)
     counts = Counter(names[int(place)] for place in best)
@@ -154,15 +154,12 @@ def _measured(
         if calibrate:
             fitted, temperature = cross_fitted(known, gold, seed=settings.seed)
             calibrated = measure_agreement(fitted, gold, labels=names, seed=settings.seed)
-    return Annotation(
-        files=None,
-        estimate=Estimate(0, 0, 0, 0, None),
-        num_texts=len(given.texts),
+    return replace(
+        before,
         counts=dict(counts.most_common()),
         read_from=dict(Counter(how for how in texts.read_from if how)),
         num_unanswered=asked - int(texts.has_answer.sum()) + num_blank,
         num_not_asked=len(given.texts) - num_blank - asked,
-        stopped=None,
         usage=reader.usage,
         paid=reader.paid([*given.human, *given.filled]),
         agreement=agreement,

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,13 @@ class Annotation:
     files: AnnotatedFiles | None
     estimate: Estimate
     num_texts: int
-    counts: Mapping[str, int]
-    read_from: Mapping[str, int]
-    num_unanswered: int
-    num_not_asked: int
-    stopped: str | None
-    usage: Usage
-    paid: Usage
+    counts: Mapping[str, int] = field(default_factory=dict)
+    read_from: Mapping[str, int] = field(default_factory=dict)
+    num_unanswered: int = 0
+    num_not_asked: int = 0
+    stopped: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    paid: Usage = field(default_factory=Usage)
     agreement: Agreement | None = None
     calibrated: Agreement | None = None
     temperature: TemperatureFit | None = None

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from taskfit.curate.filters import count_spoilt
 from taskfit.data import Example
+from taskfit.data.label_cells import SEVERAL
 from taskfit.data.overlap import text_key
 from taskfit.data.visible import look, visible
 from taskfit.labels.audit_findings import Finding, found_in, text_of_example
@@ -92,7 +93,7 @@ def _errors_of_several(
                 example.label or "",
                 id=example.id,
                 text=text_of_example(example),
-                suggested="|".join(name for name in names if name in kept),
+                suggested=SEVERAL.join(name for name in names if name in kept),
                 probability=probability,
                 suggested_probability=1 - probability,
                 note=", ".join(
@@ -143,9 +144,16 @@ def conflicting_copies(
         if len(counts) < 2:
             continue
         best = [label for label, count in counts.items() if count == max(counts.values())]
-        if len(best) > 1 and not task.multi_label:
-            mean = np.nan_to_num(probabilities[rows]).mean(axis=0)
-            best = [max(best, key=lambda label: mean[names.index(label)])]
+        if len(best) > 1:
+            mean = np.nan_to_num(probabilities[rows]).mean(axis=0)  # (L,)
+
+            def probability(label: str, mean: FloatArray = mean) -> float:
+                if not task.multi_label:
+                    return float(mean[names.index(label)])
+                own = np.isin(names, label.split(SEVERAL))
+                return float(np.where(own, mean, 1 - mean).prod())
+
+            best = [max(best, key=probability)]
         exact = len({text_key(examples[row]) for row in rows}) == 1
         for row in rows:
             example = examples[row]

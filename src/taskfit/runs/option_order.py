@@ -24,7 +24,7 @@ from taskfit.runs.sources import read_source
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_run_settings
-from taskfit.stats.order_effect import Estimate, OrderEffect, order_effect
+from taskfit.stats.order_effect import Mean, OrderEffect, order_effect
 from taskfit.tasks import Task, num_orders, option_orders
 from taskfit.tasks.question_files import is_questionnaire
 from taskfit.tasks.questions import Asked
@@ -222,5 +222,5 @@ def _sentence(effect: OrderEffect, averaged: int) -> str:
     return text
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
+def _interval(mean: Mean) -> str:
+    return f"{mean.value:.0%} ({mean.low:.0%} to {mean.high:.0%})"
