@@ -16,6 +16,7 @@ from taskfit.errors import DataError, SettingsError
 from taskfit.labels import audit as rooms
 from taskfit.labels.audit import audit
 from taskfit.labels.audit_apply import apply_decisions
+from taskfit.runs.training_table import asked_and_rows
 from taskfit.settings import RunSettings
 from taskfit.settings_file import settings_from_dict
 from tiny_screens import NotingScreen
@@ -408,6 +409,21 @@ def test_relabel_without_a_suggestion_takes_no_labels_away(
     assert read_table(str(tmp_path / "out.csv"))["label"][5] == ""
 
 
+def test_every_line_ends_as_the_table_has_it(
+    found: Callable, tmp_path: Path, model_folder: Path
+) -> None:
+    found([(f"{text}\nbye", label) for text, label in rows_of()])
+    table = tmp_path / "tickets.csv"
+    content = table.read_bytes()
+    for end in (b"label", b"good", b"bad"):
+        content = content.replace(end + b"\n", end + b"\r\n")
+    table.write_bytes(content)
+    path = decide(tmp_path / "audit", row12="relabel")
+    apply_decisions(settings_of(table, model_folder), path, tmp_path / "out.csv")
+    before, after = (p.read_bytes().split(b"\r\n") for p in (table, tmp_path / "out.csv"))
+    assert after == [*before[:6], before[6].replace(b"good", b"bad"), *before[7:]]
+
+
 def test_a_decision_about_a_label_of_another_table_is_told(
     found: Callable, tmp_path: Path, model_folder: Path
 ) -> None:
@@ -420,6 +436,48 @@ def test_a_decision_about_a_label_of_another_table_is_told(
     settings = settings_of(tmp_path / "tickets.csv", model_folder)
     with pytest.raises(DataError, match="the table has no label 'n/a'"):
         apply_decisions(settings, path, tmp_path / "out.csv", overwrite=True)
+
+
+@pytest.mark.parametrize(("ending", "out"), [(".jsonl", ".csv"), (".csv", ".csv"), (".jsonl",) * 2])
+def test_lists_of_labels_stay_lists(
+    tmp_path: Path, model_folder: Path, ending: str, out: str
+) -> None:
+    wrong = {i: [y, "x"] for i, (_, y) in enumerate(rows_of()) if i in FLIPPED}
+    rows = [{"text": t, "label": wrong.get(i, [y])} for i, (t, y) in enumerate(rows_of())]
+    table, path = pd.DataFrame(rows), tmp_path / f"tickets{ending}"
+    if ending == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_json(path, orient="records", lines=True)
+    settings = settings_of(path, model_folder)
+    several = settings.task.model_copy(update={"multi_label": True})
+    settings = settings.model_copy(update={"task": several})
+    audit(settings, tmp_path / "audit")
+    kinds = read_table(str(tmp_path / "audit" / "audit.csv"))
+    number = kinds[kinds["kind"] == "label error"]["id"].iloc[0].rsplit(":", 1)[-1]
+    decisions = decide(tmp_path / "audit", **{f"row{number}": "label:good|x"})
+    apply_decisions(settings, decisions, tmp_path / f"out{out}")
+    task, examples, _ = asked_and_rows(read_table(str(tmp_path / f"out{out}")), settings)
+    assert task.label_names == ["bad", "good", "x"]
+    at = int(number) - 1 - (ending == ".csv")
+    assert examples[at].labels == ("good", "x")
+    expected = [set(wrong.get(i, [y])) for i, (_, y) in enumerate(rows_of())]
+    assert [set(e.labels) for e in examples if e is not examples[at]] == expected[:at] + expected[
+        at + 1 :
+    ]
+
+
+def test_a_label_that_holds_the_mark_between_labels_is_told(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    rows = [{"text": t, "label": ["a|b" if y == "bad" else y]} for t, y in rows_of()]
+    path = tmp_path / "tickets.jsonl"
+    pd.DataFrame(rows).to_json(path, orient="records", lines=True)
+    settings = settings_of(path, model_folder, text=["text"], label="label")
+    several = settings.task.model_copy(update={"multi_label": True})
+    settings = settings.model_copy(update={"task": several})
+    with pytest.raises(DataError, match=r"the label 'a\|b' holds a '\|'"):
+        apply_decisions(settings, tmp_path / "none.csv", tmp_path / "out.jsonl")
 
 
 def test_of_as_many_copies_the_fits_decide_of_several_labels_too() -> None:

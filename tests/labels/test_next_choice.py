@@ -27,8 +27,8 @@ def test_a_label_given_below_one_half_is_right_as_often_as_its_probability_says(
     known = Known(
         np.array([[0.3, 0.9], [0.3, 0.9], [0.2, 0.1]]),
         multi_label=True,
-        labels={"": ["a", "b"]},
-        answers={"": ["b", "a|b", ""]},
+        labels={"": ["a|x", "b"]},
+        answers={"": ["b", "a|x|b", ""]},
     )
     found = known.certainty("", np.array([1, 0, 2]))
     np.testing.assert_allclose(found, [0.3 * 0.9, 0.7 * 0.9, 0.8 * 0.9])

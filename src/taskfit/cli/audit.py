@@ -138,6 +138,9 @@ def _audit(settings: "RunSettings", folder: Path, *, overwrite: bool) -> None:
     )
     if source is not None and len(found.findings):
         apply = ["taskfit", "audit", source, "--apply", str(folder / "audit.csv")]
+        read = settings.data.model_dump(include={"encoding", "quotes"}, exclude_defaults=True)
+        for key, value in read.items():
+            apply += ["--set", f"data.{key}={value}"]
         console.print(f"Then: {shlex.join(apply)} -o corrected.csv", soft_wrap=True)
 
 

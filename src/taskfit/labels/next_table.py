@@ -62,8 +62,9 @@ class Known:
         own = self.probabilities[rows, self.questions[question]]
         if not self.multi_label:
             return np.asarray(own.max(axis=1))
-        answers = [(self.answers[question][row] or "").split(SEVERAL) for row in rows]
-        given = [[name in answer for name in self.labels[question]] for answer in answers]
+        # A label's name may hold the mark that stands between several.
+        named = [f"{SEVERAL}{self.answers[question][row] or ''}{SEVERAL}" for row in rows]
+        given = [[f"{SEVERAL}{x}{SEVERAL}" in one for x in self.labels[question]] for one in named]
         return np.asarray(np.where(given, own, 1 - own).prod(axis=1))
 
 
