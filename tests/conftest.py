@@ -18,6 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from chat_server import ChatServer
     from taskfit.models.load import LoadedModel
     from taskfit.serve.engine import RunsEngine
 
@@ -36,6 +37,18 @@ def pytest_collection() -> None:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers_logging.set_verbosity_error()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> "Iterator[ChatServer]":
+    """An endpoint on this machine, asked without a key."""
+    from chat_server import ChatServer
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = ChatServer()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

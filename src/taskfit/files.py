@@ -212,14 +212,16 @@ def new_folder(home: Path, stem: str) -> Path:
         return folder
 
 
-def refuse_over_input(out: Path, inputs: Iterable[str | Path | None], *, overwrite: bool) -> None:
+def refuse_over_input(
+    out: Path, inputs: Iterable[str | Path | None], *, overwrite: bool | None
+) -> None:
     """Check before any work that a command does not write over what it reads.
 
     Args:
         out: File or folder that will be written.
         inputs: Files and folders that are read; names of what is no file, such as hub ids, and None
             are passed over.
-        overwrite: Whether the user has asked for it.
+        overwrite: Whether the user has asked for it; None: the command never does it.
 
     Raises:
         SettingsError: If it would, also by another name of the file (a link, another path).
@@ -235,9 +237,10 @@ def refuse_over_input(out: Path, inputs: Iterable[str | Path | None], *, overwri
             if not path.resolve().is_relative_to(out.resolve()):
                 continue
             same = f" (it lies in {out}, which is replaced)"
+        other = "" if overwrite is None else ", or --overwrite to write over it"
         raise SettingsError(
             f"{source} is read and would be written over{same}: what it holds would be gone. Give "
-            "another place to write with -o, or --overwrite to write over it."
+            f"another place to write with -o{other}."
         )
 
 

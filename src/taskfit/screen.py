@@ -34,6 +34,20 @@ def announce(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - that is what it is for
 
 
+def each_tenth(total: int, tell: Callable[[int], None]) -> Callable[[int], None]:
+    """Return what counts, and tells how many there are whenever a tenth more of all is done."""
+    done, told = 0, 0
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        done += count
+        if 10 * done // max(total, 1) > told:
+            told = 10 * done // max(total, 1)
+            tell(done)
+
+    return advance
+
+
 class Screen(Protocol):
     """Where notes, training records and progress go."""
 
@@ -76,17 +90,13 @@ class PlainScreen:
     def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """Print what begins, and each tenth of it that took more than a moment."""
         self.note(f"{label}: {total:,}")
-        began, done, told = time.monotonic(), 0, 0
+        began = time.monotonic()
 
-        def advance(count: int) -> None:
-            nonlocal done, told
-            done += count
-            tenth = 10 * done // max(total, 1)
-            if tenth > told and time.monotonic() - began > MOMENT:
-                told = tenth
+        def tell(done: int) -> None:
+            if time.monotonic() - began > MOMENT:
                 self.note(f"{label}: {done:,} of {total:,}")
 
-        yield advance
+        yield each_tenth(total, tell)
 
 
 class SilentScreen:

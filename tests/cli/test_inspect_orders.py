@@ -27,6 +27,12 @@ def test_a_finished_run_is_asked_about_its_own_texts_or_a_table(shell: Any) -> N
     code, out, err = shell("inspect", "test.csv", "--run", "run", "--orders", "2")
     assert code == 0, err
     assert out.splitlines()[-1] == own.splitlines()[-1]
+    assert "accuracy" in out
+    texts = (shell.folder / "test.csv").read_text().replace("text,label", "text,other")
+    (shell.folder / "texts.csv").write_text(texts)
+    code, out, err = shell("inspect", "texts.csv", "--run", "run", "--orders", "2")
+    assert code == 0, err
+    assert ("20 texts" in out, "accuracy" in out) == (True, False)
 
 
 @pytest.mark.parametrize(

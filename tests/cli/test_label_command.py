@@ -1,34 +1,22 @@
 """`taskfit label` from the command line, against a server on this machine."""
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "remote"))
-
-from chat_server import ChatServer, Reply, answer
-
 import tiny
+from chat_server import ChatServer, Reply, answer
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = ChatServer()
-
+def server(server: ChatServer) -> ChatServer:
     def judge(body: dict) -> Reply:
         good = any(word in body["messages"][-1]["content"] for word in tiny.GOOD)
         top = {"good" if good else "bad": np.log(0.9), "bad" if good else "good": np.log(0.1)}
         return answer("good" if good else "bad", top=top)
 
     server.then = judge
-    yield server
-    server.stop()
+    return server
 
 
 def test_a_table_is_labelled_checked_and_learned_from(shell, server: ChatServer) -> None:

@@ -1,6 +1,7 @@
 """`taskfit next`: what comes out, what is left out, what is refused, and that nothing is lost."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,40 @@ def test_texts_given_to_others_are_not_given_again(shell, fitted) -> None:
     assert not a & b
 
 
+def test_what_was_given_out_under_the_names_of_the_run_is_not_given_again(shell, fitted) -> None:
+    pool = read(shell.folder / "pool.csv").rename(columns={"text": "body"})
+    pool.to_csv(shell.folder / "pool.csv", index=False)
+    named = ("--column", "text=body")
+    assert fitted("-n", "15", *named, out="a.csv")[0] == 0
+    code, _, err = fitted("-n", "40", *named, "--without", "a.csv", out="b.csv")
+    assert code == 0, err
+    a, b = (set(read(shell.folder / f"{name}.csv")["text"]) for name in "ab")
+    assert (len(a), len(b), a & b) == (15, 25, set())
+
+
+def test_a_copy_of_a_text_that_is_labelled_further_down_is_not_given(shell, fitted) -> None:
+    pool = read(shell.folder / "pool.csv").assign(label="")
+    labelled = pool.iloc[[3]].assign(label="good")
+    pd.concat([pool, labelled]).to_csv(shell.folder / "pool.csv", index=False)
+    code, out, _ = fitted("-n", "50", "--features", "none")
+    assert (code, "39 of 41 rows may be labelled" in out) == (0, True)
+    assert pool["text"][3] not in set(read(shell.folder / "to_label.csv")["text"])
+
+
+def test_a_beginning_ends_in_a_command_that_fits_its_columns(shell) -> None:
+    pool = read(write_pool(shell.folder / "pool.csv")).rename(columns={"text": "my letter"})
+    pool[["my letter"]].to_csv(shell.folder / "letters.csv", index=False)
+    given = ("next", "letters.csv", "-n", "8", "--features", "none", "--label", "queue")
+    code, out, err = shell(*given, "-o", "first.csv")
+    assert code == 0, err
+    found = read(shell.folder / "first.csv").assign(queue=["good", "bad"] * 4)
+    found.to_csv(shell.folder / "first.csv", index=False)
+    command = out.partition("then taskfit ")[2].strip()
+    assert command == "fit first.csv --text 'my letter' --label queue"
+    code, _, err = shell(*shlex.split(command), "--method", "tfidf", "--out", "first")
+    assert code == 0, err
+
+
 @pytest.mark.parametrize("ending", ["tsv", "jsonl", "parquet"])
 def test_every_format_holds_the_same(shell, fitted, ending: str) -> None:
     assert fitted("-n", "5")[0] == 0
@@ -193,8 +228,10 @@ def test_nothing_is_written_over_and_what_cannot_be_is_one_message(
     assert fitted("-n", "5", "--overwrite")[0] == 0
     for extra in ((), ("--overwrite",)):
         code, _, err = fitted("-n", "5", *extra, out="pool.csv")
-        assert (code, "would be written over" in err) == (2, True)
+        assert (code, "would be written over" in err, "--overwrite" in err) == (2, True, False)
     assert (shell.folder / "pool.csv").read_bytes() == before
+    code, _, err = fitted("-n", "5", "--near", "1e-6", "--random-share", "0", out="x.csv")
+    assert (code, "near duplicates of labelled ones" in err) == (2, True)
     given = ("next", "run", "pool.csv", "-o", "x.csv")
     assert "at least 1" in refused(*given, "-n", "0")
     assert "give one of random" in refused(*given, "--strategy", "nearest")
@@ -202,6 +239,12 @@ def test_nothing_is_written_over_and_what_cannot_be_is_one_message(
     compares = ("--strategy", "badge", "--features", "none")
     assert "--features none is for" in refused(*given, *compares)
     assert "two files" in refused(*given, "--random-out", "x.csv")
+    assert "would be empty" in refused(*given, "-n", "2", "--random-out", "y.csv")
+    assert "from 0 on" in refused(*given, "--seed", "-1")
+    assert "above 0" in refused(*given, "--near", "nan")
+    begin = ("next", "pool.csv", "-o", "x.csv", "--features", "none", "--text", "text")
+    assert "a column of their own" in refused(*begin, "--label", "text")
+    assert "no column 'txet'" in refused(*begin[:-1], "txet")
     assert "--column" in refused(*given, "--text", "body")
     assert "stands behind it" in refused("next", "pool.csv", "run", "-o", "x.csv")
     assert "stands behind it" in refused("next", "run", "-o", "x.csv")

@@ -102,6 +102,14 @@ def test_bad_lines_of_jsonl_are_named(tmp_path: Path) -> None:
         read(csv_file(tmp_path, "[1]\n", "d.jsonl"))
 
 
+def test_rows_that_start_on_one_line_are_known_by_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text('[{"text": "a"}, {"text": "b"},\n{"text": "c"}]')
+    assert read_table(str(path)).index.tolist() == [1, 2, 3]
+    path.write_text('[{"text": "a"},\n\n{"text": "b"}]')
+    assert read_table(str(path)).index.tolist() == [1, 3]
+
+
 def test_a_line_separator_inside_a_json_string_is_content(tmp_path: Path) -> None:
     source = csv_file(tmp_path, '{"text": "a\u2028b", "label": "x"}\n', "d.jsonl")
     assert read(source) == [("f:1", "a\u2028b", "x")]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from chat_server import ChatServer, Reply, answer, error
 
 import tiny
+from chat_server import ChatServer, Reply, answer, error
 from taskfit.errors import DataError, SettingsError, TaskfitError
 from taskfit.labels.annotate import annotate
 from taskfit.labels.annotate_files import Annotation
@@ -50,11 +50,7 @@ def settings_of(server: ChatServer, folder: Path, *sets: str, table: str = "text
         f"task.name={folder / 'task.yaml'}",
         f"data.train={folder / table}",
         "method.name=remote",
-        f"remote.base_url={server.base_url}",
-        "remote.model=tiny",
-        "remote.max_retries=0",
-        "remote.input_price=1.0",
-        "remote.output_price=2.0",
+        *server.settings,
     )
     return load_settings(overrides=[*given, *sets])
 
@@ -131,6 +127,59 @@ def test_an_answer_that_names_no_label_is_counted_and_left_for_people(
         "the answer names no label: 'fine and dire'",
         "the row has no text",
     ]
+
+
+def test_labels_that_people_gave_to_rows_without_an_answer_are_not_lost(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    server.then = lambda body: in_words(body) if is_good(body) else answer("Who knows?")
+    settings, path = settings_of(server, tmp_path), tmp_path / "soft.unanswered.csv"
+    labelled(settings, tmp_path)
+    labelled(settings, tmp_path)  # as it was written, it is written anew
+    table = pd.read_csv(path)
+    table.assign(label="bad").to_csv(path, index=False)
+    before = path.read_bytes()
+    sent = len(server.bodies)
+    with pytest.raises(SettingsError, match=r"unanswered.csv has changed since it was written"):
+        labelled(settings, tmp_path)
+    assert (path.read_bytes(), len(server.bodies)) == (before, sent)
+    labelled(settings, tmp_path, overwrite=True)
+    assert "label" not in pd.read_csv(path)
+
+
+def test_columns_of_the_user_that_are_called_like_ours_are_kept(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    server.then = lambda body: in_words(body) if is_good(body) else answer("Who knows?")
+    rows = [
+        {"text": e.texts["text"], "error": f"E{i}", "read_from": f"R{i}"}
+        for i, e in enumerate(EXAMPLES)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "texts.csv", index=False)
+    _, table = labelled(settings_of(server, tmp_path), tmp_path)
+    without = pd.read_csv(tmp_path / "soft.unanswered.csv")
+    for part in (table, without):
+        numbers = part["text_error"].str[1:]
+        assert [rows[int(n)]["text"] for n in numbers] == part["text"].tolist()
+    assert table["text_read_from"].str[1:].tolist() == table["text_error"].str[1:].tolist()
+    assert set(table["read_from"]) == {"answer"}
+    assert without["read_from"].str.startswith("R").all()
+
+
+def test_rows_that_stand_on_one_line_are_all_asked_about(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    server.then = with_log_probs
+    rows = [{"text": e.texts["text"]} for e in EXAMPLES]
+    (tmp_path / "texts.json").write_text(json.dumps(rows))
+    check = [{"text": e.texts["text"], "label": e.label} for e in tiny.toy_examples(5, offset=100)]
+    (tmp_path / "check.json").write_text(json.dumps(check))
+    settings = settings_of(server, tmp_path, table="texts.json")
+    found, table = labelled(settings, tmp_path, check=str(tmp_path / "check.json"))
+    assert table["text"].tolist() == [row["text"] for row in rows]
+    assert found.agreement is not None
+    assert found.agreement.evaluation.num_examples == 5
+    assert found.num_not_asked == 0
 
 
 def test_no_answer_at_all_is_one_message(server: ChatServer, tmp_path: Path) -> None:

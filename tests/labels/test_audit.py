@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,6 +16,7 @@ from taskfit.errors import DataError, SettingsError
 from taskfit.labels import audit as rooms
 from taskfit.labels.audit import audit
 from taskfit.labels.audit_apply import apply_decisions
+from taskfit.runs.training_table import asked_and_rows
 from taskfit.settings import RunSettings
 from taskfit.settings_file import settings_from_dict
 from tiny_screens import NotingScreen
@@ -227,8 +230,7 @@ def test_a_decision_about_a_label_goes_for_all_its_rows_but_those_decided_on(
     table.to_csv(path, index=False)
     apply_decisions(settings_of(tmp_path / "tickets.csv", model_folder), path, tmp_path / "o.csv")
     after = pd.read_csv(tmp_path / "o.csv")["label"].tolist()
-    assert after == [label for _, label in rows_of()] or "goods" not in after
-    assert set(after) == {"good", "bad"}
+    assert after == [label for _, label in rows_of()]
 
 
 def test_all_that_is_wrong_with_decisions_is_said_at_once_and_nothing_written(
@@ -279,7 +281,7 @@ def test_no_file_is_written_over(found: Callable, tmp_path: Path, model_folder: 
     settings, path = settings_of(table, model_folder), decide(tmp_path / "audit", row7="relabel")
     before = table.read_bytes()
     for overwrite in (False, True):
-        with pytest.raises(SettingsError, match="is read and would be written over"):
+        with pytest.raises(SettingsError, match=r"would be written over.*with -o\.$"):
             apply_decisions(settings, path, table, overwrite=overwrite)
     assert table.read_bytes() == before
     out = write(tmp_path / "out.csv", rows_of(2))
@@ -334,6 +336,157 @@ def test_every_row_is_judged_whatever_the_method(
     result = audit(settings, tmp_path / "audit")
     assert result.probabilities.shape == (24, 2)
     assert ((result.probabilities >= 0) & (result.probabilities <= 1)).all()
+
+
+def test_a_table_without_findings_can_be_audited_again(found: Callable, tmp_path: Path) -> None:
+    rows = [(e.texts["text"], str(e.label)) for e in tiny.toy_examples(60)]
+    assert not len(found(rows).findings)
+    assert not len(found(rows).findings)
+
+
+def test_a_run_and_folders_of_the_user_are_left_alone(tmp_path: Path, model_folder: Path) -> None:
+    settings = settings_of(write(tmp_path / "tickets.csv", rows_of()), model_folder)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "settings.yaml").write_text("seed: 7\n")
+    with pytest.raises(SettingsError, match="is the folder of a run"):
+        audit(settings, run)
+    assert (run / "settings.yaml").read_text() == "seed: 7\n"
+    mine = tmp_path / "fits" / "of-last-year"
+    mine.mkdir(parents=True)
+    audit(settings, tmp_path)
+    assert mine.is_dir()
+
+
+def test_fits_by_another_wording_of_the_task_are_not_taken(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    settings = settings_of(
+        write(tmp_path / "tickets.csv", rows_of(24)), model_folder, method="in_context"
+    )
+    task = tmp_path / "task.yaml"
+    settings = settings.model_copy(
+        update={"task": settings.task.model_copy(update={"name": str(task)})}
+    )
+    found = []
+    for line in ("Text: {text}\\nLabel:{label}", "{text} It was{label}"):
+        task.write_text(
+            "name: toy\ntext: text\nlabels: [{name: bad}, {name: good}]\n"
+            f'template: {{line: "{line}"}}\n'
+        )
+        found.append(audit(settings, tmp_path / "audit").probabilities)
+    assert (found[0] != found[1]).any()
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_what_separates_columns_stays(tmp_path: Path, model_folder: Path, separator: str) -> None:
+    table = tmp_path / "tickets.csv"
+    pd.DataFrame(rows_of(), columns=["text", "label"]).to_csv(table, sep=separator, index=False)
+    settings = settings_of(table, model_folder)
+    audit(settings, tmp_path / "audit")
+    path = decide(tmp_path / "audit", row7="relabel")
+    apply_decisions(settings, path, tmp_path / "out.csv")
+    after = read_table(str(tmp_path / "out.csv"))
+    assert after["text"].tolist() == [text for text, _ in rows_of()]
+    assert after["label"][7] == "bad"
+
+
+def test_relabel_without_a_suggestion_takes_no_labels_away(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    rows = [(e.texts["text"], str(e.label)) for e in tiny.toy_examples(100)]
+    test = write(tmp_path / "june.csv", rows[3:5])
+    table = write(tmp_path / "tickets.csv", rows)
+    settings = settings_of(table, model_folder, tests={"june": str(test)})
+    several = settings.task.model_copy(update={"multi_label": True})
+    settings = settings.model_copy(update={"task": several})
+    audit(settings, tmp_path / "audit")
+    path = decide(tmp_path / "audit", row5="relabel")
+    with pytest.raises(DataError, match="no label is suggested; write its name, or label: alone"):
+        apply_decisions(settings, path, tmp_path / "out.csv")
+    path = decide(tmp_path / "audit", row5="label:")
+    apply_decisions(settings, path, tmp_path / "out.csv")
+    assert read_table(str(tmp_path / "out.csv"))["label"][5] == ""
+
+
+def test_every_line_ends_as_the_table_has_it(
+    found: Callable, tmp_path: Path, model_folder: Path
+) -> None:
+    found([(f"{text}\nbye", label) for text, label in rows_of()])
+    table = tmp_path / "tickets.csv"
+    content = table.read_bytes()
+    for end in (b"label", b"good", b"bad"):
+        content = content.replace(end + b"\n", end + b"\r\n")
+    table.write_bytes(content)
+    path = decide(tmp_path / "audit", row12="relabel")
+    apply_decisions(settings_of(table, model_folder), path, tmp_path / "out.csv")
+    before, after = (p.read_bytes().split(b"\r\n") for p in (table, tmp_path / "out.csv"))
+    assert after == [*before[:6], before[6].replace(b"good", b"bad"), *before[7:]]
+
+
+def test_a_decision_about_a_label_of_another_table_is_told(
+    found: Callable, tmp_path: Path, model_folder: Path
+) -> None:
+    found([*rows_of(), ("What?", "n/a")])
+    path = tmp_path / "audit" / "audit.csv"
+    table = read_table(str(path))
+    table["decision"] = ["good" if label == "n/a" else "" for label in table["label"]]
+    table.to_csv(path, index=False)
+    write(tmp_path / "tickets.csv", rows_of())
+    settings = settings_of(tmp_path / "tickets.csv", model_folder)
+    with pytest.raises(DataError, match="the table has no label 'n/a'"):
+        apply_decisions(settings, path, tmp_path / "out.csv", overwrite=True)
+
+
+@pytest.mark.parametrize(("ending", "out"), [(".jsonl", ".csv"), (".csv", ".csv"), (".jsonl",) * 2])
+def test_lists_of_labels_stay_lists(
+    tmp_path: Path, model_folder: Path, ending: str, out: str
+) -> None:
+    wrong = {i: [y, "x"] for i, (_, y) in enumerate(rows_of()) if i in FLIPPED}
+    rows = [{"text": t, "label": wrong.get(i, [y])} for i, (t, y) in enumerate(rows_of())]
+    table, path = pd.DataFrame(rows), tmp_path / f"tickets{ending}"
+    if ending == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_json(path, orient="records", lines=True)
+    settings = settings_of(path, model_folder)
+    several = settings.task.model_copy(update={"multi_label": True})
+    settings = settings.model_copy(update={"task": several})
+    audit(settings, tmp_path / "audit")
+    kinds = read_table(str(tmp_path / "audit" / "audit.csv"))
+    number = kinds[kinds["kind"] == "label error"]["id"].iloc[0].rsplit(":", 1)[-1]
+    decisions = decide(tmp_path / "audit", **{f"row{number}": "label:bad|good|x"})
+    apply_decisions(settings, decisions, tmp_path / f"out{out}")
+    task, examples, _ = asked_and_rows(read_table(str(tmp_path / f"out{out}")), settings)
+    assert task.label_names == ["bad", "good", "x"]
+    at = int(number) - 1 - (ending == ".csv")
+    expected = [set(wrong.get(i, [y])) for i, (_, y) in enumerate(rows_of())]
+    expected[at] = {"bad", "good", "x"}
+    assert [set(example.labels) for example in examples] == expected
+
+
+def test_a_label_that_holds_the_mark_between_labels_is_told(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    rows = [{"text": t, "label": ["a|b" if y == "bad" else y]} for t, y in rows_of()]
+    path = tmp_path / "tickets.jsonl"
+    pd.DataFrame(rows).to_json(path, orient="records", lines=True)
+    settings = settings_of(path, model_folder, text=["text"], label="label")
+    several = settings.task.model_copy(update={"multi_label": True})
+    settings = settings.model_copy(update={"task": several})
+    with pytest.raises(DataError, match=r"the label 'a\|b' holds a '\|'"):
+        apply_decisions(settings, tmp_path / "none.csv", tmp_path / "out.jsonl")
+
+
+def test_of_as_many_copies_the_fits_decide_of_several_labels_too() -> None:
+    from taskfit.labels.audit_looks import conflicting_copies
+
+    task = replace(tiny.toy_task(), multi_label=True)
+    named = [Example(str(i), {"text": "t"}, n) for i, n in enumerate(("bad", "bad|good"))]
+    for good, suggested in ((0.1, ["", "bad"]), (0.9, ["bad|good", ""])):
+        probabilities = np.array([[0.9, good]] * 2)
+        found = conflicting_copies(named, np.zeros(2, np.int64), task, probabilities)
+        assert [one.suggested for one in found] == suggested
 
 
 def test_what_cannot_be_audited_is_said(tmp_path: Path, model_folder: Path) -> None:

@@ -18,8 +18,20 @@ from taskfit.labels.next_strategies import (
     least_confidence,
     margin,
 )
+from taskfit.labels.next_table import Known
 
 NAMES = list(STRATEGIES)
+
+
+def test_a_label_given_below_one_half_is_right_as_often_as_its_probability_says() -> None:
+    known = Known(
+        np.array([[0.3, 0.9], [0.3, 0.9], [0.2, 0.1]]),
+        multi_label=True,
+        labels={"": ["a|x", "b"]},
+        answers={"": ["b", "a|x|b", ""]},
+    )
+    found = known.certainty("", np.array([1, 0, 2]))
+    np.testing.assert_allclose(found, [0.3 * 0.9, 0.7 * 0.9, 0.8 * 0.9])
 
 
 def toy_pool(size: int, *, labels: int = 3, seed: int = 0, num_labelled: int = 0) -> Pool:

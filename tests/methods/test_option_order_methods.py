@@ -251,6 +251,16 @@ def test_a_shuffled_step_is_the_loss_of_its_prompts_and_fits_the_largest(
     assert objective.count(items) == 6
 
 
+def test_rows_of_one_id_are_each_learned_from(loaded: LoadedModel) -> None:
+    method = shuffled(loaded, task_of())
+    examples = [replace(e, id="train.csv:2", label="a") for e in tiny.toy_examples(4)]
+    objective, items = method.objective(), method.encode(examples)
+    assert isinstance(objective, ShuffledOptions)
+    objective.start_step(0)
+    prompts = [tuple(item.prompt_ids) for item in objective.drawn(items)]  # type: ignore[attr-defined]
+    assert len(set(prompts)) == 4
+
+
 def test_many_options_are_shuffled_over_some_random_orders(loaded: LoadedModel) -> None:
     labels = tuple(Label(chr(97 + i), (f" {chr(97 + i)}",)) for i in range(8))
     task = replace(task_of(), labels=labels)

@@ -1,7 +1,5 @@
 """A teacher that is another model: its shares are what is learned, whoever says them."""
 
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "remote"))
-
-from chat_server import ChatServer, Reply, answer
-
 import tiny
+from chat_server import ChatServer, Reply, answer
 from taskfit.data import Example
 from taskfit.errors import DataError, SettingsError
 from taskfit.method_settings import method_settings
@@ -31,15 +26,6 @@ from taskfit.tasks import PromptEncoder
 
 EXAMPLES = tiny.toy_examples(8)
 SHARES = np.random.default_rng(0).dirichlet([1.0, 1.0], len(EXAMPLES))
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = ChatServer()
-    yield server
-    server.stop()
 
 
 def objective_of(
@@ -145,9 +131,7 @@ def remote_settings(server: ChatServer, folder: Path, model: Path, *sets: str) -
         f"model.name={model}",
         "model.dtype=float32",
         "model.device=cpu",
-        f"remote.base_url={server.base_url}",
-        "remote.model=tiny",
-        "remote.max_retries=0",
+        *server.settings,
         "training.tensorboard=false",
         "training.learning_rate=0.02",
         "training.epochs=15",
@@ -184,6 +168,7 @@ def test_a_teacher_without_any_answer_is_one_message(
         (("method.teacher=remote",), "remote.model"),
         (("method.teacher=remote", "remote.model=m", "method.loss=vocabulary"), "method.loss"),
         (("method.teacher=remote", "remote.model=m", "method.contexts=redrawn"), "contexts"),
+        (("method.teacher=remote", "remote.model=m", "method.sampling=balanced"), "sampling"),
         (("remote.model=m",), "remote.model is read by remote, not by distill"),
         (
             ("method.teacher=soft_labels", "data.soft_labels.bad=b", "data.unlabeled=t.csv"),

@@ -1,21 +1,13 @@
-"""A chat server, and an endpoint that points to it and never waits long."""
+"""An endpoint that points to the chat server and never waits long."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from chat_server import ChatServer
-
 from taskfit.remote import ChatRequest, RemoteEndpoint
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = ChatServer()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

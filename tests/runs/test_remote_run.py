@@ -1,19 +1,14 @@
 """A run on a remote endpoint: a real local server, its cache, its failures."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "remote"))
-
-from chat_server import ChatServer, answer, error
-
 import tiny
+from chat_server import ChatServer, answer, error
 from taskfit.errors import TaskfitError
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.fit import fit
@@ -23,13 +18,9 @@ EXAMPLES = tiny.toy_examples(8)
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = ChatServer()
+def server(server: ChatServer) -> ChatServer:
     server.then = judge
-    yield server
-    server.stop()
+    return server
 
 
 def judge(body: dict[str, Any]) -> Any:
@@ -53,11 +44,7 @@ def settings_of(server: ChatServer, tmp_path: Path) -> Any:
             f"task.name={task}",
             f"data.tests.toy={path}",
             "method.name=remote",
-            f"remote.base_url={server.base_url}",
-            "remote.model=tiny",
-            "remote.max_retries=0",
-            "remote.input_price=1.0",
-            "remote.output_price=2.0",
+            *server.settings,
         ]
     )
 

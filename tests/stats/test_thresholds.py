@@ -141,6 +141,12 @@ def test_thresholds_of_a_text_do_not_hang_on_its_own_labels(
     np.testing.assert_array_equal(found[0], one.values)
 
 
+def test_a_text_without_others_is_measured_from_one_half() -> None:
+    one = np.array([[0.3, 0.7]])
+    found = crossed_thresholds(one, one > 0.5, np.zeros(1, np.int64), goal="f1")
+    np.testing.assert_array_equal(found, 0.5)
+
+
 @given(scored())
 def test_metrics_with_thresholds_are_those_of_scores_moved_over_one_half(
     data: tuple[np.ndarray, np.ndarray],

@@ -1,5 +1,6 @@
 """`taskfit audit`: which labels of a table are probably wrong, and a corrected table."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -136,10 +137,11 @@ def _audit(settings: "RunSettings", folder: Path, *, overwrite: bool) -> None:
         soft_wrap=True,
     )
     if source is not None and len(found.findings):
-        console.print(
-            f"Then: taskfit audit {source} --apply {folder / 'audit.csv'} -o corrected.csv",
-            soft_wrap=True,
-        )
+        apply = ["taskfit", "audit", source, "--apply", str(folder / "audit.csv")]
+        read = settings.data.model_dump(include={"encoding", "quotes"}, exclude_defaults=True)
+        for key, value in read.items():
+            apply += ["--set", f"data.{key}={value}"]
+        console.print(f"Then: {shlex.join(apply)} -o corrected.csv", soft_wrap=True)
 
 
 def _show(found: "Audit", console: Terminal) -> None:
@@ -185,4 +187,4 @@ def _apply(
         "with another label.",
         soft_wrap=True,
     )
-    console.print(f"Next: taskfit fit {out}", soft_wrap=True)
+    console.print(f"Next: taskfit fit {shlex.quote(str(out))}", soft_wrap=True)

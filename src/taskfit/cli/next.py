@@ -1,5 +1,6 @@
 """`taskfit next`: which texts of a pool to label next."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,10 @@ from taskfit.cli.flags import (
     AllowOtherBaseOption,
     DeviceOption,
     EncodingOption,
+    OutTableOption,
     QuotesOption,
     RenameOption,
+    SeedOption,
     TextOption,
     checked_quotes,
     parse_pairs,
@@ -33,7 +36,7 @@ def next_(
             metavar="[RUN] POOL", help="Finished run, if there is one, and a table of texts."
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help=".csv, .tsv, .jsonl or .parquet.")],
+    out: OutTableOption,
     count: Annotated[int, typer.Option("-n", "--num", help="How many texts to label.")] = 50,
     strategy: Annotated[
         str | None,
@@ -62,7 +65,7 @@ def next_(
         list[str] | None,
         typer.Option("--without", help="File of texts that others label already; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of every draw.")] = 0,
+    seed: SeedOption = 0,
     text: TextOption = None,
     label: Annotated[
         str | None, typer.Option("--label", help="Without a run: the column for labels.")
@@ -90,7 +93,7 @@ def next_(
     from taskfit.labels.next_choice import Choice, default_strategy
 
     default = default_strategy(has_model=run is not None, compares=features != NO_FEATURES)
-    choice = Choice(strategy or default, random_share, balance, near, seed)
+    choice = Choice(strategy or default, random_share, balance, near, seed or 0)
     pool = PoolFile(source, columns, text or (), label, encoding, quotes, without or ())
     targets, screen = Targets(out, random_out, overwrite), RichScreen()
     with told_when_stopped(lambda: tell_of_file(out)), screen:
@@ -105,7 +108,10 @@ def next_(
             device=device,
             allow_other_base=allow_other_base,
         )
-    for line in (*_found_lines(source, found, count, choice.strategy), *_next_lines(run, targets)):
+    for line in (
+        *_found_lines(source, found, count, choice.strategy),
+        *_next_lines(run, targets, found),
+    ):
         screen.console.print(line, soft_wrap=True, markup=False)
 
 
@@ -129,8 +135,10 @@ def _found_lines(source: str, found: "NextTexts", count: int, strategy: str) -> 
     lines = []
     if found.left_out:
         told = ", ".join(f"{number:,} {why}" for why, number in found.left_out.items())
-        lines.append(f"{source}: {found.num_candidates:,} of {found.num_rows:,} rows may be "
-                     f"labelled; left out: {told}")  # fmt: skip
+        lines.append(
+            f"{source}: {found.num_candidates:,} of {found.num_rows:,} rows may be labelled; left "
+            f"out: {told}"
+        )
     chosen = found.num_written - found.num_random
     how = f"{chosen:,} by {strategy}, {found.num_random:,} drawn at random"
     how = "all drawn at random" if strategy == "random" else how
@@ -150,12 +158,19 @@ def _found_lines(source: str, found: "NextTexts", count: int, strategy: str) -> 
     return lines
 
 
-def _next_lines(run: Path | None, targets: "Targets") -> list[str]:
+def _next_lines(run: Path | None, targets: "Targets", found: "NextTexts") -> list[str]:
     """Say where it is, and what comes next."""
-    test = "" if targets.random is None else f" --test random={targets.random}"
-    places = f"{targets.chosen}" + (f", the random ones in {targets.random}" if test else "")
-    start = "" if run is None else f" --from {run}"
+    places, command = f"{targets.chosen}", ["taskfit", "fit", str(targets.chosen)]
+    if run is not None:
+        command += ["--from", str(run)]
+    else:
+        for name in found.text:
+            command += ["--text", name]
+        command += ["--label", *found.label_columns.values()]
+    if targets.random is not None:
+        places += f", the random ones in {targets.random}"
+        command += ["--test", f"random={targets.random}"]
     return [
         f"Written: {places}",
-        f"Next: fill in the labels, then taskfit fit {targets.chosen}{start}{test}",
+        f"Next: fill in the labels, then {shlex.join(command)}",
     ]

@@ -89,11 +89,15 @@ def _trials(count: int) -> str:
 def tell_of_file(target: Path) -> str:
     """Say what stopped predictions or answers have left beside their file."""
     folder = target.with_name(f"{target.name}.partial")
-    parts = len(list(folder.glob("part-*.parquet")))
-    if not parts:
-        return f"Nothing was finished yet. The same command begins anew:\n  {same_command()}"
+    return _tell_of_kept(folder, len(list(folder.glob("part-*.parquet"))), "part")
+
+
+def _tell_of_kept(folder: Path, count: int, what: str) -> str:
+    """Say how many parts of the work a folder has kept."""
+    if not count:
+        return f"No {what} was finished yet. The same command begins anew:\n  {same_command()}"
     return (
-        f"Safe in {folder}: {parts} finished part{'s' * (parts > 1)}. The same command goes on "
+        f"Safe in {folder}: {count} finished {what}{'s' * (count > 1)}. The same command goes on "
         f"from there:\n  {same_command()}"
     )
 
@@ -124,10 +128,4 @@ def tell_of_curation(out: Path) -> str:
 
 def tell_of_audit(out: Path) -> str:
     """Say what a stopped audit has left in its folder."""
-    folds = len(list(out.glob("fits/*/folds/fold-*.safetensors")))
-    if not folds:
-        return f"No fit was finished yet. The same command begins anew:\n  {same_command()}"
-    return (
-        f"Safe in {out}: {folds} finished fit{'s' * (folds > 1)}. The same command goes on behind "
-        f"{'them' if folds > 1 else 'it'}:\n  {same_command()}"
-    )
+    return _tell_of_kept(out, len(list(out.glob("fits/*/folds/fold-*.safetensors"))), "fit")

@@ -32,6 +32,7 @@ class Delimited:
 
     Attributes:
         header: Names of the columns.
+        delimiter: What separates them.
         notes: Where a file could be meant either way, what was taken; and what separates the names
             in the first line, if it is something else.
         trouble: What to tell where the file cannot be read whole, whatever its quotes are.
@@ -57,26 +58,31 @@ class Delimited:
             DataError: If it is not such a file.
         """
         csv.field_size_limit(2**31 - 1)
-        self._lines, self._source, self._delimiter = lines, source, delimiter
+        self._lines, self._source, self.delimiter = lines, source, delimiter
         # Excel writes its separator into a first line, for itself.
         found = SEPARATOR.fullmatch(next(lines(), "").removesuffix("\n"))
         self._skipped = 1 if found else 0
         self.notes: list[str] = []
         if found:
-            self._delimiter = found[1]
+            self.delimiter = found[1]
         elif (other := _other_delimiter(lines(), delimiter)) is not None:
-            self._delimiter = other
+            self.delimiter = other
             self.notes.append(f"{source}: its columns are separated by {NAMES[other]}")
         self._quotes = Quotes(are_marks=quotes != "text")
-        if quotes == "auto" and self._delimiter == "\t" and any('"' in line for line in lines()):
+        if quotes == "auto" and self.delimiter == "\t" and any('"' in line for line in lines()):
             self._quotes = find_quotes(
-                self._parse, self._read, source=source, delimiter=self._delimiter
+                self._parse, self._read, source=source, delimiter=self.delimiter
             )
             self.notes += self._quotes.notes
         self.trouble = self._quotes.trouble
         _, header = next(self._parse(self._quotes.are_marks), (0, []))
         assert not isinstance(header, DataError), "a header that cannot be read is raised"
         self.header = [_with_returns(name) for name in header]
+
+    @property
+    def has_marks(self) -> bool:
+        """Return whether quotes are marks around fields, and no characters of them."""
+        return self._quotes.are_marks
 
     def rows(self) -> Iterator[Row]:
         """Yield the fields of each row, as many as the header's, with the line that it starts on.
@@ -125,7 +131,7 @@ class Delimited:
         held: list[str] = []  # the lines of the row that is read
         reader = csv.reader(
             _held(self._read(), held),
-            delimiter=self._delimiter,
+            delimiter=self.delimiter,
             quoting=csv.QUOTE_MINIMAL if marks else csv.QUOTE_NONE,
             strict=True,
         )
@@ -161,7 +167,7 @@ class Delimited:
     ) -> DataError:
         """Return the error that a row has other columns than the header."""
         where = ""
-        for place, field, _ in _quoted_fields(row, self._delimiter):
+        for place, field, _ in _quoted_fields(row, self.delimiter):
             if "\n" in field:
                 opened = line + row.count("\n", 0, place)
                 end = opened + field.count("\n")
@@ -170,15 +176,15 @@ class Delimited:
         return DataError(
             f"{self._source}:{line} has {len(fields)} fields, its header {len(header)} "
             f"({', '.join(header)}).{where} Put quotes around texts that hold a "
-            f"{self._delimiter!r}, or check whether a quote is left open above."
+            f"{self.delimiter!r}, or check whether a quote is left open above."
         )
 
     def _not_proper(self, row: str, line: int, error: csv.Error, *, marks: bool) -> DataError:
         """Return the error that Python's reader cannot read the row that starts on a line."""
         if not marks:
             return DataError(f"{self._source}:{line} is not proper: {error}.")
-        name = "TSV" if self._delimiter == "\t" else "CSV"
-        fields = list(_quoted_fields(row, self._delimiter))
+        name = "TSV" if self.delimiter == "\t" else "CSV"
+        fields = list(_quoted_fields(row, self.delimiter))
         if not fields:
             return DataError(f"{self._source}:{line} is not proper {name}: {error}.")
         *_, (place, field, _) = fields

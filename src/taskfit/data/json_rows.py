@@ -100,7 +100,10 @@ def iter_objects(
 
 
 def json_table(rows: Iterator[Row]) -> pd.DataFrame:
-    """Return objects as a table of texts, indexed by their lines; a key may be missing in some."""
+    """Return objects as a table of texts, indexed by their lines; a key may be missing in some.
+
+    Where several start on one line, by their numbers: a row is known by its index.
+    """
     index: list[int] = []
     columns: dict[str, list[str]] = {}
     for line, row in rows:
@@ -113,7 +116,8 @@ def json_table(rows: Iterator[Row]) -> pd.DataFrame:
             for column in columns.values():
                 if len(column) < len(index):
                     column.append("")
-    return text_table(columns, index)
+    is_unique = len(set(index)) == len(index)
+    return text_table(columns, index if is_unique else list(range(1, len(index) + 1)))
 
 
 def _check_pairs(row: dict[str, Any], where: str) -> None:

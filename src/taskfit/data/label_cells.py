@@ -77,7 +77,7 @@ def joined_label(names: Set[str], mark: str) -> str | None:
 
 def _several(column: "pd.Series[str]", separator: str, source: str) -> list[list[str]]:
     """Return the labels of each row: of a list its entries, of a text what stands between."""
-    as_lists = column.dtype == object or _all_lists(column)
+    as_lists = holds_lists(column)
     found = []
     for line, value in column.items():
         entries = _entries(value) if as_lists else None
@@ -89,6 +89,11 @@ def _several(column: "pd.Series[str]", separator: str, source: str) -> list[list
         parts = value.split(separator) if entries is None else entries
         found.append([part.strip() for part in parts if part.strip()])
     return found
+
+
+def holds_lists(column: "pd.Series[str]") -> bool:
+    """Return whether a label column holds lists, or nothing but texts that are written as lists."""
+    return column.dtype == object or _all_lists(column)
 
 
 def _check_one_each(column: "pd.Series[str]", source: str) -> None:

@@ -41,9 +41,9 @@ def read_table(
         quotes: Of CSV and TSV files; see `read_delimited`.
 
     Returns:
-        The table, indexed by the line that each row starts on (the row's number in a sheet, and
-        for Parquet and hub the rows before it). What people should know about it is in its
-        attribute `notes`; see `notes_of`.
+        The table, indexed by the line that each row starts on (the row's number in a sheet, or
+        where several start on one line; for Parquet and hub the rows before it). What people should
+        know about it is in its attribute `notes`; see `notes_of`.
 
     Raises:
         DataError: If it cannot be found or read, or holds no row.

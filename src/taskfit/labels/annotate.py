@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +16,16 @@ from taskfit.labels.annotate_files import (
     AnnotatedFiles,
     Annotation,
     question_of,
+    refuse_over_answers,
     write_annotation,
 )
 from taskfit.lock import only_one_at_a_time
 from taskfit.method_settings import RemoteMethodSettings
 from taskfit.methods.remote_reader import RemoteReader, RemoteReadings
-from taskfit.remote import RemoteLimitError, Usage
-from taskfit.remote.estimate import Estimate
+from taskfit.remote import RemoteLimitError
 from taskfit.remote.words import estimate_words
 from taskfit.runs.predict import check_target
-from taskfit.screen import Screen
+from taskfit.screen import Screen, each_tenth
 from taskfit.settings import RunSettings
 
 
@@ -51,7 +51,8 @@ def annotate(
         check: File with people's labels; None: the rows of the table that have one.
         calibrate: Correct the shares by a temperature fitted to people's labels.
         only_estimate: Send nothing and write nothing; return the estimate.
-        overwrite: Whether the target may be the table that is read.
+        overwrite: Whether the target may be the table that is read, and labels that people gave to
+            rows without an answer may be lost.
 
     Raises:
         DataError: If a table does not fit the task, or no text has an answer.
@@ -80,14 +81,15 @@ def annotate(
         f"{len(given.human):,} labels by people, {len(given.shown)} shown in the prompt"
     )
     screen.note(f"to send: {estimate_words(expected)}")
+    before = Annotation(None, expected, len(given.texts))
     if only_estimate:
-        nothing = Usage()
-        return Annotation(None, expected, len(given.texts), {}, {}, 0, 0, None, nothing, nothing)
+        return before
+    refuse_over_answers(files, overwrite=overwrite)
     with only_one_at_a_time(target, beside=True):
         stopped = _ask(reader, asked, screen)
         texts = reader.read_known(given.filled)
-        found = _measured(settings, given, reader, texts, calibrate=calibrate)
-        annotation = replace(found, files=files, estimate=expected, stopped=stopped)
+        before = replace(before, files=files, stopped=stopped)
+        annotation = _measured(settings, given, reader, texts, before, calibrate=calibrate)
         write_annotation(settings, given, texts, annotation, check)
     return annotation
 
@@ -107,31 +109,24 @@ def _reader(settings: RunSettings, given: ToAnnotate) -> RemoteReader:
 
 def _ask(reader: RemoteReader, asked: Sequence[Example], screen: Screen) -> str | None:
     """Ask about all texts; return what a limit left undone says."""
+
+    def tell(done: int) -> None:
+        if (usage := reader.usage).num_requests:
+            money = "" if usage.cost is None else f", {usage.cost:.4g} spent"
+            screen.note(f"{done:,} of {len(asked):,} texts answered{money}")
+
+    spent = each_tenth(len(asked), tell)
     with screen.progress("asking the annotator", len(asked)) as advance:
+
+        def count(number: int) -> None:
+            advance(number)
+            spent(number)
+
         try:
-            reader.read(asked, advance=_with_money(advance, reader, len(asked), screen))
+            reader.read(asked, advance=count)
         except RemoteLimitError as limit:
             return str(limit)
     return None
-
-
-def _with_money(
-    advance: Callable[[int], None], reader: RemoteReader, total: int, screen: Screen
-) -> Callable[[int], None]:
-    """Return what counts texts and says what was spent when a tenth more is done."""
-    done, told = 0, 0
-
-    def count(number: int) -> None:
-        nonlocal done, told
-        advance(number)
-        done += number
-        if 10 * done // total > told and reader.usage.num_requests:
-            told = 10 * done // total
-            cost = reader.usage.cost
-            money = "" if cost is None else f", {cost:.4g} spent"
-            screen.note(f"{done:,} of {total:,} texts answered{money}")
-
-    return count
 
 
 def _measured(
@@ -139,10 +134,11 @@ def _measured(
     given: ToAnnotate,
     reader: RemoteReader,
     texts: RemoteReadings,
+    before: Annotation,
     *,
     calibrate: bool,
 ) -> Annotation:
-    """Return what the answers so far say of the texts, and of people's labels."""
+    """Return an annotation with what the answers so far say of texts and of people's labels."""
     names = given.task.label_names
     best = texts.probabilities[texts.has_answer].argmax(axis=1)
     counts = Counter(names[int(place)] for place in best)
@@ -158,15 +154,12 @@ def _measured(
         if calibrate:
             fitted, temperature = cross_fitted(known, gold, seed=settings.seed)
             calibrated = measure_agreement(fitted, gold, labels=names, seed=settings.seed)
-    return Annotation(
-        files=None,
-        estimate=Estimate(0, 0, 0, 0, None),
-        num_texts=len(given.texts),
+    return replace(
+        before,
         counts=dict(counts.most_common()),
         read_from=dict(Counter(how for how in texts.read_from if how)),
         num_unanswered=asked - int(texts.has_answer.sum()) + num_blank,
         num_not_asked=len(given.texts) - num_blank - asked,
-        stopped=None,
         usage=reader.usage,
         paid=reader.paid([*given.human, *given.filled]),
         agreement=agreement,

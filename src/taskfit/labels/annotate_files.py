@@ -1,8 +1,10 @@
 """What an annotation leaves: soft labels, rows without an answer, a report, settings for a fit."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from taskfit.data import Example
-from taskfit.errors import DataError
+from taskfit.errors import DataError, SettingsError
 from taskfit.files import write_json_atomic, write_text_atomic
 from taskfit.labels.annotate_check import Agreement
 from taskfit.labels.annotate_data import ToAnnotate
@@ -20,7 +22,7 @@ from taskfit.remote.estimate import Estimate
 from taskfit.remote.words import usage_words
 from taskfit.runs.asked import AskedQuestion, Calibration
 from taskfit.runs.partial import write_table
-from taskfit.runs.predictions import ERROR, NO_TEXT, prediction_table
+from taskfit.runs.predictions import ERROR, ID, NO_TEXT, names_beside, prediction_table
 from taskfit.settings import RunSettings
 from taskfit.stats.as_json import as_json
 from taskfit.stats.temperature import TemperatureFit
@@ -28,6 +30,8 @@ from taskfit.tasks import Task
 from taskfit.yaml_text import dump_yaml
 
 READ_FROM = "read_from"
+# What the report knows the rows for people by.
+CONTENT = "unanswered_sha256"
 # Where the labelled sample stands in a run that learns from the soft labels.
 CHECK_SET = "human"
 
@@ -82,16 +86,38 @@ class Annotation:
     files: AnnotatedFiles | None
     estimate: Estimate
     num_texts: int
-    counts: Mapping[str, int]
-    read_from: Mapping[str, int]
-    num_unanswered: int
-    num_not_asked: int
-    stopped: str | None
-    usage: Usage
-    paid: Usage
+    counts: Mapping[str, int] = field(default_factory=dict)
+    read_from: Mapping[str, int] = field(default_factory=dict)
+    num_unanswered: int = 0
+    num_not_asked: int = 0
+    stopped: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    paid: Usage = field(default_factory=Usage)
     agreement: Agreement | None = None
     calibrated: Agreement | None = None
     temperature: TemperatureFit | None = None
+
+
+def refuse_over_answers(files: AnnotatedFiles, *, overwrite: bool) -> None:
+    """Check that nothing is lost that people have filled into the rows without an answer.
+
+    Raises:
+        SettingsError: If the file is not what was written, and is not given up.
+    """
+    if overwrite or not files.unanswered.is_file():
+        return
+    written = None
+    if files.report.is_file():
+        written = json.loads(files.report.read_text(encoding="utf-8")).get(CONTENT)
+    if written != _content(files.unanswered):
+        raise SettingsError(
+            f"{files.unanswered} has changed since it was written, as where people have labelled "
+            "its rows, and would be written over. Rename it, or --overwrite to lose what it holds."
+        )
+
+
+def _content(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_annotation(
@@ -130,7 +156,10 @@ def write_annotation(
     files.unanswered.unlink(missing_ok=True)
     if len(without):
         write_table(without, files.unanswered)
-    write_json_atomic(files.report, _report(settings, given, found))
+    report = _report(settings, given, found)
+    if len(without):
+        report[CONTENT] = _content(files.unanswered)
+    write_json_atomic(files.report, report)
     write_text_atomic(files.settings, dump_yaml(_fit_settings(settings, given, files, check)))
 
 
@@ -157,6 +186,7 @@ def _answered(
         {"": question},
         keeps_id=True,
     ).drop(columns=ERROR)
+    table = table.rename(columns=names_beside(list(map(str, table)), {READ_FROM}))
     table[READ_FROM] = [readings.read_from[i] for i in places]
     return table
 
@@ -172,12 +202,11 @@ def _unanswered(
         )
         if was and not named
     }
-    rows = [
-        {"id": text.id, **text.texts, **(text.columns or {}), ERROR: said.get(text.id, NO_TEXT)}
-        for text in given.texts
-        if text.id in said or text.is_blank
-    ]
-    return pd.DataFrame(rows)
+    left = [text for text in given.texts if text.id in said or text.is_blank]
+    table = pd.DataFrame([{ID: e.id, **e.texts, **(e.columns or {})} for e in left])
+    table = table.rename(columns=names_beside(list(map(str, table)), {ERROR}))
+    table[ERROR] = [said.get(text.id, NO_TEXT) for text in left]
+    return table
 
 
 def _report(settings: RunSettings, given: ToAnnotate, found: Annotation) -> dict[str, Any]:

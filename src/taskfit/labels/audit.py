@@ -22,13 +22,14 @@ from taskfit.errors import ModelError, PromptError, SettingsError
 from taskfit.files import file_atomic, write_json_atomic
 from taskfit.labels import audit_looks as looks
 from taskfit.labels.audit_findings import DECISION, KINDS, Finding, findings_table
-from taskfit.labels.audit_folds import Fits, out_of_fold
+from taskfit.labels.audit_folds import FOLDER, Fits, out_of_fold
 from taskfit.labels.audit_page import CSV, write_audit_page
 from taskfit.labels.audit_table import AuditedTable, read_audited
 from taskfit.lock import only_one_at_a_time
 from taskfit.methods.features import feature_reader
 from taskfit.methods.method import MethodContext
 from taskfit.models.load import LoadedModel
+from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.inspection import look_at_model
 from taskfit.screen import Screen, SilentScreen
 from taskfit.settings import RunSettings
@@ -98,6 +99,7 @@ def audit(
         TaskfitError: If settings, data or model do not allow it, or decisions would be lost.
     """
     screen = screen or SilentScreen()
+    refuse_over_run(folder)
     refuse_over_decisions(folder, overwrite=overwrite)
     with only_one_at_a_time(folder):
         settings = settings.resolved()
@@ -134,6 +136,20 @@ def audit(
     return result
 
 
+def refuse_over_run(folder: Path) -> None:
+    """Check that no run loses its settings to those of an audit.
+
+    Raises:
+        SettingsError: If the folder is a run's.
+    """
+    is_audit = (folder / FOLDER).is_dir() or (folder / JSON).is_file()
+    if (folder / SETTINGS_FILE).is_file() and not is_audit:
+        raise SettingsError(
+            f"{folder} is the folder of a run, whose settings an audit would write over. Give "
+            "another with --out."
+        )
+
+
 def refuse_over_decisions(folder: Path, *, overwrite: bool) -> None:
     """Check that no decision of a user is written over.
 
@@ -141,8 +157,8 @@ def refuse_over_decisions(folder: Path, *, overwrite: bool) -> None:
         SettingsError: If there are any, and they are not given up.
     """
     path = folder / CSV
-    if overwrite or not path.is_file():
-        return
+    if overwrite or not path.is_file() or path.read_bytes().count(b"\n") < 2:
+        return  # a header alone, of an audit that found nothing, is no table to read
     before = read_table(str(path))
     decided = int((before[DECISION].str.strip() != "").sum()) if DECISION in before else 0
     if decided:

@@ -6,22 +6,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
 from taskfit.data import Columns
 from taskfit.data.cells import text_of
+from taskfit.data.delimited import Delimited
 from taskfit.data.json_rows import iter_rows
-from taskfit.data.label_cells import SEVERAL, read_labels
+from taskfit.data.label_cells import SEVERAL, holds_lists, read_labels
 from taskfit.data.sources import find_file, iter_lines, read_parquet
+from taskfit.data.tables import contents
 from taskfit.errors import DataError, SettingsError
 from taskfit.files import file_atomic, refuse_over_input
 from taskfit.labels.audit import JSON
 from taskfit.labels.audit_decisions import Decisions, new_label, read_decisions
 from taskfit.labels.audit_findings import row_mark
 from taskfit.labels.audit_table import label_and_texts, read_rows
-from taskfit.runs.partial import write_text_table
+from taskfit.runs.partial import write_table
 from taskfit.runs.sources import check_labels_task
 from taskfit.runs.training_table import columns_of
 from taskfit.settings import RunSettings
@@ -86,11 +89,15 @@ def apply_decisions(
     lines = [int(line) for line in table.index]
     marks = {line: row_mark(texts, label) for line, (texts, label) in zip(lines, rows, strict=True)}
     several = columns.separator is not None
-    named = [
-        found or "" for found, _ in read_labels(table, columns, source=data.train, required=False)
-    ]
-    known = {part for name in named for part in (name.split(SEVERAL) if several else [name])}
-    known = (known | set(columns.values.values())) - {""}
+    read = read_labels(table, columns, source=data.train, required=False)
+    named = [name or "" for name, _ in read]
+    known = {part for name, target in read for part in (target or ([name] if name else []))}
+    known |= set(columns.values.values())
+    if several and (joined := sorted(name for name in known if SEVERAL in name)):
+        raise DataError(
+            f"{data.train}: the label {joined[0]!r} holds a {SEVERAL!r}, which stands between "
+            "several labels in an audit. Rename it in the table, and audit that."
+        )
     decided = read_decisions(
         decisions, marks, known, separator=columns.separator, new_labels=new_labels
     )
@@ -104,7 +111,7 @@ def _check_out(out: Path, inputs: Sequence[str | Path], *, overwrite: bool) -> N
         raise SettingsError(f"{out}: tables are written as {', '.join(FORMATS)}; name the file so.")
     if out.is_dir():
         raise SettingsError(f"{out} is a folder; name a file to write.")
-    refuse_over_input(out, inputs, overwrite=False)
+    refuse_over_input(out, inputs, overwrite=None)
     if out.exists() and not overwrite:
         raise SettingsError(f"{out} is there already. Give another name, or --overwrite.")
 
@@ -156,17 +163,20 @@ def _write(
     """Write rows as they were, of JSON and Parquet with the types that they had."""
     data, kind = settings.data, out.suffix.lower()
     source, label = str(data.train), str(columns.label)
-    file = find_file(source)
-    given = None if file is None else file[1]
+    path, given = find_file(source) or (Path(), None)
+    lines = partial(iter_lines, path, data.encoding)
+    form = None
+    if given == kind == ".csv":
+        form = Delimited(partial(contents, lines), source, ",", quotes=data.quotes)
     with file_atomic(out) as scratch:
-        if given == ".parquet" and kind == ".parquet" and file is not None:
-            _write_parquet(file[0], scratch, columns, change)
-        elif given == ".csv" and kind == ".csv" and data.quotes != "text" and file is not None:
-            _copy_csv(iter_lines(file[0], data.encoding), scratch, table, columns, change)
-        elif given in (".jsonl", ".json") and kind == ".jsonl" and file is not None:
-            lines = partial(iter_lines, file[0], data.encoding)
+        if given == kind == ".parquet":
+            _write_parquet(path, scratch, columns, change)
+        elif form is not None and form.has_marks:
+            _copy_csv(lines, scratch, table, columns, change, delimiter=form.delimiter)
+        elif given in (".jsonl", ".json") and kind == ".jsonl":
             rows = [row for _, row in iter_rows(lines, source, kind=given)]
-            write = _written(columns, {text_of(r.get(label)): r.get(label) for r in rows})
+            found = {text_of(row.get(label)): row.get(label) for row in rows}
+            write = _written(columns, table[label], found)
             with scratch.open("w", encoding="utf-8", newline="\n") as target:
                 for place in change.kept:
                     row = rows[place]
@@ -174,38 +184,39 @@ def _write(
                         row = {**row, label: write(change.labels[place])}
                     target.write(json.dumps(row, ensure_ascii=False) + "\n")
         else:
-            write = _written(columns, {})
+            write = _written(columns, table[label])
             values = table[label].tolist()
             for place, name in change.labels.items():
                 values[place] = write(name)
             fresh = table.assign(**{label: values}).iloc[change.kept]
-            if kind == ".parquet":
-                fresh.to_parquet(scratch, index=False)
-            else:
-                with scratch.open("w", encoding="utf-8", newline="") as target:
-                    write_text_table(fresh, target, kind=kind)
+            write_table(fresh, scratch)
 
 
 def _copy_csv(
-    lines: Iterator[tuple[int, str]],
+    lines: Callable[[], Iterator[tuple[int, str]]],
     target: Path,
     table: pd.DataFrame,
     columns: Columns,
     change: _Change,
+    *,
+    delimiter: str,
 ) -> None:
     """Copy the lines of a CSV file letter by letter, but for rows that go or have a new label."""
     starts = {int(line): place for place, line in enumerate(table.index)}
-    at, write, kept = str(columns.label), _written(columns, {}), set(change.kept)
+    at, kept = str(columns.label), set(change.kept)
+    write, end = _written(columns, table[at]), ""
     place = -1  # the header's
     with target.open("w", encoding="utf-8", newline="") as file:
-        for number, line in lines:
+        for number, line in lines():
             starts_row = number in starts
+            # Lines within a row may end otherwise.
+            end = end or ("\r\n" if line.endswith("\r\n") else "\n")
             place = starts.get(number, place)
             if place in change.labels:
                 if starts_row:
                     row = {**table.iloc[place].to_dict(), at: write(change.labels[place])}
-                    end = "\r\n" if line.endswith("\r\n") else "\n"
-                    csv.writer(file, lineterminator=end).writerow(row.values())
+                    writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
+                    writer.writerow(row.values())
             elif place < 0 or place in kept:
                 file.write(line)
 
@@ -217,7 +228,8 @@ def _write_parquet(path: Path, target: Path, columns: Columns, change: _Change) 
     table = read_parquet(path)
     at = table.column_names.index(str(columns.label))
     values = table.column(at).to_pylist()
-    write = _written(columns, {text_of(value): value for value in values})
+    texts = pd.Series([text_of(value) for value in values])
+    write = _written(columns, texts, dict(zip(texts, values, strict=True)))
     for place, name in change.labels.items():
         values[place] = write(name)
     kind = table.schema.field(at).type
@@ -231,21 +243,29 @@ def _write_parquet(path: Path, target: Path, columns: Columns, change: _Change) 
     pq.write_table(table.take(change.kept), target)
 
 
-def _written(columns: Columns, values: Mapping[str, Any]) -> Callable[[str], Any]:
+def _written(
+    columns: Columns,
+    column: "pd.Series[str]",
+    values: Mapping[str, Any] = MappingProxyType({}),
+) -> Callable[[str], Any]:
     """Return what writes a label as the table does.
 
     Args:
         columns: Of the table; its task may read other values than the labels' names.
+        column: The labels as they were read.
         values: Text of each value in the label column -> the value itself; empty: all are texts.
     """
     by_name = {name: value for value, name in columns.values.items()}
-    lists = any(isinstance(value, list) for value in values.values())
+    lists = columns.separator is not None and holds_lists(column)
+    are_texts = not any(isinstance(value, list) for value in values.values())
 
     def write(label: str) -> Any:  # noqa: ANN401 - whatever the table holds
         if columns.separator is None:
             text = by_name.get(label, label)
             return values.get(text, text)
         parts = [by_name.get(part, part) for part in label.split(SEVERAL) if part]
-        return parts if lists else columns.separator.join(parts)
+        if not lists:
+            return columns.separator.join(parts)
+        return json.dumps(parts, ensure_ascii=False) if are_texts else parts
 
     return write

@@ -34,11 +34,6 @@ class Decisions:
     renamed: dict[str, str] = field(default_factory=dict)
     kept: set[int] = field(default_factory=set)
 
-    @property
-    def num(self) -> int:
-        """Return how many decisions change anything."""
-        return len(self.removed) + len(self.relabelled) + len(self.renamed)
-
 
 def read_decisions(
     path: Path,
@@ -76,7 +71,7 @@ def read_decisions(
         decision = _decision(row, where, labels, separator, new_labels, problems)
         if decision is None:
             continue
-        about = _about(row, where, marks, problems)
+        about = _about(row, where, marks, labels, problems)
         if about is None:
             continue
         before = said.setdefault(about, (decision, where))
@@ -116,14 +111,17 @@ def _decision(
             problems.append(f"{where}: {REMOVE} is for rows, and this finding is about a label")
             return None
         return REMOVE
-    name = written
     if word.startswith(EXPLICIT):
         name = written[len(EXPLICIT) :].strip()
-    elif word == RELABEL:
-        name = row["suggested"].strip()
-        if not name and separator is None:
-            problems.append(f"{where}: {RELABEL}, but no label is suggested; write its name")
-            return None
+        is_named = bool(name) or separator is not None
+    else:
+        name = row["suggested"].strip() if word == RELABEL else written
+        # To have none of several labels may be suggested, but where a label is judged alone.
+        is_named = bool(name) or (separator is not None and row["kind"] == "label error")
+    if not is_named:
+        none = "" if separator is None else f", or {EXPLICIT} alone for none"
+        problems.append(f"{where}: {written}, but no label is suggested; write its name{none}")
+        return None
     parts = [name] if separator is None else [one.strip() for one in name.split("|") if one.strip()]
     unknown = [one for one in parts if one not in labels]
     if unknown and not new_labels:
@@ -136,11 +134,19 @@ def _decision(
 
 
 def _about(
-    row: Mapping[str, str], where: str, marks: Mapping[int, str], problems: list[str]
+    row: Mapping[str, str],
+    where: str,
+    marks: Mapping[int, str],
+    labels: Collection[str],
+    problems: list[str],
 ) -> int | str | None:
     """Return the line of a row, or the label, that a decision is about; None where it is wrong."""
     if row["kind"] in OF_LABELS:
-        return row["label"]
+        # A label of the task that no row has may be kept.
+        if row["label"] in labels or row[DECISION].strip().casefold() == KEEP:
+            return row["label"]
+        problems.append(f"{where}: the table has no label {visible(row['label'])}")
+        return None
     found = LINE.search(row["id"])
     line = None if found is None else int(found[1])
     if line is None or line not in marks:

@@ -109,10 +109,9 @@ class Finding:
 
 
 def found_in(example: Example, kind: Kind, *, note: str = "") -> Finding:
-    """Return a finding about a row that nothing but its text tells."""
-    return Finding(
-        kind, example.label or "", id=example.id, text=text_of_example(example), note=note
-    )
+    """Return a finding about a row."""
+    text = text_of_example(example)
+    return Finding(kind, example.label or "", id=example.id, text=text, note=note)
 
 
 def text_of_example(example: Example) -> str:

@@ -5,6 +5,7 @@ Legend: N examples, L labels.
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from taskfit.labels.audit_table import AuditedTable
 from taskfit.methods.method import TrainedMethod
 from taskfit.methods.table import label_method
 from taskfit.models.load import LoadedModel, resolve_device
+from taskfit.runs.bases import current_base, named_bases
 from taskfit.runs.cross_validation import FOLDER as FOLDS_FOLDER
 from taskfit.runs.cross_validation import RUN, Folds, cross_validate, folds_of
 from taskfit.runs.file_names import SETTINGS_FILE
@@ -39,6 +41,7 @@ NUM_FOLDS = 5
 # Of fewer texts of a class a fit on the other folds sees too few to know it.
 MIN_CLASS = 5
 FOLDER = "fits"
+CONTENT = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ def out_of_fold(fits: Fits, table: AuditedTable, groups: Sequence[int]) -> Float
     examples, task = table.examples, table.task
     kind = label_method(settings.method.name)
     together = _kept_together(examples, groups, screen)
+    # Before the settings, so that the folder is known as an audit's.
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     if issubclass(kind, TrainedMethod):
         size = Size(len(examples), len(task.labels), mean_words(examples))
         settings = settle(settings, folder, size, screen)
@@ -86,9 +91,9 @@ def out_of_fold(fits: Fits, table: AuditedTable, groups: Sequence[int]) -> Float
     num = NUM_FOLDS if learns else 1  # what learns from no text has seen none
     folds = folds_of(examples, seed=settings.seed, num=num, groups=together)
     folds = np.unique(folds, return_inverse=True)[1]  # large groups may leave one empty
-    place = folder / FOLDER / _content(settings, examples, folds)
+    place = folder / FOLDER / _content(settings, folder, table, folds)
     for other in (folder / FOLDER).glob("*"):
-        if other != place and other.is_dir():
+        if other != place and CONTENT.fullmatch(other.name):
             shutil.rmtree(other)  # of other settings or data
     if len(list(place.glob(f"{FOLDS_FOLDER}/fold-*.safetensors"))) < int(folds.max()) + 1:
         memory = MemoryAccount(resolve_device(settings.model.device))
@@ -135,8 +140,14 @@ def _kept_together(
     return same
 
 
-def _content(settings: RunSettings, examples: Sequence[Example], folds: NDArray[np.int64]) -> str:
-    """Return a hash of all that probabilities hang on."""
+def _content(
+    settings: RunSettings, folder: Path, table: AuditedTable, folds: NDArray[np.int64]
+) -> str:
+    """Return a hash of all that probabilities hang on: also what task file and models hold."""
     plain = json.dumps(settings.model_dump(), sort_keys=True, default=str)
-    parts = (plain, fingerprint(examples), folds.tobytes().hex())
+    bases = [
+        current_base(folder, key, *named) for key, named in sorted(named_bases(settings).items())
+    ]
+    models = str([base and base.identity.digest for base in bases])
+    parts = (plain, repr(table.task), models, fingerprint(table.examples), folds.tobytes().hex())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

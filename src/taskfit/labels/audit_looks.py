@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from taskfit.curate.filters import count_spoilt
 from taskfit.data import Example
+from taskfit.data.label_cells import SEVERAL
 from taskfit.data.overlap import text_key
 from taskfit.data.visible import look, visible
 from taskfit.labels.audit_findings import Finding, found_in, text_of_example
@@ -54,11 +56,8 @@ def label_errors(
         if small[given[place]]:
             continue
         found.append(
-            Finding(
-                "label error",
-                names[given[place]],
-                id=examples[place].id,
-                text=text_of_example(examples[place]),
+            replace(
+                found_in(examples[place], "label error"),
                 suggested=names[suggested],
                 probability=float(issues.score[row]),
                 suggested_probability=float(probabilities[place, suggested]),
@@ -83,21 +82,16 @@ def _errors_of_several(
     found = []
     for row, labels in sorted(wrong.items(), key=lambda one: min(p for _, p in one[1])):
         example = examples[row]
-        changed = {names[place] for place, _ in labels}
-        kept = set(example.labels) ^ changed
+        changed = [names[place] for place, _ in labels]
+        kept = set(example.labels).symmetric_difference(changed)
+        told = [f"{'not' if name in example.labels else 'also'} {name}" for name in changed]
         probability = min(p for _, p in labels)
         found.append(
-            Finding(
-                "label error",
-                example.label or "",
-                id=example.id,
-                text=text_of_example(example),
-                suggested="|".join(name for name in names if name in kept),
+            replace(
+                found_in(example, "label error", note=", ".join(told)),
+                suggested=SEVERAL.join(name for name in names if name in kept),
                 probability=probability,
                 suggested_probability=1 - probability,
-                note=", ".join(
-                    f"{'not' if name in example.labels else 'also'} {name}" for name in changed
-                ),
             )
         )
     return found
@@ -143,23 +137,27 @@ def conflicting_copies(
         if len(counts) < 2:
             continue
         best = [label for label, count in counts.items() if count == max(counts.values())]
-        if len(best) > 1 and not task.multi_label:
-            mean = np.nan_to_num(probabilities[rows]).mean(axis=0)
-            best = [max(best, key=lambda label: mean[names.index(label)])]
+        if len(best) > 1:
+            mean = np.nan_to_num(probabilities[rows]).mean(axis=0)  # (L,)
+
+            def probability(label: str, mean: FloatArray = mean) -> float:
+                if not task.multi_label:
+                    return float(mean[names.index(label)])
+                own = np.isin(names, label.split(SEVERAL))
+                return float(np.where(own, mean, 1 - mean).prod())
+
+            best = [max(best, key=probability)]
         exact = len({text_key(examples[row]) for row in rows}) == 1
+        note = "the same text" if exact else "nearly the same text"
         for row in rows:
             example = examples[row]
             own = names.index(str(example.label)) if not task.multi_label else None
             found.append(
-                Finding(
-                    "conflicting copies",
-                    str(example.label),
-                    id=example.id,
-                    text=text_of_example(example),
+                replace(
+                    found_in(example, "conflicting copies", note=note),
                     suggested="" if example.label == best[0] else best[0],
                     probability=None if own is None else float(probabilities[row, own]),
                     related=[examples[other].id for other in rows if other != row],
-                    note="the same text" if exact else "nearly the same text",
                 )
             )
     return found
@@ -203,16 +201,8 @@ def in_evaluations(
                 continue
             other = others[place]
             label = "" if other.label in (None, example.label) else f", labelled {other.label!r}"
-            found.append(
-                Finding(
-                    "in evaluation",
-                    example.label or "",
-                    id=example.id,
-                    text=text_of_example(example),
-                    related=[other.id],
-                    note=f"{how} stands in {name}{label}",
-                )
-            )
+            note = f"{how} stands in {name}{label}"
+            found.append(replace(found_in(example, "in evaluation", note=note), related=[other.id]))
     return found
 
 

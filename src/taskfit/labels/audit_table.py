@@ -71,17 +71,13 @@ def read_audited(settings: RunSettings) -> AuditedTable:
 
 
 def read_rows(settings: RunSettings) -> pd.DataFrame:
-    """Read the table, indexed so that every row is known by a number of its own.
-
-    That is the line it starts on, or where several start on one (JSON without line breaks), its
-    number among the rows.
+    """Read the table.
 
     Raises:
         DataError: If it cannot be read.
     """
     data = settings.data
-    table = read_source(str(data.train), encoding=data.encoding, quotes=data.quotes)
-    return table if table.index.is_unique else table.set_axis(range(1, len(table) + 1))
+    return read_source(str(data.train), encoding=data.encoding, quotes=data.quotes)
 
 
 def _read(settings: RunSettings, table: pd.DataFrame) -> AuditedTable:

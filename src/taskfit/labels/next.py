@@ -11,8 +11,9 @@ from typing import Unpack
 import pandas as pd
 
 from taskfit.curate.embed import Embedder, Vectors
+from taskfit.data.columns import check_present
 from taskfit.data.guess import LABEL_NAMES, guess_text
-from taskfit.errors import SettingsError
+from taskfit.errors import DataError, SettingsError
 from taskfit.files import refuse_over_input
 from taskfit.labels.next_choice import MOST_LOOKED_AT, Choice, Chosen, choose_next
 from taskfit.labels.next_rows import (
@@ -33,7 +34,7 @@ from taskfit.runs.predict import check_target, predict_parts
 from taskfit.runs.predictor import Asking
 from taskfit.runs.rows import task_columns
 from taskfit.runs.seen import Seen, read_seen
-from taskfit.runs.table_texts import GivenFile, Texts
+from taskfit.runs.table_texts import GivenFile
 from taskfit.screen import Screen
 from taskfit.settings_file import load_run_settings
 from taskfit.tasks import Task, task_from_columns
@@ -95,12 +96,12 @@ class Targets:
             TaskfitError: If a file cannot be called so, or is there already: it may hold labels.
         """
         targets = [self.chosen, *([self.random] if self.random else [])]
-        if self.random is not None and self.random.absolute() == self.chosen.absolute():
+        if self.random is not None and self.random.resolve() == self.chosen.resolve():
             raise SettingsError(f"-o and --random-out are both {self.chosen}; give two files.")
         for target in targets:
             check_target(target)
             # Not even with --overwrite: the pool is the only copy of what it holds.
-            refuse_over_input(target, [pool.source, *pool.others], overwrite=False)
+            refuse_over_input(target, [pool.source, *pool.others], overwrite=None)
             if target.exists() and not self.overwrite:
                 raise SettingsError(
                     f"{target} is there already, and may hold labels by now. Give another name "
@@ -119,6 +120,8 @@ class NextTexts:
         num_random: Those of them that were drawn at random.
         left_out: Why rows could not be chosen -> how many.
         suggested: Question -> how often each label is suggested.
+        text: Text columns of what was written.
+        label_columns: Question -> where its labels will stand.
     """
 
     num_rows: int
@@ -127,6 +130,8 @@ class NextTexts:
     num_random: int
     left_out: Mapping[str, int]
     suggested: Mapping[str, Mapping[str, int]]
+    text: Sequence[str]
+    label_columns: Mapping[str, str]
 
 
 def next_texts(
@@ -160,20 +165,14 @@ def next_texts(
     Raises:
         TaskfitError: If run, pool, targets or choice do not allow it.
     """
-    if count < 1:
-        raise SettingsError(f"-n {count}: give how many texts to label, at least 1.")
-    if features == NO_FEATURES and choice.how.reads_vectors:
-        raise SettingsError(
-            f"--strategy {choice.strategy} compares texts by their embeddings: --features none is "
-            "for random, least_confidence, margin and entropy."
-        )
-    targets.check(pool)
+    _check_request(pool, targets, count, choice, features)
     if run is None:
         choice.check_without_model()
     with only_one_at_a_time(targets.chosen, beside=True):
         asked, label_columns = _asked(pool, run)
         if choice.balance and (len(asked.tasks) > 1 or _is_multi_label(asked)):
             raise SettingsError("--balance is for runs of one question with one label a text.")
+        elsewhere = _elsewhere(pool, asked)  # before predictions, which take long
         partial, known = None, Known()
         if run is None:
             texts = pool.given().texts(asked, pool.columns)
@@ -182,7 +181,14 @@ def next_texts(
                 run, pool.given(), targets.chosen, screen=screen, columns=pool.columns, **asking
             )
             known = read_known(partial, asked.tasks)
-        found = _candidates(pool, texts, label_columns, run, known)
+        found = find_candidates(
+            texts,
+            label_columns=list(label_columns.values()),
+            seen=(None if run is None else read_seen(run)) or Seen(),
+            unscored=known.unscored,
+            elsewhere=elsewhere,
+        )
+        check_candidates(found, pool.source)
         source = _Source(found, known, run, asked, features)
         chosen = _choose(source, count, choice, screen)
         rows = found.rows[chosen.places]
@@ -200,7 +206,34 @@ def next_texts(
         int(chosen.is_random.sum()),
         dict(found.left_out),
         suggestions(table, known),
+        asked.text,
+        label_columns,
     )
+
+
+def _check_request(
+    pool: PoolFile, targets: Targets, count: int, choice: Choice, features: str
+) -> None:
+    """Check what can be checked before anything is read; see `next_texts`.
+
+    Raises:
+        TaskfitError: If it does not go together.
+    """
+    if count < 1:
+        raise SettingsError(f"-n {count}: give how many texts to label, at least 1.")
+    if features == NO_FEATURES and choice.how.reads_vectors:
+        raise SettingsError(
+            f"--strategy {choice.strategy} compares texts by their embeddings: --features none is "
+            "for random, least_confidence, margin and entropy."
+        )
+    targets.check(pool)
+    num_random = choice.num_random(count)
+    if targets.random is not None and not 0 < num_random < count:
+        raise SettingsError(
+            f"--random-out parts the texts drawn at random from the others, but of {count} they "
+            f"are {num_random} (--random-share {choice.random_share:g}), so one of the two files "
+            "would be empty. Give a higher -n, another --random-share, or no --random-out."
+        )
 
 
 def _write(table: pd.DataFrame, chosen: Chosen, targets: Targets) -> None:
@@ -227,6 +260,12 @@ def _asked(pool: PoolFile, run: Path | None) -> tuple[Asked, dict[str, str]]:
     named = [name for name in present if name.casefold() in LABEL_NAMES and name not in pool.text]
     label = pool.label or (named[0] if named else LABEL_NAMES[0])
     text = tuple(pool.text) or tuple(guess_text([name for name in present if name != label]))
+    check_present([pool.columns.get(name, name) for name in text], present, pool.source)
+    if label in text:
+        raise SettingsError(
+            f"--text and --label both name {label}: labels need a column of their own, which the "
+            "pool need not have."
+        )
     task = task_from_columns(name="pool", text=text, label_column=label, labels=UNKNOWN)
     return task, {"": label}
 
@@ -235,30 +274,19 @@ def _is_multi_label(asked: Asked) -> bool:
     return any(task.multi_label for task in asked.tasks.values())
 
 
-def _candidates(
-    pool: PoolFile,
-    texts: Texts,
-    label_columns: Mapping[str, str],
-    run: Path | None,
-    known: Known,
-) -> Candidates:
-    """Return the rows that may be labelled; see `find_candidates`.
+def _elsewhere(pool: PoolFile, asked: Asked) -> set[int]:
+    """Return the hashes of texts that are labelled elsewhere.
 
     Raises:
-        DataError: If there is none.
+        DataError: If a file of them cannot be read.
     """
-    seen = None if run is None else read_seen(run)
-    elsewhere = set[int]()
+    found = set[int]()
     for other in pool.others:
-        elsewhere |= hashes_of(pool.given(other).texts(texts.asked, pool.columns))
-    found = find_candidates(
-        texts,
-        label_columns=list(label_columns.values()),
-        seen=seen or Seen(),
-        unscored=known.unscored,
-        elsewhere=elsewhere,
-    )
-    check_candidates(found, pool.source)
+        given = pool.given(other)
+        present = given.open(()).columns
+        # What this command wrote before has the run's names for columns, not the pool's.
+        columns = {own: name for own, name in pool.columns.items() if name in present}
+        found |= hashes_of(given.texts(asked, columns))
     return found
 
 
@@ -282,7 +310,11 @@ class _Source:
 
 
 def _choose(source: _Source, count: int, choice: Choice, screen: Screen) -> Chosen:
-    """Return the texts that are to be labelled."""
+    """Return the texts that are to be labelled.
+
+    Raises:
+        DataError: If all are near duplicates of labelled ones.
+    """
     found, known = source.found, source.known
     labelled, embed = None, None
     if source.features != NO_FEATURES and choice.compares(count):
@@ -306,7 +338,13 @@ def _choose(source: _Source, count: int, choice: Choice, screen: Screen) -> Chos
         questions=known.questions,
         multi_label=known.multi_label,
     )
-    return choose_next(pool, count, choice, embed=embed)
+    chosen = choose_next(pool, count, choice, embed=embed)
+    if not len(chosen.places):
+        raise DataError(
+            f"All {pool.size:,} texts that may be labelled are near duplicates of labelled ones. "
+            "Give a higher --near, or a --random-share."
+        )
+    return chosen
 
 
 def _embedding(features: str, screen: Screen) -> Callable[[Sequence[str]], Vectors]:

@@ -82,8 +82,10 @@ class Choice:
             raise SettingsError(
                 f"--random-share {self.random_share:g}: give a share from 0 to 1, such as 0.2."
             )
-        if self.near <= 0:
+        if not self.near > 0:  # nor is it no number
             raise SettingsError(f"--near {self.near:g}: give a cosine above 0, such as 0.95.")
+        if self.seed < 0:
+            raise SettingsError(f"--seed {self.seed}: give a whole number from 0 on.")
 
     @property
     def how(self) -> Strategy:

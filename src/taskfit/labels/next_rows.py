@@ -60,8 +60,9 @@ def find_candidates(
         unscored: Whether the run gave a row no answer, one a row; None: there is no run.
         elsewhere: Hashes of texts that are labelled elsewhere.
     """
-    rows, own, found = list[int](), list[str](), Candidates(np.empty(0, np.int64), [])
-    known: set[int] = set()
+    found = Candidates(np.empty(0, np.int64), [])
+    free = list[tuple[int, str, int]]()
+    known, labelled = set[int](), set[int]()
     for row, (example, is_readable) in enumerate(_examples(texts)):
         found.num_rows += 1
         why = NO_TEXT if example.is_blank and is_readable else None
@@ -74,6 +75,7 @@ def find_candidates(
                 why = f"that the run has in its {side} set"
             elif any((example.columns or {}).get(name, "").strip() for name in label_columns):
                 why = HAS_LABEL
+                labelled.add(key)
                 found.labelled.append(joined(example))
             elif key in elsewhere:
                 why = "that stand in another file to label"
@@ -81,11 +83,15 @@ def find_candidates(
                 why = REPEATED
             known.add(key)
         if why is None:
-            rows.append(row)
-            own.append(joined(example))
+            free.append((row, joined(example), key))
         else:
             found.left_out[why] += 1
-    found.rows, found.texts = np.array(rows, np.int64), own
+    # The copy with the label may stand behind the one without.
+    kept = [(row, text) for row, text, key in free if key not in labelled]
+    if len(kept) < len(free):
+        found.left_out[REPEATED] += len(free) - len(kept)
+    found.rows = np.array([row for row, _ in kept], np.int64)
+    found.texts = [text for _, text in kept]
     return found
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from taskfit.data import Example
+from taskfit.data.label_cells import SEVERAL
 from taskfit.errors import DataError
 from taskfit.labels.next_choice import Chosen
 from taskfit.labels.next_strategies import ONE_QUESTION
@@ -34,12 +35,14 @@ class Known:
             without a run.
         questions: Question -> which labels are its own.
         multi_label: Whether a text may have several labels.
+        labels: Question -> its labels, in the order of their probabilities.
         answers: Question -> the label that each row gets; None where there is none.
     """
 
     probabilities: FloatArray | None = None
     questions: Mapping[str, slice] = field(default_factory=lambda: ONE_QUESTION)
     multi_label: bool = False
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     answers: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     @property
@@ -49,16 +52,20 @@ class Known:
             return None
         return np.asarray(np.isnan(self.probabilities).any(axis=1))
 
-    def certainty(self, question: str) -> FloatArray:
-        """Return the probability of each row's answer, (rows,).
+    def certainty(self, question: str, rows: NDArray[np.int64]) -> FloatArray:
+        """Return the probability of the answers to rows by their places, (k,).
 
-        Of several labels it is that of all being right, were they independent.
+        Of several labels it is that of all being right, were they independent; a run's thresholds
+        may give a label that is less likely than not.
         """
         assert self.probabilities is not None, "no run, no probabilities"
-        own = self.probabilities[:, self.questions[question]]
-        if self.multi_label:
-            return np.asarray(np.maximum(own, 1 - own).prod(axis=1))
-        return np.asarray(own.max(axis=1))
+        own = self.probabilities[rows, self.questions[question]]
+        if not self.multi_label:
+            return np.asarray(own.max(axis=1))
+        # A label's name may hold the mark that stands between several.
+        named = [f"{SEVERAL}{self.answers[question][row] or ''}{SEVERAL}" for row in rows]
+        given = [[f"{SEVERAL}{x}{SEVERAL}" in one for x in self.labels[question]] for one in named]
+        return np.asarray(np.where(given, own, 1 - own).prod(axis=1))
 
 
 def read_known(partial: PartialPredictions, tasks: Mapping[str, Task]) -> Known:
@@ -76,7 +83,8 @@ def read_known(partial: PartialPredictions, tasks: Mapping[str, Task]) -> Known:
         answers[name] = list(partial.values(f"predicted{end}"))
     probabilities = partial.table(columns).to_numpy(np.float64)
     multi_label = any(task.multi_label for task in tasks.values())
-    return Known(probabilities, questions, multi_label, answers)
+    labels = {name: task.label_names for name, task in tasks.items()}
+    return Known(probabilities, questions, multi_label, labels, answers)
 
 
 def next_table(
@@ -105,7 +113,7 @@ def next_table(
     for name, answers in known.answers.items():
         end = f"_{name}" if name else ""
         ours[f"{SUGGESTED}{end}"] = [answers[row] for row in rows]
-        ours[f"{PROBABILITY}{end}"] = known.certainty(name)[rows].round(4).tolist()
+        ours[f"{PROBABILITY}{end}"] = known.certainty(name, rows).round(4).tolist()
     ours[WHY] = [RANDOM if drawn else why for drawn in chosen.is_random]
     ours[DRAWN] = [RANDOM if drawn else CHOSEN for drawn in chosen.is_random]
     for column in label_columns.values():

@@ -52,10 +52,12 @@ class Distill(WordMethod):
         if self._outside is None:
             _check_context(task, settings)
             _check_calibration(settings)
-        if settings.sampling == "balanced" and context.settings.data.unlabeled is not None:
+        is_remote, unlabeled = settings.teacher == "remote", context.settings.data.unlabeled
+        if settings.sampling == "balanced" and (is_remote or unlabeled is not None):
             raise SettingsError(
-                "method.sampling=balanced draws texts by their labels, and those of data.unlabeled "
-                "have none. Leave one of them out."
+                "method.sampling=balanced draws texts by their labels. Those of data.unlabeled "
+                "have none, and method.teacher=remote leaves out texts to which its answer names "
+                "no label. Leave it out."
             )
         encoder = prompt_encoder(
             context,

@@ -59,8 +59,9 @@ class LabelWords(WordMethod):
         items = self._encode(self.encoders, examples)
         if not self.settings.shuffle_options:
             return items
-        by_id = {example.id: example for example in examples}
-        return [ShuffledItem(by_id[item.id], item) for item in items]
+        if self._asks_several:  # those without any answer are left out
+            examples = [example for example in examples if example.answers]
+        return [ShuffledItem(e, item) for e, item in zip(examples, items, strict=True)]
 
     def objective(self) -> Objective[Any]:
         """Return the cross-entropy over labels, vocabulary or branches."""

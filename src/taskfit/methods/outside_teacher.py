@@ -12,13 +12,11 @@ import numpy as np
 from taskfit.data import Example
 from taskfit.errors import DataError, SettingsError
 from taskfit.method_settings import DistillSettings, RemoteMethodSettings
-from taskfit.methods.method import Advance, FloatArray, MethodContext
+from taskfit.methods.method import FloatArray, MethodContext
 from taskfit.methods.remote_reader import RemoteReader
 from taskfit.remote.words import estimate_words
-from taskfit.screen import announce
+from taskfit.screen import announce, each_tenth
 from taskfit.settings import RunSettings
-
-TENTHS = 10
 
 
 class OutsideTeacher:
@@ -56,7 +54,11 @@ class OutsideTeacher:
         waiting = self._reader.estimate(examples)
         if waiting.num_requests:
             announce(f"asking the teacher: {estimate_words(waiting)}")
-        found = self._reader.read(examples, advance=_announced(len(examples)))
+        count = f"{len(examples):,}"
+        advance = each_tenth(
+            len(examples), lambda done: announce(f"the teacher has answered {done:,} of {count}")
+        )
+        found = self._reader.read(examples, advance=advance)
         self._num_unparsable = int((~found.has_answer).sum())
         if self._num_unparsable == len(examples):
             raise DataError(
@@ -114,17 +116,3 @@ def _shares(example: Example, labels: Sequence[str]) -> FloatArray:
             "data.soft_labels. Give a table with these columns."
         )
     return np.array([example.target.get(label, 0.0) for label in labels])
-
-
-def _announced(total: int) -> Advance:
-    """Return what counts texts and says on standard error when a tenth more is done."""
-    done = told = 0
-
-    def advance(count: int) -> None:
-        nonlocal done, told
-        done += count
-        if TENTHS * done // total > told:
-            told = TENTHS * done // total
-            announce(f"the teacher has answered {done:,} of {total:,}")
-
-    return advance

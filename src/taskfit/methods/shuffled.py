@@ -23,9 +23,9 @@ SLACK = 4
 Encoders = Mapping[str, PromptEncoder]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ShuffledItem:
-    """A training example that is encoded anew in every step.
+    """A training example that is encoded anew in every step; itself alone is equal to it.
 
     Attributes:
         example: The example.
@@ -85,7 +85,7 @@ class ShuffledOptions(Objective[ShuffledItem]):
             ]
             for name, encoder in encoders.items()
         }
-        self._now: dict[str, Item] = {}
+        self._now: dict[ShuffledItem, Item] = {}
 
     def start_step(self, step: int) -> None:
         """Forget the orders of the step before."""
@@ -131,7 +131,8 @@ class ShuffledOptions(Objective[ShuffledItem]):
     def drawn(self, items: Sequence[ShuffledItem]) -> list[Item]:
         """Return examples encoded in their orders of this step."""
         groups: dict[tuple[int, ...], list[ShuffledItem]] = {}
-        for item in {item.id: item for item in items if item.id not in self._now}.values():
+        # Tables of two runs may have rows of one id, so that is no key.
+        for item in dict.fromkeys(item for item in items if item not in self._now):
             groups.setdefault(self._places(item.id), []).append(item)
         for places, members in groups.items():
             chosen = {
@@ -139,8 +140,8 @@ class ShuffledOptions(Objective[ShuffledItem]):
                 for (name, encoders), place in zip(self._orders.items(), places, strict=True)
             }
             encoded = self._encode(chosen, [item.example for item in members])
-            self._now.update((one.id, one) for one in encoded)
-        return [self._now[item.id] for item in items]
+            self._now.update(zip(members, encoded, strict=True))
+        return [self._now[item] for item in items]
 
     def _places(self, name: str) -> tuple[int, ...]:
         """Return which of its orders each question has for an example in this step."""

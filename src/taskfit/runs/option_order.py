@@ -18,14 +18,16 @@ from taskfit.runs.classifier import Classifier
 from taskfit.runs.file_names import SETTINGS_FILE
 from taskfit.runs.load import load_classifier
 from taskfit.runs.prepare import prepare_data
-from taskfit.runs.rows import read_test
+from taskfit.runs.rows import read_test, task_columns, text_examples
 from taskfit.runs.run import base_model
+from taskfit.runs.sources import read_source
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.settings_file import load_run_settings
-from taskfit.stats.order_effect import Estimate, OrderEffect, order_effect
+from taskfit.stats.order_effect import Mean, OrderEffect, order_effect
 from taskfit.tasks import Task, num_orders, option_orders
 from taskfit.tasks.question_files import is_questionnaire
+from taskfit.tasks.questions import Asked
 from taskfit.training.memory import MemoryAccount
 
 # Texts that are asked in several orders, and most orders of each question.
@@ -147,7 +149,8 @@ def inspect_run_orders(
 
     Args:
         folder: Of the run.
-        source: File or hub id with its text columns; None: its first evaluation set.
+        source: File or hub id with its text columns, labels where it has them; None: its first
+            evaluation set.
         count: Most orders of each question.
         screen: Where progress is shown.
 
@@ -160,10 +163,23 @@ def inspect_run_orders(
         data = prepare_data(settings, several=True)
         examples = next(iter(data.evaluations.values()), data.validation)
     else:
-        examples = read_test(source, classifier.asked, settings.data, every_question=False)
+        examples = _read_texts(source, classifier.asked, settings)
     if not examples:
         raise SettingsError(f"{folder} has no evaluation set here; name a table to ask about.")
     return try_orders(classifier, examples, screen=screen, count=count)
+
+
+def _read_texts(source: str, asked: Asked, settings: RunSettings) -> list[Example]:
+    """Return the texts of a table, with their labels where it has a column of them."""
+    data = settings.data
+    table = read_source(source, encoding=data.encoding, split="test", quotes=data.quotes)
+    if isinstance(asked, Task):
+        columns = [str(task_columns(asked, data).label), asked.label_column]
+    else:
+        columns = [question.label_column for question in asked.questions]
+    if table.columns.isin(columns).any():
+        return read_test(source, asked, data, every_question=False)
+    return text_examples(table, asked, source=source)
 
 
 def order_sentences(effects: Mapping[str, OrderEffect], *, averaged: int = 1) -> list[str]:
@@ -206,5 +222,5 @@ def _sentence(effect: OrderEffect, averaged: int) -> str:
     return text
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
+def _interval(mean: Mean) -> str:
+    return f"{mean.value:.0%} ({mean.low:.0%} to {mean.high:.0%})"

@@ -13,7 +13,7 @@ from taskfit.stats.bootstrap import percentile_interval, resample
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Mean:
     """A mean over examples with its 95 % bootstrap interval."""
 
     value: float
@@ -40,11 +40,11 @@ class OrderEffect:
 
     num_examples: int
     num_orders: int
-    flips: Estimate
+    flips: Mean
     changed: float
-    total_variation: Estimate
-    first: Estimate
-    last: Estimate
+    total_variation: Mean
+    first: Mean
+    last: Mean
     accuracies: tuple[float, ...] = ()
     mean_accuracy: float | None = None
 
@@ -56,7 +56,7 @@ class OrderEffect:
     def from_dict(cls, data: dict[str, Any]) -> "OrderEffect":
         """Return it from JSON values."""
         estimates = {
-            name: Estimate(**data[name]) for name in ("flips", "total_variation", "first", "last")
+            name: Mean(**data[name]) for name in ("flips", "total_variation", "first", "last")
         }
         return cls(**{**data, **estimates, "accuracies": tuple(data["accuracies"])})
 
@@ -80,10 +80,10 @@ def order_effect(
     answers = probabilities.argmax(axis=2)  # (O, N)
     generator = np.random.default_rng([seed, 9])
 
-    def mean(values: FloatArray) -> Estimate:
+    def mean(values: FloatArray) -> Mean:
         """Take one value an example, (N,)."""
         drawn = resample(lambda rows: values[rows].mean(axis=1), len(values), generator)
-        return Estimate(float(values.mean()), *percentile_interval(drawn))
+        return Mean(float(values.mean()), *percentile_interval(drawn))
 
     def preferred(place: int) -> FloatArray:
         listed = orders[:, place]  # (O,)

@@ -51,12 +51,12 @@ def fit_thresholds(
     of few texts the best cut is mostly chance.
 
     `precision`: the lowest threshold that has the wanted precision; `recall`: the highest one that
-    has the wanted recall. Both count one text more that
-    is wrong: right / (given + 1) and right / (present + 1). For recall that is split conformal
-    prediction (Vovk et al. 2005; `stats.conformal`): new texts like these keep it on average. For
-    precision it is a guard against the luck of the chosen cut, which has no such proof. Where no
-    threshold reaches the target, the one that comes closest is taken, though for precision none
-    below one half, and for recall none above it. A label that no text has keeps one half.
+    has the wanted recall. Both count one text more that is wrong: right / (given + 1) and
+    right / (present + 1). For recall that is split conformal prediction (Vovk et al. 2005;
+    `stats.conformal`): new texts like these keep it on average. For precision it is a guard against
+    the luck of the chosen cut, which has no such proof. Where no threshold reaches the target, the
+    one that comes closest is taken, though for precision none below one half, and for recall none
+    above it. A label that no text has keeps one half.
 
     Args:
         probabilities: (N, L).
@@ -105,15 +105,16 @@ def crossed_thresholds(
     Args:
         probabilities: (N, L).
         present: Which labels hold, (N, L).
-        folds: Fold of each text, at least two different ones, (N,).
+        folds: Fold of each text, (N,); where there is only one, all labels keep one half.
         goal: As for `fit_thresholds`.
         target: As for `fit_thresholds`.
     """
     values = np.full(probabilities.shape, THRESHOLD)
     for fold in np.unique(folds):
         others = folds != fold
-        found = fit_thresholds(probabilities[others], present[others], goal=goal, target=target)
-        values[~others] = found.values
+        if others.any():
+            found = fit_thresholds(probabilities[others], present[others], goal=goal, target=target)
+            values[~others] = found.values
     return values
 
 

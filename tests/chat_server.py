@@ -49,6 +49,18 @@ class ChatServer:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self._port}/v1"
 
+    @property
+    def settings(self) -> list[str]:
+        """The section `remote` that points here, as overrides; prices are for a million tokens."""
+        given = {
+            "base_url": self.base_url,
+            "model": "tiny",
+            "max_retries": "0",
+            "input_price": "1.0",
+            "output_price": "2.0",
+        }
+        return [f"remote.{name}={value}" for name, value in given.items()]
+
     def start(self) -> None:
         outer = self
 
