@@ -69,6 +69,9 @@ def test_an_id_names_the_line_on_which_a_row_starts(tmp_path: Path) -> None:
         '[\n {"instruction": "a",\n  "output": "b"},\n\n {"instruction": "c", "output": "d"}]'
     )
     assert [row.id for row in read_instructions(str(path)).rows] == ["a.json:2", "a.json:5"]
+    # As `json.dump` writes it: all on one line.
+    path.write_text(json.dumps([{"prompt": "?", "chosen": c, "rejected": "z"} for c in "abc"]))
+    assert len({row.id for row in read_instructions(str(path)).rows}) == 3
 
 
 def test_lines_of_objects_are_read_under_the_name_json_too_and_packed(tmp_path: Path) -> None:

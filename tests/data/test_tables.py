@@ -106,6 +106,7 @@ def test_rows_that_start_on_one_line_are_known_by_their_numbers(tmp_path: Path) 
     path = tmp_path / "t.json"
     path.write_text('[{"text": "a"}, {"text": "b"},\n{"text": "c"}]')
     assert read_table(str(path)).index.tolist() == [1, 2, 3]
+    assert [record.line for record in iter_records(str(path))] == [1, 2, 3]
     path.write_text('[{"text": "a"},\n\n{"text": "b"}]')
     assert read_table(str(path)).index.tolist() == [1, 3]
 

@@ -63,6 +63,8 @@ def iter_rows(
 ) -> Iterator[Row]:
     """Yield the objects of a JSON or JSONL file with the line each starts on.
 
+    Where several of an array start on one line, with their numbers: rows are known by them.
+
     Args:
         lines: Reads its lines, from the first.
         source: What messages call it.
@@ -72,7 +74,10 @@ def iter_rows(
         DataError: If it is something else.
     """
     if is_array(lines, kind):
-        yield from _iter_array("".join(content for _, content in lines()), source)
+        rows = list(_iter_array("".join(content for _, content in lines()), source))
+        has_own_lines = len({line for line, _ in rows}) == len(rows)
+        for number, (line, row) in enumerate(rows, start=1):
+            yield (line if has_own_lines else number), row
         return
     for line, row in iter_objects(lines, source):
         if isinstance(row, DataError):
@@ -100,10 +105,7 @@ def iter_objects(
 
 
 def json_table(rows: Iterator[Row]) -> pd.DataFrame:
-    """Return objects as a table of texts, indexed by their lines; a key may be missing in some.
-
-    Where several start on one line, by their numbers: a row is known by its index.
-    """
+    """Return objects as a table of texts, indexed by their lines; a key may be missing in some."""
     index: list[int] = []
     columns: dict[str, list[str]] = {}
     for line, row in rows:
@@ -116,8 +118,7 @@ def json_table(rows: Iterator[Row]) -> pd.DataFrame:
             for column in columns.values():
                 if len(column) < len(index):
                     column.append("")
-    is_unique = len(set(index)) == len(index)
-    return text_table(columns, index if is_unique else list(range(1, len(index) + 1)))
+    return text_table(columns, index)
 
 
 def _check_pairs(row: dict[str, Any], where: str) -> None:

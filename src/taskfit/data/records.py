@@ -20,7 +20,8 @@ class Record(NamedTuple):
     """A row of a file.
 
     Attributes:
-        line: The line it starts on (row number for Parquet and hub), from 1.
+        line: The line it starts on, from 1 (the row's number for Parquet and hub, and in an array
+            of which several start on one line).
         values: Its fields.
     """
 

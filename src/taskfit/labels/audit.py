@@ -224,9 +224,9 @@ def _write(result: Audit, table: AuditedTable, settings: RunSettings, folder: Pa
     }
     write_json_atomic(folder / JSON, described)
     write_audit_page(folder, result.findings, described, result.confused)
-    # Last, since it is what a second audit asks about.
+    # Last, since it is what a second audit asks about. With a mark, by which Excel knows UTF-8.
     with file_atomic(folder / CSV) as scratch:
-        result.findings.to_csv(scratch, index=False)
+        result.findings.to_csv(scratch, index=False, encoding="utf-8-sig")
 
 
 def _probabilities(result: Audit, examples: Sequence[Example]) -> pd.DataFrame:
