@@ -140,7 +140,10 @@ def run(given: dict[str, Any], work: Path, part: tuple[int, int], flags: Sequenc
     """Tune and judge what is not done."""
     sets = prepare(given, work)
     held_out = sets.pop("held_out")
-    for place, (name, file) in enumerate({BASE: None, **sets}.items()):
+    # One seed of everything before the second, and small sets first: a report is useful early.
+    ordered = sorted(sets, key=lambda name: (name.rsplit("-", 1)[1], sets[name].stat().st_size))
+    for place, name in enumerate((BASE, *ordered)):
+        file = sets.get(name)
         record = work / "records" / f"{name}.json"
         if place % part[1] != part[0] or record.is_file():
             continue
