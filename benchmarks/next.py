@@ -8,6 +8,7 @@ measured on test texts. What counts is how many labels it takes to be as good as
 drawn at random. Without a model (`cold`), the first batches themselves are chosen.
 
 Each (set, strategy, seed) is one file in the work folder; the same command goes on behind them.
+Sets that `--out` has already, and `--sets` does not name, stay in it.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,28 @@ def records(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     print(what, run["curve"][-1], run["cpu_seconds"], flush=True)
                 found.append(json.loads(path.read_text()))
     return found
+
+
+def kept(out: Path, described: dict[str, Any], sets: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what a result made in the same way has of other sets."""
+    if not out.is_file():
+        return []
+    earlier = json.loads(out.read_text())
+    if {name: earlier.get(name) for name in described} != described:
+        return []
+    seconds = {(r["set"], r["strategy"]): r["choosing_cpu_seconds"] for r in earlier["summary"]}
+    return [
+        {
+            **one,
+            "curve": [
+                {"labels": BATCH * number, METRICS.get(one["set"], "accuracy"): value}
+                for number, value in enumerate(one["curve"], start=1)
+            ],
+            "choosing_cpu_seconds": seconds[one["set"], one["strategy"]],
+        }
+        for one in earlier["curves"]
+        if one["set"] not in sets
+    ]
 
 
 def smoothed(curve: list[dict[str, float]], metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -255,8 +278,9 @@ def main() -> None:
     parser.add_argument("--features", default="minilm", choices=("minilm", "both"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    described = {"batch": BATCH, "goal": GOAL, "features": arguments.features, "strength": STRENGTH}
     with threadpool_limits(1):
-        found = records(arguments)
+        found = [*kept(arguments.out, described, arguments.sets), *records(arguments)]
     rows, cold = summary(found), cold_summary(found)
     curves = [
         {k: one[k] for k in ("set", "strategy", "seed", "cold")}
@@ -264,7 +288,6 @@ def main() -> None:
         for one in found
     ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    described = {"batch": BATCH, "goal": GOAL, "features": arguments.features, "strength": STRENGTH}
     write_json_atomic(arguments.out, {**described, "summary": rows, "cold": cold, "curves": curves})
     print(tables(rows, cold))
 
