@@ -43,6 +43,13 @@ def test_many_labels_are_seen_once_and_few_are_not_seen_for_ever() -> None:
     assert length_of(4)[0] <= 20
 
 
+@pytest.mark.parametrize("num_train", [4001, 6001, 8027, 11999])
+def test_thousands_of_labels_are_seen_as_many_times_as_the_rule_wants_or_more(
+    num_train: int,
+) -> None:
+    assert length_of(num_train)[0] * num_train >= 3 * 4000
+
+
 def test_what_is_given_stays_and_is_not_explained() -> None:
     assert length_of(64, training__epochs="2.5", training__batch_size="4") == (2.5, 4)
     settings = load_settings(overrides=["training.epochs=2"]).resolved()
