@@ -22,6 +22,7 @@ from scipy import stats
 from taskfit.report.evidence import Evidence, read_evidence
 from taskfit.report.tables import run_table, score_table
 from taskfit.runs.slices import read_slices
+from taskfit.stats.arrays import FloatArray, IntArray
 from taskfit.stats.comparison import compare_methods
 
 HOME = Path(__file__).parents[1] / "results" / "experiments"
@@ -30,6 +31,7 @@ MEGABYTE = 1e6
 PUBLISHED_EXAMPLES = 50
 PUBLISHED_TEST = 100
 NUM_SUBSETS = 200
+NUM_RESAMPLES = 4000
 STAGES = ("model", "forward", "adapter", "training")
 # Slices of HANS that are shown; the reader of slices joins columns so.
 BY = "heuristic x gold"
@@ -102,8 +104,53 @@ def wordings(evidence: Evidence) -> dict[str, Any]:
             own = runs[runs["evaluation"] == evaluation]
             groups = {w: own.loc[own["system"] == s, "mcc"].tolist() for w, s in systems.items()}
             groups = {wording: values for wording, values in groups.items() if values}
-            found[f"{when}, {evaluation}"] = {"mcc": groups, **_spread([*groups.values()])}
+            shown = [systems[wording] for wording in groups]
+            found[f"{when}, {evaluation}"] = {
+                "mcc": groups,
+                **_spread([*groups.values()]),
+                **_spread_by_sentences(evidence, evaluation, shown),
+            }
     return found
+
+
+def _spread_by_sentences(
+    evidence: Evidence, evaluation: str, systems: Sequence[str]
+) -> dict[str, float]:
+    """Return the range of MCC over wordings that other sentences alone would bring.
+
+    Sentences are drawn with replacement, the same for all wordings; each wording's MCC less its own
+    on all sentences is what chance does to equals, and the range of these is compared with the
+    range that was found. Draws of seeds are kept as they are.
+    """
+    answers = evidence.answers[evaluation]
+    by_name = {variant.name: variant for variant in evidence.variants}
+    weights = np.random.default_rng(0).multinomial(
+        len(answers.gold), np.full(len(answers.gold), 1 / len(answers.gold)), NUM_RESAMPLES
+    )
+    weights = np.vstack([np.ones_like(weights[:1]), weights]).astype(float)  # all, then draws
+    scores = []
+    for system in systems:
+        predicted = answers.of(by_name[system].runs).predicted  # (R, N)
+        scores.append(np.mean([_mcc(weights, answers.gold, own) for own in predicted], axis=0))
+    whole = np.array(scores)  # (wordings, 1 + resamples)
+    ranges = np.ptp(whole[:, 1:] - whole[:, :1], axis=0)
+    found = float(np.ptp(whole[:, 0]))
+    return {
+        "range_by_chance_of_sentences": float(ranges.mean()),
+        "range_by_chance_of_sentences_95": float(np.quantile(ranges, 0.95)),
+        "p_value_by_sentences": float((1 + (ranges >= found).sum()) / (1 + len(ranges))),
+    }
+
+
+def _mcc(weights: FloatArray, gold: IntArray, predicted: IntArray) -> FloatArray:
+    """Return the MCC of two classes under weights of the examples, (B, N) to (B,); 0 where none."""
+    answered = predicted == 1
+    positive = gold == 1
+    hits = weights @ (answered & positive)
+    given, present, total = weights @ answered, weights @ positive, weights.sum(axis=1)
+    below = np.sqrt(given * (total - given) * present * (total - present))
+    above = total * hits - given * present
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
 
 
 def _spread(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -270,7 +317,7 @@ def _wording_table(found: dict[str, Any]) -> pd.DataFrame:
         cells = {
             w: f"{np.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for w, v in own["mcc"].items()
         }
-        numbers = {key: f"{value:.3f}" for key, value in own.items() if key != "mcc"}
+        numbers = {k.replace("_", " "): f"{v:.3f}" for k, v in own.items() if k != "mcc"}
         rows.append({"set": where, **cells, **numbers})
     return pd.DataFrame(rows).set_index("set").T.rename_axis("wording").reset_index()
 

@@ -18,6 +18,8 @@ import pandas as pd
 # Of a run's folder, what report and comparison read.
 KEPT = {".json", ".jsonl", ".yaml", ".csv"}
 WEIGHTS = ("model", "adapter")
+# Holds the demonstrations, which are texts.
+TEXTS = "classifier.json"
 DIGITS = 4
 
 
@@ -29,7 +31,8 @@ def pack(folder: Path, file: Path) -> int:
         for run in runs:
             for path in sorted(run.rglob("*")):
                 name = str(path.relative_to(folder))
-                if path.suffix in KEPT and not {*path.relative_to(run).parts} & {*WEIGHTS}:
+                inner = {*path.relative_to(run).parts}
+                if path.suffix in KEPT and not inner & {*WEIGHTS, TEXTS}:
                     _add(tar, name, path.read_bytes())
                 elif path.suffix == ".parquet":
                     _add(tar, f"{name.removesuffix('.parquet')}.csv", _answers(path))

@@ -26,7 +26,7 @@ def test_a_table_is_audited_corrected_and_fitted(shell: Any) -> None:
     assert "Suspected label errors" in out
     assert "train.csv:10" in out
     path = shell.folder / "audits" / "train" / "audit.csv"
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         row["decision"] = "relabel" if row["id"] == "train.csv:10" else ""

@@ -38,7 +38,7 @@ def test_one_hot_targets_give_scikit_learns_regression(num_classes: int, sparse:
 def test_features_along_principal_directions_give_what_features_as_they_are_give(
     num_classes: int, width: int, balanced: bool
 ) -> None:
-    generator = np.random.default_rng(num_classes)
+    generator = np.random.default_rng(num_classes + 10)
     _, gold = blobs(num_classes)
     gold = gold[: len(gold) - 5]
     # Of very different variances, correlated, far from 0, and one that says nothing.

@@ -270,7 +270,7 @@ def test_what_does_not_fit_together_is_refused(
 def test_texts_without_labels_cannot_be_drawn_by_class(settings_of: Any, tmp_path: Path) -> None:
     given = ["method.sampling=balanced", f"data.unlabeled={tmp_path / 'texts.csv'}"]
     (tmp_path / "texts.csv").write_text("text\nThe dog was at sea.\n")
-    with pytest.raises(SettingsError, match=r"those of data\.unlabeled have none"):
+    with pytest.raises(SettingsError, match=r"Those of data\.unlabeled have none"):
         fit(settings_of("distill", *given), tmp_path / "run")
 
 

@@ -190,17 +190,24 @@ class CausalModel(CutModel):
             log p(target), float32, (Y,).
         """
         scores = self.token_scores(hidden, rows, targets)
-        if len(hidden) <= LOGIT_ROWS:
-            return scores - self._log_normalizer(hidden, rows, targets)[rows]
-        normalizers = []
-        for start, part in enumerate(torch.split(hidden, LOGIT_ROWS)):
-            own = rows.div(LOGIT_ROWS, rounding_mode="floor") == start
-            given = part, rows[own] - start * LOGIT_ROWS, targets[own]
-            if torch.is_grad_enabled():
-                normalizers.append(checkpoint(self._log_normalizer, *given, use_reentrant=False))
+        normalizers, rounded = [], torch.zeros_like(scores)
+        for number, part in enumerate(torch.split(hidden, LOGIT_ROWS)):
+            places = rows - number * LOGIT_ROWS
+            given = part, places.clamp(0, len(part) - 1), targets
+            if torch.is_grad_enabled() and len(hidden) > LOGIT_ROWS:
+                found, own = checkpoint(self._log_normalizer, *given, use_reentrant=False)
             else:
-                normalizers.append(self._log_normalizer(*given))
-        return scores - torch.cat(normalizers)[rows]
+                found, own = self._log_normalizer(*given)
+            normalizers.append(found)
+            rounded = torch.where((places >= 0) & (places < len(part)), own, rounded)
+        whole = torch.cat(normalizers)[rows]
+        log_probs = scores - whole
+        with torch.no_grad():
+            # The head's own rounding of a target's score is taken out of its normaliser: with it a
+            # log-probability could be above 0. The gradient is that of `log_probs`.
+            others = whole + torch.log1p(-(rounded - whole).clamp(max=0).exp())
+            exact = -torch.nn.functional.softplus(others - scores)
+        return log_probs + (exact - log_probs).detach()
 
     def compile_layers(self) -> None:
         """Compile the layers in training in place; the first passes then take tens of seconds."""
@@ -244,12 +251,12 @@ class CausalModel(CutModel):
             with evaluation_mode(self.model):
                 yield
 
-    def _log_normalizer(self, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+    def _log_normalizer(
+        self, hidden: Tensor, rows: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the normaliser of rows, (R,), and the head's scores of tokens in them, (Y,)."""
         logits = self.logits(hidden)
-        # Own terms as exact as the scores, so that rounding puts no log-probability above 0.
-        with torch.no_grad():
-            logits[rows, targets] = self.token_scores(hidden, rows, targets)
-        return torch.logsumexp(logits, dim=-1)
+        return torch.logsumexp(logits, dim=-1), logits.detach()[rows, targets]
 
     def _finish(self, scores: Tensor) -> Tensor:
         """Do what models do to their scores after the head; what else they do `_error` shows."""
