@@ -76,8 +76,8 @@ def iter_rows(
     if is_array(lines, kind):
         rows = list(_iter_array("".join(content for _, content in lines()), source))
         has_own_lines = len({line for line, _ in rows}) == len(rows)
-        for number, (line, row) in enumerate(rows, start=1):
-            yield (line if has_own_lines else number), row
+        numbered = rows if has_own_lines else enumerate((row for _, row in rows), start=1)
+        yield from numbered
         return
     for line, row in iter_objects(lines, source):
         if isinstance(row, DataError):
