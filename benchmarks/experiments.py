@@ -24,6 +24,7 @@ from taskfit.report.tables import run_table, score_table
 from taskfit.runs.slices import read_slices
 from taskfit.stats.arrays import FloatArray, IntArray
 from taskfit.stats.comparison import compare_methods
+from taskfit.stats.metrics import mcc_from_counts
 
 HOME = Path(__file__).parents[1] / "results" / "experiments"
 MEGABYTE = 1e6
@@ -143,14 +144,11 @@ def _spread_by_sentences(
 
 
 def _mcc(weights: FloatArray, gold: IntArray, predicted: IntArray) -> FloatArray:
-    """Return the MCC of two classes under weights of the examples, (B, N) to (B,); 0 where none."""
-    answered = predicted == 1
-    positive = gold == 1
-    hits = weights @ (answered & positive)
-    given, present, total = weights @ answered, weights @ positive, weights.sum(axis=1)
-    below = np.sqrt(given * (total - given) * present * (total - present))
-    above = total * hits - given * present
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    """Return the MCC under weights of the examples, (B, N) to (B,)."""
+    is_gold, is_predicted = (np.eye(2)[answers] for answers in (gold, predicted))  # (N, 2)
+    return mcc_from_counts(
+        weights @ (is_gold * is_predicted), weights @ is_gold, weights @ is_predicted, len(gold)
+    )
 
 
 def _spread(groups: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_run(one: Path, other: Path, *, atol: float = 2e-5) -> None:
     """The same losses, weights and predictions, up to the order of floating-point sums."""
-    np.testing.assert_allclose(steps(other), steps(one), rtol=5e-6, atol=1e-6)
+    np.testing.assert_allclose(steps(other), steps(one), rtol=1e-6, atol=1e-6)
     norms = steps(other, "grad_norm"), steps(one, "grad_norm")
     np.testing.assert_allclose(*norms, rtol=max(2e-5, atol / 10), atol=2e-6)
     found, wanted = weights(other), weights(one)

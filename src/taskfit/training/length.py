@@ -71,7 +71,7 @@ def _epochs(num_train: int, num_labels: int, per_epoch: int) -> float:
         least = math.ceil(MIN_EPOCHS * MANY_LABELS / num_train)
     epochs = min(MAX_EPOCHS, max(enough, least))
     # Whole epochs, so that every text is seen as often as any other.
-    return float(max(1, round(epochs)))
+    return float(round(epochs))
 
 
 def count_steps(num_items: int, settings: TrainingSettings) -> int:
