@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from chat_server import ChatServer, answer, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chat_server import ChatServer, answer, error
 from taskfit.errors import SettingsError
 from taskfit.remote import (
     Answer,

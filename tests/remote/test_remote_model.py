@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import Reply, answer, error
 
+from chat_server import Reply, answer, error
 from taskfit.errors import SettingsError
 from taskfit.remote import ChatRequest, RemoteEndpoint, RemoteError, RemoteModel, Usage
 
