@@ -1,11 +1,14 @@
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from taskfit.errors import ModelError, SettingsError
 from taskfit.models.load import load_model, resolve_device, resolve_dtype
+from taskfit.plan.model import meta_model
 from taskfit.settings import ModelSettings
 
 
@@ -60,3 +63,31 @@ def test_devices_and_formats_are_chosen_or_refused() -> None:
         resolve_device("mps")
     with pytest.raises(SettingsError, match="PyTorch sees"):
         resolve_device("cuda:99")
+
+
+def test_models_of_two_threads_do_not_mix(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tied = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    begun, make = threading.Event(), LlamaForCausalLM.__init__
+
+    def slow(self, *args, **options) -> None:
+        if threading.current_thread() is loading:
+            begun.set()
+            time.sleep(0.3)  # the other thread would be done by now
+        make(self, *args, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", slow)
+    loading = threading.Thread(target=load_model, args=[ModelSettings(name=str(model_folder))])
+    loading.start()
+    assert begun.wait(30)
+    model = meta_model(tied, torch.float32)
+    loading.join()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

@@ -54,9 +54,12 @@ def server(tmp_path: Path, model_folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch, fewer_resamples: None) -> threading.Event:
+def in_this_process(
+    monkeypatch: pytest.MonkeyPatch, fewer_resamples: None
+) -> Iterator[threading.Event]:
     """Let a comparison run here, where everything is imported; set the event to let it end."""
     may_end = threading.Event()
+    running: list[threading.Thread] = []
 
     def work(project) -> None:
         started = time.time()
@@ -71,13 +74,17 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, fewer_resamples: None) -> t
     def start(project) -> int:
         told = {"phase": "comparing", "started": time.time(), "process": os.getpid()}
         write_json_atomic(project.folder / worker.STATUS, told)
-        threading.Thread(target=work, args=(project,)).start()
+        running.append(threading.Thread(target=work, args=(project,)))
+        running[-1].start()
         return os.getpid()
 
     monkeypatch.setattr(worker, "start", start)
     # Plans themselves are tested in test_tables.py.
     monkeypatch.setattr("taskfit.ui.budgets._plan", lambda _: MethodPlan(40.0, 10**9))
-    return may_end
+    yield may_end
+    may_end.set()
+    for thread in running:  # nothing of it in the next test's process
+        thread.join()
 
 
 def check_access(page) -> None:

@@ -32,6 +32,7 @@ from taskfit.export.merge import Merged, cast_weights
 from taskfit.export.scores import BIAS_TEXTS, NO_BIAS, bias_in_weight, read_linear
 from taskfit.export.source import Source
 from taskfit.methods.tree_method import TreeMethod
+from taskfit.models.build import build
 from taskfit.models.load import DTYPES, LoadedModel
 from taskfit.runs.classifier import Classifier
 from taskfit.tasks import Task
@@ -158,8 +159,8 @@ def save_classification(
         if shift is None:
             weight, checks = bias_in_weight(classifier, weight, bias, texts)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-            config, attn_implementation="eager"
+        model: PreTrainedModel = build(
+            AutoModelForSequenceClassification.from_config, config, attn_implementation="eager"
         )
     body = module.base_model
     setattr(model, model.base_model_prefix, body)
@@ -212,7 +213,7 @@ def plain_probabilities(
         inputs: Of each example what its tokenizer takes: a text, or text and pair.
         dtype: To load in.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    model = build(AutoModelForSequenceClassification.from_pretrained, folder, dtype=dtype)
     return model_probabilities(model.eval(), folder, inputs)
 
 

@@ -21,6 +21,7 @@ from taskfit.export.check import Exported, compare
 from taskfit.export.gguf_tokenizer import read_vocabulary
 from taskfit.export.merge import SMALL_FILES, Merged, write_merged
 from taskfit.export.source import Source, token_log_probs
+from taskfit.models.build import build
 from taskfit.models.gguf_model import gguf_names, heads_of, interleaved
 from taskfit.models.load import LoadedModel
 from taskfit.models.quantize import count_parameters
@@ -240,8 +241,11 @@ def _read_again(path: Path, architecture: str) -> PreTrainedModel:
         ModelError: If it cannot read the file.
     """
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
+        model: PreTrainedModel = build(
+            AutoModelForCausalLM.from_pretrained,
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float32,
         )
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelError(

@@ -24,6 +24,7 @@ from taskfit.export.classification import export_classification, probabilities_o
 from taskfit.export.entry import Entry
 from taskfit.export.merge import Merged
 from taskfit.export.source import Source
+from taskfit.models.build import build
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.quantize import count_parameters
 
@@ -69,7 +70,9 @@ def export_onnx(source: Source, merged: Merged, folder: Path) -> Exported:
     several = source.classifier(merged.model).task.multi_label
     shares = merged.model.tree.shares_prefixes
     done, entry = export_classification(source, merged, folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    model = build(
+        AutoModelForSequenceClassification.from_pretrained, folder, dtype=torch.float32
+    ).eval()
     try:
         with _quiet():
             write_onnx(model, AutoTokenizer.from_pretrained(folder), folder / FILE)

@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from taskfit.errors import ModelError
+from taskfit.models.build import build
 from taskfit.models.packaged import PACKAGED_ENCODERS, is_packaged, locate_model
 from taskfit.models.whole import load_whole
 
@@ -127,7 +128,7 @@ def load_new_head(
         model, _ = load_weights(source, AutoModelForSequenceClassification, config)
         if was_classifier:
             # A head trained for another task would start with its opinions on labels of ours.
-            fresh = AutoModelForSequenceClassification.from_config(config)
+            fresh = build(AutoModelForSequenceClassification.from_config, config)
             with torch.no_grad():
                 for name, parameter in fresh.named_parameters():
                     if not name.startswith(f"{model.base_model_prefix}."):

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from taskfit.errors import ModelError, first_line
+from taskfit.models.build import build
 
 ARCHITECTURE = "llama"
 # Keys of the architecture, and what config.json calls them.
@@ -69,7 +70,7 @@ def convert_gguf(path: Path, target: Path) -> None:
     _check_known(path, said)
     config = _config(path, said, tied=all(t.name != "output.weight" for t in reader.tensors))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = build(AutoModelForCausalLM.from_config, config, dtype=torch.bfloat16)
     _fill(path, model, reader.tensors)
     tokenizer = _tokenizer(path, said)
     transformers_logging.disable_progress_bar()

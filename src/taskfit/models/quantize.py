@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
 from taskfit.errors import ModelError
+from taskfit.models.build import build
 from taskfit.models.lora_targets import READ_DIRECTLY, bypassed_layers
 
 
@@ -54,7 +55,7 @@ def four_bit_config(
     """
     require_bitsandbytes("adapter.weights=qlora")
     with torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(config)
+        shapes = build(AutoModelForCausalLM.from_config, config)
     skipped = sorted(bypassed_layers(shapes) & READ_DIRECTLY)
     if skipped:  # names given replace the rule of transformers, which spares the head
         head = shapes.get_output_embeddings()

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from taskfit.errors import ModelError, first_line
+from taskfit.models.build import build
 from taskfit.models.multimodal import know_multimodal
 from taskfit.models.quantize import four_bit_layers
 
@@ -100,7 +101,8 @@ def load_whole(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model, info = load(
+        model, info = build(
+            load,
             source,
             use_safetensors=True,
             # So that a wrong shape is named below like everything else.

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from taskfit.errors import ModelError
 from taskfit.models.adapters import add_adapter, trainable_parameters
+from taskfit.models.build import build
 from taskfit.models.frozen_depth import decoder_layers, first_trained_layer
 from taskfit.models.multimodal import know_multimodal
 from taskfit.settings import AdapterSettings
@@ -75,7 +76,7 @@ def meta_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
             # A copy, since transformers writes the dtype into the configuration.
             own = copy.deepcopy(config)
             know_multimodal(own)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(own, dtype=dtype)
+            model: PreTrainedModel = build(AutoModelForCausalLM.from_config, own, dtype=dtype)
     except (ValueError, ImportError, AttributeError, TypeError, KeyError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
