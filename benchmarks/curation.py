@@ -7,8 +7,9 @@
     python benchmarks/curation.py --report        # the tables, of what is done
 
 results/experiments/curation.yaml says what is drawn, curated, trained. Every run is judged on the
-same held-out rows: the loss of their answers, row by row, and ROUGE-L of answers of its own. Each
-result is kept as soon as it is there (`--work`), so the command goes on where it was stopped.
+same held-out rows: the loss of their answers, row by row, and ROUGE-L of answers of its own. What
+was measured of a run is kept in results/experiments/curation as soon as it is there, numbers alone,
+so that the command goes on where it was stopped, here or elsewhere; delete what is to run again.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from experiments import HOME, markdown
@@ -31,6 +33,8 @@ from taskfit.stats.bootstrap import percentile_interval, resample
 
 SETTINGS = HOME / "curation.yaml"
 BASE = "base"
+# Each set's folders of `taskfit curate`, one after the other.
+CHAIN = ("filtered", "deduplicated", "longest")
 
 
 def curate(sources: Sequence[Path], out: Path, steps: Sequence[Any], *flags: str) -> list[str]:
@@ -86,6 +90,19 @@ def prepare(given: dict[str, Any], work: Path) -> dict[str, Path]:
     return sets
 
 
+def steps_of(name: str, work: Path) -> list[dict[str, Any]]:
+    """Return what every step of a set's curation left: rows, and tokens."""
+    condition = name.rsplit("-", 1)[0]
+    folders = CHAIN[: CHAIN.index(condition) + 1] if condition in CHAIN else ()
+    cards = [json.loads((work / folder / "card.json").read_text()) for folder in folders]
+    return [
+        {"step": step["name"], "kept": step["kept"], "tokens": step["histogram"]["tokens"]["row"]}
+        for place, card in enumerate(cards)
+        for step in card["steps"]
+        if place == 0 or step["name"] != "read"
+    ]
+
+
 def fit(name: str, file: Path, given: dict[str, Any], work: Path, flags: Sequence[str]) -> Path:
     """Tune on a file, or go on with it; return the run's folder."""
     folder = work / "runs" / name
@@ -136,7 +153,9 @@ def judge(folder: Path | None, held_out: Path, given: dict[str, Any]) -> dict[st
     return {"loss": losses, "tokens": tokens, "rouge_l": scores, "answer_words": words}
 
 
-def run(given: dict[str, Any], work: Path, part: tuple[int, int], flags: Sequence[str]) -> None:
+def run(
+    given: dict[str, Any], work: Path, records: Path, part: tuple[int, int], flags: Sequence[str]
+) -> None:
     """Tune and judge what is not done."""
     sets = prepare(given, work)
     held_out = sets.pop("held_out")
@@ -144,7 +163,7 @@ def run(given: dict[str, Any], work: Path, part: tuple[int, int], flags: Sequenc
     ordered = sorted(sets, key=lambda name: (name.rsplit("-", 1)[1], sets[name].stat().st_size))
     for place, name in enumerate((BASE, *ordered)):
         file = sets.get(name)
-        record = work / "records" / f"{name}.json"
+        record = records / f"{name}.json"
         if place % part[1] != part[0] or record.is_file():
             continue
         folder = None if file is None else fit(name, file, given, work, flags)
@@ -152,63 +171,101 @@ def run(given: dict[str, Any], work: Path, part: tuple[int, int], flags: Sequenc
         if folder is not None and file is not None:
             result = json.loads((folder / "result.json").read_text())
             found["rows"] = len(file.read_text(encoding="utf-8").splitlines())
-            found |= {key: result[key] for key in ("cpu_seconds", "tokens", "machine")}
+            found |= {key: result[key] for key in ("cpu_seconds", "machine")}
+            found["trained_tokens"] = result["tokens"]
+            found["steps"] = steps_of(name, work)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(found))
         print(f"{name}: done", flush=True)
 
 
-def report(work: Path, out: Path) -> None:
-    """Write the tables: each condition, and what it is more or less than another."""
-    records = {p.stem: json.loads(p.read_text()) for p in sorted((work / "records").glob("*.json"))}
+def report(out: Path) -> None:
+    """Write the tables: each condition, what it is more or less than another, and how it came."""
+    records = {p.stem: json.loads(p.read_text()) for p in sorted(out.glob("*.json"))}
     conditions: dict[str, list[dict[str, Any]]] = {}
     for name, record in records.items():
         conditions.setdefault(name.rsplit("-", 1)[0], []).append(record)
-    weights = np.array(next(iter(records.values()))["tokens"], np.float64)
+    # Of several seeds the mean, row by row: intervals are over rows, not over seeds.
     losses = {name: np.mean([r["loss"] for r in own], axis=0) for name, own in conditions.items()}
     rouge = {name: np.mean([r["rouge_l"] for r in own], axis=0) for name, own in conditions.items()}
-    lines, summary = [], {}
-    for name, own in conditions.items():
+    weights = np.array(records[BASE]["tokens"], np.float64)
+    summary: dict[str, dict[str, Any]] = {}
+    for name in sorted(conditions, key=lambda name: -conditions[name][0].get("rows", 0)):
+        own = conditions[name]
         row: dict[str, Any] = {"rows": own[0].get("rows", 0), "seeds": len(own)}
-        row |= _mean_of("loss", losses[name], weights)
-        row |= _mean_of("rouge_l", rouge[name])
-        row["answer_words"] = float(np.mean([r["answer_words"] for r in own]))
-        row["cpu_seconds"] = float(np.mean([r.get("cpu_seconds", 0.0) for r in own]))
-        for other in ("all", "random"):
+        for cost in ("trained_tokens", "cpu_seconds", "answer_words"):
+            row[cost] = float(np.mean([np.mean(r.get(cost, 0)) for r in own]))
+        row["loss"] = _mean_of(losses[name], weights)
+        row["rouge_l"] = _mean_of(rouge[name])
+        for other in (BASE, "all", "random"):
             if other in conditions and other != name:
-                row |= _mean_of(f"loss_less_{other}", losses[name] - losses[other], weights)
-                row |= _mean_of(f"rouge_l_less_{other}", rouge[name] - rouge[other])
+                row[f"loss_less_{other}"] = _mean_of(losses[name] - losses[other], weights)
+                row[f"rouge_l_less_{other}"] = _mean_of(rouge[name] - rouge[other])
+        if len(own) > 1:
+            each = [float((np.array(r["loss"]).sum()) / weights.sum()) for r in own]
+            row["loss_of_seeds"] = each
         summary[name] = row
-        lines.append({"condition": name, **{k: _cell(v) for k, v in row.items()}})
+    steps = max((record.get("steps", []) for record in records.values()), key=len)
     ran_on = [record["machine"] for record in records.values() if "machine" in record]
     machines = {json.dumps(machine, sort_keys=True) for machine in ran_on}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"conditions": summary, "machines": [json.loads(m) for m in sorted(machines)]}
+    whole = {
+        "conditions": summary,
+        "steps": steps,
+        "machines": [*map(json.loads, sorted(machines))],
+    }
     out.with_suffix(".json").write_text(json.dumps({**whole, "reported_on": describe()}, indent=1))
-    import pandas as pd
+    text = "# curation\n\nMade by benchmarks/curation.py.\n"
+    for title, lines in tables(summary, steps).items():
+        text += f"\n## {title}\n\n{markdown(pd.DataFrame(lines).fillna(''))}"
+    out.with_suffix(".md").write_text(text)
+    print(text)
 
-    table = markdown(pd.DataFrame(lines).set_index("condition").T.rename_axis("").reset_index())
-    out.with_suffix(".md").write_text(f"# curation\n\nMade by benchmarks/curation.py.\n\n{table}")
-    print(table)
+
+def tables(
+    summary: dict[str, dict[str, Any]], steps: Sequence[dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each table, by its title."""
+    scores, differences = [], []
+    for name, row in summary.items():
+        counts = {k: f"{row[k]:,.0f}" for k in ("rows", "trained_tokens", "seeds", "cpu_seconds")}
+        scores.append(
+            {
+                "condition": name,
+                **counts,
+                "loss": _cell(row["loss"], ""),
+                "ROUGE-L": _cell(row["rouge_l"], ""),
+                "words an answer": f"{row['answer_words']:.0f}",
+            }
+        )
+        differences += [
+            {
+                "condition": name,
+                "less": other,
+                "loss": _cell(row[f"loss_less_{other}"], "+"),
+                "ROUGE-L": _cell(row[f"rouge_l_less_{other}"], "+"),
+            }
+            for other in (BASE, "all", "random")
+            if f"loss_less_{other}" in row
+        ]
+    left = [{k: f"{v:,}" if isinstance(v, int) else v for k, v in one.items()} for one in steps]
+    return {"scores": scores, "differences": differences, "steps": left}
 
 
-def _mean_of(name: str, values: Any, weights: Any = None) -> dict[str, Any]:  # noqa: ANN401
+def _mean_of(values: FloatArray, weights: FloatArray | None = None) -> tuple[float, float, float]:
     """Return a mean over rows with its 95 % interval; a loss is one of tokens, summed by row."""
     weights = np.ones(len(values)) if weights is None else weights
 
     def mean(rows: IntArray) -> FloatArray:
         return np.asarray(values[rows].sum(axis=-1) / weights[rows].sum(axis=-1))
 
-    interval = percentile_interval(resample(mean, len(values), np.random.default_rng(0)))
-    return {name: float(mean(np.arange(len(values)))), f"{name}_interval": interval}
+    low, high = percentile_interval(resample(mean, len(values), np.random.default_rng(0)))
+    return float(mean(np.arange(len(values)))), float(low), float(high)
 
 
-def _cell(value: Any) -> str:  # noqa: ANN401 - a number or an interval
-    if isinstance(value, tuple):
-        return f"{value[0]:+.3f} to {value[1]:+.3f}"
-    if isinstance(value, float) and value == value:
-        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
-    return "" if isinstance(value, float) else f"{value:,}"
+def _cell(found: tuple[float, float, float], sign: str) -> str:
+    """Return a mean and its interval as text; `sign` is + where 0 is no difference."""
+    value, low, high = (f"{number:{sign}.3f}" for number in found)
+    return f"{value} ({low} to {high})"
 
 
 def main() -> None:
@@ -221,10 +278,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="further settings of the runs")
     parser.add_argument("--prepare", action="store_true", help="curate, and train nothing")
     parser.add_argument("--report", action="store_true")
-    parser.add_argument("--out", type=Path, default=HOME / "curation")
+    parser.add_argument("--out", type=Path, default=HOME / "curation", help="records and tables")
     own = parser.parse_args()
     if own.report:
-        report(own.work, own.out)
+        report(own.out)
         return
     given = yaml.safe_load(own.config.read_text(encoding="utf-8"))
     flags = [x for key in own.set for x in ("--set", key)]
@@ -235,7 +292,7 @@ def main() -> None:
         prepare(given, own.work)
         return
     first, of = map(int, own.part.split("/"))
-    run(given, own.work, (first - 1, of), flags)
+    run(given, own.work, own.out, (first - 1, of), flags)
 
 
 if __name__ == "__main__":
