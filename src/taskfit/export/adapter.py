@@ -16,13 +16,14 @@ from taskfit.export.check import Exported, FloatArray, compare
 from taskfit.export.classification import class_settings, model_probabilities, padded, score_notes
 from taskfit.export.entry import find_entry
 from taskfit.export.scores import BIAS_TEXTS, bias_in_weight, read_linear
-from taskfit.export.source import Source, free_memory, widen
+from taskfit.export.source import Source, widen
 from taskfit.files import write_json_atomic
 from taskfit.methods.tree_method import TreeMethod
 from taskfit.models.adapters import ADAPTER_WEIGHTS, load_adapter
 from taskfit.models.load import DTYPES
 from taskfit.models.whole import load_whole
 from taskfit.runs.saved import ADAPTER
+from taskfit.training.memory import free_memory
 
 CONFIG = "adapter_config.json"
 SCORE = "base_model.model.score.weight"

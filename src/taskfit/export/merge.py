@@ -10,12 +10,13 @@ from safetensors.numpy import load_file, save_file
 from taskfit.errors import CheckpointError
 from taskfit.export.check import Check, Exported, FloatArray, compare
 from taskfit.export.decision import Decision, decision_probabilities, try_decision
-from taskfit.export.source import Source, free_memory, widen
+from taskfit.export.source import Source, widen
 from taskfit.methods.head import BIAS, WEIGHT
 from taskfit.models.load import DTYPES, LoadedModel, load_model
 from taskfit.models.quantize import count_parameters
 from taskfit.runs.classifier import ARRAYS
 from taskfit.runs.saved import MODEL
+from taskfit.training.memory import free_memory
 
 HEAD_FILE = "head.safetensors"
 # Tokenizer, configuration and the like (bytes).

@@ -3,7 +3,6 @@
 Legend: N texts, L labels, Y predicted tokens.
 """
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,13 +213,6 @@ def widen(model: LoadedModel) -> bool:
     for parameter in module.parameters():
         parameter.data = parameter.data.float()
     return True
-
-
-def free_memory() -> None:
-    """Give back the memory of a model that nobody holds any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _next_token_log_probs(source: Source, model: LoadedModel) -> FloatArray:
