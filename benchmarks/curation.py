@@ -4,6 +4,7 @@
     python benchmarks/curation.py                 # everything that is not done yet
     python benchmarks/curation.py --prepare       # the data, before parts run side by side
     python benchmarks/curation.py --part 1/2      # every second run, one of two at a time
+    python benchmarks/curation.py --only all-0    # one of them
     python benchmarks/curation.py --report        # the tables, of what is done
 
 results/experiments/curation.yaml says what is drawn, curated, trained. Every run is judged on the
@@ -135,12 +136,10 @@ def judge(folder: Path | None, held_out: Path, given: dict[str, Any]) -> dict[st
     else:
         tuned = TunedModel.load(folder, device="auto")
     rows = list(read_instructions(str(held_out)).rows)
-    losses, tokens = [], []
-    for row in rows:
-        (text,), _ = tuned.encode([row])
-        assert isinstance(text, EncodedText), "held-out rows are no pairs"
-        losses.append(float(-tuned.log_probs([text])[0]))
-        tokens.append(int(text.num_learned))
+    # A row with a question of over 512 tokens has no answer left to judge.
+    texts = [text for text in tuned.encode(rows)[0] if isinstance(text, EncodedText)]
+    losses = [float(-log_prob) for log_prob in tuned.log_probs(texts)]
+    tokens = [int(text.num_learned) for text in texts]
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     asked = rows[: given["answered"]]
     decoding = Decoding(max_new_tokens=given["max_new_tokens"])
@@ -154,15 +153,21 @@ def judge(folder: Path | None, held_out: Path, given: dict[str, Any]) -> dict[st
 
 
 def run(
-    given: dict[str, Any], work: Path, records: Path, part: tuple[int, int], flags: Sequence[str]
+    given: dict[str, Any],
+    work: Path,
+    records: Path,
+    *,
+    only: Sequence[str] | None,
+    part: tuple[int, int],
+    flags: Sequence[str],
 ) -> None:
     """Tune and judge what is not done."""
     sets = prepare(given, work)
     held_out = sets.pop("held_out")
     # One seed of everything before the second, and small sets first: a report is useful early.
     ordered = sorted(sets, key=lambda name: (name.rsplit("-", 1)[1], sets[name].stat().st_size))
-    for place, name in enumerate((BASE, *ordered)):
-        file = sets.get(name)
+    for place, name in enumerate(only or (BASE, *ordered)):
+        file = None if name == BASE else sets[name]
         record = records / f"{name}.json"
         if place % part[1] != part[0] or record.is_file():
             continue
@@ -274,6 +279,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=SETTINGS)
     parser.add_argument("--work", type=Path, default=Path("runs/experiments/curation"))
     parser.add_argument("--part", default="1/1", help="such as 1/2")
+    parser.add_argument("--only", nargs="+", help="these runs, in this order: base longest-0")
     parser.add_argument("--model", help="another model than the packaged one")
     parser.add_argument("--set", action="append", default=[], help="further settings of the runs")
     parser.add_argument("--prepare", action="store_true", help="curate, and train nothing")
@@ -292,7 +298,8 @@ def main() -> None:
         prepare(given, own.work)
         return
     first, of = map(int, own.part.split("/"))
-    run(given, own.work, own.out, (first - 1, of), flags)
+    part = (first - 1, of)
+    run(given, own.work, own.out, only=own.only, part=part, flags=flags)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from taskfit.search.records import given_settings_file
 from taskfit.search.search_and_fit import search_and_fit
 from taskfit.settings import RunSettings
 from taskfit.settings_file import dump_settings, load_run_settings
+from taskfit.training.memory import free_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Runner:
             return Ended(target.name, str(error) or type(error).__name__, trace)
 
     def _fit(self, name: str, settings: RunSettings, target: Path) -> None:
+        free_memory()  # of the run before, whose model may refer to itself
         resume = (target / SETTINGS_FILE).is_file()
         if resume:
             # `is_finished` compared what counts; the rest, such as the device, may have changed.

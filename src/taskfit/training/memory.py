@@ -23,8 +23,8 @@ class MemoryAccount:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Start counting from what is in use now, and nothing that earlier work has left."""
-        free_memory()
+        """Start counting from what is in use now, not from what earlier work has freed."""
+        _trim()
         self.device = device
         self.by_stage: dict[str, int] = {}
         self._baseline = self.current()
@@ -80,12 +80,20 @@ class MemoryAccount:
 def free_memory() -> None:
     """Give memory that nobody holds any more back to the device and the system.
 
-    The C library keeps what is freed between blocks still in use: the next run would find it there
-    and seem to need nothing, and a process of many runs would grow. Only glibc can be told.
+    What refers to itself, as a model may, is looked for, which takes some tenths of a second.
     """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    _trim()
+
+
+def _trim() -> None:
+    """Give the system what was freed between blocks still in use.
+
+    The C library keeps it: the next run would find it there and seem to need nothing, and a process
+    of many runs would grow. Only glibc can be told.
+    """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
