@@ -177,7 +177,7 @@ def run(
             result = json.loads((folder / "result.json").read_text())
             found["rows"] = len(file.read_text(encoding="utf-8").splitlines())
             found |= {key: result[key] for key in ("cpu_seconds", "machine")}
-            found["trained_tokens"] = result["tokens"]
+            found["trained_tokens"] = result["tokens"]["unique"]
             found["steps"] = steps_of(name, work)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(found))
@@ -202,8 +202,8 @@ def report(out: Path) -> None:
             row[cost] = float(np.mean([np.mean(r.get(cost, 0)) for r in own]))
         row["loss"] = _mean_of(losses[name], weights)
         row["rouge_l"] = _mean_of(rouge[name])
-        for other in (BASE, "all", "random"):
-            if other in conditions and other != name:
+        for other in compared_to(name):
+            if other in conditions:
                 row[f"loss_less_{other}"] = _mean_of(losses[name] - losses[other], weights)
                 row[f"rouge_l_less_{other}"] = _mean_of(rouge[name] - rouge[other])
         if len(own) > 1:
@@ -224,6 +224,12 @@ def report(out: Path) -> None:
         text += f"\n## {title}\n\n{markdown(pd.DataFrame(lines).fillna(''))}"
     out.with_suffix(".md").write_text(text)
     print(text)
+
+
+def compared_to(name: str) -> tuple[str, ...]:
+    """Return the conditions that one is compared to: those that are less done."""
+    plain = (BASE, "all", "random")
+    return plain[: plain.index(name)] if name in plain else plain
 
 
 def tables(
@@ -249,7 +255,7 @@ def tables(
                 "loss": _cell(row[f"loss_less_{other}"], "+"),
                 "ROUGE-L": _cell(row[f"rouge_l_less_{other}"], "+"),
             }
-            for other in (BASE, "all", "random")
+            for other in compared_to(name)
             if f"loss_less_{other}" in row
         ]
     left = [{k: f"{v:,}" if isinstance(v, int) else v for k, v in one.items()} for one in steps]
