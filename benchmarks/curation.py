@@ -206,6 +206,7 @@ def report(out: Path) -> None:
             if other in conditions:
                 row[f"loss_less_{other}"] = _mean_of(losses[name] - losses[other], weights)
                 row[f"rouge_l_less_{other}"] = _mean_of(rouge[name] - rouge[other])
+                row[f"by_length_less_{other}"] = by_length(losses[name] - losses[other], weights)
         if len(own) > 1:
             each = [float((np.array(r["loss"]).sum()) / weights.sum()) for r in own]
             row["loss_of_seeds"] = each
@@ -232,11 +233,24 @@ def compared_to(name: str) -> tuple[str, ...]:
     return plain[: plain.index(name)] if name in plain else plain
 
 
+def by_length(losses: FloatArray, weights: FloatArray) -> dict[str, tuple[float, float, float]]:
+    """Return the loss a token over thirds of the rows by their answers' tokens.
+
+    A loss a token over all rows is mostly that of the long ones; in `each row` they count alike.
+    """
+    found = {"each row": _mean_of(losses / weights)}
+    order = np.argsort(weights, kind="stable")
+    for part in np.array_split(order, 3):
+        title = f"{weights[part].min():.0f} to {weights[part].max():.0f} tokens"
+        found[title] = _mean_of(losses[part], weights[part])
+    return found
+
+
 def tables(
     summary: dict[str, dict[str, Any]], steps: Sequence[dict[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each table, by its title."""
-    scores, differences = [], []
+    scores, differences, lengths = [], [], []
     for name, row in summary.items():
         counts = {k: f"{row[k]:,.0f}" for k in ("rows", "trained_tokens", "seeds", "cpu_seconds")}
         scores.append(
@@ -258,8 +272,22 @@ def tables(
             for other in compared_to(name)
             if f"loss_less_{other}" in row
         ]
+        lengths += [
+            {
+                "condition": name,
+                "less": other,
+                **{k: _cell(v, "+") for k, v in row[f"by_length_less_{other}"].items()},
+            }
+            for other in compared_to(name)
+            if f"loss_less_{other}" in row
+        ]
     left = [{k: f"{v:,}" if isinstance(v, int) else v for k, v in one.items()} for one in steps]
-    return {"scores": scores, "differences": differences, "steps": left}
+    return {
+        "scores": scores,
+        "differences": differences,
+        "by length of answer": lengths,
+        "steps": left,
+    }
 
 
 def _mean_of(values: FloatArray, weights: FloatArray | None = None) -> tuple[float, float, float]:
