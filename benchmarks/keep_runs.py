@@ -3,13 +3,15 @@
     python benchmarks/keep_runs.py pack runs/experiments/nli results/experiments/nli-runs.tar.xz
     python benchmarks/keep_runs.py unpack results/experiments/nli-runs.tar.xz runs/experiments/nli
 
-Settings, records, histories and slices are kept as they are; of predictions the ids, the answers
-and the probabilities, these in four digits. What is unpacked can be reported (`taskfit report`),
-and `taskfit compare` goes on from it: finished runs count as finished. It cannot predict.
+Settings, records, histories and slices are kept as they are; of a classifier its task alone; of
+predictions the ids, the answers and the probabilities, these in four digits. What is unpacked can
+be reported (`taskfit report`), and `taskfit compare` goes on from it: finished runs count as
+finished. It cannot predict.
 """
 
 import argparse
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -18,8 +20,8 @@ import pandas as pd
 # Of a run's folder, what report and comparison read.
 KEPT = {".json", ".jsonl", ".yaml", ".csv"}
 WEIGHTS = ("model", "adapter")
-# Holds the demonstrations, which are texts.
-TEXTS = "classifier.json"
+# Holds the demonstrations, which are texts, beside the task, which reports read.
+CLASSIFIER = "classifier.json"
 DIGITS = 4
 
 
@@ -32,7 +34,10 @@ def pack(folder: Path, file: Path) -> int:
             for path in sorted(run.rglob("*")):
                 name = str(path.relative_to(folder))
                 inner = {*path.relative_to(run).parts}
-                if path.suffix in KEPT and not inner & {*WEIGHTS, TEXTS}:
+                if path.name == CLASSIFIER:
+                    task = json.loads(path.read_text(encoding="utf-8"))["task"]
+                    _add(tar, name, json.dumps({"task": task}, ensure_ascii=False).encode())
+                elif path.suffix in KEPT and inner.isdisjoint(WEIGHTS):
                     _add(tar, name, path.read_bytes())
                 elif path.suffix == ".parquet":
                     _add(tar, f"{name.removesuffix('.parquet')}.csv", _answers(path))

@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from html_reader import Page
+from taskfit.errors import CheckpointError
 from taskfit.files import append_jsonl
 from taskfit.report.finished_run import FinishedRun, Predictions
 from taskfit.report.html_page import Picture
@@ -236,6 +237,12 @@ def test_long_texts_are_shortened() -> None:
         (found,) = hardest(predictions_of(wrong, [0], ["a", "b"], "é" * length))
         assert len(found["text"]) == SHOWN_CHARACTERS
         assert found["text"].endswith("…") == (length > SHOWN_CHARACTERS)
+
+
+def test_a_run_without_its_classifier_is_named(tmp_path: Path) -> None:
+    run = FinishedRun(tmp_path, run_result(new=evaluation(2)))
+    with pytest.raises(CheckpointError, match=r"a result but no classifier\.json.*run it again"):
+        _ = run.task
 
 
 def test_all_text_columns_are_shown(tmp_path: Path) -> None:

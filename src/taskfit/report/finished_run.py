@@ -92,9 +92,19 @@ class FinishedRun:
 
     @cached_property
     def task(self) -> dict[str, Any]:
-        """Return its task, or its questions, as the classifier's file holds it."""
+        """Return its task, or its questions, as the classifier's file holds it.
+
+        Raises:
+            CheckpointError: If the file is not there.
+        """
         file, key = (QUESTIONS_FILE, "questions") if self.asks_several else (FILE, "task")
-        saved = json.loads((self.folder / file).read_text(encoding="utf-8"))
+        path = self.folder / file
+        if not path.is_file():
+            raise CheckpointError(
+                f"{self.folder} has a result but no {file}: part of the run is missing. Bring the "
+                "file back, or delete the folder and run it again."
+            )
+        saved = json.loads(path.read_text(encoding="utf-8"))
         found: dict[str, Any] = saved[key]
         return found
 
