@@ -28,7 +28,7 @@ import pandas as pd
 import yaml
 
 from experiments import HOME, markdown
-from machine import describe
+from machine import describe, distinct
 from taskfit.stats.arrays import FloatArray, IntArray
 from taskfit.stats.bootstrap import percentile_interval, resample
 
@@ -121,8 +121,7 @@ def fit(name: str, file: Path, given: dict[str, Any], work: Path, flags: Sequenc
 
 def judge(folder: Path | None, held_out: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Measure a run, or the model as it comes, on the held-out rows, row by row."""
-    from rouge_score.rouge_scorer import RougeScorer
-
+    from taskfit.compare.judge import judge_answers
     from taskfit.data.instructions import read_instructions
     from taskfit.models.load import load_model
     from taskfit.runs.tuning.model import Decoding, TunedModel
@@ -140,12 +139,11 @@ def judge(folder: Path | None, held_out: Path, given: dict[str, Any]) -> dict[st
     texts = [text for text in tuned.encode(rows)[0] if isinstance(text, EncodedText)]
     losses = [float(-log_prob) for log_prob in tuned.log_probs(texts)]
     tokens = [int(text.num_learned) for text in texts]
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
     asked = rows[: given["answered"]]
     decoding = Decoding(max_new_tokens=given["max_new_tokens"])
     answers = tuned.answer([prompt_of(row) for row in asked], decoding)
     scores = [
-        scorer.score(reference_of(row), answer)["rougeL"].fmeasure
+        judge_answers([answer], [reference_of(row)])["rouge_l"]
         for row, answer in zip(asked, answers, strict=True)
     ]
     words = [len(answer.split()) for answer in answers]
@@ -187,6 +185,8 @@ def run(
 def report(out: Path) -> None:
     """Write the tables: each condition, what it is more or less than another, and how it came."""
     records = {p.stem: json.loads(p.read_text()) for p in sorted(out.glob("*.json"))}
+    if BASE not in records:
+        sys.exit(f"{out} has no {BASE}.json, which all is compared to: run --only {BASE} first.")
     conditions: dict[str, list[dict[str, Any]]] = {}
     for name, record in records.items():
         conditions.setdefault(name.rsplit("-", 1)[0], []).append(record)
@@ -202,24 +202,21 @@ def report(out: Path) -> None:
             row[cost] = float(np.mean([np.mean(r.get(cost, 0)) for r in own]))
         row["loss"] = _mean_of(losses[name], weights)
         row["rouge_l"] = _mean_of(rouge[name])
-        for other in compared_to(name):
-            if other in conditions:
-                row[f"loss_less_{other}"] = _mean_of(losses[name] - losses[other], weights)
-                row[f"rouge_l_less_{other}"] = _mean_of(rouge[name] - rouge[other])
-                row[f"by_length_less_{other}"] = by_length(losses[name] - losses[other], weights)
-        if len(own) > 1:
-            each = [float((np.array(r["loss"]).sum()) / weights.sum()) for r in own]
-            row["loss_of_seeds"] = each
+        row["loss_of_seeds"] = [sum(record["loss"]) / weights.sum() for record in own]
+        row["less"] = {
+            other: {
+                "loss": _mean_of(losses[name] - losses[other], weights),
+                "rouge_l": _mean_of(rouge[name] - rouge[other]),
+                "loss_by_length": by_length(losses[name] - losses[other], weights),
+            }
+            for other in compared_to(name)
+            if other in conditions
+        }
         summary[name] = row
     steps = max((record.get("steps", []) for record in records.values()), key=len)
-    ran_on = [record["machine"] for record in records.values() if "machine" in record]
-    machines = {json.dumps(machine, sort_keys=True) for machine in ran_on}
-    whole = {
-        "conditions": summary,
-        "steps": steps,
-        "machines": [*map(json.loads, sorted(machines))],
-    }
-    out.with_suffix(".json").write_text(json.dumps({**whole, "reported_on": describe()}, indent=1))
+    machines = distinct(record["machine"] for record in records.values() if "machine" in record)
+    whole = {"conditions": summary, "steps": steps, "machines": machines, "reported_on": describe()}
+    out.with_suffix(".json").write_text(json.dumps(whole, indent=1))
     text = "# curation\n\nMade by benchmarks/curation.py.\n"
     for title, lines in tables(summary, steps).items():
         text += f"\n## {title}\n\n{markdown(pd.DataFrame(lines).fillna(''))}"
@@ -262,25 +259,11 @@ def tables(
                 "words an answer": f"{row['answer_words']:.0f}",
             }
         )
-        differences += [
-            {
-                "condition": name,
-                "less": other,
-                "loss": _cell(row[f"loss_less_{other}"], "+"),
-                "ROUGE-L": _cell(row[f"rouge_l_less_{other}"], "+"),
-            }
-            for other in compared_to(name)
-            if f"loss_less_{other}" in row
-        ]
-        lengths += [
-            {
-                "condition": name,
-                "less": other,
-                **{k: _cell(v, "+") for k, v in row[f"by_length_less_{other}"].items()},
-            }
-            for other in compared_to(name)
-            if f"loss_less_{other}" in row
-        ]
+        for other, less in row["less"].items():
+            pair = {"condition": name, "less": other}
+            loss, rouge = _cell(less["loss"], "+"), _cell(less["rouge_l"], "+")
+            differences.append({**pair, "loss": loss, "ROUGE-L": rouge})
+            lengths.append(pair | {k: _cell(v, "+") for k, v in less["loss_by_length"].items()})
     left = [{k: f"{v:,}" if isinstance(v, int) else v for k, v in one.items()} for one in steps]
     return {
         "scores": scores,
@@ -324,6 +307,9 @@ def main() -> None:
         report(own.out)
         return
     given = yaml.safe_load(own.config.read_text(encoding="utf-8"))
+    runs = {BASE, *(f"{name}-{seed}" for name, n in given["seeds"].items() for seed in range(n))}
+    if unknown := {*(own.only or ())} - runs:
+        parser.error(f"--only {' '.join(sorted(unknown))}: there are {', '.join(sorted(runs))}")
     flags = [x for key in own.set for x in ("--set", key)]
     if own.model:
         flags += ["--model", own.model]

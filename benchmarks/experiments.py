@@ -19,7 +19,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from machine import distinct
 from taskfit.report.evidence import Evidence, read_evidence
+from taskfit.report.run_summary import class_rows
 from taskfit.report.tables import run_table, score_table
 from taskfit.runs.slices import read_slices
 from taskfit.stats.arrays import FloatArray, IntArray
@@ -249,6 +251,20 @@ def slices(evidence: Evidence) -> pd.DataFrame:
     return wide.map("{:.2f}".format).reset_index()
 
 
+def found_of(label: str, evidence: Evidence) -> pd.DataFrame:
+    """Return the share of a label's texts that every run gave it to, on each set."""
+    rows = []
+    for variant in evidence.variants:
+        for run in variant.runs:
+            cells = {}
+            for name, evaluation in run.result.evaluations.items():
+                own = next(row for row in class_rows(evaluation) if row.name == label)
+                cells[f"{name}, of {own.num_gold}"] = f"{own.recall:.1%}"
+            size = f"{run.size:,}"
+            rows.append({"method": variant.name, "labels": size, "draw": run.seed, **cells})
+    return pd.DataFrame(rows)
+
+
 def perfect_scores(evidence: Evidence) -> dict[str, Any]:
     """Tell what all right of 100 test texts says, and how sets of 100 scatter here."""
     exact = stats.binomtest(PUBLISHED_TEST, PUBLISHED_TEST).proportion_ci(method="exact")
@@ -298,10 +314,10 @@ def write(name: str, evidence: Evidence, out: Path) -> None:
         parts["slices"] = slices(evidence)
     elif name == "sentiment3":
         record["perfect"] = perfect_scores(evidence)
+        parts["neutral texts found"] = found_of("neutral", evidence)
         parts["sets of 100"] = pd.DataFrame(record["perfect"]["sets"])
     record["runs"] = json.loads(record["runs"].to_json(orient="records", double_precision=6))
-    machines = {json.dumps(r.result.machine, sort_keys=True) for r in evidence.runs}
-    record["machines"] = [json.loads(one) for one in sorted(machines)]
+    record["machines"] = distinct(run.result.machine for run in evidence.runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     text = "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in parts.items())

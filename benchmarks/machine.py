@@ -1,7 +1,9 @@
 """What a benchmark ran on: processor, GPU, versions, and the rate that matrix products reach."""
 
+import json
 import subprocess
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,6 +23,11 @@ def matmul_rate(
             torch.nn.functional.linear(a, b)
         best = min(best, (time.perf_counter() - started) / 10)
     return 2 * rows * width * inner / best / 1e12
+
+
+def distinct(machines: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Return every machine of some records once."""
+    return [json.loads(one) for one in sorted({json.dumps(m, sort_keys=True) for m in machines})]
 
 
 def describe_gpu() -> dict[str, Any]:

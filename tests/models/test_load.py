@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from taskfit.errors import ModelError, SettingsError
 from taskfit.models.load import load_model, resolve_device, resolve_dtype
 from taskfit.plan.model import meta_model
+from taskfit.plan.shapes import known_config
 from taskfit.settings import ModelSettings
 
 
@@ -68,14 +69,7 @@ def test_devices_and_formats_are_chosen_or_refused() -> None:
 def test_models_of_two_threads_do_not_mix(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tied = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-    )
+    tied = known_config("smollm2-135m")
     begun, make = threading.Event(), LlamaForCausalLM.__init__
 
     def slow(self, *args, **options) -> None:
