@@ -22,6 +22,8 @@ KEPT = {".json", ".jsonl", ".yaml", ".csv"}
 WEIGHTS = ("model", "adapter")
 # Holds the demonstrations, which are texts, beside the task, which reports read.
 CLASSIFIER = "classifier.json"
+# Tells the order of the runs, which tables keep.
+GRID = "grid.json"
 DIGITS = 4
 
 
@@ -30,6 +32,8 @@ def pack(folder: Path, file: Path) -> int:
     runs = sorted(path.parent for path in (folder / "runs").glob("*/result.json"))
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w:xz") as tar:
+        if (folder / GRID).is_file():
+            _add(tar, GRID, (folder / GRID).read_bytes())
         for run in runs:
             for path in sorted(run.rglob("*")):
                 name = str(path.relative_to(folder))
@@ -66,7 +70,8 @@ def unpack(file: Path, folder: Path) -> int:
             # Such as runs/NAME/result.json: never outside of the folder.
             if content is None or ".." in target.parts or Path(member.name).is_absolute():
                 raise ValueError(f"{file} holds {member.name}, which is no file of a run")
-            found.add(Path(member.name).parts[1])
+            if member.name != GRID:
+                found.add(Path(member.name).parts[1])
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.parent.name == "predictions":
                 table = pd.read_csv(
