@@ -275,6 +275,35 @@ def test_running_out_of_memory_halves_the_budget_and_changes_nothing_else(
     assert len(calm.weights()) == len(tight.weights())
 
 
+def test_before_training_the_longest_step_that_it_reaches_is_tried(
+    byte_level_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the longest texts of all, where `max_steps` ends training before they come."""
+    tried: list[list[int]] = []
+    for steps in (1, 2, 3):
+        settings = {"epochs": 1, "max_steps": steps, "token_budget": 4096}
+        rig = Rig(fresh(byte_level_tokenizer), tmp_path / f"{steps}", **settings)
+        for place, item in enumerate(rig.items):
+            longer = np.concatenate([item.prompt_ids, item.prompt_ids[-1:].repeat(place)])
+            rig.items[place] = dataclasses.replace(item, prompt_ids=longer)
+        calls: list[list[EncodedExample]] = []
+        original = rig.objective.loss_sum
+
+        def counted(
+            items: Sequence[EncodedExample], calls: Any = calls, original: Any = original
+        ) -> torch.Tensor:
+            calls.append(list(items))
+            return original(items)
+
+        monkeypatch.setattr(rig.objective, "loss_sum", counted)
+        train(rig.job())
+        assert len(calls) == 1 + steps + 1  # the last looks whether the weights are finite
+        trained = sorted((i.num_tokens for call in calls[1:-1] for i in call), reverse=True)
+        tried.append(sorted((item.num_tokens for item in calls[0]), reverse=True))
+        assert tried[-1] == trained[:3]
+    assert tried[0] != tried[2]
+
+
 def test_a_step_that_starts_over_has_given_back_what_its_backward_pass_kept(
     byte_level_tokenizer: Any,
     tmp_path: Path,

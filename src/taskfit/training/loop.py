@@ -316,12 +316,14 @@ def batch_indices(num_items: int, step: int, job: TrainingJob) -> list[int]:
     size = known(job.settings.batch_size)
     per_epoch = math.ceil(num_items / size)
     epoch, index = divmod(step, per_epoch)
+    return [int(i) for i in _order(num_items, epoch, job)[index * size : (index + 1) * size]]
+
+
+def _order(num_items: int, epoch: int, job: TrainingJob) -> NDArray[np.int64]:
     generator = np.random.default_rng([job.seed, epoch])
     if job.sampling is None:
-        order = generator.permutation(num_items)
-    else:
-        order = generator.choice(num_items, num_items, p=job.sampling)
-    return [int(i) for i in order[index * size : (index + 1) * size]]
+        return generator.permutation(num_items)
+    return generator.choice(num_items, num_items, p=job.sampling)
 
 
 def padded_tokens(batch: Sequence[Item]) -> int:
@@ -332,7 +334,11 @@ def padded_tokens(batch: Sequence[Item]) -> int:
 def _dry_run(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
     """Run the longest step without an update, so that what will fail fails now."""
     started = time.perf_counter()
-    longest = sorted(job.items, key=lambda item: -item.num_tokens)[: known(job.settings.batch_size)]
+    size, total_steps = known(job.settings.batch_size), count_steps(len(job.items), job.settings)
+    reached = job.items
+    if total_steps * size < len(job.items):  # the longest of all may never come
+        reached = [job.items[i] for i in _order(len(job.items), 0, job)[: total_steps * size]]
+    longest = sorted(reached, key=lambda item: -item.num_tokens)[:size]
     job.model.train()
     loss = accumulate_gradient(job, longest, optimizer, state)
     optimizer.clear()
@@ -344,7 +350,7 @@ def _dry_run(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState)
         {
             "kind": "start",
             "step": 0,
-            "total_steps": count_steps(len(job.items), job.settings),
+            "total_steps": total_steps,
             "num_train": len(job.items),
             "num_trainable": sum(p.numel() for p in job.parameters.values()),
             "num_parameters": count_parameters(job.model),
