@@ -21,6 +21,7 @@ from scipy import stats
 
 from machine import distinct
 from taskfit.report.evidence import Evidence, read_evidence
+from taskfit.report.finished_run import FinishedRun
 from taskfit.report.run_summary import class_rows
 from taskfit.report.tables import run_table, score_table
 from taskfit.runs.slices import read_slices
@@ -72,7 +73,10 @@ def scores_wide(evidence: Evidence) -> pd.DataFrame:
 
 
 def memory_by_stage(evidence: Evidence) -> pd.DataFrame:
-    """Return what each stage of a trained run added to its memory, and its peak, in MB; means."""
+    """Return what each stage added to memory, and the peak, in MB, of the run that took most.
+
+    A method's runs differ by what freed memory they found in their process.
+    """
     rows = [
         {
             "method": variant.name,
@@ -84,7 +88,8 @@ def memory_by_stage(evidence: Evidence) -> pd.DataFrame:
         if "training" in run.result.memory_by_stage
     ]
     table = pd.DataFrame(rows, columns=["method", *STAGES, "peak"])
-    return table.groupby("method", sort=False).mean().map("{:,.0f}".format).reset_index()
+    most = table.loc[table.groupby("method", sort=False)["peak"].idxmax()].set_index("method")
+    return most.map("{:,.0f}".format).reset_index()
 
 
 def wordings(evidence: Evidence) -> dict[str, Any]:
@@ -317,12 +322,18 @@ def write(name: str, evidence: Evidence, out: Path) -> None:
         parts["neutral texts found"] = found_of("neutral", evidence)
         parts["sets of 100"] = pd.DataFrame(record["perfect"]["sets"])
     record["runs"] = json.loads(record["runs"].to_json(orient="records", double_precision=6))
-    record["machines"] = distinct(run.result.machine for run in evidence.runs)
+    record["machines"] = distinct(map(_machine, evidence.runs))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     text = "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in parts.items())
     out.with_suffix(".md").write_text(f"# {name}\n\nMade by benchmarks/experiments.py.\n\n{text}")
     print(text)
+
+
+def _machine(run: FinishedRun) -> dict[str, str]:
+    """Return what a run was computed on; the number format of older ones from their classifier."""
+    saved = json.loads((run.folder / "classifier.json").read_text(encoding="utf-8"))
+    return run.result.machine | ({"dtype": saved["dtype"]} if saved.get("dtype") else {})
 
 
 def _wording_table(found: dict[str, Any]) -> pd.DataFrame:

@@ -3,10 +3,10 @@
     python benchmarks/keep_runs.py pack runs/experiments/nli results/experiments/nli-runs.tar.xz
     python benchmarks/keep_runs.py unpack results/experiments/nli-runs.tar.xz runs/experiments/nli
 
-Settings, records, histories and slices are kept as they are; of a classifier its task alone; of
-predictions the ids, the answers and the probabilities, these in four digits. What is unpacked can
-be reported (`taskfit report`), and `taskfit compare` goes on from it: finished runs count as
-finished. It cannot predict.
+Settings, records, histories and slices are kept as they are; of a classifier its task and number
+format; of predictions the ids, the answers and the probabilities, these in four digits. What is
+unpacked can be reported (`taskfit report`), and `taskfit compare` goes on from it: finished runs
+count as finished. It cannot predict.
 """
 
 import argparse
@@ -39,8 +39,9 @@ def pack(folder: Path, file: Path) -> int:
                 name = str(path.relative_to(folder))
                 inner = {*path.relative_to(run).parts}
                 if path.name == CLASSIFIER:
-                    task = json.loads(path.read_text(encoding="utf-8"))["task"]
-                    _add(tar, name, json.dumps({"task": task}, ensure_ascii=False).encode())
+                    whole = json.loads(path.read_text(encoding="utf-8"))
+                    kept = {key: whole.get(key) for key in ("task", "dtype")}
+                    _add(tar, name, json.dumps(kept, ensure_ascii=False).encode())
                 elif path.suffix in KEPT and inner.isdisjoint(WEIGHTS):
                     _add(tar, name, path.read_bytes())
                 elif path.suffix == ".parquet":

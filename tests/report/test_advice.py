@@ -20,6 +20,7 @@ from taskfit.report.evidence import Evidence, read_evidence
 from taskfit.report.finished_run import FinishedRun
 from taskfit.report.sentences import FIRST
 from taskfit.report.variants import Contender, MethodVariant
+from taskfit.runs.records import describe_machine
 from taskfit.settings_file import dump_settings, settings_from_dict
 from taskfit.stats import (
     bootstrap,
@@ -53,6 +54,7 @@ class Planted:
     unanswered: int = 0
     model: str = "tiny"
     curve: tuple[float, float, float] | None = None  # skill is 1 - a - b n^-c instead
+    machine: tuple[tuple[str, str], ...] = ()  # other than this one
 
 
 def plant(
@@ -146,6 +148,7 @@ def _write_run(
         cpu_seconds=method.seconds * cpu_share,
         peak_memory_bytes=method.memory,
         latency_seconds=method.latency,
+        machine=describe_machine() | dict(method.machine),
     )
     result.save(path)
     data = {"num_train": size} if size else {}
@@ -445,6 +448,17 @@ def test_what_cannot_be_known_is_said_only_where_it_applies(tmp_path: Path) -> N
     text = advise(plant(tmp_path / "b", [*many, other], sets=("here", "there")), limits=NONE).text
     for sentence in ("draws, which", "one draw", "Only one language", "of one kind", "shared"):
         assert sentence not in text
+
+
+def test_runs_of_several_machines_and_number_formats_are_told(tmp_path: Path) -> None:
+    wide, narrow = (("dtype", "float32"),), (("dtype", "bfloat16"), ("processor", "another"))
+    one, two = (dataclasses.replace(PROBE, machine=wide), dataclasses.replace(HEAD, machine=narrow))
+    alike = advise(plant(tmp_path / "a", [MAJORITY, one]), limits=NONE)
+    assert "computed in" not in alike.text
+    assert "several machines" not in alike.text
+    text = advise(plant(tmp_path / "b", [MAJORITY, one, two]), limits=NONE).text
+    assert "computed in bfloat16 and float32" in text
+    assert re.search(r"several machines \(.*another.*\), so their times", text)
 
 
 def test_half_a_grid_says_what_is_missing(tmp_path: Path) -> None:

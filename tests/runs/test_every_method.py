@@ -134,6 +134,9 @@ def test_a_method_comes_back_from_disk_and_scores_texts_alone_as_together(
     settings_of: Any, tmp_path: Path, name: str
 ) -> None:
     run = fit(settings_of(name, "training.epochs=2"), tmp_path / "run")
+    computes = {"device": "cpu", "dtype": "float32"}
+    reads_model = run.fitted.method.settings.reads_model
+    assert (computes.items() <= run.result.machine.items()) == reads_model
     texts = [Example(e.id, e.texts) for e in OTHERS]
     together = run.fitted.probabilities(texts)
     alone = np.concatenate([run.fitted.probabilities([text]) for text in texts])

@@ -59,6 +59,13 @@ class LoadedModel:
         padded = None if refusal is None else padded_note(refusal)
         return [note for note in (self.note, padded) if note is not None]
 
+    @property
+    def computes(self) -> dict[str, str]:
+        """Return on what it computes and in which numbers, such as `cpu` and `bfloat16`."""
+        device, dtype = self.tree.model.device, self.tree.model.dtype
+        place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {"device": place, "dtype": str(dtype).removeprefix("torch.")}
+
 
 def under_torchrun() -> bool:
     """Return whether this is one of several processes of a run, as `torchrun` starts them."""

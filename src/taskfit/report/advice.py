@@ -311,6 +311,8 @@ def _unknown_facts(
         "without_shared_draw": sorted({c.name for c in judged} - compared),
         "language_models": sorted({c.language_model for c in contenders if c.language_model}),
         "waiting": _waiting(evidence),
+        "processors": _machines(evidence, "processor"),
+        "number_formats": _machines(evidence, "dtype"),
         "always_wrong": _always_wrong(aligned),
         "one_domain": len(evidence.evaluations) == 1,
         "num_unanswered": evaluation.num_unanswered,
@@ -327,6 +329,11 @@ def _waiting(evidence: Evidence) -> dict[str, Any]:
     ]
     waiting = sum(ratio > SHARED_MACHINE for ratio in ratios)
     return {"num_runs": len(ratios), "num_waiting": waiting, "most": max(ratios, default=None)}
+
+
+def _machines(evidence: Evidence, what: str) -> list[str]:
+    """Return what the machines of all runs are called, or the number formats they computed in."""
+    return sorted({run.result.machine[what] for run in evidence.runs if what in run.result.machine})
 
 
 def _always_wrong(aligned: AlignedPredictions) -> dict[str, Any] | None:

@@ -265,6 +265,13 @@ Not run at {{ count(u.largest_size, "label") }} and judged at fewer: {{ joined(s
 took more than that, up to {{ "%.1f"|format(u.waiting.most) }} times: the machine was shared, and
 times are rough.
 {% endif %}
+{% if u.processors|length > 1 %}
+Runs are of several machines ({{ joined(u.processors) }}), so their times are not comparable.
+{% endif %}
+{% if u.number_formats|length > 1 %}
+Some runs were computed in {{ joined(u.number_formats) }}, as `model.dtype=auto` takes what a
+machine computes in; small differences between them may come of that.
+{% endif %}
 {% if u.always_wrong and u.always_wrong.num_examples %}
 {% set wrong, one = u.always_wrong, u.always_wrong.num_examples == 1 %}
 {{ count(wrong.num_examples, "text") }} {{ "is" if one else "are" }} answered wrongly by all

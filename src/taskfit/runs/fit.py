@@ -20,7 +20,7 @@ from taskfit.runs.file_names import START
 from taskfit.runs.kind import Measured, RunKind
 from taskfit.runs.labels import LabelRun
 from taskfit.runs.origin import take_origin
-from taskfit.runs.records import RunResult, read_search
+from taskfit.runs.records import RunResult, describe_machine, read_search
 from taskfit.runs.run_folder import check_fingerprint, open_folder, run_lock
 from taskfit.runs.seen import write_seen
 from taskfit.runs.settle import settle
@@ -193,6 +193,7 @@ def _result(
         cached_seconds=run.cached_seconds,
         evaluation_seconds=measured.seconds,
         latency_seconds=latency,
+        machine=describe_machine() | ({} if run.model is None else run.model.computes),
         details={**measured.details, **({} if origin is None else {START: dict(origin.record)})},
         search_seconds=searched.get("seconds", 0.0),
         search=searched,

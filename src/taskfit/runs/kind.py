@@ -141,6 +141,11 @@ class RunKind(ABC, Generic[F]):
 
     @property
     @abstractmethod
+    def model(self) -> LoadedModel | None:
+        """Return the language model, or None where the method reads none."""
+
+    @property
+    @abstractmethod
     def model_name(self) -> str:
         """Return the model as the user named it."""
 

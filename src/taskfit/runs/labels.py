@@ -156,9 +156,8 @@ class LabelRun(RunKind[Classifier]):
                 return
             if self.origin is not None and self.origin.weights is not None:
                 self.screen.note("cross-validation fits start from the base model")
-            model = self.method.context.model
             self._crossed = cross_validate(
-                self.settings, self.data, self.folder, model=model, screen=self.screen
+                self.settings, self.data, self.folder, model=self.model, screen=self.screen
             )
 
     def train(self, trackers: Trackers) -> tuple[TrainingState, int]:
@@ -228,6 +227,11 @@ class LabelRun(RunKind[Classifier]):
     def method(self) -> Method:
         """Return the method."""
         return self.fitted.method
+
+    @property
+    def model(self) -> LoadedModel | None:
+        """Return the language model, or None where the method reads none."""
+        return self.method.context.model
 
     @property
     def model_name(self) -> str:

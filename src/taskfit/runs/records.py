@@ -62,7 +62,8 @@ class RunResult:
         latency_seconds: Median seconds to predict one text by itself; None if it was not measured.
         details: What else the method records, such as answers that named no label.
         versions: Versions of the libraries that decide results.
-        machine: Processor, cores and device.
+        machine: Processor and cores; where a language model is read, its device and number format,
+            which `model.dtype=auto` takes by what the device computes in.
         created: When, UTC.
         search_seconds: Of `duration_seconds`, in the search for settings before the run.
         search: What that search found and cost (see `SearchRecord`); empty without one.

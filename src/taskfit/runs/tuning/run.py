@@ -140,9 +140,14 @@ class TuningRun(RunKind[TunedModel]):
         return self._adapted
 
     @property
+    def model(self) -> LoadedModel:
+        """Return the language model."""
+        return self.fitted.model
+
+    @property
     def model_name(self) -> str:
         """Return the model as the user named it."""
-        return self.fitted.model.name
+        return self.model.name
 
     @property
     def task_name(self) -> str:
