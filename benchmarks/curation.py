@@ -225,9 +225,11 @@ def report(out: Path) -> None:
 
 
 def compared_to(name: str) -> tuple[str, ...]:
-    """Return the conditions that one is compared to: those that are less done."""
+    """Return the conditions that one is compared to: those that are less done, its last step."""
     plain = (BASE, "all", "random")
-    return plain[: plain.index(name)] if name in plain else plain
+    if name in plain:
+        return plain[: plain.index(name)]
+    return (*plain, *CHAIN[: CHAIN.index(name)][-1:])
 
 
 def by_length(losses: FloatArray, weights: FloatArray) -> dict[str, tuple[float, float, float]]:
@@ -255,6 +257,7 @@ def tables(
                 "condition": name,
                 **counts,
                 "loss": _cell(row["loss"], ""),
+                "by seed": ", ".join(f"{loss:.3f}" for loss in row["loss_of_seeds"]),
                 "ROUGE-L": _cell(row["rouge_l"], ""),
                 "words an answer": f"{row['answer_words']:.0f}",
             }

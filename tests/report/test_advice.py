@@ -20,8 +20,8 @@ from taskfit.report.evidence import Evidence, read_evidence
 from taskfit.report.finished_run import FinishedRun
 from taskfit.report.sentences import FIRST
 from taskfit.report.variants import Contender, MethodVariant
-from taskfit.runs.records import describe_machine
-from taskfit.settings_file import dump_settings, settings_from_dict
+from taskfit.runs.records import RunResult, describe_machine
+from taskfit.settings_file import dump_settings, load_run_settings, settings_from_dict
 from taskfit.stats import (
     bootstrap,
     evaluate_multi_label,
@@ -459,6 +459,26 @@ def test_runs_of_several_machines_and_number_formats_are_told(tmp_path: Path) ->
     text = advise(plant(tmp_path / "b", [MAJORITY, one, two]), limits=NONE).text
     assert "computed in bfloat16 and float32" in text
     assert re.search(r"several machines \(.*another.*\), so their times", text)
+
+
+def test_runs_on_all_of_a_table_have_one_number_of_labels(tmp_path: Path) -> None:
+    """Whether or not they hold out texts to validate on, which differ a little by draw."""
+    plant(tmp_path, [MAJORITY, dataclasses.replace(PROBE, draws=(0, 1, 2))])
+    folders = sorted(path.parent for path in tmp_path.glob("runs/*/result.json"))
+    for place, folder in enumerate(folders):
+        settings = load_run_settings(folder / "settings.yaml")
+        data = settings.data.model_copy(update={"num_train": None})
+        dump_settings(settings.model_copy(update={"data": data}), folder / "settings.yaml")
+        dataclasses.replace(RunResult.load(folder), num_train=90 + place).save(folder)
+    evidence = read_evidence(tmp_path)
+    assert evidence.sizes == [93]
+    by_name = {contender.name: contender for contender in evidence.contenders(93, "here")}
+    assert {name: len(one.runs) for name, one in by_name.items()} == {"majority": 1, "probe": 3}
+    # Another table is none of these.
+    settings = load_run_settings(folders[3] / "settings.yaml")
+    data = settings.data.model_copy(update={"train": "other.csv"})
+    dump_settings(settings.model_copy(update={"data": data}), folders[3] / "settings.yaml")
+    assert read_evidence(tmp_path).sizes == [92, 93]
 
 
 def test_half_a_grid_says_what_is_missing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ at any time, without any model. Methods that see no labels (zero-shot) count as 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,20 @@ def read_evidence(folder: Path) -> Evidence:
         if (not listed or path.parent.name in listed) and not (path.parent / RESULT_FILE).is_file()
     }
     # What the grid does not list comes last, by name.
-    runs = sorted(finished, key=lambda r: (order.get(r.folder.name, len(order)), r.folder.name))
+    finished.sort(key=lambda r: (order.get(r.folder.name, len(order)), r.folder.name))
+    runs = _sized_alike(finished)
     task = runs[0].task
     return Evidence(folder, runs, failures, task["metric"], task["multi_label"])
+
+
+def _sized_alike(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Give runs that use all labels of one table the same number: the most that one used.
+
+    Draws differ by a few texts, as copies of held-out texts are left out, and methods by whether
+    they hold out texts to validate on; those labels had to be there as well.
+    """
+    most: dict[tuple[str, ...], int] = {}
+    for run in runs:
+        if run.table is not None:
+            most[run.table] = max(run.size, most.get(run.table, 0))
+    return [run if run.table is None else replace(run, whole=most[run.table]) for run in runs]

@@ -69,10 +69,12 @@ class FinishedRun:
     Attributes:
         folder: Its folder.
         result: Its record.
+        whole: Labels that its table brings, where it uses all of them; None: what it says it used.
     """
 
     folder: Path
     result: RunResult
+    whole: int | None = None
 
     @cached_property
     def settings(self) -> RunSettings:
@@ -133,8 +135,19 @@ class FinishedRun:
         learns = METHODS[method.name].learns or method.takes_prior
         if not (learns or shown or used):
             return 0
+        if allowed is not None:
+            return allowed
         # Without a limit it is the whole set: what was trained on, and what stands in the prompt.
-        return self.result.num_train + used if allowed is None else allowed
+        return self.result.num_train + used if self.whole is None else self.whole
+
+    @cached_property
+    def table(self) -> tuple[str, ...] | None:
+        """Return what tells the table that all labels are used of; None: not all, or none are."""
+        data = self.settings.data
+        if data.num_train is not None or not self.result.num_train:
+            return None
+        own = (data.train, data.label, data.shots_per_class, data.test_fraction)
+        return tuple(map(str, (self.settings.task.name, *own)))
 
     def history(self) -> list[dict[str, Any]]:
         """Return the records of its training; empty without training."""
