@@ -40,7 +40,8 @@ def pack(folder: Path, file: Path) -> int:
                 inner = {*path.relative_to(run).parts}
                 if path.name == CLASSIFIER:
                     whole = json.loads(path.read_text(encoding="utf-8"))
-                    kept = {key: whole.get(key) for key in ("task", "dtype")}
+                    # What was packed by an earlier version and unpacked has no number format.
+                    kept = {"task": whole["task"], "dtype": whole.get("dtype")}
                     _add(tar, name, json.dumps(kept, ensure_ascii=False).encode())
                 elif path.suffix in KEPT and inner.isdisjoint(WEIGHTS):
                     _add(tar, name, path.read_bytes())

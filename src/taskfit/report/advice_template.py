@@ -269,8 +269,8 @@ times are rough.
 Runs are of several machines ({{ joined(u.processors) }}), so their times are not comparable.
 {% endif %}
 {% if u.number_formats|length > 1 %}
-Some runs were computed in {{ joined(u.number_formats) }}, as `model.dtype=auto` takes what a
-machine computes in; small differences between them may come of that.
+Runs were computed in {{ joined(u.number_formats) }} (`model.dtype`; auto takes what a machine
+computes in); small differences between them may come of that.
 {% endif %}
 {% if u.always_wrong and u.always_wrong.num_examples %}
 {% set wrong, one = u.always_wrong, u.always_wrong.num_examples == 1 %}
