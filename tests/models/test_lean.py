@@ -9,7 +9,13 @@ from torch import nn
 
 import tiny
 from taskfit.models.adapters import adapters_off, add_adapter, trainable_parameters
-from taskfit.models.lean import LeanDecoder, LowerStates, _Layer, shared_weights
+from taskfit.models.lean import (
+    LeanDecoder,
+    LowerStates,
+    _Layer,
+    apart_from_stock,
+    shared_weights,
+)
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings
 from taskfit.tree import TokenTree
@@ -140,6 +146,20 @@ def test_what_it_cannot_do_is_noticed_and_left_to_the_stock_pass(
     model.prepare_scoring()
     assert torch.equal(states(model, sequences()), stock)
     assert reason in str(model.lean.refusal)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_of_some_tokens_may_be_anything_but_not_those_of_a_branch(
+    dtype: torch.dtype,
+) -> None:
+    # With an adapter trained at a high rate, the stock decoder in bfloat16 was wrong by its whole
+    # size in one token of the small tree, and the lean pass, right to a fiftieth, was refused.
+    stock = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+    for wrong, is_apart in ((0, False), (2, False), (3, True), (9, True)):
+        states = stock.clone()
+        states[:wrong] *= -1
+        assert (apart_from_stock(states, stock, dtype) is not None) == is_apart
+    assert apart_from_stock(torch.full_like(stock, torch.nan), stock, dtype) is not None
 
 
 def test_an_adapter_that_is_off_does_not_count() -> None:

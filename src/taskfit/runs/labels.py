@@ -205,6 +205,7 @@ class LabelRun(RunKind[Classifier]):
             found = measure_cross_validation(run, self._crossed)
         else:
             found = evaluate_sets(run, baselines_of(run) if baselines else {})
+        self._tell_stock_pass()
         beside = held_against(run, found)
         details = {**_method_report(self.method), **self._details, **beside, **_option_order(run)}
         if found.coverage:
@@ -222,6 +223,12 @@ class LabelRun(RunKind[Classifier]):
             for metric in ("accuracy", "mcc", "macro_f1", "log_loss", "ece")
         }
         return Measured(found.evaluations, metrics, found.seconds, details)
+
+    def _tell_stock_pass(self) -> None:
+        """Say it where texts were read more slowly than models on a CPU mostly are, and why."""
+        why = None if self.model is None else self.model.tree.lean.refusal
+        if why is not None:
+            self.screen.note(f"texts are read by transformers' own layers, more slowly: {why}")
 
     @property
     def method(self) -> Method:

@@ -109,6 +109,7 @@ def train_items(
     settings = run.settings
     shards = settings.training.sharding == "full" and num_processes() > 1
     parameters = method.make_trainable()
+    _tell_stock_pass(run, method.tree)
     layers = compile_key(settings, method.tree)
     use_compile = not shards and _compiles(run, method, len(items), layers)
     if use_compile:
@@ -168,6 +169,13 @@ def train_items(
         with folder_atomic(target) as scratch:
             method.save_weights(scratch)
     return state, sum(p.numel() for p in parameters.values())
+
+
+def _tell_stock_pass(run: AnyRun, tree: CausalModel | None) -> None:
+    """Say it where adapters train more slowly than they mostly do on a CPU, and why."""
+    why = None if tree is None or run.settings.adapter.weights == "full" else tree.lean.refusal
+    if why is not None:
+        run.screen.note(f"training runs in transformers' own layers, more slowly: {why}")
 
 
 def _compiles(run: AnyRun, method: Trainable, num_items: int, layers: str | None) -> bool:
