@@ -235,6 +235,15 @@ def test_a_single_cost_is_drawn_too(drawn: list[Axes], value: float) -> None:
     assert len(drawn[0].get_xticks())
 
 
+def test_costs_within_one_decade_stand_on_round_numbers_too(drawn: list[Axes]) -> None:
+    table = costs()
+    table["training_seconds"] = np.linspace(46.3, 244, len(table))
+    plot_cost(
+        table, Path("x"), cost="training_seconds", evaluation="new", styles=STYLES, metric="MCC"
+    )
+    assert [t.get_text() for t in drawn[0].get_xticklabels()] == ["50", "100", "200"]
+
+
 def test_losses_start_at_zero_and_every_run_is_a_line(drawn: list[Axes]) -> None:
     rows = [
         {"system": name, "size": 16, "draw": draw, "step": step, "loss": 1 / step}

@@ -289,8 +289,12 @@ def _place(axes: Axes, values: FloatArray) -> FloatArray:
     axes.set_xlim((nothing if some_free else low) / reach**0.06, high * reach**0.06)
     first = nothing * reach**0.07 if some_free else axes.get_xlim()[0]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    ticks = [10.0**k for k in decades if first <= 10.0**k <= axes.get_xlim()[1]]
-    if len(ticks) < 2:
+    for steps in ((1,), (1, 2, 5)):
+        ticks = [step * 10.0**k for k in decades for step in steps]
+        ticks = [tick for tick in ticks if first <= tick <= axes.get_xlim()[1]]
+        if len(ticks) >= 2:
+            break
+    else:
         ticks = [low, high] if high > low else [low]
     labels = [f"{tick:,.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks]
     if some_free:
