@@ -39,6 +39,8 @@ NUM_RESAMPLES = 4000
 STAGES = ("model", "forward", "adapter", "training")
 # Slices of HANS that are shown; the reader of slices joins columns so.
 BY = "heuristic x gold"
+# From this share of one label on, a run counts as one that gives a single answer.
+SINGLE = 0.95
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -237,6 +239,35 @@ def against(evidence: Evidence, reference: str) -> list[dict[str, Any]]:
     return rows
 
 
+def by_draw(evidence: Evidence) -> pd.DataFrame:
+    """Return the worst and best draw of every method and size, and how many give one answer.
+
+    The first row is who gives one answer to all: to each label, the least and the most frequent.
+    """
+    rows = []
+    cells = {}
+    for name in evidence.evaluations:
+        shares = np.bincount(evidence.answers[name].gold) / len(evidence.answers[name].gold)
+        cells[name] = f"{shares.min():.3f} or {shares.max():.3f}"
+        cells[f"{name}, draws with one answer"] = ""
+    rows.append({"method": "one answer to all", "labels": "0", **cells})
+    for variant in evidence.variants:
+        for size in variant.sizes:
+            cells = {}
+            for name in evidence.evaluations:
+                contender = variant.at(size, name)
+                if contender is None:
+                    continue
+                own = evidence.answers[name].of(list(contender.runs.values()))
+                scores = own.correct.mean(axis=1)
+                most = [np.bincount(answers).max() / len(answers) for answers in own.predicted]
+                single = sum(share >= SINGLE for share in most)
+                cells[name] = f"{scores.min():.3f} to {scores.max():.3f}"
+                cells[f"{name}, draws with one answer"] = f"{single} of {len(most)}"
+            rows.append({"method": variant.name, "labels": f"{size:,}", **cells})
+    return pd.DataFrame(rows)
+
+
 def slices(evidence: Evidence) -> pd.DataFrame:
     """Return the accuracy by slice, mean over draws, of every method at its most labels."""
     rows = []
@@ -316,6 +347,7 @@ def write(name: str, evidence: Evidence, out: Path) -> None:
     elif name == "nli":
         rows = against(evidence, "in context")
         record["against"], parts["against in-context learning"] = rows, _against_table(rows)
+        parts["draws"] = by_draw(evidence)
         parts["slices"] = slices(evidence)
     elif name == "sentiment3":
         record["perfect"] = perfect_scores(evidence)
