@@ -149,13 +149,14 @@ def test_what_it_cannot_do_is_noticed_and_left_to_the_stock_pass(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_states_of_some_tokens_may_be_anything_but_not_those_of_a_branch(
+def test_in_16_bits_states_of_some_tokens_may_be_anything_but_not_those_of_a_branch(
     dtype: torch.dtype,
 ) -> None:
     # With an adapter trained at a high rate, the stock decoder in bfloat16 was wrong by its whole
     # size in one token of the small tree, and the lean pass, right to a fiftieth, was refused.
     stock = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
-    for wrong, is_apart in ((0, False), (2, False), (3, True), (9, True)):
+    few = dtype == torch.float32  # where every token counts
+    for wrong, is_apart in ((0, False), (2, few), (3, True), (9, True)):
         states = stock.clone()
         states[:wrong] *= -1
         assert (apart_from_stock(states, stock, dtype) is not None) == is_apart

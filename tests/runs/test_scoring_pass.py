@@ -9,30 +9,35 @@ import tiny
 from taskfit.data import Example
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.fit import fit
+from taskfit.settings import RunSettings
 from tiny_screens import NotingScreen
 from tiny_settings import settings_for
+
+
+def run_settings(folder: Path, model: Path, method: str, *more: str) -> RunSettings:
+    """Settings over tables that are written into the folder, one of them to measure on."""
+    tiny.write_csv(folder / "train.csv", tiny.toy_examples(16))
+    tiny.write_csv(folder / "own.csv", tiny.toy_examples(8, offset=100))
+    return settings_for(
+        [
+            f"data.train={folder / 'train.csv'}",
+            f"data.tests.own={folder / 'own.csv'}",
+            f"model.name={model}",
+            f"method.name={method}",
+            "training.epochs=1",
+            "training.tensorboard=false",
+            *more,
+        ]
+    )
 
 
 @pytest.mark.parametrize("method", ["in_context", "label_words"])
 def test_a_fitted_run_and_the_loaded_one_score_with_the_lean_pass_and_say_the_same(
     model_folder: Path, tmp_path: Path, method: str
 ) -> None:
-    examples = tiny.toy_examples(16)
-    tiny.write_csv(tmp_path / "train.csv", examples)
-    tiny.write_csv(tmp_path / "own.csv", tiny.toy_examples(8, offset=100))
-    settings = settings_for(
-        [
-            f"data.train={tmp_path / 'train.csv'}",
-            f"data.tests.own={tmp_path / 'own.csv'}",
-            f"model.name={model_folder}",
-            "model.dtype=bfloat16",
-            f"method.name={method}",
-            "training.epochs=1",
-            "training.tensorboard=false",
-        ]
-    )
+    settings = run_settings(tmp_path, model_folder, method, "model.dtype=bfloat16")
     fitted = fit(settings, tmp_path / "run", baselines=False).fitted
-    texts = [Example(str(i), one.texts) for i, one in enumerate(examples)]
+    texts = [Example(str(i), one.texts) for i, one in enumerate(tiny.toy_examples(16))]
     loaded = Classifier.load(tmp_path / "run", device="cpu")
     found = [one.probabilities(texts) for one in (fitted, loaded)]
     for classifier in (fitted, loaded):
@@ -48,18 +53,7 @@ def test_a_fitted_run_and_the_loaded_one_score_with_the_lean_pass_and_say_the_sa
 def test_a_run_says_that_transformers_own_layers_train_and_read(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, knows: bool
 ) -> None:
-    tiny.write_csv(tmp_path / "train.csv", tiny.toy_examples(8))
-    tiny.write_csv(tmp_path / "own.csv", tiny.toy_examples(4, offset=100))
-    settings = settings_for(
-        [
-            f"data.train={tmp_path / 'train.csv'}",
-            f"data.tests.own={tmp_path / 'own.csv'}",
-            f"model.name={model_folder}",
-            "method.name=label_words",
-            "training.epochs=1",
-            "training.tensorboard=false",
-        ]
-    )
+    settings = run_settings(tmp_path, model_folder, "label_words")
     if not knows:
         monkeypatch.setattr("taskfit.models.lean.free_bytes", lambda: 1000)
     screen = NotingScreen()

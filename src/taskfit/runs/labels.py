@@ -49,7 +49,7 @@ from taskfit.runs.thresholds import (
     goal_of,
     threshold_sentence,
 )
-from taskfit.runs.train_method import train_method
+from taskfit.runs.train_method import tell_stock_pass, train_method
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.tasks.control_tokens import ControlTokens, control_note
@@ -205,7 +205,7 @@ class LabelRun(RunKind[Classifier]):
             found = measure_cross_validation(run, self._crossed)
         else:
             found = evaluate_sets(run, baselines_of(run) if baselines else {})
-        self._tell_stock_pass()
+        tell_stock_pass(run, self.model.tree if self.model else None, "texts are read by")
         beside = held_against(run, found)
         details = {**_method_report(self.method), **self._details, **beside, **_option_order(run)}
         if found.coverage:
@@ -223,12 +223,6 @@ class LabelRun(RunKind[Classifier]):
             for metric in ("accuracy", "mcc", "macro_f1", "log_loss", "ece")
         }
         return Measured(found.evaluations, metrics, found.seconds, details)
-
-    def _tell_stock_pass(self) -> None:
-        """Say it where texts were read more slowly than models on a CPU mostly are, and why."""
-        why = None if self.model is None else self.model.tree.lean.refusal
-        if why is not None:
-            self.screen.note(f"texts are read by transformers' own layers, more slowly: {why}")
 
     @property
     def method(self) -> Method:

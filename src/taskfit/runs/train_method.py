@@ -109,7 +109,7 @@ def train_items(
     settings = run.settings
     shards = settings.training.sharding == "full" and num_processes() > 1
     parameters = method.make_trainable()
-    _tell_stock_pass(run, method.tree)
+    _tell_stock_training(run, method.tree)
     layers = compile_key(settings, method.tree)
     use_compile = not shards and _compiles(run, method, len(items), layers)
     if use_compile:
@@ -171,11 +171,16 @@ def train_items(
     return state, sum(p.numel() for p in parameters.values())
 
 
-def _tell_stock_pass(run: AnyRun, tree: CausalModel | None) -> None:
-    """Say it where adapters train more slowly than they mostly do on a CPU, and why."""
-    why = None if tree is None or run.settings.adapter.weights == "full" else tree.lean.refusal
-    if why is not None:
-        run.screen.note(f"training runs in transformers' own layers, more slowly: {why}")
+def tell_stock_pass(run: AnyRun, tree: CausalModel | None, what: str) -> None:
+    """Say it where something is slower than it mostly is on a CPU, and why."""
+    if tree is not None and tree.lean.refusal is not None:
+        why = tree.lean.refusal
+        run.screen.note(f"{what} transformers' own layers, more slowly: {why}")
+
+
+def _tell_stock_training(run: AnyRun, tree: CausalModel | None) -> None:
+    if run.settings.adapter.weights != "full":  # which always train so
+        tell_stock_pass(run, tree, "training runs in")
 
 
 def _compiles(run: AnyRun, method: Trainable, num_items: int, layers: str | None) -> bool:
