@@ -95,7 +95,12 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     given = parser.parse_args()
-    count = (pack if given.what == "pack" else unpack)(given.source, given.target)
+    if given.what == "pack" and not any(given.source.glob("runs/*/result.json")):
+        raise SystemExit(f"{given.source} holds no finished run of a comparison.")
+    try:
+        count = (pack if given.what == "pack" else unpack)(given.source, given.target)
+    except (tarfile.ReadError, FileNotFoundError) as error:
+        raise SystemExit(f"{given.source} is no file of packed runs: {error}") from error
     print(f"{count} runs: {given.target}")
 
 

@@ -9,19 +9,22 @@ import tiny
 from taskfit.data import Example
 from taskfit.runs.classifier import Classifier
 from taskfit.runs.fit import fit
+from taskfit.runs.predict import predict_file
 from taskfit.settings import RunSettings
 from tiny_screens import NotingScreen
 from tiny_settings import settings_for
 
 
-def run_settings(folder: Path, model: Path, method: str, *more: str) -> RunSettings:
-    """Settings over tables that are written into the folder, one of them to measure on."""
+def run_settings(
+    folder: Path, model: Path, method: str, *more: str, tested: bool = True
+) -> RunSettings:
+    """Settings over tables that are written into the folder, one of them to measure on if asked."""
     tiny.write_csv(folder / "train.csv", tiny.toy_examples(16))
     tiny.write_csv(folder / "own.csv", tiny.toy_examples(8, offset=100))
     return settings_for(
         [
             f"data.train={folder / 'train.csv'}",
-            f"data.tests.own={folder / 'own.csv'}",
+            *([f"data.tests.own={folder / 'own.csv'}"] if tested else ()),
             f"model.name={model}",
             f"method.name={method}",
             "training.epochs=1",
@@ -58,6 +61,29 @@ def test_a_run_says_that_transformers_own_layers_train_and_read(
         monkeypatch.setattr("taskfit.models.lean.free_bytes", lambda: 1000)
     screen = NotingScreen()
     fit(settings, tmp_path / "run", baselines=False, screen=screen)
-    told = [note for note in screen.notes if "transformers' own layers" in note]
-    assert len(told) == (0 if knows else 2), screen.notes
-    assert all("GB free" in note for note in told)
+    assert len(told(screen)) == (0 if knows else 2), screen.notes
+
+    screen = NotingScreen()
+    source = str(tmp_path / "own.csv")
+    predict_file(tmp_path / "run", source, tmp_path / "p.csv", encoding="utf-8", screen=screen)
+    assert len(told(screen)) == (0 if knows else 1), screen.notes
+
+
+def test_a_cross_validated_run_reads_its_folds_with_the_lean_pass_or_says_why_not(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = run_settings(tmp_path, model_folder, "label_words", tested=False)
+    for knows in (True, False):
+        screen = NotingScreen()
+        fit(settings, tmp_path / f"run-{knows}", baselines=False, screen=screen)
+        assert any("cross-validation" in note for note in screen.notes)
+        read = [note for note in told(screen) if note.startswith("texts are read")]
+        assert len(read) == (0 if knows else 1), screen.notes
+        monkeypatch.setattr("taskfit.models.lean.free_bytes", lambda: 1000)
+
+
+def told(screen: NotingScreen) -> list[str]:
+    """Return what was said of transformers' own layers."""
+    found = [note for note in screen.notes if "transformers' own layers" in note]
+    assert all("GB free" in note for note in found)
+    return found

@@ -11,6 +11,7 @@ import pytest
 
 import tiny
 from taskfit.cli.given import GivenTexts
+from taskfit.models.lean import LeanPass
 from taskfit.models.whole import NotFiniteError
 from taskfit.runs.predict import predict_windows
 from taskfit.screen import SilentScreen
@@ -192,6 +193,22 @@ def test_over_all_orders_it_is_all_the_same_how_options_are_listed(model_folder:
     assert given[0] != pytest.approx(turned[0], abs=1e-3)
     # Levels stay in a row, so there are two orders of them, however many are asked for.
     assert asked(2, 0)[1] == pytest.approx(asked(6, 0)[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_an_engine_is_warm_when_loaded_and_says_what_reads(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, *, knows: bool
+) -> None:
+    if not knows:
+        monkeypatch.setattr("taskfit.models.lean.free_bytes", lambda: 1000)
+    made = []
+    make = LeanPass._make
+    monkeypatch.setattr(LeanPass, "_make", lambda *a, **k: (made.append(1), make(*a, **k))[1])
+    engine = load_engine({}, base=str(model_folder), device="cpu")
+    assert len(engine.notes) == (0 if knows else 1)
+    assert all("GB free" in note for note in engine.notes)
+    answers(engine, StateRequest(str(model_folder), "It pours.", {"rain": RAIN}))
+    assert len(made) == 1  # before the first request
 
 
 def test_what_clients_write_makes_no_control_tokens(engine: RunsEngine, model_folder: Path) -> None:

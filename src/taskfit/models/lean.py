@@ -116,6 +116,18 @@ class LeanPass:
         self._fold = None
         forget_weights(self._model)
 
+    def stock_note(self, what: str = "texts are read by") -> str | None:
+        """Return what people should know where something is slower than it mostly is on a CPU.
+
+        Known once something has run.
+
+        Args:
+            what: What the stock decoder does.
+        """
+        if self.refusal is None:
+            return None
+        return f"{what} transformers' own layers, more slowly: {self.refusal}"
+
     def decoder(self, check: Callable[[], Tensor]) -> "LeanDecoder | None":
         """Return what scores now; None: the stock decoder.
 

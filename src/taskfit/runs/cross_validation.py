@@ -131,6 +131,8 @@ def cross_validate(
             fitted = _without(settings, data, folds, fold)
             texts = [e for e, own in zip(data.train, folds.of, strict=True) if own == fold]
             found = _fit_fold(settings, fitted, texts, folder, shared)
+            if fold == 0 and (note := shared.reading_note) is not None:
+                screen.note(note)
             if folds.baselines:
                 for name, predict in fit_baselines(settings, data.asked, fitted.train).items():
                     found[name] = predict(texts)
@@ -180,6 +182,8 @@ def _fit_fold(
             )
             run.folder.mkdir(parents=True, exist_ok=True)
             train_method(run, method, trackers=Trackers({}), save=False)
+            if method.tree is not None:
+                method.tree.prepare_scoring()
         classifier.blend = make_blend(method, probes, ())
         parts = classifier.parts(texts)
         names = (TUNED, *(classifier.blend.names if classifier.blend is not None else ()))

@@ -49,7 +49,7 @@ from taskfit.runs.thresholds import (
     goal_of,
     threshold_sentence,
 )
-from taskfit.runs.train_method import tell_stock_pass, train_method
+from taskfit.runs.train_method import train_method
 from taskfit.screen import Screen
 from taskfit.settings import RunSettings
 from taskfit.tasks.control_tokens import ControlTokens, control_note
@@ -205,7 +205,8 @@ class LabelRun(RunKind[Classifier]):
             found = measure_cross_validation(run, self._crossed)
         else:
             found = evaluate_sets(run, baselines_of(run) if baselines else {})
-        tell_stock_pass(run, self.model.tree if self.model else None, "texts are read by")
+        if self.model is not None and (note := self.model.tree.lean.stock_note()) is not None:
+            self.screen.note(note)
         beside = held_against(run, found)
         details = {**_method_report(self.method), **self._details, **beside, **_option_order(run)}
         if found.coverage:

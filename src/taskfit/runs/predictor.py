@@ -91,7 +91,7 @@ class Predictor:
     ) -> None:
         """Load the run of a folder; see `Asking`.
 
-        A screen is told what people should know of its model.
+        A screen is told what people should know of its model, and once of what reads the texts.
 
         Raises:
             TaskfitError: If the run does not allow it.
@@ -103,6 +103,7 @@ class Predictor:
             )
         found = load_classifier(folder, device=device, allow_other_base=allow_other_base)
         model = found.method.context.model
+        self._screen = screen
         if screen is not None and model is not None:
             for note in model.notes:
                 screen.note(note)
@@ -146,6 +147,7 @@ class Predictor:
         with noting_shortened() as shortened:
             found = self._scored(rows.texts, errors, counted)
         counted.rest()
+        self._tell_stock_pass()
         sets = {
             name: prediction_sets(found[:, self.questions[name].columns], limit)
             for name, limit in self.limits.items()
@@ -160,6 +162,15 @@ class Predictor:
             errors=errors,
             keeps_id=True,
         )
+
+    def _tell_stock_pass(self) -> None:
+        """Say once what reads the texts, where it is not the fast pass."""
+        model = self._classifier.method.context.model
+        if self._screen is None or model is None:
+            return
+        if (note := model.tree.lean.stock_note()) is not None:
+            self._screen.note(note)
+            self._screen = None
 
     def _scored(
         self, texts: Sequence[Example], errors: dict[int, str], advance: Advance

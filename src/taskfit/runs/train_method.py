@@ -171,16 +171,11 @@ def train_items(
     return state, sum(p.numel() for p in parameters.values())
 
 
-def tell_stock_pass(run: AnyRun, tree: CausalModel | None, what: str) -> None:
-    """Say it where something is slower than it mostly is on a CPU, and why."""
-    if tree is not None and tree.lean.refusal is not None:
-        why = tree.lean.refusal
-        run.screen.note(f"{what} transformers' own layers, more slowly: {why}")
-
-
 def _tell_stock_training(run: AnyRun, tree: CausalModel | None) -> None:
-    if run.settings.adapter.weights != "full":  # which always train so
-        tell_stock_pass(run, tree, "training runs in")
+    if tree is None or run.settings.adapter.weights == "full":  # which always train so
+        return
+    if (note := tree.lean.stock_note("training runs in")) is not None:
+        run.screen.note(note)
 
 
 def _compiles(run: AnyRun, method: Trainable, num_items: int, layers: str | None) -> bool:

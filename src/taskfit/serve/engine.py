@@ -69,6 +69,7 @@ def load_engine(
     for model in served:
         if model.tree is not None:
             model.tree.prepare_scoring(fold=fold)
+            model.warm_up()
     return RunsEngine(served, num_bases=bases.num_bases)
 
 
@@ -88,8 +89,9 @@ class RunsEngine:
     def notes(self) -> list[str]:
         """Return what people should know of how models run, each sentence once."""
         trees = [model.tree for model in self._served.values() if model.tree is not None]
-        refusals = dict.fromkeys(tree.refusal for tree in trees)
-        return [padded_note(refusal) for refusal in refusals if refusal is not None]
+        refusals = [tree.refusal for tree in trees if tree.refusal is not None]
+        stock = [note for tree in trees if (note := tree.lean.stock_note()) is not None]
+        return [*dict.fromkeys([*map(padded_note, refusals), *stock])]
 
     def models(self) -> Sequence[ModelCard]:
         """Return what is served, in the order in which it was named."""

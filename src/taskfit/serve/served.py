@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from taskfit.data import Example
+from taskfit.errors import TaskfitError
 from taskfit.models.causal_model import CausalModel
 from taskfit.serve.free_questions import FreeQuestion, FreeQuestions
 from taskfit.serve.own_questions import Match, OwnQuestions, Probabilities
 from taskfit.serve.work import (
     Answers,
     ModelCard,
+    Option,
     Part,
     PromptToken,
     Question,
@@ -76,6 +79,21 @@ class ServedModel:
         self.free = free
         self.writer = writer
         self.tree = tree
+
+    def warm_up(self) -> None:
+        """Answer a short text and question, so that no client waits for what comes first alone.
+
+        Weights are laid out, kernels are chosen, and prompts that all texts share are read.
+        """
+        name, jobs = self.card.name, list[EncodedJob]()
+        with suppress(TaskfitError):  # a client is told by its answer what these are told
+            if self.own is not None:
+                text = dict.fromkeys(self.own.columns, "a")
+                jobs.append(self.encode_texts(TextsRequest(name, [text], shorten=True)))
+            if self.free is not None:
+                asked = Question("noul", "", (Option("true"), Option("false")))
+                jobs.append(self.encode_state(StateRequest(name, "a", {"asked": asked})))
+            self.score(jobs)
 
     def encode_texts(self, request: TextsRequest) -> EncodedJob:
         """Check texts for the run's own questions.
