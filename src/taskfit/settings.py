@@ -260,7 +260,8 @@ class TrainingSettings(Section):
     eval_every_steps: int | None = Field(default=None, ge=1)
     """Steps between validations. None: five times over the run."""
     save_every_steps: int | None = Field(default=None, ge=1)
-    """Steps between resumable checkpoints. None: at every validation."""
+    """Steps between resumable checkpoints. None: at validations, and every ten minutes between
+    them, unless writing would take more than a twentieth of the time since the last one."""
     early_stopping: int | None = Field(default=None, ge=1)
     """Stop after this many validations without improvement. None: never."""
     keep: Literal["best", "last"] = "best"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tiny
 from taskfit.errors import CheckpointError, TrainingError
@@ -23,7 +24,8 @@ from taskfit.models.load import LoadedModel
 from taskfit.models.tree_model import TreeModel
 from taskfit.settings import AdapterSettings, TrainingSettings
 from taskfit.tasks import EncodedExample, PromptEncoder, task_from_columns
-from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training import checkpoint
+from taskfit.training.checkpoint import Checkpoints, SavePace, TrainingState
 from taskfit.training.choice import is_worse
 from taskfit.training.length import count_steps
 from taskfit.training.log import TrainingLog
@@ -142,12 +144,16 @@ def test_every_architecture_overfits_eight_examples(
     assert found.argmax(axis=1).tolist() == [item.label_index for item in rig.items]
 
 
+@pytest.mark.parametrize("disk", [checkpoint.BYTES_PER_SECOND, 1e-3])
 @pytest.mark.parametrize("killed_at", [1, 4, 5, 8])
-def test_a_killed_run_resumes_bitwise(
+def test_a_killed_run_resumes_bitwise_however_slow_the_disk_is(
     byte_level_tokenizer: Any,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     killed_at: int,
+    disk: float,
 ) -> None:
+    monkeypatch.setattr(checkpoint, "BYTES_PER_SECOND", disk)
     scores = [0.9, 0.5, 0.1, 0.3, 0.2, 0.4, 0.9]
     options: dict[str, Any] = {"epochs": 3, "eval_every_steps": 2, "losses": scores}
     whole = Rig(fresh(byte_level_tokenizer), tmp_path / "whole", **options)
@@ -163,6 +169,8 @@ def test_a_killed_run_resumes_bitwise(
     broken.log_hook = kill
     with pytest.raises(Killed):
         train(broken.job())
+    saved = [path.name for path in (tmp_path / "broken" / "checkpoints").glob("step-*")]
+    assert len(saved) == (disk > 1 and killed_at > 2)
     again = Rig(fresh(byte_level_tokenizer), tmp_path / "broken", **options)
     resumed = train(again.job())
     assert torch.equal(again.weights(), whole.weights())
@@ -172,6 +180,37 @@ def test_a_killed_run_resumes_bitwise(
         return [(r["step"], r["loss"]) for r in rig.records() if r["kind"] == "step"]
 
     assert losses(again) == losses(whole)
+    # Killed while it is evaluated: what the last step leaves needs no moments.
+    last = tmp_path / "broken" / "checkpoints" / "step-00000009" / "optimizer.safetensors"
+    assert all(name.startswith("master/") for name in load_file(last))
+    ended = Rig(fresh(byte_level_tokenizer), tmp_path / "broken", **options)
+    train(ended.job())
+    assert torch.equal(ended.weights(), whole.weights())
+
+
+def test_a_checkpoint_is_written_where_it_takes_a_small_share_of_what_it_saves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "BYTES_PER_SECOND", 4.0)
+    trained = [torch.zeros(10)]  # 120 bytes: 30 seconds, which ten minutes pay for
+    pace = SavePace(trained, None, validates_every=5, total_steps=40)
+
+    def due(step: int, seconds: float, *, stopped: bool = False) -> bool:
+        return pace.is_due(TrainingState(step=step, seconds=seconds, stopped=stopped))
+
+    assert not due(5, 500)
+    assert due(5, 601)
+    assert not due(4, 599)
+    assert due(4, 601)  # between validations
+    assert due(40, 1)
+    assert due(4, 1, stopped=True)
+    with pace.saving(TrainingState(step=5, seconds=601)):
+        pass
+    assert due(10, 602)  # the disk is fast
+    assert not due(11, 1200)
+    assert due(11, 1202)
+    asked = SavePace(trained, 3, validates_every=5, total_steps=40)
+    assert [step for step in range(1, 10) if asked.is_due(TrainingState(step=step))] == [3, 6, 9]
 
 
 def test_the_best_weights_are_kept_or_the_last_if_asked(
@@ -416,6 +455,15 @@ def test_a_new_checkpoint_replaces_the_old_one_and_comes_back_equal(tmp_path: Pa
     assert dataclasses.asdict(loaded[0]) == dataclasses.asdict(state)
     assert loaded[1]["master/x"].tolist() == [2.0, 3.0, 4.0]
     assert checkpoints.load_best(2)["w"].tolist() == [2.0, 2.0]
+    for step in (3, 4):  # better ones, of which a run that is killed now would not know
+        checkpoints.save_best(step, {"w": torch.full((2,), float(step))})
+    names = ["best-00000002", "best-00000004", "step-00000002"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    again = Checkpoints(tmp_path)
+    again.load()
+    again.save_best(5, {"w": torch.zeros(2)})
+    names[1] = "best-00000005"
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 def test_the_memory_account_charges_each_stage_with_what_it_added() -> None:

@@ -31,6 +31,11 @@ class Item(Protocol):
         ...
 
 
+def padded_tokens(batch: Sequence[Item]) -> int:
+    """Return the tokens of the batch as a rectangle padded to its longest example."""
+    return len(batch) * max(item.num_tokens for item in batch)
+
+
 ItemT = TypeVar("ItemT", bound=Item, contravariant=True)
 
 

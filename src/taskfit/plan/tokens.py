@@ -13,7 +13,7 @@ from taskfit.data.examples import mean_words
 from taskfit.errors import SettingsError
 from taskfit.methods.branches import by_branch, word_reader
 from taskfit.methods.label_words import LabelWordLoss
-from taskfit.methods.objective import TreeObjective
+from taskfit.methods.objective import TreeObjective, padded_tokens
 from taskfit.methods.reading import static_start
 from taskfit.methods.scoring import WordReader
 from taskfit.models.causal_model import CausalModel, longest_sequence
@@ -23,7 +23,6 @@ from taskfit.runs.kind import Size
 from taskfit.runs.prepare import prepare_data
 from taskfit.settings import ModelSettings, RunSettings, known
 from taskfit.tasks import BareEncoder, EncodedExample, PromptEncoder
-from taskfit.training.loop import padded_tokens
 from taskfit.tree import IntArray, common_prefix_length, tokens_to_run, unique_tokens
 
 SAMPLE = 2000  # examples

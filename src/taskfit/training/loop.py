@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taskfit.errors import TrainingError
-from taskfit.methods.objective import Item, Objective
+from taskfit.methods.objective import Item, Objective, padded_tokens
 from taskfit.models.out_of_memory import is_out_of_memory
 from taskfit.models.quantize import count_parameters
 from taskfit.settings import TrainingSettings, known
-from taskfit.training.checkpoint import Checkpoints, TrainingState
+from taskfit.training.checkpoint import Checkpoints, SavePace, TrainingState
 from taskfit.training.choice import is_worse
 from taskfit.training.distributed import (
     any_process,
@@ -122,13 +122,14 @@ def train(job: TrainingJob) -> TrainingState:
     optimizer = MasterOptimizer(job.parameters, settings)
     total_steps = count_steps(len(job.items), settings)
     eval_every = settings.eval_every_steps or max(1, math.ceil(total_steps / VALIDATIONS_PER_RUN))
-    save_every = settings.save_every_steps or eval_every
+    pace = SavePace(job.parameters.values(), settings.save_every_steps, eval_every, total_steps)
     state = TrainingState(
         token_budget=settings.token_budget or max(TOKEN_BUDGET, job.objective.largest(job.items))
     )
     if (saved := job.checkpoints.load()) is not None:
         state, tensors = saved
         optimizer.load_state_tensors(tensors)
+        pace.goes_on_from(state)
         log.rewind(state.step)
     else:
         log.rewind(-1)  # what a run wrote that was killed before its first checkpoint
@@ -185,8 +186,8 @@ def train(job: TrainingJob) -> TrainingState:
             state.seconds += time.perf_counter() - started
         elif last and job.sharded is None:
             check_last(job.objective, batch, state.step)
-        if last or state.stopped or state.step % save_every == 0:
-            _save(job, optimizer, state)
+        if pace.is_due(state):
+            _save(job, optimizer, state, pace)
 
     if settings.keep == "best" and state.best_losses and state.best_step < state.step:
         optimizer.load_weights(job.checkpoints.load_best(state.best_step))
@@ -194,11 +195,14 @@ def train(job: TrainingJob) -> TrainingState:
     return state
 
 
-def _save(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:
+def _save(
+    job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState, pace: SavePace
+) -> None:
     """Save a checkpoint, unless its weights are not finite: it would replace one that is good."""
     if job.sharded is None:
         check_weights(job.parameters, state.step)
-    job.checkpoints.save(state, optimizer.state_tensors())
+    with pace.saving(state):
+        job.checkpoints.save(state, optimizer.state_tensors(moments=not pace.is_end(state)))
 
 
 def accumulate_gradient(
@@ -324,11 +328,6 @@ def _order(num_items: int, epoch: int, job: TrainingJob) -> NDArray[np.int64]:
     if job.sampling is None:
         return generator.permutation(num_items)
     return generator.choice(num_items, num_items, p=job.sampling)
-
-
-def padded_tokens(batch: Sequence[Item]) -> int:
-    """Return the tokens of the batch as a rectangle padded to its longest example."""
-    return len(batch) * max(item.num_tokens for item in batch)
 
 
 def _dry_run(job: TrainingJob, optimizer: MasterOptimizer, state: TrainingState) -> None:

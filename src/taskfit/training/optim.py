@@ -152,8 +152,10 @@ class MasterOptimizer:
             else local_part(p.grad).reshape(-1)
             for p in self._short
         ]
-        flat = torch.cat(gradients).float()
         master = self._masters[FLAT]
+        flat = torch.empty_like(master)
+        # Not joined in the short format first, which would take as much memory as all weights.
+        torch._foreach_copy_(torch.split(flat, self._sizes), gradients)
         master.grad = flat if master.grad is None else master.grad.add_(flat)
         for p in self._short:
             p.grad = None
@@ -242,16 +244,19 @@ class MasterOptimizer:
         for p in (*self.parameters.values(), *self._masters.values()):
             p.grad = None
 
-    def state_tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self, *, moments: bool = True) -> dict[str, Tensor]:
         """Return everything that the next step depends on, as named tensors.
 
         None shares memory with another, as safetensors demands. Shards are put together, for the
         main process only; call it in all.
+
+        Args:
+            moments: With those of Adam; two thirds of it all, and nothing behind the last step.
         """
         tensors = {
             f"master/{name}": self._whole(name, m.detach()) for name, m in self._masters.items()
         }
-        for name, master in self._masters.items():
+        for name, master in self._masters.items() if moments else ():
             for key, value in self._adamw.state.get(master, {}).items():
                 if key in CODE_TABLES:
                     tensors[key] = value
