@@ -22,12 +22,12 @@ from scipy import stats
 from machine import distinct
 from taskfit.report.evidence import Evidence, read_evidence
 from taskfit.report.finished_run import FinishedRun
-from taskfit.report.run_summary import class_rows
 from taskfit.report.tables import run_table, score_table
 from taskfit.runs.slices import read_slices
 from taskfit.stats.arrays import FloatArray, IntArray
 from taskfit.stats.comparison import compare_methods
 from taskfit.stats.metrics import mcc_from_counts
+from taskfit.stats.per_class import class_rows
 
 HOME = Path(__file__).parents[1] / "results" / "experiments"
 MEGABYTE = 1e6
@@ -288,17 +288,34 @@ def slices(evidence: Evidence) -> pd.DataFrame:
 
 
 def found_of(label: str, evidence: Evidence) -> pd.DataFrame:
-    """Return the share of a label's texts that every run gave it to, on each set."""
-    rows = []
-    for variant in evidence.variants:
-        for run in variant.runs:
-            cells = {}
-            for name, evaluation in run.result.evaluations.items():
-                own = next(row for row in class_rows(evaluation) if row.name == label)
-                cells[f"{name}, of {own.num_gold}"] = f"{own.recall:.1%}"
-            size = f"{run.size:,}"
-            rows.append({"method": variant.name, "labels": size, "draw": run.seed, **cells})
-    return pd.DataFrame(rows)
+    """Return the share of a label's texts that got it: mean over draws, least and most."""
+    found = pd.DataFrame(
+        {
+            "method": variant.name,
+            "labels": f"{run.size:,}",
+            "set": f"{name}, of {own.num_gold}",
+            "recall": own.recall,
+        }
+        for variant in evidence.variants
+        for run in variant.runs
+        for name, evaluation in run.result.evaluations.items()
+        for own in class_rows(evaluation)
+        if own.name == label
+    )
+    keys = ["method", "labels", "set"]
+    spread = found.groupby(keys, sort=False)["recall"].agg(["mean", "min", "max"])
+    cells = [f"{one.mean:.0%} ({one.min:.0%} to {one.max:.0%})" for one in spread.itertuples()]
+    return spread.assign(cell=cells)["cell"].unstack(sort=False).reset_index()
+
+
+def beside_accuracy(evidence: Evidence) -> pd.DataFrame:
+    """Return macro F1 and log loss (nats) on each set, means over draws."""
+    keys = ["system", "size", "evaluation"]
+    means = run_table(evidence).groupby(keys, sort=False)[["macro_f1", "log_loss"]].mean()
+    cells = [f"{one.macro_f1:.2f}, {one.log_loss:.2f}" for one in means.itertuples()]
+    table = means.assign(cell=cells)["cell"].unstack(sort=False).reset_index()
+    table["size"] = table["size"].map("{:,}".format)
+    return table.rename(columns={"system": "method", "size": "labels"})
 
 
 def perfect_scores(evidence: Evidence) -> dict[str, Any]:
@@ -351,6 +368,7 @@ def write(name: str, evidence: Evidence, out: Path) -> None:
         parts["slices"] = slices(evidence)
     elif name == "sentiment3":
         record["perfect"] = perfect_scores(evidence)
+        parts["macro F1 and log loss"] = beside_accuracy(evidence)
         parts["neutral texts found"] = found_of("neutral", evidence)
         parts["sets of 100"] = pd.DataFrame(record["perfect"]["sets"])
     record["runs"] = json.loads(record["runs"].to_json(orient="records", double_precision=6))

@@ -29,6 +29,7 @@ from taskfit.stats import (
 )
 from taskfit.stats.comparison import difference_interval
 from taskfit.stats.learning_curve import HELPS
+from taskfit.stats.per_class import class_rows
 from tiny_records import run_result
 
 LABELS = ["bad", "good"]
@@ -55,6 +56,7 @@ class Planted:
     model: str = "tiny"
     curve: tuple[float, float, float] | None = None  # skill is 1 - a - b n^-c instead
     machine: tuple[tuple[str, str], ...] = ()  # other than this one
+    says_one_label: bool = False
 
 
 def plant(
@@ -113,7 +115,7 @@ def _write_run(
         own = [seed, draw, size, int(1000 * skill), int(method.seconds), len(name)]
         generator = np.random.default_rng(own)
         right = generator.random(num_examples) < skill
-        if method.kind == "majority":
+        if method.kind == "majority" or method.says_one_label:
             right = gold == 1
         predicted = np.where(right, gold, 1 - gold)
         sure = method.confidence or min(max(skill, 0.5), 0.99)
@@ -571,8 +573,33 @@ def test_the_first_part_is_short(tmp_path: Path) -> None:
     methods = [MAJORITY, TFIDF, PROBE, HEAD]
     advice = advise(plant(tmp_path, methods, sets=("here", "there", "elsewhere")), limits=NONE)
     assert len(advice.text.split("Details.")[0].split()) <= 260
-    assert [part.heading for part in advice.paragraphs] == list(FIRST.values())
+    headings = [heading for name, heading in FIRST.items() if name != "missed"]
+    assert [part.heading for part in advice.paragraphs] == headings
     assert max(len(part.text.split()) for part in advice.paragraphs) <= 90
+
+
+def test_labels_that_the_recommended_method_never_finds_are_named(tmp_path: Path) -> None:
+    blind = dataclasses.replace(PROBE, says_one_label=True, draws=(0, 1))
+    other = dataclasses.replace(HEAD, skill=0.3, confidence=0.9, draws=(0, 1))
+    evidence = plant(tmp_path, [blind, other])
+    advice = advise(evidence, limits=NONE)
+    assert_sound(advice)
+    assert recommended(advice) == "probe"
+    (found,) = advice.facts["missed"]
+    recalls = [
+        rows["bad"].recall
+        for run in evidence.runs
+        if run.result.method == "head"
+        for rows in [{row.name: row for row in class_rows(*run.result.evaluations.values())}]
+    ]
+    assert (found["label"], found["recall"], found["most"]) == ("bad", 0.0, "head")
+    assert found["most_recall"] == pytest.approx(np.mean([one or 0.0 for one in recalls]))
+    (said,) = [part.text for part in advice.paragraphs if part.heading == FIRST["missed"]]
+    assert said.startswith("Of the texts that are bad it finds 0.00 (head most, 0.")
+    assert "--metric macro_f1" in said
+    judged = advise(read_evidence(tmp_path, metric="macro_f1"), limits=NONE)
+    assert judged.facts["metric"] == "macro_f1"
+    assert "--metric" not in judged.text
 
 
 def test_a_lead_that_only_stands_alone_is_told_from_one_among_many(tmp_path: Path) -> None:

@@ -299,6 +299,25 @@ def test_texts_with_several_labels_are_compared_by_exactly_right_sets(
         assert row.score == pytest.approx(means[row.system, row.evaluation])
 
 
+def test_another_metric_judges_the_same_runs_beside_the_first_report(
+    tmp_path: Path, undrawn: list[Path]
+) -> None:
+    write_grid(tmp_path)
+    first = report(tmp_path)
+    kept = {path: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    path = report_comparison(tmp_path, limits=Limits(), screen=SilentScreen(), metric="macro_f1")
+    assert path == tmp_path / "report-macro_f1.html"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == first
+    assert all(file.read_bytes() == content for file, content in kept.items())
+    scores = pd.read_csv(tmp_path / "tables-macro_f1" / "scores.csv")
+    runs = pd.read_csv(tmp_path / "tables" / "runs.csv")
+    means = runs.groupby(["system", "size", "evaluation"])["macro_f1"].mean()
+    for row in scores.itertuples():
+        assert row.metric == "macro_f1"
+        assert row.score == pytest.approx(means[row.system, row.size, row.evaluation])
+    assert {one.parent.name for one in undrawn} == {"plots", "plots-macro_f1"}
+
+
 def test_no_answer_is_wrong_and_counted(tmp_path: Path, undrawn: list[Path]) -> None:
     write_run(tmp_path, "silent", num_unanswered=NUM_EXAMPLES)
     write_run(tmp_path, "shy", num_unanswered=5, skill=9.0)

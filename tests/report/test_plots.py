@@ -21,8 +21,8 @@ from taskfit.report.run_plots import (
     plot_memory,
     plot_reliability,
 )
-from taskfit.report.run_summary import class_rows
 from taskfit.stats import Evaluation, Reliability, reliability
+from taskfit.stats.per_class import class_rows
 from tiny_records import evaluation, run_result
 
 RECORDS = [

@@ -24,9 +24,10 @@ from taskfit.report.pages import (
     report_run,
     write_report,
 )
-from taskfit.report.run_summary import class_rows, first_sentence
+from taskfit.report.run_summary import first_sentence
 from taskfit.runs.records import RunResult, write_results_csv
 from taskfit.stats import evaluate_multi_label, evaluate_probabilities
+from taskfit.stats.per_class import class_rows
 from tiny_records import evaluation, run_result
 
 NASTY = "<b>&\"'</b><script>alert(1)</script>"
@@ -328,7 +329,10 @@ def test_where_nearly_all_is_one_class_the_sentence_is_about_the_mcc() -> None:
 def test_texts_without_an_answer_are_not_found() -> None:
     probabilities = np.array([[1.0, 0.0], [np.nan, np.nan], [0.0, 1.0]])
     found = evaluate_probabilities(probabilities, np.array([0, 0, 1]), labels=["a", "b"])
-    assert {row.name: row.recall for row in class_rows(found, [2, 1])} == {"a": 0.5, "b": 1.0}
+    assert {row.name: row.recall for row in class_rows(found, num_gold=[2, 1])} == {
+        "a": 0.5,
+        "b": 1.0,
+    }
 
 
 def test_several_labels_have_precision_and_recall_each() -> None:

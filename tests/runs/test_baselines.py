@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from taskfit.runs.baselines import Row, has_converged, row_of, warnings_of
+from taskfit.runs.baselines import Row, has_converged, missed_labels, row_of, warnings_of
 from taskfit.stats import Evaluation, evaluate_probabilities
 
 LABELS = ["ham", "spam"]
@@ -37,6 +37,19 @@ def test_a_better_baseline_is_named_with_both_numbers_and_what_to_do() -> None:
 
 def test_one_class_for_all_is_said() -> None:
     assert "says 'ham' to all 20 texts of test" in told([0] * 20, GOLD, [])
+
+
+def test_labels_that_are_next_to_never_found_are_said_most_frequent_first() -> None:
+    labels = ["a", "b", "c", "d", "e"]
+    gold = np.repeat([0, 1, 2, 3, 4], [50, 20, 12, 9, 30])
+    predicted = np.where(gold == 4, 4, 0)
+    predicted[50] = 1  # one of twenty is found
+    found = evaluate_probabilities(np.eye(5)[predicted], gold, labels=labels)
+    (text,) = missed_labels(found, "test")  # of nine texts none may be found by chance
+    assert "of test the run finds 5% of the 20 that are 'b', 0% of the 12 that are 'c'." in text
+    assert "method.class_weights=balanced" in text
+    assert missed_labels(evaluation(GOLD, GOLD), "test") == []
+    assert missed_labels(evaluation([1] * 20, GOLD), "test") == []  # one class for all is said
 
 
 def test_a_majority_that_makes_accuracy_misleading_is_said() -> None:

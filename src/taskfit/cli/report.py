@@ -1,18 +1,23 @@
 """`taskfit report`: the page of a run, or report and advice of a comparison, made anew."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from taskfit.cli.limits import MaxLatencyOption, MaxMemoryOption, MaxTrainTimeOption, parse_limits
 from taskfit.cli.screen import RichScreen, Terminal
+from taskfit.errors import SettingsError
 
 
 def report(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a run, or of a comparison, also a half-done one.")
     ],
+    metric: Annotated[
+        Literal["accuracy", "mcc", "macro_f1"] | None,
+        typer.Option("--metric", help="Judge a comparison by this one, not by the task's."),
+    ] = None,
     max_memory: MaxMemoryOption = None,
     max_latency: MaxLatencyOption = None,
     max_train_time: MaxTrainTimeOption = None,
@@ -24,6 +29,10 @@ def report(
     limits = parse_limits(max_memory, max_latency, max_train_time)
     console = Terminal()
     if (folder / "result.json").is_file():
+        if metric is not None:
+            raise SettingsError(
+                "--metric is for comparisons; the page of a run shows every metric. Leave it out."
+            )
         from taskfit.report.pages import write_page
 
         write_page(folder)
@@ -32,7 +41,13 @@ def report(
 
     from taskfit.report.comparison_page import report_comparison
 
-    path = report_comparison(folder, limits=limits, screen=RichScreen(console), texts=texts)
+    path = report_comparison(
+        folder,
+        limits=limits,
+        screen=RichScreen(console),
+        texts=texts,
+        metric=metric,
+    )
     show_advice(path, console)
 
 

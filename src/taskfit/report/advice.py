@@ -24,6 +24,7 @@ from taskfit.stats.as_json import as_json
 from taskfit.stats.back_test import back_test
 from taskfit.stats.comparison import Difference, MethodScore, difference_interval
 from taskfit.stats.learning_curve import fit_learning_curve
+from taskfit.stats.per_class import class_rows, hardly_found
 
 __all__ = ["Advice", "Limits", "advise"]
 
@@ -110,6 +111,7 @@ def advise(evidence: Evidence, *, limits: Limits) -> Advice:
         "kinds_run": sorted({contender.kind for contender in contenders}),
         "choice": choice_facts,
         "out_of_domain": _domain_facts(evidence, choice, others) if others else None,
+        "missed": _missed_labels(evidence, choice),
         "labels": _label_facts(evidence),
         "abstention": abstention,
         "calibration": calibration,
@@ -183,6 +185,38 @@ def _choice_facts(choice: Choice, limits: Limits, *, multi_label: bool) -> dict[
         "against_best": aligned.comparison,
         "against_recommended": aligned.comparison.relative_to(choice.chosen.name),
     }
+
+
+def _missed_labels(evidence: Evidence, choice: Choice) -> list[dict[str, Any]]:
+    """Return the labels that the chosen method hardly finds in domain, and who finds most of each.
+
+    Over all draws; `most` is that method, None where none finds more.
+    """
+    rows = {
+        contender.name: class_rows(
+            *(run.result.evaluations[evidence.in_domain] for run in contender.runs.values())
+        )
+        for contender in choice.aligned.contenders
+    }
+    taken = choice.chosen.name
+    found = []
+    for missed in hardly_found(rows[taken]):
+        recalls = {
+            name: row.recall or 0.0
+            for name in rows
+            for row in rows[name]
+            if row.name == missed.name
+        }
+        most = max(recalls, key=lambda name: recalls[name])
+        found.append(
+            {
+                "label": missed.name,
+                "recall": recalls[taken],
+                "most": most if recalls[most] > recalls[taken] else None,
+                "most_recall": recalls[most],
+            }
+        )
+    return found
 
 
 def _excluded(

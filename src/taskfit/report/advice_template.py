@@ -91,6 +91,24 @@ The majority class was not compared; one label alone would reach {{ num(share) }
 {% endif %}
 {% endmacro %}
 
+{% macro missed() %}
+{% set shown = facts.missed[:3] %}
+{% if facts.missed and not majority %}
+Of the texts that are
+{% for one in shown %}
+{{ one.label }} it finds {{ num(one.recall) }}
+{{- " (" ~ one.most ~ " most, " ~ num(one.most_recall) ~ ")" if one.most }}
+{{- ", of " if not loop.last }}
+{%- endfor %}
+{{- ", and as little of " ~ count(facts.missed|length - 3, "other label")
+   if facts.missed|length > 3 }}.
+{% if facts.metric == "accuracy" %}
+Accuracy hardly shows that: where such labels matter, judge these runs by macro F1
+(`taskfit report FOLDER --metric macro_f1`), or train with method.class_weights=balanced.
+{% endif %}
+{% endif %}
+{% endmacro %}
+
 {% macro domains() %}
 {% set there = facts.out_of_domain %}
 {% set found = there.comparison %}

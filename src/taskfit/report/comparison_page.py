@@ -28,7 +28,14 @@ SHOWN_CHARACTERS = 400
 NUM_ELSEWHERE = 5  # hard examples of each set out of domain
 
 
-def report_comparison(folder: Path, *, limits: Limits, screen: Screen, texts: bool = True) -> Path:
+def report_comparison(
+    folder: Path,
+    *,
+    limits: Limits,
+    screen: Screen,
+    texts: bool = True,
+    metric: str | None = None,
+) -> Path:
     """Write the report of a comparison into its folder.
 
     Args:
@@ -37,14 +44,18 @@ def report_comparison(folder: Path, *, limits: Limits, screen: Screen, texts: bo
         screen: Where progress is shown.
         texts: Whether page and tables hold the texts of hard examples, or their ids alone, so that
             they may go where the texts may not.
+        metric: What to judge by, of `METRICS`; None: the task's. Another one stands in the names of
+            all that is written.
 
     Returns:
         The path of the page, `report.html` where there are no limits.
 
     Raises:
         CheckpointError: If there is no finished run, or one cannot be read.
+        SettingsError: If the runs cannot be judged by the metric.
     """
-    evidence = read_evidence(folder)
+    evidence = read_evidence(folder, metric=metric)
+    by_metric = "" if metric is None else f"-{metric}"
     variants = evidence.variants
     screen.note(f"reporting {len(evidence.runs)} runs of {len(variants)} methods")
     draft = Draft(
@@ -55,9 +66,10 @@ def report_comparison(folder: Path, *, limits: Limits, screen: Screen, texts: bo
         runs=tables.run_table(evidence),
         scores=tables.score_table(evidence),
         texts=texts,
+        ending=by_metric,
     )
     advice = advise(evidence, limits=limits)
-    ending = limits.file_ending
+    ending = f"{by_metric}{limits.file_ending}"
     write_text_atomic(folder / f"advice{ending}.txt", advice.text + "\n")
     write_json_atomic(folder / f"advice{ending}.json", advice.to_dict())
     draft.save("runs", draft.runs)

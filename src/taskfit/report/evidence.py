@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from taskfit.errors import CheckpointError
+from taskfit.errors import CheckpointError, SettingsError
 from taskfit.report.aligned import AlignedPredictions, RunAnswers, align, read_answers
 from taskfit.report.finished_run import FinishedRun
 from taskfit.report.variants import Contender, MethodVariant, variants_of
@@ -29,20 +29,20 @@ class Evidence:
         folder: The comparison's folder.
         runs: Finished runs, in the order of the grid.
         failures: Folder of a failed run -> its error.
-        task_metric: The task's metric: accuracy, mcc or macro_f1.
+        asked_metric: What it is judged by: accuracy, mcc or macro_f1.
         multi_label: Whether a text may have several labels.
     """
 
     folder: Path
     runs: list[FinishedRun]
     failures: dict[str, str]
-    task_metric: str
+    asked_metric: str
     multi_label: bool
 
     @property
     def metric(self) -> str:
-        """Return the metric that is reported: the task's, or exactly right sets of labels."""
-        return "accuracy" if self.multi_label else self.task_metric
+        """Return the metric that is reported: what is asked, or exactly right sets of labels."""
+        return "accuracy" if self.multi_label else self.asked_metric
 
     @cached_property
     def variants(self) -> list[MethodVariant]:
@@ -96,11 +96,16 @@ class Evidence:
         return align(contenders, answers, metric=self.metric)
 
 
-def read_evidence(folder: Path) -> Evidence:
+def read_evidence(folder: Path, *, metric: str | None = None) -> Evidence:
     """Read all finished runs under a comparison's folder.
+
+    Args:
+        folder: The comparison's.
+        metric: What to judge by, of `METRICS`; None: the task's.
 
     Raises:
         CheckpointError: If there is none, or runs are of different tasks.
+        SettingsError: If runs give several labels a text, which are judged by whole sets alone.
     """
     home, path = folder / "runs", folder / "grid.json"
     grid: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -133,7 +138,12 @@ def read_evidence(folder: Path) -> Evidence:
     finished.sort(key=lambda r: (order.get(r.folder.name, len(order)), r.folder.name))
     runs = _sized_alike(finished)
     task = runs[0].task
-    return Evidence(folder, runs, failures, task["metric"], task["multi_label"])
+    if metric is not None and task["multi_label"]:
+        raise SettingsError(
+            f"--metric {metric}: texts of {tasks[0]} have several labels each, and what is "
+            "compared is how often all of them are right. Leave out --metric."
+        )
+    return Evidence(folder, runs, failures, metric or task["metric"], task["multi_label"])
 
 
 def _sized_alike(runs: Sequence[FinishedRun]) -> list[FinishedRun]:

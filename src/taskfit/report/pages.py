@@ -11,12 +11,13 @@ from taskfit.method_settings import TUNING
 from taskfit.report import run_plots as plots
 from taskfit.report.finished_run import FinishedRun, Predictions
 from taskfit.report.html_page import Picture, read_picture, write_html
-from taskfit.report.run_summary import ClassRow, class_rows, first_sentence
+from taskfit.report.run_summary import first_sentence
 from taskfit.report.words import METRIC_NAMES, shorten
 from taskfit.runs.records import RunResult
 from taskfit.runs.slices import read_slices
 from taskfit.runs.tuning.run import SAMPLES
 from taskfit.stats import METRICS, Evaluation
+from taskfit.stats.per_class import ClassRow, class_rows
 from taskfit.stats.slices import RULE
 
 NUM_HARDEST = 5
@@ -96,7 +97,8 @@ def _lead(run: FinishedRun, classes: Mapping[str, Sequence[ClassRow]], metric: s
 def _classes(evaluation: Evaluation, found: Predictions | None) -> list[ClassRow]:
     if found is None:
         return class_rows(evaluation)
-    return class_rows(evaluation, np.bincount(found.gold, minlength=len(found.classes)).tolist())
+    num_gold = np.bincount(found.gold, minlength=len(found.classes)).tolist()
+    return class_rows(evaluation, num_gold=num_gold)
 
 
 def _of_classes(

@@ -21,10 +21,10 @@ from taskfit.report.plot_style import (
     styles_of,
     write_figure,
 )
-from taskfit.report.run_summary import ClassRow
 from taskfit.report.words import MEGABYTE, METRIC_NAMES, shorten
 from taskfit.runs.records import RunResult
 from taskfit.stats import Evaluation, Reliability
+from taskfit.stats.per_class import ClassRow
 
 MAX_CELLS = 12  # classes up to which a confusion matrix shows its numbers
 MAX_CLASSES = 20  # in one picture of precision and recall

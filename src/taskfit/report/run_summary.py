@@ -1,69 +1,19 @@
-"""What a run's page says first: is it better than what costs nothing, and which classes are weak.
-
-Legend: C classes.
-"""
+"""What a run's page says first: is it better than what is free, and which classes are weak."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from taskfit.report.words import count, joined, metric_name, num, span
 from taskfit.stats import Evaluation
+from taskfit.stats.per_class import ClassRow
 
 # From this share of one class on, accuracy says little.
 MISLEADING = 0.8
 # A class is weak where its F1 is so much below the mean of all.
 WEAK = 0.1
 NUM_WEAK = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ClassRow:
-    """How well one class is told.
-
-    Attributes:
-        name: The label.
-        num_gold: Texts that have it.
-        precision: Share of right ones among the texts to which it was given; None: given to none.
-        recall: Share of its texts to which it was given; None: there are none.
-        f1: Harmonic mean of the two, 0 where it is never right.
-    """
-
-    name: str
-    num_gold: int
-    precision: float | None
-    recall: float | None
-    f1: float
-
-
-def class_rows(evaluation: Evaluation, num_gold: Sequence[int] | None = None) -> list[ClassRow]:
-    """Return a row for each class that occurs, the weakest first.
-
-    Args:
-        evaluation: Of one set.
-        num_gold: Texts of each class, C, where some got no answer, which the matrix leaves out.
-    """
-    counts = np.array(evaluation.confusion_matrix, np.int64)
-    if evaluation.multi_label:  # right absences, wrong presences, misses, hits of each label
-        _, wrong, missed, hits = counts.T
-        gold, said = hits + missed, hits + wrong
-    else:
-        hits, said = counts.diagonal(), counts.sum(axis=0)
-        gold = counts.sum(axis=1) if num_gold is None else np.asarray(num_gold)
-    rows = [
-        ClassRow(
-            name,
-            int(there),
-            float(right / given) if given else None,
-            float(right / there) if there else None,
-            float(2 * right / (there + given)),
-        )
-        for name, right, there, given in zip(evaluation.labels, hits, gold, said, strict=True)
-        if there or given
-    ]
-    return sorted(rows, key=lambda row: row.f1)
 
 
 def first_sentence(

@@ -48,6 +48,7 @@ class Draft:
         runs: As `run_table` returns it.
         scores: As `score_table` returns it.
         texts: Whether texts of examples are written.
+        ending: Of the folders of tables and plots.
     """
 
     evidence: Evidence
@@ -57,10 +58,11 @@ class Draft:
     runs: pd.DataFrame
     scores: pd.DataFrame
     texts: bool = True
+    ending: str = ""
 
     def save(self, name: str, table: pd.DataFrame) -> str:
         """Write a table into the folder and return its path in it."""
-        path = f"tables/{name}.csv"
+        path = f"tables{self.ending}/{name}.csv"
         write_text_atomic(self.evidence.folder / path, table.to_csv(index=False))
         return path
 
@@ -68,7 +70,8 @@ class Draft:
         self, name: str, table: str, draw: Callable[[Path], str | None], alt: str = ""
     ) -> Picture:
         """Draw what stands in a table into the folder; `alt` where drawing returns no words."""
-        path = self.evidence.folder / "plots" / re.sub(r"[^\w.-]+", "-", name)
+        file = re.sub(r"[^\w.-]+", "-", name)
+        path = self.evidence.folder / f"plots{self.ending}" / file
         return read_picture(path, draw(path) or alt, caption=f"Numbers: {table}")
 
     def figures(

@@ -30,6 +30,7 @@ from taskfit.stats.learning_curve import HELPS, LITTLE
 FIRST = {
     "recommendation": "Which method",
     "baselines": "How sure",
+    "missed": "Labels that it misses",
     "domains": "On other texts",
     "costs": "What it costs",
     "labels": "More labels",

@@ -23,6 +23,7 @@ from taskfit.methods.method import Method, MethodContext
 from taskfit.methods.tfidf import Tfidf
 from taskfit.settings import RunSettings
 from taskfit.stats import Evaluation
+from taskfit.stats.per_class import class_rows, hardly_found
 from taskfit.tasks.questions import Asked
 
 FloatArray = NDArray[np.float64]
@@ -38,6 +39,7 @@ EARLIER, LATER = (0.5, 0.75), (0.75, 1.0)
 STILL_FALLING = 0.8
 # From this share of one class on, accuracy says little.
 MISLEADING = 0.8
+MOST_NAMED = 3
 # Below this share of the loss of guessing there is little left to learn.
 LEARNED = 0.3
 
@@ -142,6 +144,29 @@ def warnings_of(
             "training.epochs=N, twice those of settings.yaml."
         )
     return found
+
+
+def missed_labels(evaluation: Evaluation, test_set: str) -> list[str]:
+    """Return what a user should know of labels that are next to never found, if there are any.
+
+    Args:
+        evaluation: The run's, on a set.
+        test_set: Name of the set.
+    """
+    missed = hardly_found(class_rows(evaluation))
+    given = np.asarray(evaluation.confusion_matrix).sum(axis=0)
+    if not missed or (not evaluation.multi_label and len(np.flatnonzero(given)) == 1):
+        return []  # what says one label to all is told so
+    each = [
+        f"{row.recall:.0%} of the {row.num_gold:,} that are {row.name!r}"
+        for row in missed[:MOST_NAMED]
+    ]
+    more = len(missed) - len(each)
+    others = f", as little of {more} other label{'s' * (more > 1)}" if more else ""
+    return [
+        f"of the texts of {test_set} the run finds {', '.join(each)}{others}. Where that matters "
+        "more than accuracy: method.class_weights=balanced, or more texts that have the label."
+    ]
 
 
 def _noise(evaluation: Evaluation) -> float:

@@ -18,6 +18,7 @@ from taskfit.runs.baselines import (
     FROM_HALF,
     Predict,
     fit_baselines,
+    missed_labels,
     row_of,
     to_plain,
     warnings_of,
@@ -149,6 +150,10 @@ def held_against(run: Run, measured: MeasuredSets) -> dict[str, Any]:
         evaluation = measured.evaluations[name]
         for text in warnings_of(rows, evaluation, test_set=name, losses=losses, guessing=guessing):
             found.setdefault(text)
+    of_first = next(iter(measured.tables)).partition("/")[0]
+    for name, evaluation in measured.evaluations.items():
+        if name.partition("/")[0] == of_first:  # other sets repeat it
+            found |= dict.fromkeys(missed_labels(evaluation, name))
     return {"baselines": to_plain(measured.tables), "warnings": list(found)}
 
 
