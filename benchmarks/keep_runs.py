@@ -30,6 +30,8 @@ DIGITS = 4
 def pack(folder: Path, file: Path) -> int:
     """Write the finished runs of a comparison into a file; return how many."""
     runs = sorted(path.parent for path in (folder / "runs").glob("*/result.json"))
+    if not runs:
+        raise SystemExit(f"{folder} holds no finished run of a comparison.")
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w:xz") as tar:
         if (folder / GRID).is_file():
@@ -65,6 +67,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def unpack(file: Path, folder: Path) -> int:
     """Write packed runs into a comparison's folder; return how many."""
     found = set()
+    if not file.is_file() or not tarfile.is_tarfile(file):
+        raise SystemExit(f"{file} is no file of packed runs.")
     with tarfile.open(file, "r:xz") as tar:
         for member in tar:
             content = tar.extractfile(member)
@@ -95,12 +99,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     given = parser.parse_args()
-    if given.what == "pack" and not any(given.source.glob("runs/*/result.json")):
-        raise SystemExit(f"{given.source} holds no finished run of a comparison.")
-    try:
-        count = (pack if given.what == "pack" else unpack)(given.source, given.target)
-    except (tarfile.ReadError, FileNotFoundError) as error:
-        raise SystemExit(f"{given.source} is no file of packed runs: {error}") from error
+    count = (pack if given.what == "pack" else unpack)(given.source, given.target)
     print(f"{count} runs: {given.target}")
 
 

@@ -198,25 +198,22 @@ def _missed_labels(evidence: Evidence, choice: Choice) -> list[dict[str, Any]]:
         )
         for contender in choice.aligned.contenders
     }
-    taken = choice.chosen.name
-    found = []
-    for missed in hardly_found(rows[taken]):
-        recalls = {
-            name: row.recall or 0.0
-            for name in rows
-            for row in rows[name]
-            if row.name == missed.name
-        }
-        most = max(recalls, key=lambda name: recalls[name])
-        found.append(
+    recalls = {name: {row.name: row.recall or 0.0 for row in found} for name, found in rows.items()}
+    own, missed = recalls[choice.chosen.name], []
+    for label in (row.name for row in hardly_found(rows[choice.chosen.name])):
+        most, recall = max(
+            ((name, found.get(label, 0.0)) for name, found in recalls.items()),
+            key=lambda pair: pair[1],
+        )
+        missed.append(
             {
-                "label": missed.name,
-                "recall": recalls[taken],
-                "most": most if recalls[most] > recalls[taken] else None,
-                "most_recall": recalls[most],
+                "label": label,
+                "recall": own[label],
+                "most": most if recall > own[label] else None,
+                "most_recall": recall,
             }
         )
-    return found
+    return missed
 
 
 def _excluded(

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from taskfit.report.words import count, joined, metric_name, num, span
+from taskfit.runs.baselines import MISLEADING
 from taskfit.stats import Evaluation
 from taskfit.stats.per_class import ClassRow
 
-# From this share of one class on, accuracy says little.
-MISLEADING = 0.8
 # A class is weak where its F1 is so much below the mean of all.
 WEAK = 0.1
 NUM_WEAK = 3

@@ -124,15 +124,13 @@ def warnings_of(
             "`taskfit compare` measures methods side by side, with intervals; more labels or a "
             "larger model (--model) may turn it."
         )
+    if (label := _only_answer(evaluation)) is not None:
+        found.append(
+            f"the run says {label!r} to all {evaluation.num_examples:,} texts of {test_set}. "
+            "Label more texts of the other classes, or set method.class_weights=balanced."
+        )
     if not evaluation.multi_label:
-        counts = np.asarray(evaluation.confusion_matrix)
-        said, there = counts.sum(axis=0), counts.sum(axis=1)
-        if len(np.flatnonzero(said)) == 1 and len(np.flatnonzero(there)) > 1:
-            label = evaluation.labels[int(said.argmax())]
-            found.append(
-                f"the run says {label!r} to all {evaluation.num_examples:,} texts of {test_set}. "
-                "Label more texts of the other classes, or set method.class_weights=balanced."
-            )
+        there = np.asarray(evaluation.confusion_matrix).sum(axis=1)
         share, most = there.max() / max(1, there.sum()), evaluation.labels[int(there.argmax())]
         if share >= MISLEADING:
             found.append(
@@ -154,9 +152,8 @@ def missed_labels(evaluation: Evaluation, test_set: str) -> list[str]:
         test_set: Name of the set.
     """
     missed = hardly_found(class_rows(evaluation))
-    given = np.asarray(evaluation.confusion_matrix).sum(axis=0)
-    if not missed or (not evaluation.multi_label and len(np.flatnonzero(given)) == 1):
-        return []  # what says one label to all is told so
+    if not missed or _only_answer(evaluation) is not None:  # which is told of the whole run
+        return []
     each = [
         f"{row.recall:.0%} of the {row.num_gold:,} that are {row.name!r}"
         for row in missed[:MOST_NAMED]
@@ -167,6 +164,16 @@ def missed_labels(evaluation: Evaluation, test_set: str) -> list[str]:
         f"of the texts of {test_set} the run finds {', '.join(each)}{others}. Where that matters "
         "more than accuracy: method.class_weights=balanced, or more texts that have the label."
     ]
+
+
+def _only_answer(evaluation: Evaluation) -> str | None:
+    """Return the label that all texts got although some have others; None: there is none."""
+    if evaluation.multi_label:
+        return None
+    said, there = (np.asarray(evaluation.confusion_matrix).sum(axis=axis) for axis in (0, 1))
+    if np.count_nonzero(said) != 1 or np.count_nonzero(there) < 2:
+        return None
+    return evaluation.labels[int(said.argmax())]
 
 
 def _noise(evaluation: Evaluation) -> float:

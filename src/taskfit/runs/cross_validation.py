@@ -130,9 +130,9 @@ def cross_validate(
             screen.note(f"cross-validation: fold {fold + 1} of {num}")
             fitted = _without(settings, data, folds, fold)
             texts = [e for e, own in zip(data.train, folds.of, strict=True) if own == fold]
-            found = _fit_fold(settings, fitted, texts, folder, shared)
-            if fold == 0 and (note := shared.reading_note) is not None:
-                screen.note(note)
+            # The first one tells for all.
+            told = SilentScreen() if fold else screen
+            found = _fit_fold(settings, fitted, texts, folder, shared, told)
             if folds.baselines:
                 for name, predict in fit_baselines(settings, data.asked, fitted.train).items():
                     found[name] = predict(texts)
@@ -160,8 +160,12 @@ def _fit_fold(
     texts: Sequence[Example],
     folder: Path,
     shared: SharedModel,
+    screen: Screen,
 ) -> dict[str, FloatArray]:
-    """Return the probabilities of held-out texts by the run and its parts, (n, L)."""
+    """Return the probabilities of held-out texts by the run and its parts, (n, L).
+
+    The screen is told what reads them, not how training goes.
+    """
     learned = data.train
     found: dict[str, FloatArray] = {}
     method: Method | None = None
@@ -182,13 +186,13 @@ def _fit_fold(
             )
             run.folder.mkdir(parents=True, exist_ok=True)
             train_method(run, method, trackers=Trackers({}), save=False)
-            if method.tree is not None:
-                method.tree.prepare_scoring()
         classifier.blend = make_blend(method, probes, ())
         parts = classifier.parts(texts)
         names = (TUNED, *(classifier.blend.names if classifier.blend is not None else ()))
         found |= {name: part for name, part in zip(names, parts, strict=True) if part is not None}
         found[RUN] = classifier.combined(parts)
+        if shared.model is not None and (note := shared.model.tree.lean.stock_note()) is not None:
+            screen.note(note)
     finally:
         shared.restore(method)
     return found

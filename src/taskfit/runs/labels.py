@@ -168,8 +168,6 @@ class LabelRun(RunKind[Classifier]):
         found = TrainingState(), 0
         if isinstance(method, TrainedMethod):
             found = train_method(self._run, method, trackers=trackers)
-            if method.tree is not None:
-                method.tree.prepare_scoring()
         self._details: dict[str, Any] = {}
         self.fitted.blend = make_blend(method, probes, data.validation)
         if self.fitted.blend is not None:

@@ -9,12 +9,7 @@ from taskfit.settings import RunSettings
 
 
 class SharedModel:
-    """The base model of all trials, put back after each as it was before.
-
-    Attributes:
-        model: The model, or None for methods without one.
-        reading_note: What people should know of how the last trial's texts were read, or None.
-    """
+    """The base model of all trials, put back after each as it was before."""
 
     def __init__(self, model: LoadedModel | None, settings: RunSettings) -> None:
         """Keep a copy of the weights if trials train them all.
@@ -24,7 +19,6 @@ class SharedModel:
             settings: The run's settings.
         """
         self.model = model
-        self.reading_note: str | None = None
         self._copy: dict[str, Tensor] = {}
         if (
             model is not None
@@ -38,7 +32,6 @@ class SharedModel:
         """Take a trial's adapter off, or put the weights back."""
         if self.model is None:
             return
-        self.reading_note = self.model.tree.lean.stock_note()
         if isinstance(method, TrainedMethod):
             method.release()
         if self._copy:

@@ -49,7 +49,7 @@ class NoCheckpoints(Checkpoints):
 def train_method(
     run: Run, method: TrainedMethod, *, trackers: Trackers | None = None, save: bool = True
 ) -> tuple[TrainingState, int]:
-    """Train a method on the run's examples and save its weights.
+    """Train a method on the run's examples and save its weights; it then scores as a loaded run.
 
     Args:
         run: The run.
@@ -62,7 +62,7 @@ def train_method(
     """
     unlabeled = [] if method.needs_labels else run.data.unlabeled
     examples = unlabeled or run.data.train
-    return train_items(
+    found = train_items(
         run,
         method,
         method.encode(examples),
@@ -73,6 +73,9 @@ def train_method(
         trackers=trackers,
         save=save,
     )
+    if method.tree is not None:
+        method.tree.prepare_scoring()
+    return found
 
 
 def train_items(
