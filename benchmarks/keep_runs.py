@@ -12,6 +12,7 @@ count as finished. It cannot predict.
 import argparse
 import io
 import json
+import lzma
 import tarfile
 from pathlib import Path
 
@@ -67,8 +68,6 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def unpack(file: Path, folder: Path) -> int:
     """Write packed runs into a comparison's folder; return how many."""
     found = set()
-    if not file.is_file() or not tarfile.is_tarfile(file):
-        raise SystemExit(f"{file} is no file of packed runs.")
     with tarfile.open(file, "r:xz") as tar:
         for member in tar:
             content = tar.extractfile(member)
@@ -99,7 +98,14 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     given = parser.parse_args()
-    count = (pack if given.what == "pack" else unpack)(given.source, given.target)
+    if given.what == "pack":
+        count = pack(given.source, given.target)
+    else:
+        try:
+            count = unpack(given.source, given.target)
+        except (EOFError, FileNotFoundError, lzma.LZMAError, tarfile.ReadError) as error:
+            message = f"{given.source} is no whole file of packed runs: {error}"
+            raise SystemExit(message) from error
     print(f"{count} runs: {given.target}")
 
 
